@@ -1,0 +1,19 @@
+"""Every decomposition, one file each. The table below is the only list of them."""
+
+from __future__ import annotations
+
+from ranksearch.decompositions._base import AnyDecomposition, Decomposition, Errors, Moments, Rank, cheaper
+from ranksearch.decompositions.dense import Dense
+from ranksearch.decompositions.spatial import Spatial
+from ranksearch.decompositions.svd import SVD
+from ranksearch.decompositions.tucker2 import Tucker2
+
+DECOMPOSITIONS: tuple[AnyDecomposition, ...] = (
+    Dense(),
+    SVD(),
+    Spatial(first="width"),
+    Spatial(first="height"),
+    Tucker2(),
+)
+
+__all__ = ["DECOMPOSITIONS", "AnyDecomposition", "Decomposition", "Errors", "Moments", "Rank", "cheaper"]

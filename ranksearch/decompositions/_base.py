@@ -1,0 +1,121 @@
+"""The contract of a decomposition. What is done once for a site (``prepare``, ``errors``) stands apart from what
+is done for every candidate (``factors``, ``module``)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from ranksearch.sites import Cost, Site
+
+Rank = tuple[int, ...]
+Quality = Literal["exact", "bound", "measured"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments that define the metric an error is taken in: |W - W_r|^2 = tr(G (W - W_r) A (W - W_r)^T)
+    per group. ``None`` stands for the identity; both ``None`` is the plain weight metric."""
+
+    input: Tensor | None = None  # A, shape: (groups, d, d), d = c_in / groups * kh * kw, patch order (c_in, kh, kw)
+    output: Tensor | None = None  # G, shape: (groups, c_out / groups, c_out / groups)
+
+    @property
+    def metric(self) -> Literal["weight", "activation", "fisher"]:
+        """The name of the metric these moments stand for."""
+        if self.output is not None:
+            return "fisher"
+        return "weight" if self.input is None else "activation"
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of every rank of a decomposition at one site, relative to the norm of the weight, in one metric."""
+
+    ranks: np.ndarray  # int64, shape: (n_ranks, rank_length)
+    frobenius: np.ndarray  # float64, shape: (n_ranks,): |W - W_r| / |W|
+    operator: np.ndarray  # float64, shape: (n_ranks,): operator norm of the residual, in the folding truncated; NaN: none
+    norm: float  # |W| in the metric; (frobenius * norm)^2 is the absolute squared error
+    frobenius_is: Quality = "exact"
+    operator_is: Quality = "exact"
+
+
+S = TypeVar("S")
+
+
+class Decomposition(ABC, Generic[S]):
+    """One way to factorize a site. Implementations are final, immutable and listed in ``DECOMPOSITIONS``.
+
+    ``S`` is the state of a prepared site: spectra or cores, opaque to callers. Canonical weights have shape
+    (c_out, c_in / groups, kh, kw), see `Site`. States and factors are float64, on the weight's device.
+    """
+
+    name: str
+    nested: ClassVar[bool] = True  # errors never grow when any entry of the rank does
+    storage_only: ClassVar[bool] = False  # built as a parametrized dense layer: saves params, not MACs
+
+    @abstractmethod
+    def undefined(self, site: Site) -> str | None:
+        """Why this decomposition is not defined for ``site`` (a short phrase), or None where it is."""
+
+    @abstractmethod
+    def ranks(self, site: Site) -> np.ndarray:
+        """All ranks up to full, int64, shape: (n_ranks, rank_length); also those that cost more than dense."""
+
+    @abstractmethod
+    def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Params and MACs of the built module for every row of ``ranks``: two int64 arrays of shape (n_ranks,).
+        Closed form; bias included; MACs for one example over all calls."""
+
+    @abstractmethod
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> S:
+        """Once per site: everything that all ranks share. ``weight`` is canonical and is not changed."""
+
+    @abstractmethod
+    def errors(self, state: S) -> Errors:
+        """Errors of every rank, in the metric that ``state`` was prepared in."""
+
+    @abstractmethod
+    def factors(self, state: S, rank: Rank) -> tuple[Tensor, ...]:
+        """Factors of one rank, float64, best in the state's metric; the layout is the decomposition's own."""
+
+    @abstractmethod
+    def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
+        """The dense canonical weight that ``factors`` stand for. Differentiable in the factors."""
+
+    @abstractmethod
+    def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
+        """A module that computes what the dense layer with weight ``compose(site, factors)`` computes, of plain
+        torch layers where they exist, with parameters in the dtype and on the device of ``factors``."""
+
+    def cost(self, site: Site, rank: Rank) -> Cost:
+        """Cost of one rank, see `costs`."""
+        params, macs = self.costs(site, np.asarray([rank], dtype=np.int64).reshape(1, len(rank)))
+        return Cost(int(params[0]), int(macs[0]))
+
+    def options(self, site: Site) -> np.ndarray:
+        """The ranks that are cheaper than dense in params or in MACs, cheapest first (params, then MACs); none
+        where the decomposition is undefined."""
+        if self.undefined(site) is not None:
+            return np.zeros((0, 1), dtype=np.int64)
+        ranks = self.ranks(site)
+        params, macs = self.costs(site, ranks)
+        keep = np.flatnonzero(cheaper(site, params, macs))
+        return ranks[keep[np.lexsort((macs[keep], params[keep]))]]
+
+    def reconstruct(self, site: Site, state: S, rank: Rank) -> Tensor:
+        """The dense canonical weight that stands in for the original one at ``rank``, float64."""
+        return self.compose(site, self.factors(state, rank))
+
+
+def cheaper(site: Site, params: np.ndarray, macs: np.ndarray) -> np.ndarray:
+    """Mask of the options that save params, or save MACs, against the dense layer."""
+    dense = site.cost
+    return (params < dense.params) | (macs < dense.macs)
+
+
+AnyDecomposition = Decomposition[Any]

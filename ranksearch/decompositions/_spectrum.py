@@ -1,0 +1,90 @@
+"""Spectra of (batches of) matrices from the eigendecomposition of the smaller Gram matrix in float64: errors of all
+ranks as tail sums, and factors of any rank by one projection (Eckart and Young 1936)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ranksearch.decompositions._base import Errors, Moments
+from ranksearch.sites import Site
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Spectrum of a batch of matrices that share one rank; their residual is block-diagonal."""
+
+    matrix: Tensor  # float64, shape: (batch, m, n)
+    basis: Tensor  # float64, shape: (batch, m or n, k): left or right singular vectors, k = min(m, n)
+    left: bool  # whether `basis` spans the columns (left) or the rows (right)
+    energies: Tensor  # float64, shape: (batch, k): squared singular values, descending
+
+
+def spectrum(matrix: Tensor) -> Spectrum:
+    """Spectrum of ``matrix``, shape (batch, m, n). O(min(m, n)^2 max(m, n)) per matrix, one eigendecomposition."""
+    matrix = matrix.to(torch.float64)
+    left = matrix.shape[1] <= matrix.shape[2]
+    gram = matrix @ matrix.mT if left else matrix.mT @ matrix
+    energies, basis = torch.linalg.eigh(gram)
+    return Spectrum(matrix, basis.flip(-1), left, energies.flip(-1).clamp_min(0.0))
+
+
+def spectrum_errors(state: Spectrum) -> Errors:
+    """Errors of ranks 1..k: relative Frobenius and operator norms of the residual, exact (Eckart-Young-Mirsky)."""
+    energies = state.energies.cpu().numpy()
+    tails = np.cumsum(energies[:, ::-1], axis=1)[:, ::-1]  # tails[:, j] = sum of energies from j on
+    zero = np.zeros((len(energies), 1))
+    residual = np.concatenate([tails[:, 1:], zero], axis=1).sum(axis=0)
+    largest = np.concatenate([energies[:, 1:], zero], axis=1).max(axis=0)
+    total, top = float(tails[:, 0].sum()), float(energies[:, 0].max())
+    ranks = np.arange(1, energies.shape[1] + 1, dtype=np.int64)[:, None]
+    return Errors(ranks, ratio(residual, total), ratio(largest, top), total**0.5)
+
+
+def ratio(squared_error: np.ndarray, squared_norm: float) -> np.ndarray:
+    """sqrt(squared_error / squared_norm); a zero weight has no error."""
+    return np.sqrt(squared_error / squared_norm) if squared_norm > 0 else np.zeros_like(squared_error)
+
+
+def truncate(state: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
+    """Best factors of ``rank``: left of shape (batch, m, rank), right (batch, rank, n), of equal norms, so that
+    weight decay and step sizes treat them alike when they are trained."""
+    basis, scale = state.basis[..., :rank], balance(state.energies[:, :rank])
+    if state.left:
+        return basis * scale[:, None, :], (basis.mT @ state.matrix) / scale[..., None]
+    return (state.matrix @ basis) / scale[:, None, :], scale[..., None] * basis.mT
+
+
+def balance(energies: Tensor) -> Tensor:
+    """sigma^(1/2) of every component, 1 where sigma vanishes: splits a component evenly between two factors."""
+    root = energies.clamp_min(0.0) ** 0.25
+    return torch.where(root > root.max() * 1e-6, root, torch.ones_like(root))
+
+
+def split_groups(site: Site, weight: Tensor) -> Tensor:
+    """Canonical weight (c_out, c_in / groups, kh, kw) to (groups, c_out / groups, c_in / groups, kh, kw)."""
+    return weight.reshape(site.groups, site.c_out // site.groups, *weight.shape[1:])
+
+
+def whitener(moment: Tensor | None, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric square root of a second moment and its inverse, each (groups, size, size).
+
+    Directions that the moment does not see would make the inverse unbounded: eigenvalues below ``FLOOR`` times
+    the largest are raised to it, which shrinks the metric towards the identity there, by at most that much."""
+    if moment is None:
+        eye = torch.eye(size, dtype=torch.float64, device=like.device).expand(like.shape[0], size, size)
+        return eye, eye
+    values, vectors = torch.linalg.eigh(moment.to(like.device, torch.float64))
+    top = values[:, -1:].clamp_min(torch.finfo(torch.float64).tiny)
+    root = torch.maximum(values, top * FLOOR).sqrt()
+    return (vectors * root[:, None, :]) @ vectors.mT, (vectors / root[:, None, :]) @ vectors.mT
+
+
+FLOOR = 1e-8
+
+
+def is_weight_metric(moments: Moments | None) -> bool:
+    return moments is None or (moments.input is None and moments.output is None)

@@ -1,0 +1,49 @@
+"""The layer as it is: one option, rank (), no error. It is part of every ladder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions._chain import Link, chain_costs, chain_module
+from ranksearch.sites import Site
+
+
+@dataclass(frozen=True)
+class DenseState:
+    weight: Tensor
+
+
+class Dense(Decomposition[DenseState]):
+    name = "dense"
+
+    def undefined(self, site: Site) -> str | None:
+        return None
+
+    def ranks(self, site: Site) -> np.ndarray:
+        return np.zeros((1, 0), dtype=np.int64)
+
+    def _links(self, site: Site) -> list[Link]:
+        return [Link(site.c_in, site.c_out, (True, True), site.groups)]
+
+    def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return chain_costs(site, self._links(site), len(ranks))
+
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> DenseState:
+        return DenseState(weight.double())
+
+    def errors(self, state: DenseState) -> Errors:
+        zero = np.zeros(1)
+        return Errors(np.zeros((1, 0), dtype=np.int64), zero, zero, float(state.weight.norm()))
+
+    def factors(self, state: DenseState, rank: Rank) -> tuple[Tensor, ...]:
+        return (state.weight,)
+
+    def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
+        return factors[0]
+
+    def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
+        return chain_module(site, self._links(site), factors, bias)

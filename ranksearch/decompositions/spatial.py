@@ -1,0 +1,75 @@
+"""Spatial SVD: the kernel's two dimensions are separated between two convolutions (TRP's VH, arXiv 1910.04576;
+ALDS's schemes 1 and 2, arXiv 2107.11442; Jaderberg et al. 2014)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions._chain import Link, chain_costs, chain_module
+from ranksearch.decompositions._spectrum import Spectrum, spectrum, spectrum_errors, split_groups, truncate
+from ranksearch.sites import Site
+
+
+class Spatial(Decomposition[Spectrum]):
+    """``first`` is the spatial dimension of the first convolution. "width": 1 x kw to r channels, then kh x 1, folding
+    (C_out kh) x (C_in kw), named ``spatial``. "height": the transpose, kh x 1 first, named ``spatial_t``."""
+
+    def __init__(self, first: Literal["width", "height"]) -> None:
+        self.name = "spatial" if first == "width" else "spatial_t"
+        self._first = 1 if first == "width" else 0
+        self._second = 1 - self._first
+
+    def undefined(self, site: Site) -> str | None:
+        if site.kind != "conv2d":
+            return "needs a two-dimensional kernel"
+        if min(site.kernel) == 1:
+            return "a kernel that is 1 wide leaves nothing to separate: it equals svd"
+        return None
+
+    def ranks(self, site: Site) -> np.ndarray:
+        rows = site.c_out // site.groups * site.kernel[self._second]
+        columns = site.c_in // site.groups * site.kernel[self._first]
+        return np.arange(1, min(rows, columns) + 1, dtype=np.int64)[:, None]
+
+    def _links(self, site: Site, rank: Any) -> list[Link]:
+        inner = rank * site.groups
+        width_first = self._first == 1
+        return [
+            Link(site.c_in, inner, (not width_first, width_first), site.groups),
+            Link(inner, site.c_out, (width_first, not width_first), site.groups),
+        ]
+
+    def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
+
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Spectrum:
+        blocks = split_groups(site, weight)  # (g, co, ci, kh, kw)
+        order = (0, 1, 3, 2, 4) if self._first == 1 else (0, 1, 4, 2, 3)
+        return spectrum(blocks.permute(order).flatten(3).flatten(1, 2))  # (g, co * k_second, ci * k_first)
+
+    def errors(self, state: Spectrum) -> Errors:
+        return spectrum_errors(state)
+
+    def factors(self, state: Spectrum, rank: Rank) -> tuple[Tensor, ...]:
+        return truncate(state, rank[0])  # shapes: (g, co * k_second, r), (g, r, ci * k_first)
+
+    def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
+        left, right = factors
+        c_out, c_in, kh, kw = site.shape
+        k_first, k_second = site.kernel[self._first], site.kernel[self._second]
+        blocks = (left @ right).reshape(site.groups, c_out // site.groups, k_second, c_in, k_first)
+        order = (0, 1, 3, 2, 4) if self._first == 1 else (0, 1, 3, 4, 2)
+        return blocks.permute(order).reshape(site.shape)
+
+    def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
+        left, right = factors
+        rank = left.shape[2]
+        one = right.reshape(site.groups * rank, site.shape[1], site.kernel[self._first])
+        two = left.reshape(site.c_out, site.kernel[self._second], rank).permute(0, 2, 1)
+        # a kernel entry stands where its convolution carries it: last for 1 x k, before last for k x 1
+        first, second = (-2, -1) if self._first == 1 else (-1, -2)
+        return chain_module(site, self._links(site, rank), (one.unsqueeze(first), two.unsqueeze(second)), bias)

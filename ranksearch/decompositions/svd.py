@@ -1,0 +1,78 @@
+"""SVD of the lowered weight, C_out x (C_in kh kw): a kh x kw layer to r channels, then 1 x 1 (all five papers)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions._chain import Link, chain_costs, chain_module
+from ranksearch.decompositions._spectrum import Spectrum, spectrum, spectrum_errors, split_groups, truncate, whitener
+from ranksearch.sites import Site
+
+
+@dataclass(frozen=True)
+class SVDState:
+    """Spectrum of the whitened matrix G^1/2 W A^1/2, and the inverse roots that lead back."""
+
+    spectrum: Spectrum
+    output_unroot: Tensor | None  # G^-1/2, shape: (groups, m, m); None: identity
+    input_unroot: Tensor | None  # A^-1/2, shape: (groups, n, n)
+
+
+class SVD(Decomposition[SVDState]):
+    """In any metric the truncated SVD of the whitened matrix is optimal, so its tail sums are exact."""
+
+    name = "svd"
+
+    def undefined(self, site: Site) -> str | None:
+        if site.kind == "embedding" and site.c_out == 1:
+            return "one column has no smaller rank"
+        return None
+
+    def ranks(self, site: Site) -> np.ndarray:
+        rows, columns = site.c_out // site.groups, int(np.prod(site.shape[1:]))
+        return np.arange(1, min(rows, columns) + 1, dtype=np.int64)[:, None]
+
+    def _links(self, site: Site, rank: Any) -> list[Link]:
+        inner = rank * site.groups
+        return [Link(site.c_in, inner, (True, True), site.groups), Link(inner, site.c_out, groups=site.groups)]
+
+    def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
+
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> SVDState:
+        matrix = split_groups(site, weight).double().flatten(2)
+        moments = moments or Moments()
+        output_unroot = input_unroot = None
+        if moments.output is not None:
+            root, output_unroot = whitener(moments.output, matrix.shape[1], matrix)
+            matrix = root @ matrix
+        if moments.input is not None:
+            root, input_unroot = whitener(moments.input, matrix.shape[2], matrix)
+            matrix = matrix @ root
+        return SVDState(spectrum(matrix), output_unroot, input_unroot)
+
+    def errors(self, state: SVDState) -> Errors:
+        return spectrum_errors(state.spectrum)
+
+    def factors(self, state: SVDState, rank: Rank) -> tuple[Tensor, ...]:
+        left, right = truncate(state.spectrum, rank[0])
+        if state.output_unroot is not None:
+            left = state.output_unroot @ left
+        if state.input_unroot is not None:
+            right = right @ state.input_unroot
+        return left, right  # shapes: (groups, c_out / groups, r), (groups, r, c_in / groups * kh * kw)
+
+    def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
+        left, right = factors
+        return (left @ right).reshape(site.shape)
+
+    def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
+        left, right = factors
+        rank = left.shape[2]
+        weights = (right.reshape(site.groups * rank, *site.shape[1:]), left.reshape(site.c_out, rank, 1, 1))
+        return chain_module(site, self._links(site, rank), weights, bias)

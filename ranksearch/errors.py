@@ -1,0 +1,35 @@
+"""The errors that ranksearch raises on purpose: each names the argument, the value got and the remedy."""
+
+from __future__ import annotations
+
+
+class RanksearchError(Exception):
+    """Base of every deliberate error; the command line prints it without a traceback and exits with 2."""
+
+
+class InvalidArgument(RanksearchError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class InvalidModel(RanksearchError, ValueError):
+    """A model, its weights or its example input cannot be worked on (NaN weights, misfitting weights, ...)."""
+
+
+class EmptySpace(RanksearchError, ValueError):
+    """A search space has nothing to choose: no site, or no option besides dense."""
+
+
+class InfeasibleBudget(RanksearchError, ValueError):
+    """No configuration satisfies a budget; the message names the smallest feasible value."""
+
+
+class StoreError(RanksearchError):
+    """A store cannot be opened, read or written, or belongs to something else."""
+
+
+class StudyFileError(RanksearchError):
+    """A study file cannot be found, imported, or does not declare a study."""
+
+
+class MissingDependency(RanksearchError, ImportError):
+    """An optional package is needed for what was asked; the message says how to install it."""

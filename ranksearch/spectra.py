@@ -1,0 +1,114 @@
+"""The prepared states of a model's sites: every site x decomposition is prepared once, its errors for all ranks
+kept, its state cached within a bound, since states are several times larger than the weights."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, Rank, cheaper
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site, Sites, canonical_weight
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All options of one decomposition at one site: only ranks cheaper than dense in params or MACs (dense itself
+    has its one), cheapest first. Every array has shape (n_options,), ranks (n_options, rank_length)."""
+
+    site: str
+    decomposition: str
+    ranks: np.ndarray
+    params: np.ndarray
+    macs: np.ndarray
+    frobenius: np.ndarray  # relative Frobenius error in the metric of the spectra
+    operator: np.ndarray  # relative operator norm of the residual; NaN where there is none
+    norm: float  # |W| in the metric
+    frobenius_is: str
+    operator_is: str
+
+
+class Spectra:
+    """Prepared decompositions of a model's sites in one metric.
+
+    Args:
+        model: the trained network; its weights are read, never changed, and must not change while this is used.
+        sites: where to factorize.
+        decompositions: which types to prepare; ``dense`` is always among them.
+        moments: second moments per site name: the metric (see `Moments`); sites that are missing use the weight
+            metric.
+        cache_bytes: how much memory prepared states may hold; the least recently used are prepared again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sites,
+        decompositions: Sequence[AnyDecomposition] = DECOMPOSITIONS,
+        *,
+        moments: Mapping[str, Moments] | None = None,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        self.model = model
+        self.sites = sites
+        table = {d.name: d for d in (DECOMPOSITIONS[0], *decompositions)}
+        self.decompositions: dict[str, AnyDecomposition] = table
+        self.moments = dict(moments or {})
+        self._cache_bytes = cache_bytes
+        self._states: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
+        self._profiles: dict[tuple[str, str], Profile] = {}
+
+    def decomposition(self, name: str) -> AnyDecomposition:
+        """The decomposition of that name, if it is among those of this study."""
+        if name not in self.decompositions:
+            raise InvalidArgument(f"decomposition={name!r} is not in use; in use: {', '.join(self.decompositions)}")
+        return self.decompositions[name]
+
+    def state(self, site: Site, name: str) -> Any:
+        """The prepared state of one decomposition at one site."""
+        key = (site.name, name)
+        if key in self._states:
+            self._states.move_to_end(key)
+            return self._states[key][0]
+        weight = canonical_weight(self.model.get_submodule(site.name), site)
+        state = self.decomposition(name).prepare(site, weight, self.moments.get(site.name))
+        self._states[key] = (state, _bytes(state))
+        while sum(size for _, size in self._states.values()) > self._cache_bytes and len(self._states) > 1:
+            self._states.popitem(last=False)
+        return state
+
+    def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
+        """Factors of one option, float64."""
+        return self.decomposition(name).factors(self.state(site, name), rank)
+
+    def profile(self, site: Site, name: str) -> Profile | None:
+        """The options of one decomposition at one site; None where it is undefined."""
+        key = (site.name, name)
+        decomposition = self.decomposition(name)
+        if decomposition.undefined(site) is not None:
+            return None
+        if key not in self._profiles:
+            errors = decomposition.errors(self.state(site, name))
+            params, macs = decomposition.costs(site, errors.ranks)
+            keep = np.arange(len(params)) if name == "dense" else np.flatnonzero(cheaper(site, params, macs))
+            keep = keep[np.lexsort((macs[keep], params[keep]))]
+            self._profiles[key] = Profile(
+                site.name, name, errors.ranks[keep], params[keep], macs[keep], errors.frobenius[keep],
+                errors.operator[keep], errors.norm, errors.frobenius_is, errors.operator_is,
+            )  # fmt: skip
+        return self._profiles[key]
+
+
+def _bytes(state: Any) -> int:
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if is_dataclass(state):
+        return sum(_bytes(getattr(state, field.name)) for field in fields(state))
+    if isinstance(state, (tuple, list)):
+        return sum(_bytes(item) for item in state)
+    return 0
