@@ -1,0 +1,16 @@
+"""Largest relative operator norm of a site's residual: the quantity that ALDS minimises (arXiv 2107.11442, eq. 3)."""
+
+from __future__ import annotations
+
+from ranksearch.proxies._base import TableProxy
+from ranksearch.space import SearchSpace
+from ranksearch.table import Table
+
+
+class OperatorNorm(TableProxy):
+    """In the folding that each decomposition truncates; options without an operator norm count as 1, a lost layer."""
+
+    name = "operator_norm"
+
+    def table(self, space: SearchSpace) -> Table:
+        return space.table("operator", "max")
