@@ -1,3 +1,57 @@
-"""ranksearch: search the ranks and decomposition types of every layer of a trained network."""
+"""ranksearch: search the ranks and decomposition types of every layer of a trained network.
+
+Names below load on first use, so that ``import ranksearch`` is instant and brings no torch with it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ranksearch.decompositions import DECOMPOSITIONS
+    from ranksearch.errors import RanksearchError
+    from ranksearch.evaluation import Fidelity
+    from ranksearch.export import load
+    from ranksearch.sites import find_sites
+    from ranksearch.space import Configuration, SearchSpace
+    from ranksearch.study import Study
+    from ranksearch.tasks import Classification, Task
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Classification": "tasks",
+    "Configuration": "space",
+    "DECOMPOSITIONS": "decompositions",
+    "Fidelity": "evaluation",
+    "RanksearchError": "errors",
+    "SearchSpace": "space",
+    "Study": "study",
+    "Task": "tasks",
+    "find_sites": "sites",
+    "load": "export",
+}
+
+__all__ = [
+    "DECOMPOSITIONS",
+    "Classification",
+    "Configuration",
+    "Fidelity",
+    "RanksearchError",
+    "SearchSpace",
+    "Study",
+    "Task",
+    "__version__",
+    "find_sites",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"ranksearch.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'ranksearch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
