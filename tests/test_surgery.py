@@ -1,0 +1,124 @@
+"""Surgery: the built network computes what the reconstructed weights compute, and the original is untouched."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import canonical_weight, find_sites
+from ranksearch.space import Configuration, build_space
+from ranksearch.spectra import Spectra
+from ranksearch.surgery import build, recalibrate
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn(self.conv(x)).relu()
+        x = self.twice(self.twice(x).relu())
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def _net() -> Net:
+    net = Net().double()
+    net.bn.running_mean.normal_()
+    net.bn.running_var.uniform_(0.5, 2.0)
+    return net.eval()
+
+
+def test_built_network_equals_the_network_with_reconstructed_weights() -> None:
+    net, x = _net(), torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    spectra = Spectra(net, find_sites(net, x[:1]))
+    configuration = Configuration({"conv": ("tucker2", (2, 5)), "twice": ("spatial", (4,)), "head": ("svd", (2,))})
+    oracle = copy.deepcopy(net)
+    for name, decomposition, rank in configuration.choices:
+        site = spectra.sites[name]
+        weight = spectra.decomposition(decomposition).reconstruct(site, spectra.state(site, decomposition), rank)
+        oracle.get_submodule(name).weight.data.copy_(weight.reshape(oracle.get_submodule(name).weight.shape))
+    built = build(spectra, configuration)
+    assert torch.allclose(built(x), oracle(x), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(built(x), net(x), atol=1e-3)
+
+
+def test_cost_of_space_equals_the_built_network() -> None:
+    net, x = _net(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    spectra = Spectra(net, find_sites(net, x))
+    space = build_space(spectra)
+    for indices in space.sample(8, seed=1):
+        built = build(spectra, space.configuration(indices))
+        assert find_sites(built, x).total == space.cost(indices)
+        for name, table in space.cost_tables.items():
+            assert table.score(indices) == getattr(space.cost(indices), name)
+
+
+def test_original_is_untouched_and_shares_nothing() -> None:
+    net, x = _net(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    before = copy.deepcopy(net.state_dict())
+    spectra = Spectra(net, find_sites(net, x))
+    built = build(spectra, Configuration({"twice": ("svd", (2,))}))
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert isinstance(net.twice, nn.Conv2d)
+
+
+def test_model_that_is_itself_a_site() -> None:
+    layer = nn.Linear(12, 10).double().eval()
+    x = torch.randn(3, 12, dtype=torch.float64)
+    spectra = Spectra(layer, find_sites(layer, x[:1]))
+    built = build(spectra, Configuration({"": ("svd", (10,))}))
+    assert torch.allclose(built(x), layer(x), atol=1e-12)
+
+
+def test_tied_layers_stay_tied() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    net[2].weight, net[2].bias = net[0].weight, net[0].bias
+    sites = find_sites(net, torch.randn(1, 8))
+    assert [s.aliases for s in sites] == [("2",)]
+    built = build(Spectra(net, sites), Configuration({"0": ("svd", (2,))}))
+    assert built[0] is built[2]
+    assert sum(p.numel() for p in built.parameters()) == 8 * 2 * 2 + 8
+
+
+def test_frozen_and_typed_like_the_original() -> None:
+    layer = nn.Sequential(nn.Linear(8, 8)).bfloat16().train()
+    layer[0].weight.requires_grad_(False)
+    built = build(Spectra(layer, find_sites(layer, torch.randn(1, 8).bfloat16())), Configuration({"0": ("svd", (2,))}))
+    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in built.parameters())
+    assert built[0].training
+
+
+def test_unknown_site_and_undefined_decomposition() -> None:
+    layer = nn.Sequential(nn.Linear(8, 8))
+    spectra = Spectra(layer, find_sites(layer, torch.randn(1, 8)))
+    with pytest.raises(InvalidArgument, match="'nope'"):
+        build(spectra, Configuration({"nope": ("svd", (2,))}))
+    with pytest.raises(InvalidArgument, match="two-dimensional"):
+        build(spectra, Configuration({"0": ("spatial", (2,))}))
+
+
+def test_recalibrate_sets_the_statistics_of_the_batches_and_nothing_else() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.3), nn.Dropout(0.5)).train()
+    parameters = copy.deepcopy(dict(net.named_parameters()))
+    batches = [torch.randn(16, 3, 5, 5) for _ in range(3)]
+    assert recalibrate(net, batches) == 1
+    with torch.no_grad():
+        outputs = [net[0](b) for b in batches]
+    assert torch.allclose(net[1].running_mean, torch.stack([o.mean(dim=(0, 2, 3)) for o in outputs]).mean(0), atol=1e-6)
+    assert torch.allclose(net[1].running_var, torch.stack([o.var(dim=(0, 2, 3)) for o in outputs]).mean(0), atol=1e-6)
+    assert net[1].momentum == 0.3 and all(m.training for m in net.modules())
+    assert all(torch.equal(parameters[k], v) for k, v in net.named_parameters())
+    with pytest.raises(InvalidArgument, match="empty"):
+        recalibrate(net, [])
+    assert recalibrate(nn.Linear(2, 2), iter(())) == 0
