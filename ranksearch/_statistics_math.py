@@ -1,0 +1,133 @@
+"""The arithmetic of calibration statistics: lowering of inputs to im2col rows, Gram matrices of them, shrinkage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ranksearch.sites import Pair, Site
+
+BLOCKS = 4  # a Gram matrix is computed in so many row blocks, from the diagonal on: (1 + 1/4) / 2 of its full price
+
+
+def padding(site: Site) -> tuple[Pair, Pair]:
+    """((left, right), (top, bottom)) padding of a site, "same" resolved as torch does (the odd one at the end)."""
+    if site.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(site.dilation, site.kernel, strict=True)]
+        (top, bottom), (left, right) = ((t // 2, t - t // 2) for t in totals)
+        return (left, right), (top, bottom)
+    height, width = site.padding
+    return (width, width), (height, height)
+
+
+def images(site: Site, value: Tensor) -> Tensor:
+    """The input of a site as (batch, c_in, height, width), detached float32: tokens of linear layers become a batch."""
+    value = value.detach()
+    if site.kind == "conv2d":
+        value = value if value.ndim == 4 else value.unsqueeze(0)
+    elif site.kind == "conv1d":
+        value = (value if value.ndim == 3 else value.unsqueeze(0)).unsqueeze(2)
+    else:
+        value = value.reshape(-1, site.c_in, 1, 1)
+    return value.float()
+
+
+def gradients(site: Site, value: Tensor) -> Tensor:
+    """The gradient at a site's output as (batch, c_out, positions), detached float32."""
+    value = value.detach()
+    if site.kind in ("conv2d", "conv1d"):
+        dims = 2 if site.kind == "conv2d" else 1
+        value = value if value.ndim == dims + 2 else value.unsqueeze(0)
+        return value.flatten(2).float()
+    return value.reshape(-1, site.c_out, 1).float()
+
+
+def lower(site: Site, value: Tensor) -> Tensor:
+    """im2col of (batch, c_in, height, width), rows in (tap, channel) order: (groups, taps * c_in / groups, batch,
+    positions). The order makes every tap one contiguous copy; see `to_patch_order` for the way back."""
+    (left, right), (top, bottom) = padding(site)
+    if left or right or top or bottom:
+        mode = "constant" if site.padding_mode == "zeros" else site.padding_mode
+        value = F.pad(value, (left, right, top, bottom), mode=mode)
+    kh, kw = site.kernel
+    (sh, sw), (dh, dw) = site.stride, site.dilation
+    height = (value.shape[2] - dh * (kh - 1) - 1) // sh + 1
+    width = (value.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    per_group = site.c_in // site.groups
+    rows = value.new_empty((site.groups, kh * kw, per_group, value.shape[0], height, width))
+    channels_first = value.transpose(0, 1).reshape(site.groups, per_group, *value.shape[:1], *value.shape[2:])
+    for i in range(kh):
+        for j in range(kw):
+            top_, left_ = i * dh, j * dw
+            rows[:, i * kw + j] = channels_first[
+                ..., top_ : top_ + sh * (height - 1) + 1 : sh, left_ : left_ + sw * (width - 1) + 1 : sw
+            ]
+    return rows.reshape(site.groups, kh * kw * per_group, value.shape[0], height * width)
+
+
+def chunks(site: Site, value: Tensor, limit: int) -> Iterator[Tensor]:
+    """Parts of a batch whose lowered matrix stays below ``limit`` bytes (at least one example each)."""
+    (left, right), (top, bottom) = padding(site)
+    (sh, sw), (dh, dw), (kh, kw) = site.stride, site.dilation, site.kernel
+    height = (value.shape[2] + top + bottom - dh * (kh - 1) - 1) // sh + 1
+    width = (value.shape[3] + left + right - dw * (kw - 1) - 1) // sw + 1
+    size = max(1, limit // (4 * site.c_in * kh * kw * max(height * width, 1)))
+    yield from value.split(size)
+
+
+def gram(rows: Tensor, out: Tensor) -> None:
+    """Add rows @ rows^T to ``out``: rows float32 (groups, d, n), out float64 (groups, d, d). Only the blocks on and
+    above the diagonal are multiplied, the rest is filled by `symmetrize`."""
+    d = rows.shape[1]
+    step = max(64, -(-d // BLOCKS))
+    for start in range(0, d, step):
+        out[:, start : start + step, start:] += rows[:, start : start + step] @ rows[:, start:].mT
+
+
+def symmetrize(value: Tensor) -> Tensor:
+    """The full symmetric matrix of one filled by `gram`."""
+    upper = value.triu()
+    return upper + upper.triu(1).mT
+
+
+def to_patch_order(site: Site, value: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Axes ``dims`` from (tap, channel) to the canonical (channel, tap) order."""
+    taps, channels = site.kernel[0] * site.kernel[1], site.c_in // site.groups
+    order = torch.arange(taps * channels).reshape(taps, channels).T.flatten().to(value.device)
+    for dim in dims:
+        value = value.index_select(dim, order)
+    return value
+
+
+def ledoit_wolf(moment: Tensor, fourth: Tensor, samples: float) -> tuple[Tensor, Tensor]:
+    """Shrink a second moment towards the multiple of the identity of the same trace (Ledoit and Wolf 2004, "A
+    well-conditioned estimator for large-dimensional covariance matrices", section 3.2; without centring).
+
+    Args:
+        moment: shape (groups, d, d).
+        fourth: mean of |x|^4, shape (groups,): gives sum_k |x_k x_k^T - S|^2 = samples * (fourth - |S|^2).
+        samples: how many independent samples the moment stands on.
+
+    Returns:
+        The shrunk moment and the weight of the identity, in [0, 1], shape (groups,).
+    """
+    d = moment.shape[-1]
+    mean = moment.diagonal(dim1=1, dim2=2).mean(dim=1)
+    square = moment.square().sum(dim=(1, 2))
+    distance = (square - d * mean.square()).clamp_min(0)
+    noise = ((fourth - square).clamp_min(0) / max(samples, 1)).minimum(distance)
+    weight = torch.where(distance > 0, noise / distance.clamp_min(torch.finfo(torch.float64).tiny), torch.zeros_like(distance))
+    eye = torch.eye(d, dtype=moment.dtype, device=moment.device)
+    return (1 - weight)[:, None, None] * moment + (weight * mean)[:, None, None] * eye, weight
+
+
+def kronecker(site: Site, channel: Tensor, tap: Tensor) -> Tensor:
+    """The im2col second moment from its two marginals, channel (groups, c, c) summed over taps and tap (groups, k, k)
+    summed over channels: their Kronecker product divided by the common trace, in (channel, tap) order."""
+    trace = tap.diagonal(dim1=1, dim2=2).sum(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    groups, c, k = channel.shape[0], channel.shape[1], tap.shape[1]
+    product = torch.einsum("gij,gkl->gikjl", channel, tap / trace[:, None, None])
+    return product.reshape(groups, c * k, c * k)

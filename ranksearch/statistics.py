@@ -1,0 +1,475 @@
+"""Calibration statistics: one streaming pass over batches gives, per site, the second moment A of its (im2col)
+inputs and G of the loss gradient at its outputs (K-FAC for convolutions: Grosse and Martens, arXiv 1602.01407)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ranksearch._statistics_math import chunks, gradients, gram, images, kronecker, ledoit_wolf, lower, symmetrize, to_patch_order
+from ranksearch.decompositions import Moments
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site, Sites, run
+
+Output = Literal["model", "labels"]
+Metric = Literal["activation", "fisher", "output"]
+LARGEST = 4608  # im2col dimensions above this are kept as a Kronecker product of a channel and a tap factor
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """What was collected at one site; sums over everything seen, float64. Patch order (c_in, kh, kw).
+
+    ``input`` is None where it is kept as ``channel`` and ``tap`` (im2col dimension over ``LARGEST``) or as ``counts``
+    (embeddings); ``gradient`` is None where no gradient was asked for."""
+
+    examples: int
+    rows: int  # input vectors seen: examples x positions, over all calls
+    sampled: int  # examples x label samples that ``gradient`` sums over
+    input: Tensor | None  # sum of a a^T over rows, shape: (groups, d, d)
+    mean: Tensor  # sum of a over rows, shape: (groups, d)
+    fourth: Tensor  # sum of |a|^4 over rows, shape: (groups,)
+    gradient: Tensor | None  # sum of g g^T over rows and samples, shape: (groups, c_out / groups, c_out / groups)
+    gradient_fourth: Tensor | None  # sum over examples of (sum_p |g_p|^2)^2, shape: (groups,)
+    channel: Tensor | None = None  # sum over rows and taps, shape: (groups, c, c)
+    tap: Tensor | None = None  # sum over rows and channels, shape: (groups, k, k)
+    counts: Tensor | None = None  # how often each row of an embedding was looked up, shape: (c_in,)
+    fisher_diagonal: Tensor | None = None  # sum over samples of (dL/dW)^2 per example, canonical weight shape
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The statistics of every site, by name."""
+
+    sites: dict[str, Site]
+    of: dict[str, SiteStatistics]
+    uncovered: dict[str, str] = field(default_factory=dict)  # site -> what is missing there, and why
+
+    def input_moment(self, name: str, *, center: bool = False, shrink: bool = True) -> Tensor | None:
+        """A: the mean of a a^T over examples and positions, shape (groups, d, d); None for a large embedding.
+
+        Args:
+            center: the covariance instead. A shift of a layer's mean output costs nothing where batch norm is
+                re-estimated afterwards, so the covariance is the better metric there.
+            shrink: Ledoit-Wolf, with the examples as independent samples (positions of one image are not).
+        """
+        site, s = self.sites[name], self.of[name]
+        if s.counts is not None:
+            return None if s.counts.numel() > LARGEST else torch.diag_embed(s.counts / max(s.rows, 1))[None]
+        rows = max(s.rows, 1)
+        if s.input is None:
+            assert s.channel is not None and s.tap is not None
+            moment = kronecker(site, s.channel / rows, s.tap / rows)
+        else:
+            moment = s.input / rows
+        if shrink:
+            moment, _ = ledoit_wolf(moment, s.fourth / rows, s.examples)
+        if center:
+            mean = s.mean / rows
+            moment = moment - mean[:, :, None] * mean[:, None, :]
+        return moment
+
+    def output_moment(self, name: str, *, shrink: bool = True) -> Tensor | None:
+        """G: per example the sum over positions of g g^T, g the gradient of that example's loss at the output, averaged
+        over examples (and label samples); shape (groups, c_out / groups, c_out / groups). None if not collected.
+
+        With A the *mean* over positions and G the *sum*, tr(G dW A dW^T) / 2 estimates the rise of the mean loss of
+        an example: the Fisher form E[(sum_p g_p^T dW a_p)^2] / 2, under K-FAC's assumptions that g and a are
+        independent and that gradients of different positions are uncorrelated (arXiv 1602.01407, section 3.1)."""
+        s = self.of[name]
+        if s.gradient is None or s.gradient_fourth is None:
+            return None
+        count = max(s.sampled, 1)
+        moment = s.gradient / count
+        return ledoit_wolf(moment, s.gradient_fourth / count, count)[0] if shrink else moment
+
+    def moments(self, metric: Metric = "fisher", *, center: bool = False, shrink: bool = True) -> dict[str, Moments]:
+        """Moments per site for `Spectra`. "activation" has A alone, "output" G alone, "fisher" both.
+
+        Sites that lack what the metric needs (see ``uncovered``) have what there is. Materialises d x d float64 per
+        site and group, also for sites kept in Kronecker form.
+
+        Raises:
+            InvalidArgument: the metric needs gradients that were not collected.
+        """
+        if metric not in ("activation", "fisher", "output"):
+            raise InvalidArgument(f"metric={metric!r} is none of activation, fisher, output")
+        if metric != "activation" and all(s.gradient is None for s in self.of.values()):
+            raise InvalidArgument(f"metric={metric!r} needs output gradients: collect with output='model' or 'labels'")
+        result = {}
+        for name in self.of:
+            a = self.input_moment(name, center=center, shrink=shrink) if metric != "output" else None
+            g = self.output_moment(name, shrink=shrink) if metric != "activation" else None
+            result[name] = Moments(a, g)
+        return result
+
+    def fisher_ratio(self, name: str) -> float | None:
+        """E|dL/dW|^2 over tr(G) tr(A): the exact trace of the Fisher over K-FAC's, from per-example gradients. None
+        unless collected with ``diagonal=True``. Above 1 where gradients of different positions are correlated."""
+        s = self.of[name]
+        a, g = self.input_moment(name, shrink=False), self.output_moment(name, shrink=False)
+        if s.fisher_diagonal is None or a is None or g is None:
+            return None
+        factored = (a.diagonal(dim1=1, dim2=2).sum(1) * g.diagonal(dim1=1, dim2=2).sum(1)).sum()
+        return float(s.fisher_diagonal.sum() / s.sampled / factored) if factored > 0 else None
+
+
+def collect(
+    model: nn.Module,
+    sites: Sites,
+    batches: Iterable[Any],
+    *,
+    output: Output | None = "model",
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    sample: Callable[[Any, torch.Generator], Any] | None = None,
+    samples: int = 1,
+    diagonal: bool = False,
+    seed: int = 0,
+    chunk_bytes: int = 64 << 20,
+    cache: str | Path | None = None,
+) -> Statistics:
+    """Collect statistics in one pass, in evaluation mode. The model is left as it was.
+
+    Memory beyond that of a forward-backward pass: per site 8 (groups d^2 + groups (c_out / groups)^2) bytes for the
+    accumulators (see `accumulator_bytes`), twice that while they are read out, and ``chunk_bytes`` for lowered inputs.
+    Deterministic for a seed on the same machine and thread count.
+
+    Args:
+        model: any module; the last of its outputs that is needed is what ``loss`` takes.
+        sites: where to collect.
+        batches: inputs, one forward pass each (tensor, tuple or mapping), batch first; pairs ``(inputs, targets)``
+            for ``output="labels"``.
+        output: "model": gradients for labels sampled from the model's own distribution, the true Fisher; "labels": for
+            the given ones, the empirical Fisher; None: no backward pass.
+        loss: mean loss over the batch, ``loss(outputs, targets)``; cross entropy by default.
+        sample: ``sample(outputs, generator)`` draws targets from the model; categorical over axis 1 by default.
+        samples: label samples per example, one backward pass each.
+        diagonal: also the diagonal of the Fisher, from per-example weight gradients (about one more pass).
+        chunk_bytes: bound on the lowered inputs held at a time.
+        cache: folder; statistics of the same weights, sites, data and settings are read from there. All batches are
+            then held at once.
+
+    Raises:
+        InvalidArgument: no batch, or an impossible combination of arguments.
+    """
+    if output not in ("model", "labels", None):
+        raise InvalidArgument(f"output={output!r} is none of 'model', 'labels', None")
+    if samples < 1 or (samples > 1 and output != "model"):
+        raise InvalidArgument(f"samples={samples}: at least 1, and 1 unless output='model'")
+    if diagonal and output is None:
+        raise InvalidArgument("diagonal=True needs gradients: output='model' or 'labels'")
+    path = None
+    if cache is not None:
+        batches = list(batches)
+        settings = [output, samples, diagonal, seed, _name(loss), _name(sample)]
+        path = Path(cache) / f"statistics-{_digest(model, sites, batches, settings)}.safetensors"
+        if path.exists():
+            return _load(path, sites)
+    collectors = {site.name: _Collector(site, chunk_bytes, gradient=output is not None, diagonal=diagonal) for site in sites}
+    generators: dict[torch.device, torch.Generator] = {}
+    loss = loss or _cross_entropy
+    sample = sample or _categorical
+    with _observing(model, sites, collectors, backward=output is not None):
+        seen = 0
+        for batch in batches:
+            seen += 1
+            inputs, targets = batch if output == "labels" else (batch, None)
+            size = _batch(inputs)
+            for collector in collectors.values():
+                collector.begin(size)
+            with torch.set_grad_enabled(output is not None):
+                outputs = run(model, inputs)
+            for number in range(samples if output is not None else 0):
+                if output == "model":
+                    device = _logits(outputs).device
+                    if device not in generators:
+                        generators[device] = torch.Generator(device).manual_seed(seed)
+                    with torch.no_grad():
+                        targets = sample(outputs, generators[device])
+                value = loss(outputs, targets) * size
+                if value.requires_grad:
+                    value.backward(retain_graph=number + 1 < samples)
+                for collector in collectors.values():
+                    collector.end_sample()
+    if not seen:
+        raise InvalidArgument("batches is empty: statistics need at least one batch")
+    found = {name: collector.result() for name, collector in collectors.items()}
+    statistics = Statistics({site.name: site for site in sites}, found, _uncovered(sites, found, output))
+    if path is not None:
+        _save(path, statistics)
+    return statistics
+
+
+def accumulator_bytes(sites: Iterable[Site], *, diagonal: bool = False) -> int:
+    """Bytes that the float64 accumulators of `collect` hold."""
+    total = 0
+    for site in sites:
+        c, taps = site.c_in // site.groups, site.kernel[0] * site.kernel[1]
+        if site.kind == "embedding":
+            inner = site.c_in
+        elif c * taps > LARGEST:
+            inner = site.groups * (c * c + taps * taps)
+        else:
+            inner = site.groups * (c * taps) ** 2
+        total += 8 * (inner + site.groups * (site.c_out // site.groups) ** 2)
+        total += 8 * site.c_out * c * taps if diagonal else 0
+    return total
+
+
+class _Collector:
+    """Accumulators of one site; used within one `collect`."""
+
+    def __init__(self, site: Site, limit: int, *, gradient: bool, diagonal: bool) -> None:
+        self.site, self.limit = site, limit
+        self.diagonal = diagonal and site.kind != "embedding"
+        self.taps, self.channels = site.kernel[0] * site.kernel[1], site.c_in // site.groups
+        self.examples = self.rows = self.sampled = 0
+        self.size = 0
+        g, d, o = site.groups, self.channels * self.taps, site.c_out // site.groups
+        double = torch.float64
+        self.large = d > LARGEST and site.kind != "embedding"
+        plain = site.kind != "embedding" and not self.large
+        self.input = torch.zeros(g, d, d, dtype=double) if plain else None
+        self.channel = torch.zeros(g, self.channels, self.channels, dtype=double) if self.large else None
+        self.tap = torch.zeros(g, self.taps, self.taps, dtype=double) if self.large else None
+        self.counts = torch.zeros(site.c_in, dtype=double) if site.kind == "embedding" else None
+        self.mean = torch.zeros(g, d, dtype=double)
+        self.fourth = torch.zeros(g, dtype=double)
+        self.gradient = torch.zeros(g, o, o, dtype=double) if gradient else None
+        self.gradient_fourth = torch.zeros(g, dtype=double)
+        self.squares = torch.zeros(g, o, d, dtype=double) if self.diagonal else None
+        self._weight_gradient: Tensor | None = None  # of the batch at hand, per example, summed over calls
+
+    def begin(self, size: int) -> None:
+        self.size = size
+        self.examples += size
+
+    def observe_input(self, value: Tensor) -> None:
+        site = self.site
+        if self.counts is not None:
+            indices = value.detach().flatten()
+            self.counts += torch.bincount(indices, minlength=site.c_in).to(self.counts)
+            self.rows += indices.numel()
+            return
+        for part in chunks(site, images(site, value), self.limit):
+            matrix = lower(site, part).flatten(2)  # (g, taps * c, n)
+            self.rows += matrix.shape[2]
+            self.mean += matrix.sum(dim=2).to(self.mean)
+            self.fourth += matrix.square().sum(dim=1).double().square().sum(dim=1).to(self.fourth)
+            if self.input is not None:
+                self.input = self.input.to(matrix.device)
+                gram(matrix, self.input)
+            else:
+                assert self.channel is not None and self.tap is not None
+                blocks = matrix.unflatten(1, (self.taps, self.channels))
+                over_taps = blocks.transpose(1, 2).flatten(2)
+                self.channel += (over_taps @ over_taps.mT).to(self.channel)
+                over_channels = blocks.flatten(2)
+                self.tap += (over_channels @ over_channels.mT).to(self.tap)
+
+    def observe_gradient(self, gradient: Tensor, value: Tensor) -> None:
+        site = self.site
+        g = gradients(site, gradient)  # (batch, c_out, positions)
+        blocks = g.unflatten(1, (site.groups, -1)).permute(1, 2, 0, 3)  # (g, o, batch, positions)
+        rows = blocks.flatten(2)
+        assert self.gradient is not None
+        self.gradient += (rows @ rows.mT).to(self.gradient)
+        # one sample of G is one example: |sum_p g_p g_p^T| is at most sum_p |g_p|^2, which overstates the noise
+        per_example = rows.square().sum(dim=1).reshape(site.groups, self.size, -1).sum(dim=2).double()
+        self.gradient_fourth += per_example.square().sum(dim=1).to(self.gradient_fourth)
+        if self.squares is not None:
+            self._accumulate_weight_gradient(g, value)
+
+    def _accumulate_weight_gradient(self, g: Tensor, value: Tensor) -> None:
+        site = self.site
+        inputs = images(site, value)
+        per_example = []
+        count = len(inputs)
+        size = max(1, self.limit // (4 * site.c_in * self.taps * max(g.shape[2], 1)))
+        for start in range(0, count, size):
+            matrix = lower(site, inputs[start : start + size])  # (g, d, n, p)
+            part = g[start : start + size].unflatten(1, (site.groups, -1))  # (n, g, o, p)
+            per_example.append(part @ matrix.permute(2, 0, 3, 1))  # (n, g, o, d)
+        gradient = torch.cat(per_example)
+        # a linear layer's tokens are rows of one example
+        gradient = gradient.reshape(self.size, -1, *gradient.shape[1:]).sum(dim=1)
+        self._weight_gradient = gradient if self._weight_gradient is None else self._weight_gradient + gradient
+
+    def end_sample(self) -> None:
+        """One backward pass is done: the weight gradients of all calls are in, square them."""
+        self.sampled += self.size
+        if self.squares is not None and self._weight_gradient is not None:
+            self.squares += self._weight_gradient.double().square().sum(dim=0).to(self.squares)
+        self._weight_gradient = None
+
+    def result(self) -> SiteStatistics:
+        site = self.site
+        full = None if self.input is None else to_patch_order(site, symmetrize(self.input.cpu()), (1, 2))
+        mean = self.mean if self.counts is not None else to_patch_order(site, self.mean, (1,))
+        squares = None
+        if self.squares is not None:
+            squares = to_patch_order(site, self.squares, (2,)).reshape(site.shape)
+        return SiteStatistics(
+            self.examples, self.rows, self.sampled, full, mean, self.fourth, self.gradient,
+            None if self.gradient is None else self.gradient_fourth, self.channel, self.tap, self.counts, squares,
+        )  # fmt: skip
+
+
+@contextmanager
+def _observing(model: nn.Module, sites: Sites, collectors: Mapping[str, _Collector], *, backward: bool) -> Iterator[None]:
+    """Evaluation mode, frozen weights (so that backward passes compute no weight gradient) and hooks; all undone."""
+    modes = {module: module.training for module in model.modules()}
+    frozen = {p: p.requires_grad for p in model.parameters()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel bypasses submodules
+    handles = []
+    try:
+        model.eval().requires_grad_(False)
+        for site in sites:
+            modules = {id(m): m for m in (model.get_submodule(path) for path in (site.name, *site.aliases))}
+            for module in modules.values():
+                handles.append(module.register_forward_hook(_hook(collectors[site.name], backward), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for parameter, flag in frozen.items():
+            parameter.requires_grad_(flag)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _hook(collector: _Collector, backward: bool) -> Callable[..., Tensor | None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor | None:
+        value = args[0] if args else next(iter(kwargs.values()))
+        with torch.no_grad():
+            collector.observe_input(value)
+        if not backward or not torch.is_grad_enabled():
+            return None
+        if not output.requires_grad:
+            # the first site of a branch; a copy, since the model may change its output in place
+            output = output.detach().requires_grad_().clone()
+        kept = value.detach() if collector.diagonal else value.new_empty(0)
+
+        def observe(gradient: Tensor) -> None:
+            with torch.no_grad():
+                collector.observe_gradient(gradient, kept)
+
+        output.register_hook(observe)
+        return output
+
+    return hook
+
+
+def _uncovered(sites: Sites, found: Mapping[str, SiteStatistics], output: Output | None) -> dict[str, str]:
+    missing = {}
+    for site in sites:
+        s = found[site.name]
+        if s.rows == 0:
+            missing[site.name] = "not called on any batch: no statistics"
+        elif s.counts is not None and s.counts.numel() > LARGEST:
+            missing[site.name] = f"an embedding of {s.counts.numel()} rows: counts only, no input moment"
+        elif s.channel is not None:
+            missing[site.name] = f"im2col dimension over {LARGEST}: the input moment is a Kronecker product of channels and taps"
+        elif output is not None and s.gradient is not None and not bool(s.gradient.any()):
+            missing[site.name] = "no gradient reached it: the loss does not depend on it"
+    return missing
+
+
+def _logits(outputs: Any) -> Tensor:
+    if isinstance(outputs, Tensor):
+        return outputs
+    if hasattr(outputs, "logits"):
+        return outputs.logits
+    if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
+        return outputs[0]
+    raise InvalidArgument(f"outputs={type(outputs).__name__}: pass `loss` and `sample` for a model that does not return logits")
+
+
+def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
+    return F.cross_entropy(_logits(outputs), targets)
+
+
+def _categorical(outputs: Any, generator: torch.Generator) -> Tensor:
+    probabilities = _logits(outputs).detach().float().movedim(1, -1).softmax(dim=-1)
+    flat = probabilities.reshape(-1, probabilities.shape[-1])
+    return torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1])
+
+
+def _batch(inputs: Any) -> int:
+    for tensor in _tensors(inputs):
+        if tensor.ndim:
+            return tensor.shape[0]
+    raise InvalidArgument(f"batch={type(inputs).__name__} holds no tensor; give the input of one forward pass")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for key in value:
+            yield from _tensors(value[key])
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------
+
+
+def _name(function: Callable[..., Any] | None) -> str:
+    return "" if function is None else f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(type(function)))}"
+
+
+def _digest(model: nn.Module, sites: Sites, batches: Iterable[Any], settings: list[Any]) -> str:
+    digest = hashlib.sha256(repr([sites.sites, settings]).encode())
+    for _, tensor in sorted(model.state_dict().items()):
+        _update(digest, tensor)
+    for tensor in _tensors(batches):
+        _update(digest, tensor)
+    return digest.hexdigest()[:20]
+
+
+def _update(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+_ARRAYS = ("input", "mean", "fourth", "gradient", "gradient_fourth", "channel", "tap", "counts", "fisher_diagonal")
+
+
+def _save(path: Path, statistics: Statistics) -> None:
+    tensors, numbers = {}, {}
+    for name, s in statistics.of.items():
+        numbers[name] = [s.examples, s.rows, s.sampled]
+        tensors |= {f"{name}:{key}": getattr(s, key).cpu().contiguous() for key in _ARRAYS if getattr(s, key) is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    save_file(tensors, partial, {"numbers": json.dumps(numbers), "uncovered": json.dumps(statistics.uncovered)})
+    partial.replace(path)  # whole or not at all
+
+
+def _load(path: Path, sites: Sites) -> Statistics:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        arrays: dict[str, dict[str, Tensor]] = {}
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            name, _, array = key.rpartition(":")
+            arrays.setdefault(name, {})[array] = file.get_tensor(key)
+    found = {}
+    for name, (examples, rows, sampled) in json.loads(metadata["numbers"]).items():
+        found[name] = SiteStatistics(examples, rows, sampled, **{key: arrays[name].get(key) for key in _ARRAYS})  # type: ignore[arg-type]
+    return Statistics({site.name: site for site in sites}, found, json.loads(metadata["uncovered"]))
