@@ -17,14 +17,14 @@ from torch import nn
 
 from ranksearch import export, frames
 from ranksearch.conditions import Condition
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
-from ranksearch.errors import InfeasibleBudget, InvalidArgument, InvalidModel
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
 from ranksearch.runners import LocalRunner, RayTuneRunner, Runner
 from ranksearch.samplers import SAMPLERS
 from ranksearch.search import Search, exact_starts, indices_of
-from ranksearch.sites import Cost, Rule, Sites, find_sites
-from ranksearch.space import COSTS, DENSE, Configuration, CostName, SearchSpace, build_space
+from ranksearch.search_spaces import SpaceSpec, mixture
+from ranksearch.sites import Cost, Sites
+from ranksearch.space import COSTS, DENSE, Configuration, CostName, SearchSpace
 from ranksearch.spectra import Spectra
 from ranksearch.store import Record, Store
 from ranksearch.tasks import Task
@@ -72,12 +72,9 @@ class Study:
         name: names the default store.
         model: the trained network; never changed.
         task: data, fine-tuning and metrics.
-        decompositions: the types to choose from; ``dense`` is always one.
-        include, exclude: which layers may be factorized, see `find_sites`.
+        space: which types, layers and ranks to choose from, see `ranksearch.search_spaces`; default `mixture`.
         objectives: what the front is made of: metrics of the task, ``params``, ``macs``.
         fidelity: how each candidate is evaluated.
-        round_to: ranks are multiples of this.
-        max_options: at most so many options per ladder.
         seed: of the search and of every evaluation.
 
     Raises:
@@ -91,13 +88,9 @@ class Study:
         *,
         model: nn.Module,
         task: Task,
-        decompositions: Sequence[AnyDecomposition] = DECOMPOSITIONS,
-        include: Rule | Sequence[Rule] = "*",
-        exclude: Rule | Sequence[Rule] = (),
+        space: SpaceSpec | None = None,
         objectives: Sequence[str] = ("accuracy", "macs", "params"),
         fidelity: Fidelity | None = None,
-        round_to: int = 1,
-        max_options: int | None = None,
         seed: int = 0,
     ) -> None:
         if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
@@ -105,12 +98,10 @@ class Study:
         self.name = name
         self.model = model
         self.task = task
-        self.decompositions = tuple(decompositions)
+        self.spec = space or mixture()
         self.fidelity = fidelity or Fidelity()
         self.seed = seed
         self.options: dict[str, Any] = {}  # what the study file was called with; stored with the study
-        self._rules = (include, exclude)
-        self._ladder = {"round_to": round_to, "max_options": max_options}
         self._url: str | None = None
         self.directions: dict[str, Literal["min", "max"]] = {c: "min" for c in COSTS}
         self.directions |= {m.name: m.direction for m in task.metrics}
@@ -125,17 +116,17 @@ class Study:
     @cached_property
     def sites(self) -> Sites:
         """The factorizable layers, and what was skipped and why."""
-        return find_sites(self.model, self.task.example(), include=self._rules[0], exclude=self._rules[1])
+        return self.spec.sites(self.model, self.task.example())
 
     @cached_property
     def spectra(self) -> Spectra:
         """The prepared decompositions of every site."""
-        return Spectra(self.model, self.sites, self.decompositions)
+        return Spectra(self.model, self.sites, self.spec.decompositions)
 
     @cached_property
     def space(self) -> SearchSpace:
         """The search space: a ladder of options for every site."""
-        return build_space(self.spectra, **self._ladder)
+        return self.spec.build(self.spectra)
 
     @property
     def baseline(self) -> Cost:
@@ -371,11 +362,11 @@ def _runner(runner: str | Runner, workers: int | None, address: str | None, by_v
         return runner
     if runner == "local":
         if workers not in (None, 1) or address is not None:
-            raise InvalidArgument(f"runner='local' evaluates one at a time here; workers={workers}, address={address!r} need runner='ray_tune'")
+            raise InvalidArgument(f"workers={workers}, address={address!r}: runner='local' evaluates one at a time here; use 'ray_tune'")
         return LocalRunner()
     if runner == "ray_tune":
         return RayTuneRunner(workers=workers, address=address, by_value=tuple(by_value))
     raise InvalidArgument(f"runner={runner!r} is none of ray_tune, local")
 
 
-__all__ = ["Event", "Finished", "InvalidModel", "Planned", "Stage", "Study", "home"]
+__all__ = ["Event", "Finished", "Planned", "Stage", "Study", "home"]

@@ -1,0 +1,64 @@
+"""A search space as it is declared, before a model is known: which types, which layers, which ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Rule, Sites, find_sites
+from ranksearch.space import ErrorName, SearchSpace, build_space
+from ranksearch.spectra import Spectra
+
+
+@dataclass(frozen=True)
+class SpaceSpec:
+    """What a search may choose from.
+
+    Attributes:
+        decompositions: the types; ``dense`` is always one of them.
+        include, exclude: which layers may be factorized, see `find_sites`.
+        round_to: ranks are multiples of this.
+        max_options: at most so many options per ladder; None: all that nothing beats.
+        error: which error decides whether an option is beaten.
+    """
+
+    decompositions: tuple[AnyDecomposition, ...]
+    include: Rule | Sequence[Rule] = "*"
+    exclude: Rule | Sequence[Rule] = ()
+    round_to: int = 1
+    max_options: int | None = None
+    error: ErrorName = "frobenius"
+
+    def __post_init__(self) -> None:
+        if self.round_to < 1 or (self.max_options is not None and self.max_options < 1):
+            raise InvalidArgument(f"round_to={self.round_to}, max_options={self.max_options}: both must be at least 1")
+
+    def but(self, **changes: Any) -> SpaceSpec:
+        """The same space with some attributes changed."""
+        return replace(self, **changes)
+
+    def sites(self, model: nn.Module, example: Any) -> Sites:
+        """The sites of a model that this space covers."""
+        return find_sites(model, example, include=self.include, exclude=self.exclude)
+
+    def build(self, spectra: Spectra) -> SearchSpace:
+        """The ladders of prepared spectra."""
+        return build_space(spectra, error=self.error, round_to=self.round_to, max_options=self.max_options)
+
+
+def named(*names: str) -> tuple[AnyDecomposition, ...]:
+    """Decompositions by name, in the order of the table.
+
+    Raises:
+        InvalidArgument: a name that is not in the table.
+    """
+    table = {d.name: d for d in DECOMPOSITIONS}
+    unknown = [name for name in names if name not in table]
+    if unknown:
+        raise InvalidArgument(f"decompositions={unknown}: none of these is known; known are: {', '.join(table)}")
+    return tuple(d for d in DECOMPOSITIONS if d.name in names)
