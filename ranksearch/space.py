@@ -245,7 +245,7 @@ def build_space(
     Args:
         spectra: sites and decompositions.
         error: which error decides whether an option is beaten.
-        round_to: ranks are multiples of this (kernels on hardware like 8 or 16).
+        round_to: widths are multiples of this (kernels on hardware like 8 or 16).
         max_options: at most so many options per ladder besides dense, spread evenly over the logarithm of the error.
 
     Raises:
@@ -263,7 +263,8 @@ def _ladder(spectra: Spectra, site: Site, error: ErrorName, round_to: int, max_o
     profiles = [p for name in spectra.decompositions if name != "dense" and (p := spectra.profile(site, name)) is not None]
     parts, owners = [], []
     for number, profile in enumerate(profiles):
-        keep = np.flatnonzero((profile.ranks % round_to == 0).all(axis=1))
+        labels = spectra.decomposition(profile.decomposition).labels
+        keep = np.flatnonzero((profile.ranks[:, labels:] % round_to == 0).all(axis=1))
         values = profile.operator if error == "operator" else profile.frobenius
         value = np.nan_to_num(values[keep], nan=np.inf)
         parts.append(np.stack([profile.params[keep], profile.macs[keep], value], axis=1))

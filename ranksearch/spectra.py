@@ -107,6 +107,8 @@ class Spectra:
 def _bytes(state: Any) -> int:
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
+    if isinstance(nbytes := getattr(state, "nbytes", None), int):  # states that grow when first used say so
+        return nbytes
     if is_dataclass(state):
         return sum(_bytes(getattr(state, field.name)) for field in fields(state))
     if isinstance(state, (tuple, list)):

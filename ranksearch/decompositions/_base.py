@@ -56,6 +56,8 @@ class Decomposition(ABC, Generic[S]):
 
     name: str
     nested: ClassVar[bool] = True  # errors never grow when any entry of the rank does
+    exact: ClassVar[bool] = True  # the last of the ranks reconstructs the weight
+    labels: ClassVar[int] = 0  # how many leading entries of a rank name a structure (groups, tiles) and are no widths
     storage_only: ClassVar[bool] = False  # built as a parametrized dense layer: saves params, not MACs
 
     @abstractmethod
@@ -64,7 +66,8 @@ class Decomposition(ABC, Generic[S]):
 
     @abstractmethod
     def ranks(self, site: Site) -> np.ndarray:
-        """All ranks up to full, int64, shape: (n_ranks, rank_length); also those that cost more than dense."""
+        """Ranks up to full, int64, shape: (n_ranks, rank_length), the full one last; also those that cost more than
+        dense. Types whose errors are dear may leave ranks out that no option needs."""
 
     @abstractmethod
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

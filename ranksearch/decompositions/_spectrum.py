@@ -4,6 +4,7 @@ ranks as tail sums, and factors of any rank by one projection (Eckart and Young 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,21 +16,39 @@ from ranksearch.sites import Site
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Spectrum of a batch of matrices that share one rank; their residual is block-diagonal."""
+    """Spectrum of a batch of matrices that share one rank; their residual is block-diagonal.
+
+    Errors need eigenvalues alone, at about a third of the price of the vectors, so the vectors wait until factors
+    are asked for."""
 
     matrix: Tensor  # float64, shape: (batch, m, n)
-    basis: Tensor  # float64, shape: (batch, m or n, k): left or right singular vectors, k = min(m, n)
-    left: bool  # whether `basis` spans the columns (left) or the rows (right)
-    energies: Tensor  # float64, shape: (batch, k): squared singular values, descending
+    energies: Tensor  # float64, shape: (batch, k): squared singular values, descending, k = min(m, n)
+
+    @property
+    def left(self) -> bool:
+        """Whether `basis` spans the columns (left) or the rows (right)."""
+        return self.matrix.shape[1] <= self.matrix.shape[2]
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """Left or right singular vectors, whichever are shorter; shape: (batch, k, k), strongest first."""
+        return torch.linalg.eigh(_gram(self.matrix))[1].flip(-1)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, the basis included."""
+        batch, k = self.energies.shape
+        return 8 * (self.matrix.numel() + batch * k * k + self.energies.numel())
 
 
 def spectrum(matrix: Tensor) -> Spectrum:
-    """Spectrum of ``matrix``, shape (batch, m, n). O(min(m, n)^2 max(m, n)) per matrix, one eigendecomposition."""
+    """Spectrum of ``matrix``, shape (batch, m, n). O(min(m, n)^2 max(m, n)) per matrix, one symmetric eigenproblem."""
     matrix = matrix.to(torch.float64)
-    left = matrix.shape[1] <= matrix.shape[2]
-    gram = matrix @ matrix.mT if left else matrix.mT @ matrix
-    energies, basis = torch.linalg.eigh(gram)
-    return Spectrum(matrix, basis.flip(-1), left, energies.flip(-1).clamp_min(0.0))
+    return Spectrum(matrix, torch.linalg.eigvalsh(_gram(matrix)).flip(-1).clamp_min(0.0))
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    return matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
 
 
 def spectrum_errors(state: Spectrum) -> Errors:

@@ -27,7 +27,11 @@ class Spatial(Decomposition[Spectrum]):
         if site.kind != "conv2d":
             return "needs a two-dimensional kernel"
         if min(site.kernel) == 1:
-            return "a kernel that is 1 wide leaves nothing to separate: it equals svd"
+            return "a kernel that is 1 wide leaves nothing to separate: it equals svd or svd_in"
+        if self.name == "spatial_t" and site.c_in == site.groups == site.c_out:
+            width_first = SPATIAL.cost(site, (1,))
+            if width_first == self.cost(site, (1,)):
+                return "the two halves of a depthwise layer commute: it equals spatial"
         return None
 
     def ranks(self, site: Site) -> np.ndarray:
@@ -59,7 +63,7 @@ class Spatial(Decomposition[Spectrum]):
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors
-        c_out, c_in, kh, kw = site.shape
+        c_out, c_in = site.shape[:2]
         k_first, k_second = site.kernel[self._first], site.kernel[self._second]
         blocks = (left @ right).reshape(site.groups, c_out // site.groups, k_second, c_in, k_first)
         order = (0, 1, 3, 2, 4) if self._first == 1 else (0, 1, 3, 4, 2)
@@ -73,3 +77,6 @@ class Spatial(Decomposition[Spectrum]):
         # a kernel entry stands where its convolution carries it: last for 1 x k, before last for k x 1
         first, second = (-2, -1) if self._first == 1 else (-1, -2)
         return chain_module(site, self._links(site, rank), (one.unsqueeze(first), two.unsqueeze(second)), bias)
+
+
+SPATIAL = Spatial(first="width")

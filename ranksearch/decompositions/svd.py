@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +30,12 @@ class SVD(Decomposition[SVDState]):
     name = "svd"
 
     def undefined(self, site: Site) -> str | None:
-        if site.kind == "embedding" and site.c_out == 1:
-            return "one column has no smaller rank"
+        if min(site.c_out // site.groups, math.prod(site.shape[1:])) == 1:
+            return "a single row or column has no smaller rank"
         return None
 
     def ranks(self, site: Site) -> np.ndarray:
-        rows, columns = site.c_out // site.groups, int(np.prod(site.shape[1:]))
+        rows, columns = site.c_out // site.groups, math.prod(site.shape[1:])
         return np.arange(1, min(rows, columns) + 1, dtype=np.int64)[:, None]
 
     def _links(self, site: Site, rank: Any) -> list[Link]:

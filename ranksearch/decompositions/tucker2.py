@@ -36,6 +36,10 @@ class Tucker2(Decomposition[TuckerState]):
             return "needs a kernel: for a matrix it equals svd"
         if site.kernel == (1, 1):
             return "a 1 x 1 kernel has no core to keep: it equals svd"
+        if site.c_in == site.groups:
+            return "one input channel (per group) has no smaller rank: it equals svd"
+        if site.c_out == site.groups:
+            return "one output channel (per group) has no smaller rank: it equals svd_in"
         return None
 
     def ranks(self, site: Site) -> np.ndarray:
