@@ -1,0 +1,108 @@
+"""The contract of a task: what a search must know about the user's data, training and metrics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ranksearch.errors import InvalidArgument, RanksearchError
+
+Split = Literal["validation", "test"]
+
+
+class Diverged(RanksearchError, ArithmeticError):
+    """Training came to a loss that is not finite."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a task reports, and which way is better."""
+
+    name: str
+    direction: Literal["min", "max"]
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise InvalidArgument(f"name={self.name!r}: a metric is named like a variable, so that conditions can use it")
+        if self.direction not in ("min", "max"):
+            raise InvalidArgument(f"direction={self.direction!r} of metric {self.name!r}: must be 'min' or 'max'")
+
+
+class Task(ABC):
+    """Data, fine-tuning and metrics for one kind of network.
+
+    Tasks are picklable and hold CPU tensors, which may be read-only memory shared with other processes: whatever
+    a method hands out is a copy. Batches are moved to the model's device by the task where it gets the model."""
+
+    metrics: tuple[Metric, ...]  # what `measure` reports, in order
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Content hash of all that decides what `measure` gives for ``split="validation"`` after `fine_tune`:
+        the data and the protocol. Cached after the first call."""
+
+    @abstractmethod
+    def example(self) -> Any:
+        """Input of one forward pass: a batch of one."""
+
+    @abstractmethod
+    def labelled(self, batches: int) -> Iterator[tuple[Any, Any]]:
+        """At most ``batches`` batches of training data (inputs, targets), without augmentation: the same ones at
+        every call, drawn without replacement.
+
+        Raises:
+            InvalidArgument: ``batches`` below 1.
+        """
+
+    def calibration(self, batches: int) -> Iterator[Any]:
+        """The inputs of `labelled`: for batch-norm statistics and second moments."""
+        return (inputs for inputs, _ in self.labelled(batches))
+
+    @abstractmethod
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """Mean training loss of one batch, a scalar that gradients can be taken of."""
+
+    @abstractmethod
+    def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
+        """Train ``model`` in place for ``epochs`` passes, which may be fractional; 0 changes nothing. The same seed
+        gives the same weights on one machine and thread count.
+
+        Raises:
+            Diverged: the loss is no longer finite.
+            InvalidArgument: ``epochs`` negative or not finite.
+            InvalidModel: nothing to train, or outputs that do not fit the task.
+        """
+
+    @abstractmethod
+    def measure(self, model: nn.Module, split: Split = "validation") -> dict[str, float]:
+        """Every metric by name. The model is evaluated in evaluation mode and given back as it was.
+
+        Raises:
+            InvalidArgument: the task has no such split.
+            InvalidModel: outputs that do not fit the task.
+        """
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """``model`` in training or evaluation mode; the mode of each of its modules is restored afterwards."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before.items():
+            module.training = was
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter or buffer of ``model`` is; the CPU where it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

@@ -1,0 +1,34 @@
+"""Files that can be made again: where they go, and writing them so that a half-written one is never seen."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """``cache`` in RANKSEARCH_HOME, by default ``.ranksearch`` in the working directory."""
+    return Path(os.environ.get("RANKSEARCH_HOME", ".ranksearch")) / "cache"
+
+
+def write_cache(path: Path, write: Callable[[Path], object]) -> bool:
+    """Let ``write`` fill a temporary file beside ``path``, then move it there. A cache that cannot be written (no
+    space, no permission) is a warning: the work is done again next time. Returns whether it was written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        remedy = "it will be made again next time; set RANKSEARCH_HOME to a writable folder with free space"
+        warnings.warn(f"cannot cache {path}: {error}; {remedy}", stacklevel=3)
+        return False
+    return True

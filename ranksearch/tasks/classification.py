@@ -1,0 +1,314 @@
+"""Classification of tensors held in memory: cross-entropy, SGD with Nesterov momentum, one learning-rate cycle."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cached_property
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ranksearch.errors import InvalidArgument, InvalidModel
+from ranksearch.tasks._base import Diverged, Metric, Split, Task, device_of, mode
+
+Array = Tensor | np.ndarray
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+Schedule = Literal["cosine", "one_cycle"]
+INPUT_TYPES = (torch.uint8, torch.float32, torch.float64)
+CALIBRATION_SEED = 0
+WARM_UP = 0.3  # share of a one-cycle run in which the learning rate rises
+
+
+@final
+class Classification(Task):
+    """Inputs ``x`` with one class each.
+
+    Args:
+        train, validation, test: pairs (x, y). x has shape (n, ...) and dtype uint8, float32 or float64; y has shape
+            (n,), integers from 0. uint8 stays uint8 in memory and is scaled to [0, 1] batch by batch. Tensors are kept, not
+            copied: do not change them afterwards.
+        learning_rate: the peak of the schedule.
+        batch_size: of training, measuring and calibration. A last incomplete batch is not trained on.
+        momentum: Nesterov's; 0 for plain SGD.
+        weight_decay: on all parameters.
+        schedule: ``cosine`` falls from the peak to 0; ``one_cycle`` rises linearly for 30 % of the steps first.
+        augment: called as ``augment(x, generator)`` on every training batch as it is in memory (uint8, not yet
+            normalized); returns a new tensor of the same dtype. Picklable. The fingerprint knows functions by
+            their source, dataclasses by their fields, other objects by their repr.
+        normalize: (mean, std), numbers or one per channel (dimension 1), applied after the scaling of uint8.
+        classes: how many there are; default: the largest label of ``train`` + 1.
+
+    Reports ``accuracy``, a fraction in 0..1, and ``loss``, the mean cross-entropy in nats.
+
+    Raises:
+        InvalidArgument: data that is empty, misshapen, of another dtype or not finite; labels out of range;
+            an option out of range.
+    """
+
+    metrics = (Metric("accuracy", "max"), Metric("loss", "min"))
+
+    def __init__(
+        self,
+        *,
+        train: tuple[Array, Array],
+        validation: tuple[Array, Array],
+        test: tuple[Array, Array] | None = None,
+        learning_rate: float,
+        batch_size: int = 128,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "cosine",
+        augment: Augment | None = None,
+        normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
+        classes: int | None = None,
+    ) -> None:
+        _check_number("learning_rate", learning_rate, above=0)
+        _check_number("weight_decay", weight_decay, least=0)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InvalidArgument(f"batch_size={batch_size!r}: must be a whole number, 1 or more")
+        if not (_is_number(momentum) and 0 <= momentum < 1):
+            raise InvalidArgument(f"momentum={momentum!r}: must be in [0, 1)")
+        if schedule not in ("cosine", "one_cycle"):
+            raise InvalidArgument(f"schedule={schedule!r} is none of cosine, one_cycle")
+        self._splits: dict[str, tuple[Tensor, Tensor]] = {"train": _pair("train", train), "validation": _pair("validation", validation)}
+        if test is not None:
+            self._splits["test"] = _pair("test", test)
+        self.classes = int(self._splits["train"][1].max()) + 1 if classes is None else classes
+        _check_splits(self._splits, self.classes)
+        self._affine = _affine(normalize, self._splits["train"][0])
+        if augment is not None and not callable(augment):
+            raise InvalidArgument(f"augment={augment!r}: must be callable as augment(x, generator), or None")
+        self.learning_rate, self.batch_size, self.momentum, self.weight_decay = learning_rate, batch_size, momentum, weight_decay
+        self.schedule: Schedule = schedule
+        self.augment = augment
+        self._protocol = {
+            "task": "classification", "classes": self.classes, "learning_rate": learning_rate, "batch_size": batch_size,
+            "momentum": momentum, "weight_decay": weight_decay,
+            "schedule": schedule, "augment": _identity(augment), "affine": [t.tolist() for t in self._affine],
+        }  # fmt: skip
+
+    def sizes(self) -> dict[str, int]:
+        """How many examples each split has."""
+        return {name: len(y) for name, (_, y) in self._splits.items()}
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self._protocol, sort_keys=True).encode())
+        for name in ("train", "validation"):
+            for tensor in self._splits[name]:
+                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.numpy().data.cast("B"))
+        return digest.hexdigest()[:16]
+
+    def fingerprint(self) -> str:
+        """See `Task.fingerprint`. The test set is no part of it: no evaluation depends on it, so one may be added later."""
+        return self._fingerprint
+
+    def example(self) -> Tensor:
+        """The first training input, shape: (1, ...)."""
+        return self._inputs(self._splits["train"][0][:1], torch.device("cpu"))
+
+    def labelled(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Task.labelled`. Ends early where the training set does."""
+        if batches < 1:
+            raise InvalidArgument(f"batches={batches}: must be 1 or more")
+        return self._draw(batches)
+
+    def _draw(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = self._splits["train"]
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(CALIBRATION_SEED))
+        for chosen in order.split(self.batch_size)[:batches]:
+            yield self._inputs(x[chosen], torch.device("cpu")), y[chosen]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy. outputs: logits, shape: (n, classes); targets: shape (n,)."""
+        self._check_outputs(outputs, len(targets))
+        return F.cross_entropy(outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs, targets)
+
+    def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
+        """See `Task.fine_tune`."""
+        _check_number("epochs", epochs, least=0)
+        if epochs == 0:
+            return
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise InvalidModel("model has no parameter that requires a gradient: call model.requires_grad_(True), or use epochs=0")
+        device = device_of(model)
+        count = len(self._splits["train"][1])
+        per_epoch = max(1, count // self.batch_size)
+        steps = max(1, round(epochs * per_epoch))
+        optimizer = torch.optim.SGD(
+            parameters, lr=self.learning_rate, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
+        )
+        forked = [device] if device.type == "cuda" else []
+        with mode(model, training=True), torch.random.fork_rng(devices=forked), torch.enable_grad():
+            torch.manual_seed(seed)  # dropout and the like
+            for step, (inputs, targets) in enumerate(self._shuffled(steps, per_epoch, seed, device)):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.learning_rate * rate(step, steps, self.schedule)
+                optimizer.zero_grad(set_to_none=True)
+                loss = self.loss(model(inputs), targets)
+                if not torch.isfinite(loss):
+                    raise Diverged(f"loss={loss.item()} at step {step + 1} of {steps}: lower learning_rate={self.learning_rate:g}")
+                loss.backward()
+                optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _shuffled(self, steps: int, per_epoch: int, seed: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = self._splits["train"]
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.empty(0)
+        for step in range(steps):
+            place = step % per_epoch
+            if place == 0:
+                order = torch.randperm(len(y), generator=generator)
+            chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+            batch = x[chosen]
+            if self.augment is not None:
+                batch = self.augment(batch, generator)
+            yield self._inputs(batch, device), y[chosen].to(device)
+
+    def measure(self, model: nn.Module, split: Split = "validation") -> dict[str, float]:
+        """See `Task.measure`."""
+        if split not in ("validation", "test") or split not in self._splits:
+            raise InvalidArgument(f"split={split!r}: this task has {', '.join(s for s in self._splits if s != 'train')}")
+        x, y = self._splits[split]
+        device = device_of(model)
+        correct, loss = 0, 0.0
+        with mode(model, training=False), torch.no_grad():
+            for part, targets in zip(x.split(self.batch_size), y.split(self.batch_size), strict=True):
+                outputs = model(self._inputs(part, device))
+                targets = targets.to(device)
+                loss += float(self.loss(outputs, targets)) * len(targets)
+                correct += int((outputs.argmax(1) == targets).sum())
+        return {"accuracy": correct / len(y), "loss": loss / len(y)}
+
+    def _inputs(self, batch: Tensor, device: torch.device) -> Tensor:
+        """What the network sees: a new floating-point tensor on ``device``."""
+        scale, shift = (t.to(device) for t in self._affine)
+        return batch.to(device).to(scale.dtype) * scale + shift
+
+    def _check_outputs(self, outputs: Any, count: int) -> None:
+        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (count, self.classes):
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise InvalidModel(f"model answered with {got}: this task needs logits of shape ({count}, {self.classes}), one per class")
+
+    # Tensors travel as numpy arrays: pickle keeps those out of band, so that processes of one machine share them.
+    def __getstate__(self) -> dict[str, Any]:
+        splits = {name: (x.numpy(), y.numpy()) for name, (x, y) in self._splits.items()}
+        return {**self.__dict__, "_splits": splits, "_fingerprint": self._fingerprint}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            # such arrays may be read-only; nothing here writes to them, and what is handed out is a copy
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            splits = {name: (torch.from_numpy(x), torch.from_numpy(y)) for name, (x, y) in state["_splits"].items()}
+        for name, value in (state | {"_splits": splits}).items():
+            setattr(self, name, value)
+
+
+def rate(step: int, steps: int, schedule: Schedule) -> float:
+    """Learning rate of a step as a share of the peak, in (0, 1]."""
+    done = (step + 0.5) / steps
+    if schedule == "one_cycle":
+        if done < WARM_UP:
+            return done / WARM_UP
+        done = (done - WARM_UP) / (1 - WARM_UP)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
+    if not _is_number(value) or (above is not None and value <= above) or (least is not None and value < least):
+        bound = f"above {above}" if above is not None else f"of {least} or more"
+        raise InvalidArgument(f"{name}={value!r}: must be a finite number {bound}")
+
+
+def _pair(split: str, pair: Any) -> tuple[Tensor, Tensor]:
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(part, (Tensor, np.ndarray)) for part in pair)):
+        raise InvalidArgument(f"{split} is a {type(pair).__name__}: must be a pair (x, y) of tensors or arrays")
+    try:
+        x, y = (part.detach().cpu().contiguous() if isinstance(part, Tensor) else torch.tensor(part) for part in pair)
+    except TypeError as error:
+        raise InvalidArgument(f"{split}: holds an array that is no tensor ({error}); give numbers") from error
+    if x.ndim < 2 or not x.numel():
+        raise InvalidArgument(f"{split}: x has shape {tuple(x.shape)}; must be (n, ...), not empty")
+    if x.dtype not in INPUT_TYPES:
+        raise InvalidArgument(f"{split}: x is {x.dtype}; must be one of uint8, float32, float64: convert with x.float()")
+    if x.is_floating_point() and not torch.isfinite(x).all():
+        raise InvalidArgument(f"{split}: x holds NaN or infinite values; clean the data first")
+    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
+        raise InvalidArgument(f"{split}: y is {y.dtype}; labels must be integers: convert with y.long()")
+    if tuple(y.shape) != (len(x),):
+        raise InvalidArgument(f"{split}: y has shape {tuple(y.shape)}; must be ({len(x)},), one label per row of x")
+    return x, y.long()
+
+
+def _check_splits(splits: dict[str, tuple[Tensor, Tensor]], classes: int) -> None:
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
+        raise InvalidArgument(f"classes={classes!r}: there must be 2 or more; labels count from 0")
+    x = splits["train"][0]
+    for name, (other, y) in splits.items():
+        if other.shape[1:] != x.shape[1:] or other.dtype != x.dtype:
+            raise InvalidArgument(
+                f"{name}: x is {other.dtype} with rows of shape {tuple(other.shape[1:])}; "
+                f"must be like train: {x.dtype}, {tuple(x.shape[1:])}"
+            )
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= classes:
+            raise InvalidArgument(f"{name}: labels run from {low} to {high}; must be in 0..{classes - 1}; give classes= if there are more")
+
+
+def _affine(normalize: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale, shift) such that the network sees x * scale + shift."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    unit = 1 / 255 if x.dtype == torch.uint8 else 1.0
+    if normalize is None:
+        return torch.tensor(unit, dtype=dtype), torch.tensor(0.0, dtype=dtype)
+    try:
+        mean, std = (torch.as_tensor(part, dtype=torch.float64) for part in normalize)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"normalize={normalize!r}: must be (mean, std), numbers or one per channel") from error
+    channels = x.shape[1]
+    if any(part.ndim > 1 or (part.ndim == 1 and len(part) not in (1, channels)) for part in (mean, std)):
+        raise InvalidArgument(f"normalize={normalize!r}: mean and std must be numbers or hold one value for each of {channels} channels")
+    if not torch.isfinite(mean).all() or not torch.isfinite(std).all() or (std <= 0).any():
+        raise InvalidArgument(f"normalize={normalize!r}: the mean must be finite, the std positive")
+    view = (-1, *[1] * (x.ndim - 2))
+    return (unit / std).reshape(view).to(dtype), (-mean / std).reshape(view).to(dtype)
+
+
+def _identity(augment: Any) -> str | None:
+    """What tells one augmentation from another, in any process.
+
+    Raises:
+        InvalidArgument: nothing stable does.
+    """
+    if augment is None:
+        return None
+    if inspect.isfunction(augment):
+        if augment.__closure__ is not None:
+            raise InvalidArgument(f"augment={augment!r} closes over variables, which no fingerprint sees: use a frozen dataclass")
+        try:
+            return f"{augment.__qualname__}\n{inspect.getsource(augment)}"
+        except OSError:  # typed at a prompt
+            return f"{augment.__qualname__}\n{augment.__code__.co_code.hex()}"
+    if is_dataclass(augment):
+        text = f"{type(augment).__qualname__} {[(f.name, getattr(augment, f.name)) for f in fields(augment)]!r}"
+    else:
+        text = repr(augment)
+    if " at 0x" in text:
+        raise InvalidArgument(f"augment={augment!r} has no lasting description: use a function, or a frozen dataclass of plain values")
+    return text

@@ -1,0 +1,24 @@
+"""CIFAR-10 and a trained ResNet-20."""
+
+from pathlib import Path
+from typing import Annotated
+
+from ranksearch.evaluation import Fidelity
+from ranksearch.study import Study
+from ranksearch.tasks.images import CropAndFlip, cifar10
+from ranksearch.tasks.networks import cifar_resnet, load_weights
+
+
+def study(
+    *,
+    data: Annotated[Path, "folder with train-*.parquet and test-*.parquet (Hugging Face layout: img, label)"],
+    weights: Annotated[Path, "trained weights of the ResNet-20, a safetensors file"],
+    epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.2,
+    learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
+    augment: Annotated[bool, "random crops and mirroring in fine-tuning"] = True,
+    seed: Annotated[int, "of the search and every evaluation"] = 0,
+) -> Study:
+    """Compress a ResNet-20 trained on CIFAR-10."""
+    model = load_weights(cifar_resnet(20), weights).eval()
+    task = cifar10(data, learning_rate=learning_rate, augment=CropAndFlip() if augment else None)
+    return Study("cifar10_resnet20", model=model, task=task, fidelity=Fidelity(epochs=epochs, recalibration=8), seed=seed)

@@ -1,0 +1,23 @@
+"""Fashion-MNIST and a trained ResNet-20 with one input channel."""
+
+from pathlib import Path
+from typing import Annotated
+
+from ranksearch.evaluation import Fidelity
+from ranksearch.study import Study
+from ranksearch.tasks.images import fashion_mnist
+from ranksearch.tasks.networks import cifar_resnet, load_weights
+
+
+def study(
+    *,
+    weights: Annotated[Path, "trained weights of the ResNet-20 with one input channel, a safetensors file"],
+    data: Annotated[Path, "folder with the idx.gz files of Fashion-MNIST"] = Path("/usr/share/datasets/fashion-mnist"),
+    epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.2,
+    learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
+    seed: Annotated[int, "of the search and every evaluation"] = 0,
+) -> Study:
+    """Compress a ResNet-20 trained on Fashion-MNIST."""
+    model = load_weights(cifar_resnet(20, in_channels=1), weights).eval()
+    task = fashion_mnist(data, learning_rate=learning_rate)
+    return Study("fashion_mnist_resnet20", model=model, task=task, fidelity=Fidelity(epochs=epochs, recalibration=8), seed=seed)

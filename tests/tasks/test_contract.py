@@ -1,0 +1,142 @@
+"""What every task type must do, over the table of task types."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+
+import cloudpickle
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.tasks import TASKS, Classification, Metric, Task
+
+
+def _classification() -> tuple[Task, nn.Module]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(96, 1, 4, 4, generator=generator)
+    y = (x.mean((1, 2, 3)) > 0.5).long()
+    task = Classification(train=(x[:64], y[:64]), validation=(x[64:80], y[64:80]), test=(x[80:], y[80:]), batch_size=10, learning_rate=0.05)
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, 2))
+    return task, model
+
+
+EXAMPLES: dict[type[Task], Callable[[], tuple[Task, nn.Module]]] = {Classification: _classification}
+
+
+def test_every_task_type_has_an_example() -> None:
+    assert set(EXAMPLES) == set(TASKS)
+
+
+@pytest.fixture(params=TASKS, ids=lambda kind: kind.__name__)
+def pair(request: pytest.FixtureRequest) -> tuple[Task, nn.Module]:
+    torch.manual_seed(0)
+    return EXAMPLES[request.param]()
+
+
+def _state(model: nn.Module) -> list[torch.Tensor]:
+    return [t.clone() for t in model.state_dict().values()]
+
+
+def _equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_measure_reports_the_declared_metrics_and_leaves_the_model_as_it_was(pair: tuple[Task, nn.Module]) -> None:
+    task, model = pair
+    model.train()
+    model[2].eval()
+    before = _state(model)
+    metrics = task.measure(model)
+    assert list(metrics) == [m.name for m in task.metrics] and all(math.isfinite(v) for v in metrics.values())
+    assert metrics == task.measure(model)
+    assert model.training and not model[2].training
+    assert _equal(before, _state(model))
+
+
+def test_the_example_is_a_batch_of_one_that_the_model_takes(pair: tuple[Task, nn.Module]) -> None:
+    task, model = pair
+    assert len(model.eval()(task.example())) == 1
+
+
+def test_fine_tuning_improves_the_loss_and_is_decided_by_the_seed(pair: tuple[Task, nn.Module]) -> None:
+    task, model = pair
+    models = [copy.deepcopy(model) for _ in range(3)]
+    for number, tuned in enumerate(models):
+        torch.manual_seed(number + 10)  # the global state must not matter
+        task.fine_tune(tuned, epochs=20, seed=0 if number < 2 else 1)
+    assert _equal(_state(models[0]), _state(models[1]))
+    assert not _equal(_state(models[0]), _state(models[2]))
+    assert task.measure(models[0])["loss"] < 0.8 * task.measure(model)["loss"]
+    assert all(p.grad is None for p in models[0].parameters())
+
+
+def test_fine_tuning_leaves_the_global_random_state_alone(pair: tuple[Task, nn.Module]) -> None:
+    task, model = pair
+    state = torch.get_rng_state()
+    task.fine_tune(model, epochs=1, seed=3)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_no_epochs_change_nothing_and_fractions_are_allowed(pair: tuple[Task, nn.Module]) -> None:
+    task, model = pair
+    before = _state(model)
+    task.fine_tune(model, epochs=0, seed=0)
+    assert _equal(before, _state(model))
+    task.fine_tune(model, epochs=0.4, seed=0)
+    assert not _equal(before, _state(model))
+
+
+@pytest.mark.parametrize("epochs", [-1.0, math.nan, math.inf])
+def test_impossible_epochs_are_refused(pair: tuple[Task, nn.Module], epochs: float) -> None:
+    with pytest.raises(InvalidArgument, match="epochs"):
+        pair[0].fine_tune(pair[1], epochs=epochs, seed=0)
+
+
+def test_calibration_gives_the_labelled_inputs_and_always_the_same(pair: tuple[Task, nn.Module]) -> None:
+    task, _ = pair
+    inputs, labelled = list(task.calibration(3)), list(task.labelled(3))
+    assert len(inputs) == len(labelled) == 3
+    assert all(torch.equal(a, b) for a, (b, _) in zip(inputs, labelled, strict=True))
+    for x, y in labelled:  # what is handed out may be overwritten
+        x.zero_(), y.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(inputs, task.calibration(3), strict=True))
+    with pytest.raises(InvalidArgument, match="batches=0"):
+        task.labelled(0)
+
+
+def test_the_loss_of_labelled_batches_has_a_gradient(pair: tuple[Task, nn.Module]) -> None:
+    task, model = pair
+    inputs, targets = next(iter(task.labelled(1)))
+    loss = task.loss(model(inputs), targets)
+    loss.backward()
+    assert loss.shape == () and any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_a_pickled_task_is_the_same_task_even_in_read_only_memory(pair: tuple[Task, nn.Module], recwarn: pytest.WarningsRecorder) -> None:
+    task, model = pair
+    buffers: list[pickle.PickleBuffer] = []
+    content = cloudpickle.dumps(task, protocol=5, buffer_callback=buffers.append)
+    assert buffers, "the data must travel out of band, to be shared by processes"
+    frozen = pickle.loads(content, buffers=[memoryview(bytes(b.raw())) for b in buffers])
+    assert frozen.fingerprint() == task.fingerprint()
+    assert frozen.measure(model) == task.measure(model)
+    twin = copy.deepcopy(model)
+    task.fine_tune(model, epochs=1, seed=0)
+    frozen.fine_tune(twin, epochs=1, seed=0)
+    assert _equal(_state(model), _state(twin))
+    assert not recwarn.list
+
+
+def test_the_fingerprint_is_lasting(pair: tuple[Task, nn.Module]) -> None:
+    assert pair[0].fingerprint() == EXAMPLES[type(pair[0])]()[0].fingerprint()
+
+
+@pytest.mark.parametrize(("name", "direction"), [("top 1", "max"), ("", "max"), ("accuracy", "up")])
+def test_a_metric_that_makes_no_sense_is_refused(name: str, direction: str) -> None:
+    with pytest.raises(InvalidArgument):
+        Metric(name, direction)  # pyright: ignore[reportArgumentType]
