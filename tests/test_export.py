@@ -97,10 +97,9 @@ class Tied(nn.Module):
 def test_shared_tensors_are_stored_once_and_come_back(tmp_path):
     configuration = Configuration({"middle": ("svd", (2,))})
     host = Tied()
-    model = build(Spectra(host, find_sites(host, {"tokens": torch.zeros(1, 4, dtype=torch.long), "scale": 2.0}, include="middle")), configuration)
-    folder = export.save(
-        model, tmp_path / "tied", manifest=manifest(configuration), example={"tokens": torch.zeros(1, 4, dtype=torch.long), "scale": 2.0}
-    )
+    example = {"tokens": torch.zeros(1, 4, dtype=torch.long), "scale": 2.0}
+    model = build(Spectra(host, find_sites(host, example, include="middle")), configuration)
+    folder = export.save(model, tmp_path / "tied", manifest=manifest(configuration), example=example)
     assert len({"embed.weight", "head.weight"} & set(load_file(folder / "model.safetensors"))) == 1
     loaded = export.load(folder, Tied())
     tokens = torch.randint(0, 11, (3, 4))

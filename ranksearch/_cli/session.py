@@ -1,0 +1,36 @@
+"""What a command has come to, for the case that it is interrupted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Session:
+    """Changed as the command goes on; the only mutable state of the command line."""
+
+    searching: bool = False
+    store: str | None = None
+    counted: int | None = None  # evaluations in the store, as last heard
+    interrupted: bool = False
+
+    def check(self) -> None:
+        """Raise the KeyboardInterrupt that came at a moment when Python could not pass it on (in a destructor)."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    @property
+    def stored(self) -> int:
+        """How many evaluations are stored."""
+        if self.counted is not None:
+            return self.counted
+        if self.store is None:
+            return 0
+        from ranksearch.errors import RanksearchError
+        from ranksearch.store import Store
+
+        try:
+            with Store.open(self.store, create=False) as store:
+                return store.count()
+        except RanksearchError:  # none there yet
+            return 0
