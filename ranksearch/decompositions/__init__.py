@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ranksearch.decompositions._base import AnyDecomposition, Decomposition, Errors, Moments, Rank, cheaper
+from ranksearch.decompositions.cp import CP
 from ranksearch.decompositions.dense import Dense
 from ranksearch.decompositions.spatial import Spatial
 from ranksearch.decompositions.svd import SVD
@@ -14,6 +15,7 @@ DECOMPOSITIONS: tuple[AnyDecomposition, ...] = (
     Spatial(first="width"),
     Spatial(first="height"),
     Tucker2(),
+    CP(),
 )
 
 __all__ = ["DECOMPOSITIONS", "AnyDecomposition", "Decomposition", "Errors", "Moments", "Rank", "cheaper"]

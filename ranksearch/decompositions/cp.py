@@ -1,0 +1,255 @@
+"""CP, a sum of r rank-one kernels (Lebedev et al. 2015): 1 x 1 to r channels, kh x 1 and 1 x kw depthwise, 1 x 1.
+
+Alternating least squares (`tensorly.decomposition.parafac`) on a geometric grid of ranks. Every rank starts from the
+factors of the one before, plus the leading components of what they leave over; the error is measured."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorly
+import torch
+from tensorly.cp_tensor import CPTensor
+from tensorly.decomposition import parafac
+from torch import Tensor, nn
+
+from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions._chain import Link, chain_costs, chain_module
+from ranksearch.decompositions._metric import channel_moment, refine, refit_output, residual_energy
+from ranksearch.decompositions._spectrum import is_weight_metric, whitener
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site
+
+SWEEPS = 15  # of alternating least squares per rank
+WORK = 1e10  # multiply-adds per rank; fewer sweeps on larger weights, never under 3
+RIDGES = (1e-8, 1e-2)  # penalty on the squared factors, per component of a weight of norm 1: rounding; then one that tames
+NORM_LIMIT = 10.0  # a component may be so many times larger than the whole weight
+COSINE_LIMIT = -0.98  # two components this opposed cancel each other: a degenerate, diverging pair
+
+
+@dataclass(frozen=True)
+class CPState:
+    """Sound factors per rank of the grid, and their measured errors."""
+
+    ranks: np.ndarray  # int64, shape: (n_ranks, 1)
+    factors: tuple[tuple[Tensor, ...], ...]  # per rank: (c_out, r), (c_in, r), one (k, r) per kernel side above 1
+    frobenius: np.ndarray  # shape: (n_ranks,)
+    norm: float
+    refused: tuple[int, ...]  # ranks whose components diverged
+
+
+class CP(Decomposition[CPState]):
+    """Rank (r,) on a geometric grid: up to the rank that costs what the dense layer does, and to ``max_rank``."""
+
+    name = "cp"
+    nested = False
+    exact = False
+
+    def __init__(self, *, max_rank: int = 512) -> None:
+        self.max_rank = max_rank
+
+    def undefined(self, site: Site) -> str | None:
+        if site.kind not in ("conv2d", "conv1d"):
+            return "needs a kernel: for a matrix it equals svd"
+        if site.kernel == (1, 1):
+            return "a 1 x 1 kernel is a matrix: it equals svd"
+        if site.groups > 1:
+            return f"groups={site.groups}: the 1 x 1 convolutions of a grouped CP are not provided"
+        return None
+
+    def ranks(self, site: Site) -> np.ndarray:
+        sides = [site.c_out, site.c_in, *_sides(site)]
+        numel = math.prod(sides)
+        top = max(1, min(self.max_rank, numel // sum(sides), numel // max(sides)))
+        return np.array(_grid(top), dtype=np.int64)[:, None]
+
+    def _links(self, site: Site, rank: Any) -> list[Link]:
+        links = [Link(site.c_in, rank)]
+        if len(_sides(site)) == 2:
+            links += [Link(rank, rank, (True, False), rank), Link(rank, rank, (False, True), rank)]
+        else:
+            links += [Link(rank, rank, (True, True), rank)]
+        return [*links, Link(rank, site.c_out)]
+
+    def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
+
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> CPState:
+        dense = weight.double()
+        grid = [int(r) for r in self.ranks(site)[:, 0]]
+        sides = (site.c_out, site.c_in, *_sides(site))
+        if is_weight_metric(moments) or moments is None:
+            sound, refused = _ladder(dense.reshape(sides), grid)
+            norm = float(dense.norm())
+        else:
+            # whitened by what acts on the channels alone, so that rank-one kernels stay rank-one; then refined
+            root_out, unroot_out = whitener(moments.output, site.c_out, dense[None])
+            root_in, unroot_in = whitener(channel_moment(moments, site.c_in), site.c_in, dense[None])
+            white = torch.einsum("po,oihw,iq->pqhw", root_out[0], dense, root_in[0])
+            sound, refused = _ladder(white.reshape(sides), grid)
+            for rank, (out, into, *kernel) in sound.items():
+                sound[rank] = _weighted((unroot_out[0] @ out, unroot_in[0] @ into, *kernel), dense, moments)
+            norm = residual_energy(dense[None], moments) ** 0.5
+        metric = moments or Moments()
+        ranks = sorted(sound)
+        energies = [residual_energy((dense - _compose(sound[r]).reshape(dense.shape))[None], metric) for r in ranks]
+        frobenius = np.sqrt(np.array(energies)) / norm if norm > 0 else np.zeros(len(ranks))
+        return CPState(
+            np.array(ranks, dtype=np.int64)[:, None], tuple(sound[r] for r in ranks), frobenius, norm, tuple(refused)
+        )  # fmt: skip
+
+    def errors(self, state: CPState) -> Errors:
+        nothing = np.full(len(state.ranks), np.nan)  # a CP truncates no folding
+        return Errors(state.ranks, state.frobenius, nothing, state.norm, frobenius_is="measured", operator_is="measured")
+
+    def factors(self, state: CPState, rank: Rank) -> tuple[Tensor, ...]:
+        position = np.flatnonzero(state.ranks[:, 0] == rank[0])
+        if not len(position):
+            why = "its components diverged" if rank[0] in state.refused else "not on the grid"
+            raise InvalidArgument(f"rank={rank} of cp: {why}; ranks are {state.ranks[:, 0].tolist()}")
+        return state.factors[int(position[0])]
+
+    def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
+        return _compose(factors).reshape(site.shape)
+
+    def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
+        out, into, *kernel = factors
+        rank = out.shape[1]
+        weights = [into.mT[:, :, None, None]]
+        if len(kernel) == 2:
+            weights += [kernel[0].mT[:, None, :, None], kernel[1].mT[:, None, None, :]]
+        else:
+            weights += [kernel[0].mT.reshape(rank, 1, *site.kernel)]
+        return chain_module(site, self._links(site, rank), [*weights, out[:, :, None, None]], bias)
+
+
+def _sides(site: Site) -> list[int]:
+    return [k for k in site.kernel if k > 1]
+
+
+def _grid(top: int) -> list[int]:
+    """Powers of sqrt(2) up to ``top``, to multiples that kernels on hardware like, and ``top`` itself."""
+    grid = {top}
+    value = 1.0
+    while value < top:
+        unit = 8 if value >= 32 else 4 if value >= 16 else 2 if value >= 8 else 1
+        grid.add(min(top, max(1, unit * round(value / unit))))
+        value *= math.sqrt(2.0)
+    return sorted(grid)
+
+
+def _compose(factors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+    """Sum of rank-one tensors, shape: (n_1, ..., n_d)."""
+    product = factors[1]
+    for factor in factors[2:]:
+        product = (product[:, None, :] * factor[None, :, :]).flatten(0, 1)
+    return (factors[0] @ product.mT).reshape([f.shape[0] for f in factors])
+
+
+def _ladder(tensor: Tensor, grid: list[int]) -> tuple[dict[int, tuple[Tensor, ...]], list[int]]:
+    """Factors of ``tensor`` for every rank of the grid, and the ranks refused."""
+    norm = float(tensor.norm())
+    if norm == 0.0:
+        return {r: tuple(tensor.new_zeros(n, r) for n in tensor.shape) for r in grid}, []
+    # a sum of r rank-one terms lives in r-dimensional subspaces of the channels: work in the leading directions of
+    # twice as many (CANDELINC, Carroll et al. 1980), which is lossless once they are all there
+    bases = [torch.linalg.eigh(m @ m.mT)[1].flip(-1) for m in (tensor.flatten(1), tensor.transpose(0, 1).flatten(1))]
+    core = torch.einsum("oi...,op,iq->pq...", tensor / norm, *bases)
+    current = [tensor.new_zeros(n, 0) for n in core.shape]
+    sound: dict[int, tuple[Tensor, ...]] = {}
+    refused: list[int] = []
+    for rank in grid:
+        kept = [min(n, 2 * rank) for n in core.shape[:2]]
+        block = core[: kept[0], : kept[1]].contiguous()
+        start = [f[: block.shape[k]] for k, f in enumerate(current)]
+        extra = _leading(block - _compose(start), rank - start[0].shape[1])
+        start = [torch.cat(pair, dim=1) for pair in zip(start, extra, strict=True)]
+        for ridge in RIDGES:
+            found = _sweep(block, start, ridge / rank)
+            if found is not None and _is_sound(found):
+                break
+        else:
+            refused.append(rank)
+            continue
+        current = [tensor.new_zeros(n, rank) for n in core.shape]
+        for full, part in zip(current, found, strict=True):
+            full[: part.shape[0]] = part
+        scale = norm ** (1.0 / len(current))
+        sound[rank] = tuple(scale * f for f in (bases[0] @ current[0], bases[1] @ current[1], *current[2:]))
+    return sound, refused
+
+
+def _sweep(block: Tensor, start: list[Tensor], ridge: float) -> list[Tensor] | None:
+    rank = start[0].shape[1]
+    sweeps = int(min(SWEEPS, max(3, WORK / (4 * block.numel() * rank))))
+    with tensorly.backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of zero columns, which _is_sound judges
+        try:
+            result = parafac(block, rank, init=CPTensor((None, [f.clone() for f in start])), n_iter_max=sweeps, tol=1e-5, l2_reg=ridge)
+        except torch.linalg.LinAlgError:
+            return None  # singular normal equations: components that coincide
+    # columns of equal norm in all modes, so that weight decay and step sizes treat the factors alike
+    factors = list(result.factors)
+    norms = torch.stack([f.norm(dim=0) for f in factors])
+    even = norms.prod(dim=0) ** (1.0 / len(factors))
+    return [f * (even / n.clamp_min(torch.finfo(n.dtype).tiny)) for f, n in zip(factors, norms, strict=True)]
+
+
+def _is_sound(factors: list[Tensor]) -> bool:
+    """No component is not finite, far larger than the whole (of norm 1), or almost cancelled by another one."""
+    if not all(bool(f.isfinite().all()) for f in factors):
+        return False
+    norms = torch.stack([f.norm(dim=0) for f in factors]).prod(dim=0)
+    if float(norms.max()) > NORM_LIMIT:
+        return False
+    cosines = torch.ones(len(norms), len(norms), dtype=norms.dtype, device=norms.device)
+    for factor in factors:
+        unit = factor / factor.norm(dim=0).clamp_min(1e-300)
+        cosines = cosines * (unit.mT @ unit)
+    large = norms > 0.5  # small opposed pairs are not diverging
+    return not bool(((cosines < COSINE_LIMIT) & large[:, None] & large[None, :]).any())
+
+
+def _leading(tensor: Tensor, count: int) -> list[Tensor]:
+    """``count`` mutually orthogonal rank-one terms of ``tensor``, the largest of a cascade of SVDs: adding them
+    lowers the squared error by the sum of their squared norms."""
+    if tensor.ndim == 1:
+        raise ValueError("a vector has no rank-one terms to choose from")
+    left, scale, right = torch.linalg.svd(tensor.flatten(1), full_matrices=False)
+    factors = [left]
+    shape = tensor.shape[1:]
+    while len(shape) > 1:
+        inner = right.reshape(-1, shape[0], math.prod(shape[1:]))
+        u, s, v = torch.linalg.svd(inner, full_matrices=False)
+        width = s.shape[1]
+        factors = [f.repeat_interleave(width, dim=1) for f in factors]
+        factors.append(u.permute(1, 0, 2).flatten(1))
+        scale = (scale[:, None] * s).flatten()
+        right = v.flatten(0, 1)
+        best = torch.argsort(scale, descending=True, stable=True)[: max(count, 1)]
+        factors, scale, right = [f[:, best] for f in factors], scale[best], right[best]
+        shape = shape[1:]
+    factors.append(right.mT)
+    if len(scale) < count:  # fewer terms than asked: the rest are zero, and least squares may use them
+        factors = [torch.cat([f, f.new_zeros(f.shape[0], count - len(scale))], dim=1) for f in factors]
+        scale = torch.cat([scale, scale.new_zeros(count - len(scale))])
+    root = scale[:count] ** (1.0 / len(factors))
+    return [f[:, :count] * root for f in factors]
+
+
+def _weighted(factors: tuple[Tensor, ...], dense: Tensor, moments: Moments) -> tuple[Tensor, ...]:
+    """A few alternating weighted least-squares sweeps; the first step, of the output factor, is in closed form."""
+    rank = factors[0].shape[1]
+    rows = _compose((torch.eye(rank, dtype=dense.dtype, device=dense.device), *factors[1:])).flatten(1)
+    fitted = (refit_output(dense.flatten(1), rows, moments), *factors[1:])
+
+    def compose(parts: Any) -> Tensor:
+        return _compose(tuple(parts)).reshape(1, *dense.shape)
+
+    before, after = (residual_energy(dense[None] - compose(f), moments) for f in (factors, fitted))
+    best = fitted if after <= before else factors
+    return refine(compose, best, dense[None], moments)

@@ -1,0 +1,129 @@
+"""CP: exact recovery, refusal of diverging components, the metric, and the chain that is built."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorly
+import torch
+from torch import nn
+
+from ranksearch.decompositions import Moments
+from ranksearch.decompositions import cp as module
+from ranksearch.decompositions.cp import CP
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site, find_sites
+
+
+def site(c_out: int = 12, c_in: int = 8, kernel: tuple[int, int] = (3, 3), groups: int = 1) -> Site:
+    return Site("layer", "conv2d", c_out, c_in, kernel, padding=(1, 1), groups=groups)
+
+
+def kruskal(where: Site, rank: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    factors = [torch.randn(n, rank, generator=generator, dtype=torch.float64) for n in where.shape]
+    return torch.einsum("or,ir,hr,wr->oihw", *factors)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_a_noiseless_kernel_is_found_at_its_rank(rank: int) -> None:
+    where = site()
+    cp = CP()
+    errors = cp.errors(cp.prepare(where, kruskal(where, rank)))
+    found = dict(zip(errors.ranks[:, 0].tolist(), errors.frobenius.tolist(), strict=True))
+    assert found[rank] < 0.05
+    assert all(error > 0.05 for r, error in found.items() if r < rank)
+
+
+def test_more_components_never_hurt_much_and_the_grid_ends_below_dense() -> None:
+    where = site(16, 16)
+    cp = CP()
+    weight = torch.randn(where.shape, dtype=torch.float64)
+    errors = cp.errors(cp.prepare(where, weight))
+    assert (np.diff(errors.frobenius) < 1e-3).all()  # every rank starts from the one before
+    assert errors.frobenius_is == "measured" and np.isnan(errors.operator).all()
+    params, _ = cp.costs(where, errors.ranks)
+    assert params[-1] <= where.cost.params
+    assert errors.ranks[-1, 0] == 16 * 16 * 9 // (16 + 16 + 3 + 3)
+
+
+def test_diverging_components_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """a b z + a y c + x b c has rank 3 and is a limit of rank-2 kernels whose two components grow without bound
+    (de Silva and Lim 2008)."""
+    where = Site("layer", "conv1d", 6, 6, (1, 6))
+    (a, x), (b, y), (c, z) = torch.randn(3, 2, 6, dtype=torch.float64)
+    weight = sum(torch.einsum("o,i,k->oik", *t) for t in ((a, b, z), (a, y, c), (x, b, c)))
+    monkeypatch.setattr(module, "SWEEPS", 3000)
+    monkeypatch.setattr(module, "NORM_LIMIT", 3.0)
+    monkeypatch.setattr(module, "RIDGES", (1e-12,))
+    original = module.parafac
+    monkeypatch.setattr(module, "parafac", lambda *args, **kwargs: original(*args, **(kwargs | {"tol": 0})))
+    monkeypatch.setattr(module, "_grid", lambda top: [1, 2])
+    cp = CP()
+    state = cp.prepare(where, weight.reshape(where.shape))
+    assert state.refused == (2,)
+    assert cp.errors(state).ranks.tolist() == [[1]]
+    with pytest.raises(InvalidArgument, match="diverged"):
+        cp.factors(state, (2,))
+
+
+def test_soundness() -> None:
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.nn.functional.normalize(torch.randn(5, 3, generator=generator, dtype=torch.float64), dim=0) for _ in range(4)]
+    assert module._is_sound(factors)
+    opposed = [f.clone() for f in factors]
+    for f in opposed:
+        f[:, 1] = f[:, 0]
+    opposed[0][:, 1] *= -1
+    assert not module._is_sound(opposed)
+    assert not module._is_sound([100 * factors[0], *factors[1:]])
+    assert not module._is_sound([factors[0] * float("nan"), *factors[1:]])
+
+
+def test_the_metric_is_what_is_minimised() -> None:
+    where = site(6, 5)
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(where.shape, generator=generator, dtype=torch.float64)
+    x = torch.randn(200, 45, generator=generator, dtype=torch.float64) * torch.logspace(0, -1.5, 45, dtype=torch.float64)
+    y = torch.randn(50, 6, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, 6, dtype=torch.float64)
+    moments = Moments((x.mT @ x)[None] / 200, (y.mT @ y)[None] / 50)
+    cp = CP()
+    weighted, plain = cp.prepare(where, weight, moments), cp.prepare(where, weight)
+    errors = cp.errors(weighted)
+    assert moments.input is not None and moments.output is not None
+
+    def relative(state, rank) -> float:
+        residual = (weight - cp.reconstruct(where, state, rank)).flatten(1)
+        return float((residual * (moments.output[0] @ residual @ moments.input[0])).sum()) ** 0.5 / errors.norm
+
+    for row, error in zip(errors.ranks, errors.frobenius, strict=True):
+        rank = tuple(row.tolist())
+        assert relative(weighted, rank) == pytest.approx(error, rel=1e-6, abs=1e-9)
+        assert relative(weighted, rank) <= relative(plain, rank) + 1e-9
+
+
+def test_built_of_four_plain_convolutions() -> None:
+    layer = nn.Conv2d(6, 8, (3, 5), stride=(2, 1), padding=(1, 2))
+    where = find_sites(nn.Sequential(layer), torch.randn(1, 6, 9, 9)).sites[0]
+    cp = CP()
+    built = cp.module(where, cp.factors(cp.prepare(where, layer.weight.detach()), (4,)), layer.bias)
+    assert isinstance(built, nn.Sequential)
+    convolutions = [m for m in built if isinstance(m, nn.Conv2d)]
+    assert [m.kernel_size for m in convolutions] == [(1, 1), (3, 1), (1, 5), (1, 1)] and len(built) == 4
+    assert [m.groups for m in convolutions] == [1, 4, 4, 1]
+    assert sum(m.weight.numel() for m in convolutions) == 4 * (6 + 3 + 5 + 8)
+
+
+def test_the_users_tensorly_backend_is_left_alone() -> None:
+    before = tensorly.get_backend()
+    where = site(4, 4)
+    CP().prepare(where, torch.randn(where.shape))
+    assert tensorly.get_backend() == before
+
+
+def test_undefined_says_why() -> None:
+    cp = CP()
+    assert "svd" in (cp.undefined(site(kernel=(1, 1))) or "")
+    assert "groups" in (cp.undefined(site(groups=2)) or "")
+    assert "svd" in (cp.undefined(Site("l", "linear", 8, 8)) or "")
+    assert cp.undefined(site()) is None
