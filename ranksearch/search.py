@@ -14,9 +14,9 @@ from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.proxies import PROXIES
 from ranksearch.runners import WAIT, Wait
 from ranksearch.samplers import Sampler
-from ranksearch.space import Configuration, CostName, SearchSpace
+from ranksearch.space import COSTS, Configuration, CostName, SearchSpace
 
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the dense cost: where the search starts
+SHARES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of the dense cost: where the search starts
 PATIENCE = 200  # duplicates in a row before the space is searched for something new
 
 
@@ -29,21 +29,21 @@ class Start:
 
 
 def exact_starts(space: SearchSpace, limits: Mapping[CostName, int], shares: Sequence[float] = SHARES) -> list[Start]:
-    """The exact optimum of every proxy at several shares of the dense network's MACs and params, within ``limits``;
-    distinct ones, the proxies and costs taking turns, so that the first few already span the front."""
+    """The exact optimum of every proxy at several shares of the dense network's MACs and params, within ``limits``:
+    distinct ones, proxy by proxy, so that the first few already span the front. Shares that the space cannot reach are
+    left out."""
     starts: list[Start] = []
     seen: set[bytes] = set()
-    for share in shares:
-        for proxy in PROXIES:
-            table = proxy.table(space)
-            allocator = next(a for a in ALLOCATORS if a.name == ("additive" if table.reduction == "sum" else "minimax"))
-            for cost in ("macs", "params"):
-                budgets: dict[CostName, float] = dict(limits)
-                budgets[cost] = min(budgets.get(cost, np.inf), space.limit(cost, share))
+    for proxy in PROXIES:
+        table = proxy.table(space)
+        allocator = next(a for a in ALLOCATORS if a.name == ("additive" if table.reduction == "sum" else "minimax"))
+        for cost in COSTS:
+            for share in shares:
+                limit = min(limits.get(cost, space.limit(cost, 1.0)), space.limit(cost, share))
                 try:
-                    allocation = allocator.allocate(Problem(space, table, budgets))
+                    allocation = allocator.allocate(Problem(space, table, {**limits, cost: limit}))
                 except InfeasibleBudget:
-                    continue  # this share is below what the space can reach; the caller has checked the limits
+                    break  # smaller shares are infeasible too
                 if (key := allocation.indices.tobytes()) not in seen:
                     seen.add(key)
                     starts.append(Start(allocation.indices, f"{allocator.name}:{proxy.name}:{cost}<={share:g}"))
@@ -68,7 +68,9 @@ class Search:
     _queue: list[tuple[np.ndarray, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        first = [(self.space.dense, "dense")] + [(start.indices, start.origin) for start in self.starts]
+        # half of the evaluations at most go to the exact fronts, the rest to the sampler that learns from them
+        starts = self.starts[: self.trials // 2]
+        first = [(self.space.dense, "dense"), *((start.indices, start.origin) for start in starts)]
         self._queue = [(indices, origin) for indices, origin in first if self.space.configuration(indices).id not in self.known]
         self._rng = np.random.default_rng(self.seed)
 

@@ -63,6 +63,10 @@ class Spectra:
         self._states: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
         self._profiles: dict[tuple[str, str], Profile] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What can be computed again does not travel to workers."""
+        return self.__dict__ | {"_states": OrderedDict(), "_profiles": {}}
+
     def decomposition(self, name: str) -> AnyDecomposition:
         """The decomposition of that name, if it is among those of this study."""
         if name not in self.decompositions:

@@ -1,0 +1,175 @@
+"""A study from end to end with the local runner, on a small real problem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.errors import InfeasibleBudget, InvalidArgument, StoreError
+from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
+from ranksearch.search import exact_starts
+from ranksearch.space import DENSE
+from ranksearch.study import Finished, Planned, Study
+from ranksearch.tasks import Classification
+
+
+def make(scale: float = 1.0, **changes) -> Study:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(160, 3, 6, 6, generator=generator)
+    y = (x.mean(dim=(1, 2, 3)) > 0).long()
+    task = Classification(train=(x[:96], y[:96]), validation=(x[96:], y[96:]), batch_size=32, learning_rate=0.05)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2))
+    with torch.no_grad():
+        net[0].weight.mul_(scale)
+    return Study("small", model=net, task=task, fidelity=Fidelity(epochs=1, recalibration=1), **changes)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "small.db")
+
+
+def _run(study: Study, store: str, **options) -> list:
+    study.attach(store)
+    events: list = []
+    study.run(runner="local", on_event=events.append, **options)
+    return events
+
+
+def test_search_fills_the_store_and_goes_on_where_it_stopped(store: str) -> None:
+    study = make()
+    events = _run(study, store, trials=12)
+    assert sum(isinstance(e, Finished) for e in events) == 12
+    first = study.evaluations()
+    assert len(first) == 12 and first["id"].is_unique and (first["status"] == "done").all()
+    assert first["id"].iloc[0] == DENSE.id
+    again = make()
+    assert not any(isinstance(e, Finished) for e in _run(again, store, trials=12))
+    more = _run(make(), store, trials=16)
+    assert sum(isinstance(e, Finished) for e in more) == 4 and Planned(16, 12) in more
+    assert len(make_attached(store).evaluations()) == 16
+
+
+def make_attached(store: str) -> Study:
+    study = make()
+    study.attach(store)
+    return study
+
+
+def test_interrupted_search_keeps_everything_finished(store: str) -> None:
+    study = make()
+    study.attach(store)
+
+    def stop(event) -> None:
+        if isinstance(event, Finished) and event.done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(runner="local", trials=12, on_event=stop)
+    assert len(study.evaluations()) == 5
+    assert sum(isinstance(e, Finished) for e in _run(make(), store, trials=12)) == 7
+
+
+def test_front_best_and_build(store: str) -> None:
+    study = make()
+    _run(study, store, trials=20)
+    front = study.front()
+    assert front["is_dense"].sum() == 1 and front["macs"].is_monotonic_increasing
+    rows = front[front["on_front"]]
+    for _, a in rows.iterrows():
+        assert not any(
+            b["accuracy"] >= a["accuracy"] and b["macs"] <= a["macs"] and b["params"] <= a["params"]
+            and (b["accuracy"], b["macs"], b["params"]) != (a["accuracy"], a["macs"], a["params"])
+            for _, b in rows.iterrows()
+        )  # fmt: skip
+    best = study.best("macs <= 0.6")
+    assert best["macs_rel"] <= 0.6
+    network = study.build(best["id"])
+    assert sum(p.numel() for p in network.parameters()) == best["params"]
+    assert study.task.measure(network)["accuracy"] == pytest.approx(best["accuracy"])
+    with pytest.raises(InvalidArgument, match="no evaluated network"):
+        study.best("macs < 1")  # relative: at most the dense network's, which the next line makes impossible
+        study.best("accuracy > 2")
+
+
+def test_constraints_are_never_broken(store: str) -> None:
+    study = make()
+    _run(study, store, trials=15, constraints=["macs <= 0.5 and params <= 0.7"])
+    frame = study.evaluations()
+    candidates = frame[frame["id"] != DENSE.id]
+    assert len(candidates) == 14
+    assert (candidates["macs"] <= 0.5 * study.baseline.macs).all() and (candidates["params"] <= 0.7 * study.baseline.params).all()
+
+
+def test_infeasible_constraint_names_the_smallest_value_and_leaves_no_store(store: str) -> None:
+    study = make()
+    with pytest.raises(InfeasibleBudget, match=f"{study.space.smallest('macs'):,}"):
+        _run(study, store, constraints=["macs <= 0.001"])
+    assert not Path(store).exists()
+
+
+def test_bad_arguments_are_refused_before_any_work(store: str) -> None:
+    with pytest.raises(InvalidArgument, match="accuracy, loss"):
+        make(objectives=("f1", "macs"))
+    for bad in ({"trials": 0}, {"sampler": "magic"}, {"objectives": ["nope"]}, {"constraints": ["accuracy > 0.5"]}, {"workers": 0}):
+        with pytest.raises(InvalidArgument):
+            _run(make(), store, **bad)
+    assert not Path(store).exists()
+
+
+def test_store_of_other_weights_is_refused_and_unchanged(store: str) -> None:
+    _run(make(), store, trials=2)
+    with pytest.raises(StoreError, match="--store"):
+        _run(make(scale=2.0), store, trials=3)
+    assert len(make_attached(store).evaluations()) == 2
+
+
+def test_results_without_a_store_are_a_clear_error(store: str) -> None:
+    with pytest.raises(StoreError):
+        make_attached(store).front()
+    assert not Path(store).exists()
+
+
+def test_failed_evaluations_are_recorded_and_do_not_end_the_study(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Evaluator.__call__
+
+    def fragile(self: Evaluator, request: Request) -> Outcome:
+        if request.configuration != DENSE and int(request.configuration.id, 16) % 2:
+            return Outcome(request, "failed", error="RuntimeError: no such luck")
+        return real(self, request)
+
+    monkeypatch.setattr(Evaluator, "__call__", fragile)
+    study = make()
+    _run(study, store, trials=14)
+    frame = study.evaluations()
+    assert 0 < (frame["status"] == "failed").sum() < 14 and len(frame) == 14
+    assert set(frame.loc[frame["status"] == "failed", "error"]) == {"RuntimeError: no such luck"}
+    assert (study.front(all=True)["id"].isin(frame.loc[frame["status"] == "done", "id"])).all()
+    assert not any(isinstance(e, Finished) for e in _run(make(), store, trials=14))
+
+
+def test_a_space_smaller_than_the_trials_is_exhausted(store: str) -> None:
+    study = make()
+    study.spec = study.spec.but(include="3", max_options=4)
+    _run(study, store, trials=100)
+    assert len(study.evaluations()) == study.space.size
+
+
+def test_exact_starts_fit_their_budgets() -> None:
+    study = make()
+    starts = exact_starts(study.space, {"macs": study.space.limit("macs", 0.6)})
+    assert len({s.indices.tobytes() for s in starts}) == len(starts) > 4
+    assert all(study.space.cost(s.indices).macs <= 0.6 * study.baseline.macs for s in starts)
+
+
+def test_other_objectives_and_seeds_share_the_store(store: str) -> None:
+    study = make()
+    _run(study, store, trials=4)
+    assert not any(isinstance(e, Finished) for e in _run(make(), store, trials=4, objectives=["loss", "params"]))
+    assert sum(isinstance(e, Finished) for e in _run(make(), store, trials=2, seed=9)) == 2
+    frame = study.evaluations()
+    assert set(frame["seed"]) == {0, 9}
