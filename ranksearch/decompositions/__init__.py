@@ -7,15 +7,19 @@ from ranksearch.decompositions.cp import CP
 from ranksearch.decompositions.dense import Dense
 from ranksearch.decompositions.spatial import Spatial
 from ranksearch.decompositions.svd import SVD
+from ranksearch.decompositions.svd_in import SVDIn
+from ranksearch.decompositions.tensor_train import TensorTrain
 from ranksearch.decompositions.tucker2 import Tucker2
 
 DECOMPOSITIONS: tuple[AnyDecomposition, ...] = (
     Dense(),
     SVD(),
+    SVDIn(),
     Spatial(first="width"),
     Spatial(first="height"),
     Tucker2(),
     CP(),
+    TensorTrain(),
 )
 
 __all__ = ["DECOMPOSITIONS", "AnyDecomposition", "Decomposition", "Errors", "Moments", "Rank", "cheaper"]

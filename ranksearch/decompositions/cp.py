@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import tensorly
 import torch
+from tensorly import decomposition as tensorly_decomposition
 from tensorly.cp_tensor import CPTensor
-from tensorly.decomposition import parafac
 from torch import Tensor, nn
 
 from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
@@ -24,6 +24,8 @@ from ranksearch.decompositions._spectrum import is_weight_metric, whitener
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
+parafac: Any = tensorly_decomposition.parafac  # its annotations are narrower than what it takes
+backend: Any = tensorly
 SWEEPS = 15  # of alternating least squares per rank
 WORK = 1e10  # multiply-adds per rank; fewer sweeps on larger weights, never under 3
 RIDGES = (1e-8, 1e-2)  # penalty on the squared factors, per component of a weight of norm 1: rounding; then one that tames
@@ -186,11 +188,11 @@ def _ladder(tensor: Tensor, grid: list[int]) -> tuple[dict[int, tuple[Tensor, ..
 def _sweep(block: Tensor, start: list[Tensor], ridge: float) -> list[Tensor] | None:
     rank = start[0].shape[1]
     sweeps = int(min(SWEEPS, max(3, WORK / (4 * block.numel() * rank))))
-    with tensorly.backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
+    with backend.backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of zero columns, which _is_sound judges
         try:
             result = parafac(block, rank, init=CPTensor((None, [f.clone() for f in start])), n_iter_max=sweeps, tol=1e-5, l2_reg=ridge)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
             return None  # singular normal equations: components that coincide
     # columns of equal norm in all modes, so that weight decay and step sizes treat the factors alike
     factors = list(result.factors)
