@@ -18,7 +18,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranksearch._statistics_math import chunks, gradients, gram, images, kronecker, ledoit_wolf, lower, symmetrize, to_patch_order
+from ranksearch._statistics_math import (
+    chunks,
+    displaced,
+    displaced_gram,
+    gradients,
+    gram,
+    images,
+    kronecker,
+    ledoit_wolf,
+    lower,
+    pad,
+    symmetrize,
+    to_patch_order,
+)
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, Sites, run
@@ -263,7 +276,12 @@ class _Collector:
             self.counts += torch.bincount(indices, minlength=site.c_in).to(self.counts)
             self.rows += indices.numel()
             return
-        for part in chunks(site, images(site, value), self.limit):
+        value = images(site, value)
+        if self.input is not None and displaced(site, value.shape[2], value.shape[3]):
+            for part in value.split(max(1, self.limit // (4 * value[0].numel()))):
+                self._observe_displaced(part)
+            return
+        for part in chunks(site, value, self.limit):
             matrix = lower(site, part).flatten(2)  # (g, taps * c, n)
             self.rows += matrix.shape[2]
             self.mean += matrix.sum(dim=2).to(self.mean)
@@ -278,6 +296,19 @@ class _Collector:
                 self.channel += (over_taps @ over_taps.mT).to(self.channel)
                 over_channels = blocks.flatten(2)
                 self.tap += (over_channels @ over_channels.mT).to(self.tap)
+
+    def _observe_displaced(self, value: Tensor) -> None:
+        """The same sums as from lowered rows, without lowering."""
+        site = self.site
+        assert self.input is not None
+        self.input = self.input.to(value.device)
+        self.rows += displaced_gram(site, value, self.input)
+        padded = pad(site, value)
+        windows = lower(site, padded.sum(dim=0, keepdim=True), padded=True)
+        self.mean += windows.sum(dim=(2, 3)).to(self.mean)
+        norms = padded.unflatten(1, (site.groups, -1)).square().sum(dim=2).flatten(0, 1).unsqueeze(1)
+        boxes = F.conv2d(norms, norms.new_ones(1, 1, *site.kernel), dilation=site.dilation)
+        self.fourth += boxes.double().square().sum(dim=(1, 2, 3)).reshape(-1, site.groups).sum(dim=0).to(self.fourth)
 
     def observe_gradient(self, gradient: Tensor, value: Tensor) -> None:
         site = self.site

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ranksearch._statistics_math import kronecker, ledoit_wolf
+from ranksearch._statistics_math import images, kronecker, ledoit_wolf, lower, to_patch_order
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import find_sites
 from ranksearch.statistics import LARGEST, accumulator_bytes, collect
@@ -77,6 +77,13 @@ CASES = {
     "dilated": (lambda: nn.Conv2d(3, 4, 3, dilation=2, padding=2, bias=False), (3, 6, 6), 1),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 5, 5), 1),
     "reflected": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 5, 5), 1),
+    "five": (lambda: nn.Conv2d(2, 3, 5, padding=2), (2, 9, 8), 1),
+    "even": (lambda: nn.Conv2d(2, 3, (2, 4), padding=(0, 1)), (2, 6, 9), 1),
+    "unpadded": (lambda: nn.Conv2d(2, 3, 3), (2, 6, 6), 1),
+    "reflected_wide": (lambda: nn.Conv2d(4, 4, 3, padding=2, groups=2, padding_mode="reflect"), (4, 7, 6), 1),
+    "dilated_wide": (lambda: nn.Conv2d(3, 4, 3, dilation=2, padding=1, bias=False), (3, 10, 9), 1),
+    "over_padded": (lambda: nn.Conv2d(3, 4, 3, padding=3), (3, 6, 5), 1),
+    "conv1d_unit": (lambda: nn.Conv1d(3, 4, 3, padding=1), (3, 9), 1),
     "conv1d": (lambda: nn.Conv1d(3, 4, 3, padding=1, stride=2), (3, 9), 1),
     "linear": (lambda: nn.Linear(5, 4), (5,), 1),
     "tokens": (lambda: nn.Linear(5, 4), (6, 5), 1),
@@ -101,6 +108,17 @@ def test_equals_the_dense_oracle(case, diagonal):
     a, g, squares = oracle(model, x, y)
     torch.testing.assert_close(statistics.input_moment("layer", shrink=False), a, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(statistics.output_moment("layer", shrink=False), g, rtol=1e-4, atol=1e-7)
+    s = statistics.of["layer"]
+    # every patch once more, one by one: the mean and the fourth moment
+    with torch.no_grad():
+        seen = []
+        handle = model.layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        model(x)
+        handle.remove()
+    rows = torch.cat([lower(sites["layer"], images(sites["layer"], value)).flatten(2) for value in seen], dim=2).double()
+    torch.testing.assert_close(s.mean, to_patch_order(sites["layer"], rows.sum(2), (1,)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(s.fourth, rows.square().sum(1).square().sum(1), rtol=1e-4, atol=1e-4)
+    assert s.rows == rows.shape[2] and s.examples == 7
     found = statistics.of["layer"].fisher_diagonal
     if diagonal:
         weight = found.reshape(squares.shape) if case != "conv1d" else found.squeeze(2)
