@@ -89,17 +89,29 @@ def split_groups(site: Site, weight: Tensor) -> Tensor:
 
 
 def whitener(moment: Tensor | None, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric square root of a second moment and its inverse, each (groups, size, size).
-
-    Directions that the moment does not see would make the inverse unbounded: eigenvalues below ``FLOOR`` times
-    the largest are raised to it, which shrinks the metric towards the identity there, by at most that much."""
+    """Symmetric square root of a second moment (shrunk, see `shrunk`) and its inverse, each (groups, size, size)."""
     if moment is None:
         eye = torch.eye(size, dtype=torch.float64, device=like.device).expand(like.shape[0], size, size)
         return eye, eye
-    values, vectors = torch.linalg.eigh(moment.to(like.device, torch.float64))
-    top = values[:, -1:].clamp_min(torch.finfo(torch.float64).tiny)
-    root = torch.maximum(values, top * FLOOR).sqrt()
+    values, vectors = torch.linalg.eigh(shrunk(moment, like))
+    root = values.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     return (vectors * root[:, None, :]) @ vectors.mT, (vectors / root[:, None, :]) @ vectors.mT
+
+
+def half(moment: Tensor, like: Tensor) -> Tensor:
+    """Lower triangular C with C C^T = the shrunk moment: |R|^2 = tr(G R A R^T) is |C_G^T R C_A|^2. A third of the price
+    of a symmetric root, and the inverse is a triangular solve."""
+    return torch.linalg.cholesky(shrunk(moment, like))
+
+
+def shrunk(moment: Tensor, like: Tensor) -> Tensor:
+    """The moment as it is used wherever it has to be inverted: float64, plus ``FLOOR`` times (a bound on) its largest
+    eigenvalue times the identity, shape (groups, size, size). Directions that calibration data never showed would
+    otherwise be free. This is the only shrinkage here; a statistical one is up to whoever made the moment."""
+    moment = moment.to(like.device, torch.float64)
+    top = moment.abs().sum(dim=-1).amax(dim=-1)  # the largest row sum, at most sqrt(size) times the eigenvalue
+    floor = torch.where(top > 0, FLOOR * top, torch.ones_like(top))
+    return moment + floor[:, None, None] * torch.eye(moment.shape[-1], dtype=torch.float64, device=like.device)
 
 
 FLOOR = 1e-8

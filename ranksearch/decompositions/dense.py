@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
 from ranksearch.decompositions._chain import Link, chain_costs, chain_module
+from ranksearch.decompositions._metric import residual_energy
+from ranksearch.decompositions._spectrum import split_groups
 from ranksearch.sites import Site
 
 
 @dataclass(frozen=True)
 class DenseState:
     weight: Tensor
+    norm: float  # in the metric
 
 
 class Dense(Decomposition[DenseState]):
@@ -33,11 +36,12 @@ class Dense(Decomposition[DenseState]):
         return chain_costs(site, self._links(site), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> DenseState:
-        return DenseState(weight.double())
+        weight = weight.double()
+        return DenseState(weight, residual_energy(split_groups(site, weight), moments or Moments()) ** 0.5)
 
     def errors(self, state: DenseState) -> Errors:
         zero = np.zeros(1)
-        return Errors(np.zeros((1, 0), dtype=np.int64), zero, zero, float(state.weight.norm()))
+        return Errors(np.zeros((1, 0), dtype=np.int64), zero, zero, state.norm)
 
     def factors(self, state: DenseState, rank: Rank) -> tuple[Tensor, ...]:
         return (state.weight,)

@@ -8,13 +8,15 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
+from ranksearch.decompositions import _folding
 from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
 from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._spectrum import Spectrum, spectrum, spectrum_errors, split_groups, truncate
+from ranksearch.decompositions._folding import Folded
+from ranksearch.decompositions._spectrum import split_groups
 from ranksearch.sites import Site
 
 
-class Spatial(Decomposition[Spectrum]):
+class Spatial(Decomposition[Folded]):
     """``first`` is the spatial dimension of the first convolution. "width": 1 x kw to r channels, then kh x 1, folding
     (C_out kh) x (C_in kw), named ``spatial``. "height": the transpose, kh x 1 first, named ``spatial_t``."""
 
@@ -50,16 +52,17 @@ class Spatial(Decomposition[Spectrum]):
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
 
-    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Spectrum:
-        blocks = split_groups(site, weight)  # (g, co, ci, kh, kw)
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Folded:
+        blocks = split_groups(site, weight).double()  # (g, o, i, kh, kw)
         order = (0, 1, 3, 2, 4) if self._first == 1 else (0, 1, 4, 2, 3)
-        return spectrum(blocks.permute(order).flatten(3).flatten(1, 2))  # (g, co * k_second, ci * k_first)
+        blocks = blocks.permute(order).flatten(3).contiguous()  # (g, o, k_second, i * k_first)
+        return _folding.prepare(blocks, moments, (1, 0, 2) if self._first == 1 else (2, 0, 1), site.shape[1:])
 
-    def errors(self, state: Spectrum) -> Errors:
-        return spectrum_errors(state)
+    def errors(self, state: Folded) -> Errors:
+        return _folding.errors(state)
 
-    def factors(self, state: Spectrum, rank: Rank) -> tuple[Tensor, ...]:
-        return truncate(state, rank[0])  # shapes: (g, co * k_second, r), (g, r, ci * k_first)
+    def factors(self, state: Folded, rank: Rank) -> tuple[Tensor, ...]:
+        return _folding.factors(state, rank[0])  # shapes: (g, co * k_second, r), (g, r, ci * k_first)
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors

@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
 from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._spectrum import Spectrum, spectrum, spectrum_errors, split_groups, truncate, whitener
+from ranksearch.decompositions._spectrum import Spectrum, half, spectrum, spectrum_errors, split_groups, truncate
 from ranksearch.sites import Site
 
 
 @dataclass(frozen=True)
 class SVDState:
-    """Spectrum of the whitened matrix G^1/2 W A^1/2, and the inverse roots that lead back."""
+    """Spectrum of the whitened matrix C_G^T W C_A, and the triangular halves of the moments that lead back."""
 
     spectrum: Spectrum
-    output_unroot: Tensor | None  # G^-1/2, shape: (groups, m, m); None: identity
-    input_unroot: Tensor | None  # A^-1/2, shape: (groups, n, n)
+    output_half: Tensor | None  # C_G, shape: (groups, m, m); None: identity
+    input_half: Tensor | None  # C_A, shape: (groups, n, n)
 
 
 class SVD(Decomposition[SVDState]):
@@ -48,24 +49,21 @@ class SVD(Decomposition[SVDState]):
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> SVDState:
         matrix = split_groups(site, weight).double().flatten(2)
         moments = moments or Moments()
-        output_unroot = input_unroot = None
-        if moments.output is not None:
-            root, output_unroot = whitener(moments.output, matrix.shape[1], matrix)
-            matrix = root @ matrix
-        if moments.input is not None:
-            root, input_unroot = whitener(moments.input, matrix.shape[2], matrix)
-            matrix = matrix @ root
-        return SVDState(spectrum(matrix), output_unroot, input_unroot)
+        output_half = None if moments.output is None else half(moments.output, matrix)
+        input_half = None if moments.input is None else half(moments.input, matrix)
+        matrix = matrix if output_half is None else output_half.mT @ matrix
+        matrix = matrix if input_half is None else matrix @ input_half
+        return SVDState(spectrum(matrix), output_half, input_half)
 
     def errors(self, state: SVDState) -> Errors:
         return spectrum_errors(state.spectrum)
 
     def factors(self, state: SVDState, rank: Rank) -> tuple[Tensor, ...]:
         left, right = truncate(state.spectrum, rank[0])
-        if state.output_unroot is not None:
-            left = state.output_unroot @ left
-        if state.input_unroot is not None:
-            right = right @ state.input_unroot
+        if state.output_half is not None:
+            left = torch.linalg.solve_triangular(state.output_half.mT, left, upper=True)
+        if state.input_half is not None:
+            right = torch.linalg.solve_triangular(state.input_half, right, upper=False, left=False)
         return left, right  # shapes: (groups, c_out / groups, r), (groups, r, c_in / groups * kh * kw)
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:

@@ -1,0 +1,219 @@
+"""Truncations W[o, s, c] = sum_r L[o, s, r] R[r, c] of a weight with part s of its kernel taps folded into the rows:
+``spatial`` (s = one kernel side), ``svd_in`` (s = all taps), and the input channels of ``tucker2``.
+
+In the plain weight metric, or with an output moment alone, the truncated SVD is optimal. With an input moment A the
+metric |E|^2 = sum E[o,s,c] G[o,o'] E[o',s',c'] A[s,c,s',c'] couples rows s of the folding and no closed form exists:
+R starts from the SVD whitened by A's marginals over s and c; the best L for a given R is a weighted least-squares
+problem, solved exactly and for all ranks by one Cholesky factorization; R for a given L is a linear system of
+Kronecker terms, solved by preconditioned conjugate gradients, so that no step ever raises the error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from ranksearch.decompositions._base import Errors, Moments
+from ranksearch.decompositions._spectrum import Spectrum, half, ratio, shrunk, spectrum, spectrum_errors, truncate
+
+SWEEPS = 3  # of alternating weighted least squares when factors are asked for
+STEPS = 12  # conjugate-gradient steps per sweep, at most
+ENOUGH = 1e-9  # conjugate gradients stop where a step gains less than this share of the weight's energy
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Moments in the order of a folding, shrunk so that they can be inverted."""
+
+    input: Tensor  # A, shape: (groups, s, c, s, c)
+    output_half: Tensor | None  # C_G, lower triangular, shape: (groups, o, o); None: identity
+    taps: Tensor  # marginal of A over c, shape: (groups, s, s); taps (x) channels has the trace of A
+    channels: Tensor  # marginal of A over s, shape: (groups, c, c)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A weight prepared in one folding and metric."""
+
+    weight: Tensor  # float64, shape: (groups, o, s, c)
+    spectrum: Spectrum  # of the (whitened) matrix (o s) x c
+    output_half: Tensor | None
+    metric: Metric | None  # None: no input moment, the truncated SVD is optimal
+    rows: Tensor | None  # with a metric: R of the start for all ranks, strongest first, shape: (groups, k, c)
+    energies: Tensor | None  # what each row of R adds to the energy captured, L being optimal, shape: (groups, k)
+
+
+def fold_metric(moments: Moments, weight: Tensor, order: tuple[int, ...], kernel: tuple[int, ...]) -> Metric | None:
+    """Moments for a folding; None without an input moment.
+
+    Args:
+        weight: in the folding, shape (groups, o, s, c).
+        order: permutation of patch axes (channel, kh, kw) that brings those of s to the front, then those of c.
+        kernel: (c_in / groups, kh, kw).
+    """
+    if moments.input is None:
+        return None
+    groups, _, s, c = weight.shape
+    a = shrunk(moments.input, weight).reshape(groups, *kernel, *kernel)
+    a = a.permute(0, *(1 + i for i in order), *(4 + i for i in order)).reshape(groups, s, c, s, c)
+    channels = torch.einsum("gscsd->gcd", a)
+    taps = torch.einsum("gsctc->gst", a)
+    taps = taps / taps.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
+    output_half = None if moments.output is None else half(moments.output, weight)
+    return Metric(a, output_half, taps, channels)
+
+
+def prepare(weight: Tensor, moments: Moments | None, order: tuple[int, ...], kernel: tuple[int, ...]) -> Folded:
+    """Prepare a weight, shape (groups, o, s, c), float64; arguments as `fold_metric`."""
+    moments = moments or Moments()
+    metric = fold_metric(moments, weight, order, kernel)
+    if metric is None:
+        output_half = None if moments.output is None else half(moments.output, weight)
+        matrix = weight if output_half is None else torch.einsum("gpo,gpsc->gosc", output_half, weight)
+        return Folded(weight, spectrum(matrix.flatten(1, 2)), output_half, None, None, None)
+    whitened = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
+    tap_half, channel_half = torch.linalg.cholesky(metric.taps), torch.linalg.cholesky(metric.channels)
+    whitened = torch.einsum("gts,gotc,gcd->gosd", tap_half, whitened, channel_half)
+    start = spectrum(whitened.flatten(1, 2))
+    rows = _right_vectors(start)
+    rows = solve_triangular(channel_half, rows, upper=False, left=False)
+    captured = coordinates(metric, weight, rows)[1]
+    return Folded(weight, start, metric.output_half, metric, rows, captured.square().sum(dim=(2, 3)))
+
+
+def _right_vectors(start: Spectrum) -> Tensor:
+    if not start.left:
+        return start.basis.mT
+    scale = start.energies.sqrt()
+    rows = start.basis.mT @ start.matrix
+    sound = scale > scale[:, :1] * 1e-7
+    rows = torch.where(sound[..., None], rows / torch.where(sound, scale, 1.0)[..., None], 0.0)
+    if bool(sound.all()):
+        return rows
+    # components without energy: any orthonormal completion serves, so that every rank has independent rows
+    eye = torch.eye(rows.shape[2]).to(rows).expand(len(rows), -1, -1)
+    return torch.linalg.qr(torch.cat([rows, eye], dim=1).mT)[0].mT[:, : rows.shape[1]]
+
+
+def coordinates(metric: Metric, weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The best approximation of ``weight`` from rows (x) taps, in the metric.
+
+    Returns the Cholesky factor Q of the rows' Gram matrix, shape (groups, k s, k s), ordered (k, s), and the
+    coordinates Z of the weight in the orthonormal basis that it defines, shape (groups, k, s, o): the first r of the k
+    rows capture the energy sum Z[:r]^2, and the best L for them solves Q_r^T L^T = Z[:r]. O((k s)^3)."""
+    groups, o, s, _c = weight.shape
+    k = rows.shape[1]
+    weighted = torch.einsum("gkc,gsctd->gkstd", rows, metric.input)  # B A, shape (g, k, s, t, d)
+    gram = torch.einsum("gkstd,gld->gkslt", weighted, rows).reshape(groups, k * s, k * s)
+    moment = weighted.reshape(groups, k * s, -1) @ weight.reshape(groups, o, -1).mT
+    if metric.output_half is not None:
+        moment = moment @ metric.output_half
+    factor = torch.linalg.cholesky((gram + gram.mT) / 2)
+    return factor, solve_triangular(factor, moment, upper=False).reshape(groups, k, s, o)
+
+
+def errors(state: Folded) -> Errors:
+    """Errors of all ranks. With an input moment they are those of the start with the best L: exact for it, hence a bound
+    for the refined factors; the operator norm is then bounded by the Frobenius norm, of the lowered C_out x (C_in
+    kh kw) matrix."""
+    if state.metric is None or state.energies is None:
+        return spectrum_errors(state.spectrum)
+    captured = state.energies.sum(dim=0).cpu().numpy()
+    left = np.append(np.cumsum(captured[::-1])[::-1], 0.0)
+    ranks = np.arange(1, len(captured) + 1, dtype=np.int64)[:, None]
+    return bounded(ranks, left[1:], left[0], largest(state.metric, state.weight))
+
+
+def bounded(ranks: np.ndarray, residual: np.ndarray, total: float, top: float) -> Errors:
+    """Errors from squared residuals that factors are refined below. ``top``: squared operator norm of the weight."""
+    return Errors(ranks, ratio(residual, total), ratio(residual, top), float(total) ** 0.5, "bound", "bound")
+
+
+def largest(metric: Metric, weight: Tensor) -> float:
+    """Squared operator norm of C_G^T W A W^T C_G: of the lowered weight in the metric."""
+    flat = weight.flatten(2)
+    if metric.output_half is not None:
+        flat = metric.output_half.mT @ flat
+    d = flat.shape[2]
+    return float(torch.linalg.eigvalsh(flat @ metric.input.reshape(-1, d, d) @ flat.mT).max().clamp_min(0.0))
+
+
+def factors(state: Folded, rank: int, *, sweeps: int = SWEEPS) -> tuple[Tensor, Tensor]:
+    """L of shape (groups, o s, rank) and R (groups, rank, c), of equal norms."""
+    if state.metric is None or state.rows is None:
+        left, right = truncate(state.spectrum, rank)
+        if state.output_half is not None:
+            groups, o, s, _ = state.weight.shape
+            left = solve_triangular(state.output_half.mT, left.reshape(groups, o, s * rank), upper=True).reshape(groups, o * s, rank)
+        return left, right
+    right = state.rows[:, :rank]
+    left = best_left(state.metric, state.weight, right)
+    if bool((state.weight != 0).any()):
+        for _ in range(sweeps):
+            right = better_right(state.metric, state.weight, left, right)
+            right = torch.linalg.qr(right.mT)[0].mT  # L is refitted next: only the span of R matters
+            left = best_left(state.metric, state.weight, right)
+    return even(left.flatten(1, 2), right)
+
+
+def best_left(metric: Metric, weight: Tensor, right: Tensor) -> Tensor:
+    """The L that minimises |W - L R| for a given R, shape (groups, o, s, r): weighted least squares, the same for every
+    output moment."""
+    groups, o, s, _ = weight.shape
+    r = right.shape[1]
+    factor, z = coordinates(Metric(metric.input, None, metric.taps, metric.channels), weight, right)
+    left = solve_triangular(factor.mT, z.reshape(groups, r * s, o), upper=True)
+    return left.reshape(groups, r, s, o).permute(0, 3, 2, 1)
+
+
+def better_right(metric: Metric, weight: Tensor, left: Tensor, right: Tensor, *, steps: int = STEPS) -> Tensor:
+    """An R with |W - L R| no larger than before, L given: preconditioned conjugate gradients on
+    sum_ss' (L_s^T G L_s') R A_s's = sum_s L_s^T (G W A)_s. Shapes: left (groups, o, s, r), right (groups, r, c)."""
+    whitened = left if metric.output_half is None else torch.einsum("gpo,gpsr->gosr", metric.output_half, left)
+    target = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
+    groups, o, s, c = weight.shape
+    pairs = torch.einsum("gosp,gotr->gsptr", whitened, whitened)
+
+    def system(x: Tensor) -> Tensor:
+        return torch.einsum("gsptr,gtrsc->gpc", pairs, torch.einsum("grc,gtcsd->gtrsd", x, metric.input))
+
+    goal = (target.reshape(groups, o, s * c) @ metric.input.reshape(groups, s * c, s * c)).reshape(groups, o, s, c)
+    energy = float((goal * target).sum())
+    goal = torch.einsum("gosr,gosc->grc", whitened, goal)
+    mean = torch.einsum("gst,gsptr->gpr", metric.taps, pairs)
+    ridge = mean.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(torch.finfo(torch.float64).tiny) * 1e-13
+    mean_half = torch.linalg.cholesky((mean + mean.mT) / 2 + ridge[:, None, None] * torch.eye(mean.shape[1]).to(mean))
+    channel_half = torch.linalg.cholesky(metric.channels)
+
+    def precondition(x: Tensor) -> Tensor:
+        return torch.cholesky_solve(torch.cholesky_solve(x, mean_half).mT, channel_half).mT
+
+    residual = goal - system(right)
+    step = precondition(residual)
+    size = float((residual * step).sum())
+    direction = step
+    for _ in range(steps):
+        image = system(direction)
+        curvature = float((direction * image).sum())
+        if not (curvature > 0 and size > 0):
+            break
+        right = right + (size / curvature) * direction
+        if size * size / curvature < ENOUGH * energy:
+            break
+        residual = residual - (size / curvature) * image
+        step = precondition(residual)
+        size, last = float((residual * step).sum()), size
+        direction = step + (size / last) * direction
+    return right
+
+
+def even(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with factors of equal norms, strongest component first. Shapes (groups, m, r), (groups, r, n)."""
+    q1, t1 = torch.linalg.qr(left)
+    q2, t2 = torch.linalg.qr(right.mT)
+    u, sigma, vh = torch.linalg.svd(t1 @ t2.mT)
+    root = sigma.sqrt()
+    return q1 @ (u * root[:, None, :]), (root[..., None] * vh) @ q2.mT

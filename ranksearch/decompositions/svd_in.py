@@ -1,0 +1,66 @@
+"""SVD on the input channels, (C_out kh kw) x C_in: 1 x 1 to r channels, then kh x kw (ALDS's scheme 3,
+arXiv 2107.11442)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ranksearch.decompositions import _folding
+from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions._chain import Link, chain_costs, chain_module
+from ranksearch.decompositions._folding import Folded
+from ranksearch.decompositions._spectrum import split_groups
+from ranksearch.sites import Site
+
+
+class SVDIn(Decomposition[Folded]):
+    """Of two networks with the same r, this one is cheaper than ``svd`` where C_in > C_out, or where a stride makes
+    the input larger than the output it is dearer in MACs: its 1 x 1 layer runs at the input's resolution."""
+
+    name = "svd_in"
+
+    def undefined(self, site: Site) -> str | None:
+        if site.kind not in ("conv2d", "conv1d"):
+            return "needs a kernel: for a matrix it equals svd"
+        if site.kernel == (1, 1):
+            return "a 1 x 1 kernel is a matrix: it equals svd"
+        if site.c_in == site.groups:
+            return "one input channel (per group) has no smaller rank"
+        return None
+
+    def ranks(self, site: Site) -> np.ndarray:
+        rows = site.c_out // site.groups * math.prod(site.kernel)
+        return np.arange(1, min(rows, site.shape[1]) + 1, dtype=np.int64)[:, None]
+
+    def _links(self, site: Site, rank: Any) -> list[Link]:
+        inner = rank * site.groups
+        return [Link(site.c_in, inner, groups=site.groups), Link(inner, site.c_out, (True, True), site.groups)]
+
+    def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
+
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Folded:
+        blocks = split_groups(site, weight).double().flatten(3).transpose(2, 3).contiguous()  # (g, o, kh kw, c)
+        return _folding.prepare(blocks, moments, (1, 2, 0), site.shape[1:])
+
+    def errors(self, state: Folded) -> Errors:
+        return _folding.errors(state)
+
+    def factors(self, state: Folded, rank: Rank) -> tuple[Tensor, ...]:
+        return _folding.factors(state, rank[0])  # shapes: (g, co * kh * kw, r), (g, r, ci)
+
+    def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
+        left, right = factors
+        blocks = (left @ right).reshape(site.c_out, math.prod(site.kernel), site.shape[1])
+        return blocks.transpose(1, 2).reshape(site.shape)
+
+    def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
+        left, right = factors
+        rank = left.shape[2]
+        kernel = left.reshape(site.c_out, math.prod(site.kernel), rank).transpose(1, 2)
+        weights = (right.reshape(site.groups * rank, site.shape[1], 1, 1), kernel.reshape(site.c_out, rank, *site.kernel))
+        return chain_module(site, self._links(site, rank), weights, bias)
