@@ -232,7 +232,7 @@ class Study:
                 search.report(outcome)
                 tell(Finished(outcome, len(search.known), trials))
 
-            tell(Stage(f"evaluating on {machine.name} with {machine.workers} worker{'s' if machine.workers > 1 else ''}"))
+            tell(Stage(f"evaluating with {type(machine).__name__}"))
             machine.run(Evaluator(self.spectra, self.task), search.propose, report)
 
     def _limits(self, conditions: Sequence[Condition]) -> dict[CostName, int]:

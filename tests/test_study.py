@@ -22,7 +22,8 @@ def make(scale: float = 1.0, **changes) -> Study:
     y = (x.mean(dim=(1, 2, 3)) > 0).long()
     task = Classification(train=(x[:96], y[:96]), validation=(x[96:], y[96:]), batch_size=32, learning_rate=0.05)
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2))
+    features = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    net = nn.Sequential(*features, nn.Flatten(), nn.Linear(128, 2))
     with torch.no_grad():
         net[0].weight.mul_(scale)
     return Study("small", model=net, task=task, fidelity=Fidelity(epochs=1, recalibration=1), **changes)

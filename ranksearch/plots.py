@@ -1,0 +1,60 @@
+"""Pictures of results, from the tidy frames alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ranksearch.errors import InvalidArgument, MissingDependency
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path) -> Path:
+    """Draw ``metric`` over relative MACs: every evaluation, the front, and the dense network.
+
+    Args:
+        frame: of `ranksearch.study.Study.front` with ``all=True``.
+        metric: a metric column; up is as the metric goes.
+        title: of the picture.
+        path: where to write; .png, .svg or .pdf.
+
+    Raises:
+        InvalidArgument: another file ending, or a column that the frame does not have.
+        MissingDependency: matplotlib is not installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise InvalidArgument(f"path={path.name!r}: a picture ends in one of {', '.join(FORMATS)}")
+    if metric not in frame.columns:
+        raise InvalidArgument(f"metric={metric!r} is no column; there are: {', '.join(frame.columns)}")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependency("pictures need matplotlib: pip install 'ranksearch[plot]'") from error
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    dense, front = frame[frame["is_dense"]], frame[frame["on_front"]].sort_values("macs_rel")
+    beaten = frame[~frame["on_front"] & ~frame["is_dense"]]
+    axes.scatter(100 * beaten["macs_rel"], beaten[metric], s=16, color="0.78", label="evaluated", zorder=1)
+    points = axes.scatter(
+        100 * front["macs_rel"], front[metric], c=100 * front["params_rel"], s=38, cmap="viridis", vmin=0, vmax=100,
+        edgecolor="white", linewidth=0.6, label="front", zorder=3,
+    )  # fmt: skip
+    axes.scatter(100 * dense["macs_rel"], dense[metric], marker="*", s=170, color="crimson", label="dense network", zorder=4)
+    for value in dense[metric]:
+        axes.axhline(value, color="crimson", linewidth=0.8, linestyle=":", zorder=0)
+    figure.colorbar(points, ax=axes, label="params (% of dense)")
+    axes.set(xlabel="MACs (% of dense)", ylabel=metric, title=title)
+    axes.grid(color="0.93")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    return path
