@@ -35,8 +35,9 @@ def non_dominated(values: ArrayLike, directions: Sequence[Direction]) -> np.ndar
     of vectors"; López-Ibáñez, moocore).
     """
     points = _minimised(values, directions)
-    mask = ~np.isnan(points).any(axis=1)
-    mask[mask] = _front(points[mask])
+    sound = np.flatnonzero(~np.isnan(points).any(axis=1))
+    mask = np.zeros(len(points), dtype=bool)
+    mask[sound[_front(points[sound])]] = True
     return mask
 
 

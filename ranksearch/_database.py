@@ -1,0 +1,392 @@
+"""Below the store: its tables, where a database is (a SQLite file, a server), how one is made in one piece, and the
+place of the one writer."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from ranksearch.errors import StoreError
+
+APPLICATION_ID = 0x52414E4B  # "RANK", in the header of every SQLite store: tells a store from any other database
+BEAT, LEASE = 15.0, 60.0  # seconds: a writer shows life every BEAT; after LEASE without one its place is free
+
+metadata = sa.MetaData()
+_number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite numbers rows by themselves only for INTEGER
+study_table = sa.Table(
+    "ranksearch_study", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("schema_version", sa.Integer, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("details", sa.Text, nullable=False),
+)  # fmt: skip
+configurations_table = sa.Table(
+    "ranksearch_configurations", metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("json", sa.Text, nullable=False),
+)  # fmt: skip
+evaluations_table = sa.Table(
+    "ranksearch_evaluations", metadata,
+    sa.Column("number", _number, primary_key=True, autoincrement=True),
+    sa.Column("configuration_id", sa.ForeignKey("ranksearch_configurations.id"), nullable=False),
+    sa.Column("fidelity", sa.String(255), nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("metrics", sa.Text, nullable=False),
+    sa.Column("params", sa.BigInteger, nullable=False),
+    sa.Column("macs", sa.BigInteger, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("created", sa.String(40), nullable=False),
+    sa.UniqueConstraint("configuration_id", "fidelity", "seed", "fingerprint", name="ranksearch_one_fact_per_key"),
+)  # fmt: skip
+writer_table = sa.Table(
+    "ranksearch_writer", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("token", sa.String(32), nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pid", sa.BigInteger, nullable=False),
+    sa.Column("beat", sa.Double, nullable=False),  # seconds since the epoch, by the writer's clock
+)  # fmt: skip
+
+
+class Place:
+    """A database by path or URL. SQLite files are looked at, made and locked as files; servers by their rows.
+
+    Raises:
+        StoreError: the URL cannot be used.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        text = os.fspath(url)
+        self.shown = text
+        try:
+            parsed = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=str(Path(text).expanduser()))
+            self.shown = text if "://" not in text else parsed.render_as_string(hide_password=True)
+            parsed.get_dialect().import_dbapi()
+        except exc.NoSuchModuleError as error:
+            message = f"SQLAlchemy knows no database {parsed.drivername!r}; give a path or a sqlite:/// URL"
+            raise StoreError(f"store {self.shown!r}: {message}") from error
+        except ImportError as error:
+            raise StoreError(f"store {self.shown!r}: the driver for {parsed.drivername!r} is not installed: {error}") from error
+        except (exc.SQLAlchemyError, ValueError, RuntimeError) as error:
+            raise StoreError(f"store {self.shown!r} is neither a path nor a database URL: {error}") from error
+        sqlite = parsed.get_backend_name() == "sqlite"
+        database = parsed.database
+        if sqlite and parsed.get_driver_name() != "pysqlite":
+            raise StoreError(f"store {self.shown!r}: for SQLite give a path or a sqlite:/// URL, without a driver name")
+        if not text or "\0" in text or (sqlite and str(database).startswith("file:")):
+            raise StoreError(f"store {self.shown!r}: give the path of a file, or a URL like sqlite:///name.db")
+        self.path: Path | None = None
+        self.shared: sa.Engine | None = None  # one for all uses of a server, or of memory
+        if not sqlite:
+            self.shared = sa.create_engine(parsed, pool_pre_ping=True)
+        elif database in (None, "", ":memory:"):
+            self.shared = sa.create_engine("sqlite://", poolclass=StaticPool)
+        else:
+            self.path = Path(os.path.realpath(database))  # links are followed, so that one database has one lock
+
+    def exists(self) -> bool:
+        """Whether there is a store, or, for a path, anything."""
+        with refusing(self.shown, "opened"):
+            if self.shared is not None:
+                return sa.inspect(self.shared).has_table(study_table.name)
+            assert self.path is not None
+            try:
+                self.path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
+
+    def check(self) -> None:
+        """Refuse what is no store. A file is told by its header alone: SQLite never gets to open a foreign one."""
+        missing = f"store {self.shown!r} does not exist; run a search first, or give another --store"
+        if self.path is None:
+            if not self.exists():
+                raise StoreError(missing)
+            return
+        try:
+            with open(self.path, "rb") as file:
+                header = file.read(100)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StoreError(missing) from error
+        except IsADirectoryError as error:
+            raise StoreError(f"store {self.shown!r} is a directory; give the path of a file") from error
+        except OSError as error:
+            raise StoreError(f"store {self.shown!r} cannot be read: {error.strerror}; give another --store") from error
+        if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+            raise StoreError(f"store {self.shown!r} is a file but not a database; give another --store")
+        if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+            raise StoreError(f"store {self.shown!r} is a database but not a ranksearch store; give another --store")
+
+    def engine(self, *, write: bool) -> sa.Engine:
+        """An engine for a store that exists; the caller disposes of it."""
+        if self.shared is not None:
+            return self.shared
+        assert self.path is not None
+        return _sqlite(self.path, "mode=rw", query_only=False) if write else _reader(self.path)
+
+    def lock(self) -> WriterLock | None:
+        """The writer's place of a file; None for a server, whose place is a row in a store that has yet to exist."""
+        if self.path is None:
+            assert self.shared is not None
+            return _NoLock() if self.shared.dialect.name == "sqlite" else None
+        made = [p for p in (self.path.parent, *self.path.parent.parents) if not p.exists()]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return FileLock(self.path, self.shown)
+        except BaseException:
+            for directory in made:
+                with suppress(OSError):  # another process may have put something there
+                    directory.rmdir()
+            raise
+
+    def create(self, row: Mapping[str, Any]) -> None:
+        """Make the store. A file is made under another name and moved into place: a half-made one is never seen."""
+        if self.path is None:
+            assert self.shared is not None
+            fill(self.shared, row)
+            return
+        for suffix in ("-wal", "-journal"):
+            if Path(f"{self.path}{suffix}").exists():
+                raise StoreError(f"store {self.shown!r}: {self.path}{suffix} is left of a deleted database; delete it too")
+        draft = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            engine = _sqlite(draft, "mode=rwc", query_only=False)
+            try:
+                fill(engine, row)
+                with engine.connect() as connection:
+                    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+                    connection.commit()
+                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            finally:
+                engine.dispose()
+            os.rename(draft, self.path)
+            directory = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)  # the name too is on disk
+            finally:
+                os.close(directory)
+        finally:
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                Path(f"{draft}{suffix}").unlink(missing_ok=True)
+
+
+def _sqlite(path: Path, mode: str, *, query_only: bool) -> sa.Engine:
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=30.0, check_same_thread=False)
+        connection.execute("PRAGMA foreign_keys = ON")
+        # FULL: a commit is on disk, not only in the kernel; an evaluation costs far more than an fsync
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA query_only = {int(query_only)}")
+        return connection
+
+    return sa.create_engine("sqlite://", creator=connect, poolclass=QueuePool)
+
+
+def _reader(path: Path) -> sa.Engine:
+    """Readers of a WAL database need its shared memory file, so they open it to write although they never do; where
+    that is forbidden (another user's store, a read-only disk) and nobody writes, the file is read as it is."""
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return _sqlite(path, "mode=rw", query_only=True)
+    return _sqlite(path, "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1", query_only=True)
+
+
+def fill(engine: sa.Engine, row: Mapping[str, Any]) -> None:
+    """Make the tables, and the study's row, in one transaction where the database can."""
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        connection.execute(study_table.insert().values(**row))
+
+
+# -- the place of the one writer -----------------------------------------------------------------------------------
+
+
+class WriterLock(Protocol):
+    """The right to write, held by one store at a time."""
+
+    def check(self, connection: sa.Connection) -> None:
+        """Raise StoreError if the place was lost; called within the transaction that writes."""
+        ...
+
+    def release(self) -> None:
+        """Give the place back; doing it twice is fine."""
+        ...
+
+
+class _NoLock:
+    """A database in memory is seen by one store only."""
+
+    def check(self, connection: sa.Connection) -> None:
+        return
+
+    def release(self) -> None:
+        return
+
+
+def _taken(shown: str, holder: str) -> StoreError:
+    remedy = "wait for it or stop it, or use another --store (reading is possible meanwhile)"
+    return StoreError(f"store {shown!r} is being written by {holder}; {remedy}")
+
+
+class FileLock:
+    """A lock file beside a SQLite store, locked with POSIX record locks: the kernel frees it when the process dies,
+    however it dies, and forked children never hold it. The file is removed while the lock is held, so a winner
+    makes sure that the file it locked is still the one that others see."""
+
+    _held: dict[str, int] = {}  # noqa: RUF012 - per process: record locks do not exclude the process that holds them
+
+    def __init__(self, path: Path, shown: str) -> None:
+        self._path, self._shown, self._pid = f"{path}.lock", shown, os.getpid()
+        if FileLock._held.get(self._path) == self._pid:
+            # opening and closing the file here would drop the lock that is held
+            raise _taken(shown, f"this process, pid {self._pid}, through another open Store")
+        while True:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                holder = self._holder()
+                os.close(self._file)
+                raise _taken(shown, holder) from error
+            except BaseException:
+                os.close(self._file)
+                raise
+            if self._is_ours():
+                break
+            os.close(self._file)
+        FileLock._held[self._path] = self._pid
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"pid {self._pid} on {socket.gethostname()}\n".encode(), 0)
+        except BaseException:
+            self.release()
+            raise
+
+    def _holder(self) -> str:
+        for _ in range(20):  # it may be about to write its name
+            if text := os.pread(self._file, 300, 0).decode(errors="replace").strip():
+                return text
+            time.sleep(0.01)
+        return "another process"
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file))
+        except FileNotFoundError:
+            return False
+
+    def check(self, connection: sa.Connection) -> None:
+        if os.getpid() != self._pid:
+            raise StoreError(f"store {self._shown!r} was opened by process {self._pid}; a forked child cannot write to it")
+        if not self._is_ours():
+            raise StoreError(f"store {self._shown!r}: the lock file {self._path} was removed while the store was being written; run again")
+
+    def release(self) -> None:
+        if self._file < 0 or os.getpid() != self._pid:
+            return
+        if self._is_ours():
+            os.unlink(self._path)
+        os.close(self._file)
+        self._file = -1
+        del FileLock._held[self._path]
+
+
+class RowLock:
+    """A row of a database server: token, host, pid and a heartbeat. It is free when its writer let go, showed no life
+    for LEASE seconds, or is a dead process of this host. Every write checks the token in its own transaction, so a
+    writer that was thought dead (clocks apart, a stopped process) finds out before it writes."""
+
+    def __init__(self, engine: sa.Engine, shown: str) -> None:
+        self._engine, self._shown, self._token = engine, shown, uuid.uuid4().hex
+        mine = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "beat": time.time()}
+        with engine.begin() as connection:
+            found = connection.execute(writer_table.select().where(writer_table.c.id == 1).with_for_update()).first()
+            if found is None:
+                try:
+                    connection.execute(writer_table.insert().values(id=1, **mine))
+                except exc.IntegrityError as error:
+                    raise _taken(shown, "a process that began at the same moment") from error
+            elif _alive(found):
+                raise _taken(shown, f"pid {found.pid} on {found.host}")
+            else:
+                same = writer_table.update().where(writer_table.c.id == 1, writer_table.c.token == found.token)
+                if connection.execute(same.values(**mine)).rowcount != 1:
+                    raise _taken(shown, "a process that began at the same moment")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="ranksearch-store-heartbeat", daemon=True)
+        self._thread.start()
+
+    def _keep(self) -> None:
+        while not self._stop.wait(BEAT):
+            # a beat that fails is made up for by the next; if none succeeds, `check` stops the writer
+            with suppress(exc.SQLAlchemyError), self._engine.begin() as connection:
+                connection.execute(writer_table.update().where(writer_table.c.token == self._token).values(beat=time.time()))
+
+    def check(self, connection: sa.Connection) -> None:
+        query = sa.select(writer_table.c.token).where(writer_table.c.id == 1).with_for_update()
+        if connection.scalar(query) != self._token:
+            raise StoreError(f"store {self._shown!r}: another process has become its writer, because this one seemed dead; run again")
+
+    def release(self) -> None:
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self._thread.join()
+        # when the server is gone the place frees itself after LEASE
+        with suppress(exc.SQLAlchemyError), self._engine.begin() as connection:
+            connection.execute(writer_table.delete().where(writer_table.c.token == self._token))
+
+
+def _alive(row: sa.Row[Any]) -> bool:
+    if time.time() - row.beat > LEASE:
+        return False
+    if row.host != socket.gethostname():
+        return True
+    try:
+        os.kill(row.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's process
+        return True
+    return True
+
+
+# -- refusing ------------------------------------------------------------------------------------------------------
+
+
+_ROOM = "free some disk space and run again: what was finished before is kept"
+_REMEDIES = {
+    "is full": _ROOM,
+    "No space left": _ROOM,
+    "locked": "another program holds the database; close it and run again",
+    "malformed": "the file is damaged: restore a copy, or use another --store",
+}
+
+
+@contextmanager
+def refusing(shown: str, doing: str) -> Iterator[None]:
+    """Turn what databases and files raise into a StoreError with a remedy."""
+    try:
+        yield
+    except (exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip()
+        remedy = next((text for sign, text in _REMEDIES.items() if sign in reason), "check it, or use another --store")
+        raise StoreError(f"store {shown!r} could not be {doing}: {reason}; {remedy}") from error

@@ -1,0 +1,250 @@
+"""Conditions on evaluations, such as ``macs < 0.4 and accuracy > 0.98 * baseline``: parsed to a small whitelist of
+syntax, never evaluated as Python."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from ranksearch.errors import InvalidArgument
+
+COSTS = ("params", "macs")
+BASELINE = "baseline"
+LONGEST = 2000  # characters of a condition
+LARGEST = 1e100  # number in a condition
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq, ast.NotEq: operator.ne,
+}  # fmt: skip
+_COMBINE: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A parsed condition; `parse` makes it.
+
+    Syntax: ``and``, ``or``, ``not``, parentheses, comparisons (also chained: ``0.2 < macs <= 0.5``), ``+ - * /``,
+    numbers, names of metrics, and ``baseline``. Each comparison is about exactly one metric, and ``baseline`` is the
+    dense network's value of that metric.
+
+    In a comparison of ``params`` or ``macs`` a bound of at most 1 is a share of the dense network's cost; a larger
+    bound, and every bound of a comparison that mentions ``baseline``, is absolute. Bounds are computed exactly, as
+    the decimal numbers that were typed, so that ``macs < 0.07`` leaves out 7 of 100.
+    """
+
+    text: str
+    _tree: ast.expr = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Parse a condition.
+
+        Raises:
+            InvalidArgument: the text is not one; the message shows the text and what is wrong.
+        """
+        if len(text) > LONGEST:
+            raise InvalidArgument(f"condition {text[:40]!r}... has {len(text)} characters; {LONGEST} are allowed")
+        try:
+            tree = ast.parse(text.strip(), mode="eval").body
+        except SyntaxError as error:
+            raise InvalidArgument(
+                f"condition {text!r} cannot be read at character {error.offset or 1}: {error.msg}; write for example {_EXAMPLE}"
+            ) from error
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise InvalidArgument(f"condition {text!r} cannot be read: {error}; write for example {_EXAMPLE}") from error
+        _check_logic(tree, text)
+        return cls(text, tree)
+
+    @property
+    def names(self) -> set[str]:
+        """The metrics that it is about, without ``baseline``."""
+        return _names(self._tree)
+
+    def check(self, known: Iterable[str]) -> None:
+        """Refuse metrics that do not exist.
+
+        Raises:
+            InvalidArgument: listing the known ones.
+        """
+        known = list(known)
+        unknown = sorted(self.names - set(known))
+        if unknown:
+            raise InvalidArgument(f"condition {self.text!r}: unknown {', '.join(unknown)}; known are: {', '.join(known) or 'none'}")
+
+    def mask(self, columns: Mapping[str, np.ndarray], baseline: Mapping[str, float]) -> np.ndarray:
+        """Which rows satisfy the condition. A row with NaN in a metric that the condition names does not.
+
+        Args:
+            columns: values of every metric, each of shape: (n,).
+            baseline: values of the dense network; needed for the metrics that are compared with ``baseline``, and for
+                costs with relative bounds.
+
+        Returns:
+            bool, shape: (n,).
+
+        Raises:
+            InvalidArgument: an unknown metric, a baseline that is missing, or a division by zero.
+        """
+        self.check(columns)
+        arrays = {name: np.asarray(columns[name], dtype=np.float64) for name in self.names}
+        sound = ~np.any([np.isnan(values) for values in arrays.values()], axis=0)
+        return self._mask(self._tree, arrays, baseline) & sound
+
+    def upper_bounds(self, baseline: Mapping[str, float]) -> dict[str, int]:
+        """The largest admissible integer per cost, for a condition that is nothing but upper bounds on costs joined by
+        ``and``: ``macs < 0.5 and params <= 100000``.
+
+        Args:
+            baseline: params and MACs of the dense network.
+
+        Raises:
+            InvalidArgument: naming the first part that is not an upper bound on a cost.
+        """
+        bounds: dict[str, int] = {}
+        for part in _conjuncts(self._tree):
+            for name, bound, strict in self._upper(part, baseline):
+                limit = math.ceil(bound) - 1 if strict else math.floor(bound)
+                bounds[name] = min(limit, bounds.get(name, limit))
+        return bounds
+
+    def _upper(self, part: ast.expr, baseline: Mapping[str, float]) -> Iterator[tuple[str, Fraction, bool]]:
+        refusal = InvalidArgument(
+            f"condition {self.text!r}: {ast.unparse(part)!r} is not an upper bound on a cost; "
+            f"give bounds such as 'macs <= 0.5' or 'params < 100000', joined by 'and'"
+        )
+        if not isinstance(part, ast.Compare):
+            raise refusal
+        for left, sign, right in _pairs(part):
+            if isinstance(sign, (ast.Gt, ast.GtE)):
+                left, right = right, left
+            elif not isinstance(sign, (ast.Lt, ast.LtE)):
+                raise refusal
+            if not (isinstance(left, ast.Name) and left.id in COSTS) or _names(right):
+                raise refusal
+            yield left.id, self._bound(right, part, baseline), isinstance(sign, (ast.Lt, ast.Gt))
+
+    def _mask(self, node: ast.expr, arrays: Mapping[str, np.ndarray], baseline: Mapping[str, float]) -> np.ndarray:
+        if isinstance(node, ast.BoolOp):
+            combine = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
+            return combine.reduce([self._mask(value, arrays, baseline) for value in node.values])
+        if isinstance(node, ast.UnaryOp):
+            return ~self._mask(node.operand, arrays, baseline)
+        assert isinstance(node, ast.Compare)
+        result = np.ones(np.broadcast_shapes(*(a.shape for a in arrays.values())), dtype=bool)
+        for left, sign, right in _pairs(node):
+            sides = [self._side(side, node, arrays, baseline) for side in (left, right)]
+            result &= _COMPARE[type(sign)](*sides)
+        return result
+
+    def _side(self, side: ast.expr, comparison: ast.Compare, arrays: Mapping[str, np.ndarray], baseline: Mapping[str, float]) -> Any:
+        if not _names(side):
+            try:
+                return float(self._bound(side, comparison, baseline))
+            except OverflowError as error:
+                raise InvalidArgument(f"condition {self.text!r}: {ast.unparse(side)!r} is too large a number") from error
+        (metric,) = _names(comparison)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return self._arithmetic(side, lambda name: arrays[name] if name != BASELINE else float(self._dense(metric, baseline)), float)
+
+    def _bound(self, side: ast.expr, comparison: ast.Compare, baseline: Mapping[str, float]) -> Fraction:
+        """The exact value of a side without a metric."""
+        (metric,) = _names(comparison)
+        value = self._arithmetic(side, lambda _: self._dense(metric, baseline), Fraction)
+        if metric not in COSTS or _mentions_baseline(comparison) or value > 1:
+            return value
+        if any(_names(other) and not isinstance(other, ast.Name) for other in (comparison.left, *comparison.comparators)):
+            raise InvalidArgument(
+                f"condition {self.text!r}: {ast.unparse(comparison)!r} mixes arithmetic on {metric} with a bound of at most 1, "
+                f"which is a share of the dense network's; write {metric} alone on one side"
+            )
+        return value * self._dense(metric, baseline)
+
+    def _dense(self, metric: str, baseline: Mapping[str, float]) -> Fraction:
+        if metric not in baseline or not math.isfinite(baseline[metric]):
+            raise InvalidArgument(f"condition {self.text!r}: the dense network's {metric} is not known yet; evaluate it, or give a number")
+        value = baseline[metric]
+        return Fraction(int(value)) if float(value).is_integer() else Fraction(float(value))
+
+    def _arithmetic(self, node: ast.expr, value: Callable[[str], Any], number: Callable[[Any], Any]) -> Any:
+        if isinstance(node, ast.Constant):
+            return number(Fraction(repr(node.value)))  # the decimal number that was typed, not its nearest double
+        if isinstance(node, ast.Name):
+            return value(node.id)
+        if isinstance(node, ast.UnaryOp):
+            inner = self._arithmetic(node.operand, value, number)
+            return -inner if isinstance(node.op, ast.USub) else inner
+        assert isinstance(node, ast.BinOp)
+        left, right = (self._arithmetic(side, value, number) for side in (node.left, node.right))
+        if isinstance(node.op, ast.Div) and np.ndim(right) == 0 and right == 0:
+            raise InvalidArgument(f"condition {self.text!r}: {ast.unparse(node)!r} divides by zero")
+        return _COMBINE[type(node.op)](left, right)
+
+
+_EXAMPLE = "'macs < 0.4 and accuracy > 0.98 * baseline'"
+
+
+def _check_logic(node: ast.expr, text: str) -> None:
+    if isinstance(node, ast.BoolOp):
+        for value in node.values:
+            _check_logic(value, text)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        _check_logic(node.operand, text)
+    elif isinstance(node, ast.Compare):
+        for sign in node.ops:
+            if type(sign) not in _COMPARE:
+                raise _refusal(node, text, "compare with < <= > >= == !=")
+        for side in (node.left, *node.comparators):
+            _check_arithmetic(side, text)
+        names = _names(node)
+        if len(names) != 1:
+            found = f"names {', '.join(sorted(names))}" if names else "names none"
+            raise _refusal(node, text, f"a comparison is about exactly one metric, this one {found}")
+    else:
+        raise _refusal(node, text, f"a condition compares metrics with numbers, for example {_EXAMPLE}")
+
+
+def _check_arithmetic(node: ast.expr, text: str) -> None:
+    if isinstance(node, ast.BinOp) and type(node.op) in _COMBINE:
+        _check_arithmetic(node.left, text)
+        _check_arithmetic(node.right, text)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        _check_arithmetic(node.operand, text)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+        if abs(node.value) > LARGEST:
+            raise _refusal(node, text, f"a number must be at most {LARGEST:g}")
+    elif not isinstance(node, ast.Name):
+        known = "numbers, names, 'baseline', + - * / and parentheses"
+        raise _refusal(node, text, f"a side of a comparison is made of {known}; join comparisons by 'and' or 'or'")
+
+
+def _refusal(node: ast.expr, text: str, why: str) -> InvalidArgument:
+    return InvalidArgument(f"condition {text!r}: {ast.unparse(node)!r} is not understood: {why}")
+
+
+def _names(node: ast.expr) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - {BASELINE}
+
+
+def _mentions_baseline(node: ast.expr) -> bool:
+    return any(isinstance(n, ast.Name) and n.id == BASELINE for n in ast.walk(node))
+
+
+def _pairs(node: ast.Compare) -> Iterator[tuple[ast.expr, ast.cmpop, ast.expr]]:
+    sides = (node.left, *node.comparators)
+    yield from zip(sides[:-1], node.ops, sides[1:], strict=True)
+
+
+def _conjuncts(node: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+        for value in node.values:
+            yield from _conjuncts(value)
+    else:
+        yield node
