@@ -1,0 +1,116 @@
+"""Every filter, C_in x (kh kw), is a sum of q pointwise-times-spatial products: 1 x 1 to q channels per filter, then
+kh x kw in C_out groups (TRP's ND, arXiv 1910.04576; network decoupling, Guo et al. 2018)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.linalg import solve_triangular
+
+from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions._chain import Link, chain_costs, chain_module
+from ranksearch.decompositions._folding import Metric, bounded, fold_metric, largest
+from ranksearch.decompositions._spectrum import Spectrum, half, ratio, spectrum, spectrum_errors, split_groups, truncate
+from ranksearch.sites import Site
+
+
+@dataclass(frozen=True)
+class FilterState:
+    """Spectra of the filters, each whitened by the marginals of the input moment over taps and channels."""
+
+    weight: Tensor  # float64, shape: (groups, o, kh kw, ci)
+    spectrum: Spectrum  # of matrices ci x (kh kw), one per filter: shape (c_out, ci, kh kw)
+    channel_half: Tensor | None  # shape: (groups, ci, ci)
+    tap_half: Tensor | None  # shape: (groups, kh kw, kh kw)
+    metric: Metric | None
+    output_half: Tensor | None
+
+
+class Decoupled(Decomposition[FilterState]):
+    """Rank (q,). In a metric the factors are each filter's best in the marginals (channels times taps) of the input
+    moment; what the moments couple beyond that, filters among them, is not refined but is in the errors."""
+
+    name = "decoupled"
+
+    def undefined(self, site: Site) -> str | None:
+        if site.kind not in ("conv2d", "conv1d"):
+            return "needs a kernel"
+        if site.kernel == (1, 1):
+            return "a 1 x 1 filter has nothing to decouple"
+        if site.c_in == site.groups:
+            return "one input channel (per group) has nothing to decouple"
+        if site.c_out == site.groups:
+            return "one filter (per group): it equals svd_in"
+        return None
+
+    def ranks(self, site: Site) -> np.ndarray:
+        return np.arange(1, min(site.shape[1], math.prod(site.kernel)) + 1, dtype=np.int64)[:, None]
+
+    def _links(self, site: Site, q: Any) -> list[Link]:
+        inner = q * site.c_out
+        return [Link(site.c_in, inner, groups=site.groups), Link(inner, site.c_out, (True, True), site.c_out)]
+
+    def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
+
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> FilterState:
+        moments = moments or Moments()
+        blocks = split_groups(site, weight).double().flatten(3).transpose(2, 3).contiguous()
+        metric = fold_metric(moments, blocks, (1, 2, 0), site.shape[1:])
+        output_half = None if moments.output is None else half(moments.output, blocks)
+        filters = blocks.transpose(2, 3)  # (g, o, ci, kh kw)
+        channel_half = tap_half = None
+        if metric is not None:
+            channel_half, tap_half = torch.linalg.cholesky(metric.channels), torch.linalg.cholesky(metric.taps)
+            filters = channel_half.mT[:, None] @ filters @ tap_half[:, None]
+        return FilterState(blocks, spectrum(filters.flatten(0, 1)), channel_half, tap_half, metric, output_half)
+
+    def errors(self, state: FilterState) -> Errors:
+        if state.metric is None and state.output_half is None:
+            return spectrum_errors(state.spectrum)
+        full = state.spectrum.energies.shape[1]
+        squared = np.array([self._energy(state, state.weight - self._dense(state, q)) for q in range(1, full)] + [0.0])
+        total = self._energy(state, state.weight)
+        ranks = np.arange(1, full + 1, dtype=np.int64)[:, None]
+        if state.metric is not None:
+            top = largest(state.metric, state.weight)
+        else:
+            assert state.output_half is not None
+            top = float(torch.linalg.matrix_norm(state.output_half.mT @ state.weight.flatten(2), 2).max()) ** 2
+        errors = bounded(ranks, squared, total, top)
+        return Errors(ranks, ratio(squared, total), errors.operator, errors.norm, "exact", "bound")
+
+    def _energy(self, state: FilterState, residual: Tensor) -> float:
+        flat = residual.flatten(2)
+        white = flat if state.output_half is None else state.output_half.mT @ flat
+        d = flat.shape[2]
+        seen = white if state.metric is None else white @ state.metric.input.reshape(-1, d, d)
+        return float((white * seen).sum().clamp_min(0.0))
+
+    def _dense(self, state: FilterState, q: int) -> Tensor:
+        points, taps = self.factors(state, (q,))
+        return (points @ taps).transpose(1, 2).reshape(state.weight.shape)
+
+    def factors(self, state: FilterState, rank: Rank) -> tuple[Tensor, ...]:
+        points, taps = truncate(state.spectrum, rank[0])  # (c_out, ci, q), (c_out, q, kh kw)
+        if state.channel_half is not None and state.tap_half is not None:
+            groups = len(state.channel_half)
+            points = solve_triangular(state.channel_half.mT[:, None], points.unflatten(0, (groups, -1)), upper=True).flatten(0, 1)
+            taps = taps.unflatten(0, (groups, -1))
+            taps = solve_triangular(state.tap_half[:, None], taps, upper=False, left=False).flatten(0, 1)
+        return points, taps
+
+    def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
+        points, taps = factors
+        return (points @ taps).reshape(site.shape)
+
+    def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
+        points, taps = factors
+        q = points.shape[2]
+        weights = (points.transpose(1, 2).reshape(site.c_out * q, site.shape[1], 1, 1), taps.reshape(site.c_out, q, *site.kernel))
+        return chain_module(site, self._links(site, q), weights, bias)
