@@ -1,0 +1,58 @@
+"""The contract of a runner: it pulls requests, evaluates them wherever it likes, and hands every outcome back."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from ranksearch.evaluation import Outcome, Request
+
+
+class Wait(enum.Enum):
+    """Type of `WAIT`."""
+
+    WAIT = "wait"
+
+
+WAIT = Wait.WAIT  # nothing to do now: ask again once something in flight has finished
+
+Evaluate = Callable[[Request], Outcome]
+Propose = Callable[[], Request | Wait | None]
+Report = Callable[[Outcome], None]
+
+
+class Runner(ABC):
+    """Evaluates requests, some at a time."""
+
+    workers: int  # evaluations at the same time; a runner that uses a cluster may know it only once it has started
+
+    @abstractmethod
+    def run(self, evaluate: Evaluate, propose: Propose, report: Report) -> None:
+        """Evaluate what is proposed until there is no more.
+
+        ``propose`` and ``report`` are called in the calling thread of the calling process, one at a time, so that all
+        writing has one writer. Every proposed request is reported exactly once, in the order of completion: also one
+        whose worker died, or for which ``evaluate`` raised, with status "failed".
+
+        Args:
+            evaluate: returns an outcome; picklable with cloudpickle.
+            propose: called whenever a worker is free. A request; `WAIT` (only while something is in flight); or None,
+                after which it is not called again, what is in flight is finished, and the run ends.
+            report: called with every outcome.
+
+        Raises:
+            KeyboardInterrupt: at any moment, after cleaning up; nothing is left running.
+            Exception: whatever ``propose`` or ``report`` raise, after cleaning up.
+        """
+
+
+def failed(request: Request, error: BaseException | str, seconds: float = 0.0) -> Outcome:
+    """The outcome of a request that could not be evaluated."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return Outcome(request, "failed", metrics={}, error=text, seconds=seconds)
+
+
+def deadlock(proposal: Wait) -> RuntimeError:
+    """What is wrong when a proposer waits for nothing."""
+    return RuntimeError(f"propose() returned {proposal} while nothing is in flight: it would wait for ever; return a request or None")

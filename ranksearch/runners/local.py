@@ -1,0 +1,45 @@
+"""In this process, one at a time: for tests, small studies and debuggers."""
+
+from __future__ import annotations
+
+import time
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.runners._base import Evaluate, Propose, Report, Runner, Wait, deadlock, failed
+
+
+class LocalRunner(Runner):
+    """Evaluates in the calling process."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        """
+        Args:
+            threads: PyTorch's intra-operator threads while it runs; None leaves them as they are.
+
+        Raises:
+            InvalidArgument: ``threads`` below 1.
+        """
+        if threads is not None and threads < 1:
+            raise InvalidArgument(f"threads={threads}: must be at least 1")
+        self.workers = 1
+        self.threads = threads
+
+    def run(self, evaluate: Evaluate, propose: Propose, report: Report) -> None:
+        """See `Runner.run`."""
+        import torch
+
+        before = torch.get_num_threads()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        try:
+            while (request := propose()) is not None:
+                if isinstance(request, Wait):
+                    raise deadlock(request)
+                start = time.perf_counter()
+                try:
+                    outcome = evaluate(request)
+                except Exception as error:  # a request that breaks the evaluator must not end the others; it is reported
+                    outcome = failed(request, error, time.perf_counter() - start)
+                report(outcome)
+        finally:
+            torch.set_num_threads(before)

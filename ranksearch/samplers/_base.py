@@ -1,0 +1,144 @@
+"""What every sampler has in common: candidates are vectors of option indices, refused ones cost nothing, and what was
+measured elsewhere is as welcome as what was asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
+
+MUTATIONS = 64  # tries to change a known point before it is handed out as it is
+
+
+class Sampler(ABC):
+    """Proposes vectors of option indices and learns from what they were worth. All objectives are minimised.
+
+    `propose` may be called any number of times before the results come back, and results may come back in any order,
+    for vectors that were never proposed, or not at all. The same seed and the same calls give the same proposals.
+
+    A variant implements `_candidate` and `_learn`, and nothing else.
+    """
+
+    name: ClassVar[str]
+    refusals: ClassVar[int] = 64  # candidates refused in a row before one is made admissible
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],  # options per site
+        n_objectives: int,
+        *,
+        seed: int,
+        admissible: Callable[[np.ndarray], bool],
+        first: Sequence[np.ndarray] = (),
+    ) -> None:
+        """
+        Args:
+            shape: options per site; indices lie in [0, options). Lower indices are cheaper.
+            n_objectives: how many values `observe` will bring.
+            seed: of all random choices.
+            admissible: whether a vector of indices keeps the constraints; called for every candidate.
+            first: vectors to propose before any other, in this order; those that are not admissible are left out.
+
+        Raises:
+            InvalidArgument: an empty shape, a site without options, no objective, or a first vector outside the space.
+        """
+        if not shape or min(shape) < 1:
+            raise InvalidArgument(f"shape={shape}: every site needs at least one option, and there must be a site")
+        if n_objectives < 1:
+            raise InvalidArgument(f"n_objectives={n_objectives}: must be at least 1")
+        self.shape = tuple(int(count) for count in shape)
+        self.n_objectives = n_objectives
+        self._admissible = admissible
+        self._rng = np.random.default_rng(seed)
+        self._first = deque(self._vector(indices) for indices in first)
+        self._good: list[np.ndarray] = []  # admissible vectors met so far, distinct
+        self._seen: set[bytes] = set()
+
+    def propose(self) -> np.ndarray:
+        """The next vector to measure, always admissible; int64, shape: (n_sites,). Duplicates are possible.
+
+        Raises:
+            InfeasibleBudget: no admissible vector was found, the cheapest one being refused too.
+        """
+        while self._first:
+            if self._accept(indices := self._first.popleft()):
+                return indices.copy()
+        candidate = np.zeros(len(self.shape), dtype=np.int64)
+        for _ in range(self.refusals):
+            candidate = self._candidate()
+            if self._accept(candidate):
+                return candidate.copy()
+        if (lowered := self._lower(candidate)) is not None:
+            return lowered
+        if self._good:
+            return self._mutate()
+        raise InfeasibleBudget(
+            f"no admissible configuration found: {self.refusals} candidates were refused, the cheapest option at every site too; loosen the constraints"
+        )
+
+    def observe(self, indices: np.ndarray | Sequence[int], values: Sequence[float] | None) -> None:
+        """Take in what a vector was worth, proposed by this sampler or not.
+
+        Args:
+            indices: shape: (n_sites,).
+            values: one per objective, smaller is better; None where the evaluation failed. NaN counts as failed.
+
+        Raises:
+            InvalidArgument: a vector outside the space, or the wrong number of values.
+        """
+        vector = self._vector(indices)
+        if values is not None and len(values) != self.n_objectives:
+            raise InvalidArgument(f"values={list(values)}: expected {self.n_objectives}, one per objective")
+        self._accept(vector)
+        known = None if values is None or np.isnan(np.asarray(values, dtype=np.float64)).any() else [float(value) for value in values]
+        self._learn(vector, known)
+
+    @abstractmethod
+    def _candidate(self) -> np.ndarray:
+        """A vector worth trying, admissible or not; int64, shape: (n_sites,)."""
+
+    @abstractmethod
+    def _learn(self, indices: np.ndarray, values: list[float] | None) -> None:
+        """Take in a checked observation."""
+
+    def _vector(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
+        vector = np.array(indices, dtype=np.int64)
+        if vector.shape != (len(self.shape),) or (vector < 0).any() or (vector >= np.array(self.shape)).any():
+            raise InvalidArgument(f"indices={vector.tolist()} do not fit the space: one index per site, below {self.shape}")
+        return vector
+
+    def _accept(self, indices: np.ndarray) -> bool:
+        if not self._admissible(indices):
+            return False
+        if (key := indices.tobytes()) not in self._seen:
+            self._seen.add(key)
+            self._good.append(indices.copy())
+        return True
+
+    def _lower(self, candidate: np.ndarray) -> np.ndarray | None:
+        """The candidate with random coordinates lowered until it is admissible; None if even the lowest is not."""
+        indices = candidate.copy()
+        while (above := np.flatnonzero(indices)).size:
+            site = self._rng.choice(above)
+            indices[site] = self._rng.integers(0, indices[site])
+            if self._accept(indices):
+                return indices
+        return indices if self._accept(indices) else None
+
+    def _mutate(self) -> np.ndarray:
+        """A neighbour of an admissible vector; the vector itself where no neighbour is admissible. For constraints that
+        are not monotone, where lowering leads nowhere."""
+        shape = np.array(self.shape)
+        for _ in range(MUTATIONS):
+            indices = self._good[self._rng.integers(len(self._good))].copy()
+            sites = self._rng.random(len(shape)) < 1 / len(shape)
+            sites[self._rng.integers(len(shape))] = True
+            indices[sites] = self._rng.integers(0, shape[sites])
+            if self._accept(indices):
+                return indices
+        return self._good[self._rng.integers(len(self._good))].copy()

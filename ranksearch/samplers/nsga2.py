@@ -1,0 +1,30 @@
+"""NSGA-II (Deb et al., 2002, IEEE TEC 6(2)), from Optuna."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ranksearch.samplers._optuna import OptunaSampler
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class NSGA2(OptunaSampler):
+    """Non-dominated sorting genetic algorithm.
+
+    The population is small, since an evaluation is a fine-tuning run and budgets are a few hundred of them."""
+
+    name = "nsga2"
+    population = 20
+
+    def _engine(self, seed: int) -> optuna.samplers.BaseSampler:
+        import optuna
+
+        return optuna.samplers.NSGAIISampler(population_size=self.population, seed=seed)
+
+    def _add(self, params: dict[str, int], values: list[float]) -> None:
+        # a trial given to `add_trial` belongs to no generation and would never become a parent; one that is enqueued and
+        # then asked for joins the current generation like any other
+        self._study.enqueue_trial(params)
+        self._study.tell(self._study.ask(self._distributions), values)

@@ -1,0 +1,72 @@
+"""The contract of a runner, in this process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.runners import WAIT, LocalRunner, RayTuneRunner
+from ranksearch.space import Configuration
+
+
+def request(seed: int) -> Request:
+    return Request(Configuration({"layer": ("svd", (seed + 1,))}), Fidelity(), seed, "test")
+
+
+def evaluate(asked: Request) -> Outcome:
+    if asked.seed == 2:
+        raise ValueError("two is not allowed")
+    return Outcome(asked, "done", {"seed": float(asked.seed), "threads": float(torch.get_num_threads())})
+
+
+def test_every_request_is_reported_once_and_failures_too() -> None:
+    requests = [request(seed) for seed in range(4)]
+    queue, outcomes = list(requests), []
+    LocalRunner().run(evaluate, lambda: queue.pop(0) if queue else None, outcomes.append)
+    assert [outcome.request for outcome in outcomes] == requests
+    assert [outcome.status for outcome in outcomes] == ["done", "done", "failed", "done"]
+    assert outcomes[2].error == "ValueError: two is not allowed"
+
+
+def test_threads_are_set_for_the_run_and_restored() -> None:
+    before = torch.get_num_threads()
+    queue, outcomes = [request(0)], []
+    LocalRunner(threads=before + 1).run(evaluate, lambda: queue.pop() if queue else None, outcomes.append)
+    assert outcomes[0].metrics["threads"] == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_exceptions_of_the_caller_propagate_and_threads_are_restored() -> None:
+    before = torch.get_num_threads()
+
+    def report(outcome: Outcome) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        LocalRunner(threads=before + 1).run(evaluate, lambda: request(0), report)
+    assert torch.get_num_threads() == before
+
+
+def test_interrupts_are_not_outcomes() -> None:
+    def interrupted(asked: Request) -> Outcome:
+        raise KeyboardInterrupt
+
+    outcomes: list[Outcome] = []
+    with pytest.raises(KeyboardInterrupt):
+        LocalRunner().run(interrupted, lambda: request(0), outcomes.append)
+    assert not outcomes
+
+
+def test_waiting_for_nothing_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="nothing is in flight"):
+        LocalRunner().run(evaluate, lambda: WAIT, lambda outcome: None)
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(InvalidArgument, match="threads=0"):
+        LocalRunner(threads=0)
+    for wrong in ({"workers": 0}, {"cpus_per_worker": 0}, {"gpus_per_worker": -1}, {"retries": -1}, {"address": "ray://head:10001"}):
+        with pytest.raises(InvalidArgument, match=next(iter(wrong))):
+            RayTuneRunner(**wrong)

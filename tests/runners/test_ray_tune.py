@@ -1,0 +1,300 @@
+"""The contract of a runner, on Ray Tune: one Ray session for the module, a few runs in processes of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from ranksearch.errors import RanksearchError
+from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.runners import WAIT, LocalRunner, RayTuneRunner, Wait
+from ranksearch.space import Configuration
+
+HERE = sys.modules[__name__]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20)
+    yield
+    ray.shutdown()
+
+
+def request(seed: int, origin: str = "test") -> Request:
+    return Request(Configuration({"layer": ("svd", (seed + 1,))}), Fidelity(), seed, origin)
+
+
+def run(evaluate: Callable[[Request], Outcome], requests: list[Request], **options) -> list[Outcome]:
+    queue, outcomes = list(requests), []
+    options = {"workers": 2, "by_value": [HERE]} | options
+    RayTuneRunner(**options).run(evaluate, lambda: queue.pop(0) if queue else None, outcomes.append)
+    assert not queue
+    return outcomes
+
+
+class Model:
+    """Deterministic work; writes down every time it is unpickled, and by which process."""
+
+    def __init__(self, log: Path | None = None) -> None:
+        self.weight = torch.linspace(-1, 1, 64).reshape(8, 8).double()
+        self.data = np.arange(100_000, dtype=np.float64)
+        self.log = log
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self.log is not None:
+            with open(self.log, "a") as file:
+                file.write(f"{os.getpid()}\n")
+
+    def __call__(self, asked: Request) -> Outcome:
+        if asked.origin == "fails":
+            return Outcome(asked, "failed", error="rank too low")
+        if asked.origin == "raises":
+            raise ZeroDivisionError("by itself")
+        torch.manual_seed(asked.seed)
+        value = (self.weight @ torch.randn(8, 8, dtype=torch.float64)).square().sum().item()
+        metrics = {"value": value, "data": float(self.data.sum()), "nan": float("nan"), "threads": float(torch.get_num_threads())}
+        return Outcome(asked, "done", metrics)
+
+
+class Killer:
+    """Kills its worker at one seed: the first time, or every time."""
+
+    def __init__(self, log: Path, always: bool) -> None:
+        self.log, self.always = log, always
+
+    def __call__(self, asked: Request) -> Outcome:
+        with open(self.log, "a") as file:
+            file.write(f"{asked.seed}\n")
+        starts = self.log.read_text().split().count(str(asked.seed))
+        if asked.seed == 1 and (self.always or starts == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Outcome(asked, "done", {"seed": float(asked.seed)})
+
+
+def test_same_outcomes_as_local_each_reported_once_and_weights_sent_once(tmp_path: Path) -> None:
+    requests = [request(seed, "fails" if seed == 3 else "raises" if seed == 5 else "test") for seed in range(12)]
+    model = Model(tmp_path / "unpickled")
+    outcomes = run(model, requests)
+    assert Counter(outcome.request for outcome in outcomes) == Counter(requests)
+    queue, expected = list(requests), {}
+    LocalRunner().run(model, lambda: queue.pop(0) if queue else None, lambda outcome: expected.update({outcome.request: outcome}))
+    for outcome in outcomes:
+        other = expected[outcome.request]
+        assert (outcome.status, outcome.error) == (other.status, other.error)
+        if outcome.status == "done":
+            assert outcome.metrics["value"] == other.metrics["value"] and outcome.metrics["data"] == other.metrics["data"]
+            assert np.isnan(outcome.metrics["nan"])
+            assert outcome.metrics["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert expected[requests[5]].error == "ZeroDivisionError: by itself"
+    times = Counter((tmp_path / "unpickled").read_text().split())
+    assert set(times.values()) == {1}, "a worker unpickled the evaluator more than once"
+
+
+def test_waiting_and_never_more_in_flight_than_workers() -> None:
+    flying: set[Request] = set()
+    peak, answers = 0, []
+
+    def propose() -> Request | Wait | None:
+        nonlocal peak
+        if len(answers) == 7:
+            return None
+        if len(answers) == 3 and flying:  # a barrier: the fourth waits until all three have landed
+            return WAIT
+        answers.append(request(len(answers)))
+        flying.add(answers[-1])
+        peak = max(peak, len(flying))
+        return answers[-1]
+
+    RayTuneRunner(2, by_value=[HERE]).run(Model(), propose, lambda outcome: flying.remove(outcome.request))
+    assert not flying and peak == 2
+
+
+def test_waiting_for_nothing_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="nothing is in flight"):
+        RayTuneRunner(2, by_value=[HERE]).run(Model(), lambda: WAIT, lambda outcome: None)
+
+
+def test_a_killed_worker_is_replaced_and_the_request_finishes(tmp_path: Path) -> None:
+    requests = [request(seed) for seed in range(4)]
+    outcomes = run(Killer(tmp_path / "starts", always=False), requests)
+    assert Counter(outcome.request for outcome in outcomes) == Counter(requests)
+    assert all(outcome.status == "done" for outcome in outcomes)
+    assert Counter((tmp_path / "starts").read_text().split()) == {"0": 1, "1": 2, "2": 1, "3": 1}
+
+
+def test_a_request_that_always_kills_its_worker_is_reported_failed(tmp_path: Path) -> None:
+    requests = [request(seed) for seed in range(3)]
+    outcomes = {outcome.request.seed: outcome for outcome in run(Killer(tmp_path / "starts", always=True), requests)}
+    assert sorted(outcomes) == [0, 1, 2]
+    assert [outcomes[seed].status for seed in range(3)] == ["done", "failed", "done"]
+    assert "the worker died 2 time(s)" in (outcomes[1].error or "")
+    assert (tmp_path / "starts").read_text().split().count("1") == 2
+
+
+def test_exceptions_of_the_caller_propagate_and_nothing_keeps_running(tmp_path: Path) -> None:
+    log = tmp_path / "beats"
+
+    def slow(asked: Request) -> Outcome:
+        for _ in range(200 if asked.seed else 0):
+            with open(log, "a") as file:
+                file.write(".")
+            time.sleep(0.1)
+        return Outcome(asked, "done")
+
+    def report(outcome: Outcome) -> None:
+        raise OSError("disk full")
+
+    queue = [request(seed) for seed in range(4)]
+    start = time.monotonic()
+    with pytest.raises(OSError, match="disk full"):
+        RayTuneRunner(2, by_value=[HERE]).run(slow, lambda: queue.pop(0) if queue else None, report)
+    assert time.monotonic() - start < 20
+    size = log.stat().st_size if log.exists() else 0
+    time.sleep(1.0)
+    assert (log.stat().st_size if log.exists() else 0) == size
+
+    def propose() -> Request:
+        raise LookupError("no sampler")
+
+    with pytest.raises(LookupError, match="no sampler"):
+        RayTuneRunner(2, by_value=[HERE]).run(slow, propose, lambda outcome: None)
+
+
+def load(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_modules_loaded_by_path_travel_by_value_or_the_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+from ranksearch.evaluation import Outcome
+def helper(seed): return float(seed) * 3
+class Task:
+    def __call__(self, request): return Outcome(request, "done", {"x": helper(request.seed)})
+"""
+    (tmp_path / "somestudy.py").write_text(text)
+    monkeypatch.setitem(sys.modules, "somestudy", ModuleType("somestudy"))
+    module = load(tmp_path / "somestudy.py", "somestudy")
+    outcomes = run(module.Task(), [request(2)], by_value=[module])
+    assert outcomes[0].metrics == {"x": 6.0}
+    with pytest.raises(RanksearchError, match="workers cannot load the evaluator.*somestudy"):
+        run(module.Task(), [request(2)], by_value=[])
+
+
+def test_no_room_for_a_worker_is_an_error() -> None:
+    with pytest.raises(RanksearchError, match="no room for a worker"):
+        run(Model(), [request(0)], gpus_per_worker=1)
+
+
+SCRIPT = """
+import os, sys, time
+from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.runners import RayTuneRunner
+from ranksearch.space import Configuration
+
+def evaluate(request):
+    with open(LOG, "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(SECONDS)
+    return Outcome(request, "done")
+
+LOG, SECONDS = sys.argv[1], float(sys.argv[2])
+queue = [Request(Configuration(), Fidelity(), seed) for seed in range(4)]
+try:
+    RayTuneRunner(2).run(evaluate, lambda: queue.pop() if queue else None, lambda outcome: print("reported", flush=True))
+    import ray
+    print("running" if ray.is_initialized() else "stopped")
+except KeyboardInterrupt:
+    print("interrupted")
+    sys.exit(130)
+"""
+
+
+def launch(tmp_path: Path, seconds: float) -> tuple[subprocess.Popen[str], Path, dict[str, str]]:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    temporary = tempfile.mkdtemp(prefix="rst", dir="/tmp")  # short: Ray's sockets live below
+    environment = os.environ | {"TMPDIR": temporary, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for name in [name for name in environment if name.startswith(("RAY_ADDRESS", "TUNE_"))]:
+        del environment[name]
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "pids"), str(seconds)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    return process, tmp_path / "pids", {"TMPDIR": temporary}
+
+
+def remaining(marker: str) -> list[str]:
+    """Processes, not zombies, whose environment names the folder of that run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if marker.encode() in (entry / "environ").read_bytes() and ") Z " not in (entry / "stat").read_text():
+                    found.append(f"{entry.name} {(entry / 'comm').read_text().strip()}")
+            except OSError:  # gone meanwhile, or another user's
+                continue
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return condition()
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
+
+
+@linux
+def test_own_ray_is_quiet_and_gone_afterwards(tmp_path: Path) -> None:
+    process, _, place = launch(tmp_path, 0.0)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert output.splitlines() == ["reported"] * 4 + ["stopped"]
+    assert wait_for(lambda: not remaining(place["TMPDIR"]), 5), remaining(place["TMPDIR"])
+    assert not list(Path(place["TMPDIR"]).glob("ranksearch-*"))
+
+
+@linux
+def test_an_interrupt_comes_through_soon_and_leaves_nothing(tmp_path: Path) -> None:
+    process, pids, place = launch(tmp_path, 600.0)
+    assert wait_for(pids.exists, 90), "no evaluation has started"
+    start = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert process.returncode == 130 and "interrupted" in output, output
+    assert wait_for(lambda: not remaining(place["TMPDIR"]), 3), remaining(place["TMPDIR"])
+    assert not list(Path(place["TMPDIR"]).glob("ranksearch-*"))
+
+
+@linux
+def test_killing_the_driver_leaves_no_process(tmp_path: Path) -> None:
+    process, pids, place = launch(tmp_path, 600.0)
+    assert wait_for(pids.exists, 90), "no evaluation has started"
+    process.kill()
+    process.communicate(timeout=30)
+    assert wait_for(lambda: not remaining(place["TMPDIR"]), 20), remaining(place["TMPDIR"])
