@@ -165,10 +165,12 @@ class Place:
             fill(self.shared, row)
             return
         for suffix in ("-wal", "-journal"):
-            if Path(f"{self.path}{suffix}").exists():
+            remains = Path(f"{self.path}{suffix}")
+            if remains.exists() and remains.stat().st_size:  # SQLite would play it into the new database
                 raise StoreError(f"store {self.shown!r}: {self.path}{suffix} is left of a deleted database; delete it too")
-        draft = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
+        draft = self.path.with_name(f".{self.path.name}.draft")
         try:
+            _remove(draft)  # left by a process that was killed; the writer's place is ours
             engine = _sqlite(draft, "mode=rwc", query_only=False)
             try:
                 fill(engine, row)
@@ -185,8 +187,12 @@ class Place:
             finally:
                 os.close(directory)
         finally:
-            for suffix in ("", "-wal", "-shm", "-journal"):
-                Path(f"{draft}{suffix}").unlink(missing_ok=True)
+            _remove(draft)
+
+
+def _remove(database: Path) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        Path(f"{database}{suffix}").unlink(missing_ok=True)
 
 
 def _sqlite(path: Path, mode: str, *, query_only: bool) -> sa.Engine:

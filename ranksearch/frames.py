@@ -54,7 +54,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -163,14 +163,14 @@ def front(
         raise InvalidArgument(f"frame holds the fidelities {', '.join(fidelities)}, which are never compared; choose one with fidelity=")
     columns = _columns(FRONT_COLUMNS, metrics)
     result = _typed(_means(frame.loc[frame["status"] == "done"], metrics), columns)
-    given = baseline is not None and all(name in baseline for name in ("params", "macs", *metrics))
-    if given and len(frame) and not result["is_dense"].any():
-        dense = _frame([_given_dense(baseline, metrics, str(fidelities[0]))], columns)
+    given = dict(baseline or {})
+    if len(frame) and all(name in given for name in ("params", "macs", *metrics)) and 0 not in result["factorized"].to_numpy():
+        dense = _frame([_given_dense(given, metrics, str(fidelities[0]))], columns)
         result = pd.concat([result, dense], ignore_index=True) if len(result) else dense
     admissible = np.ones(len(result), dtype=bool)
     if condition is not None and len(result):
         arrays = {name: result[name].to_numpy(dtype=np.float64) for name in condition.names}
-        admissible = condition.mask(arrays, _dense_values(result, metrics) | dict(baseline or {}))
+        admissible = condition.mask(arrays, _dense_values(result, metrics) | given)
     values = result.loc[admissible, list(objectives)].to_numpy(dtype=np.float64)
     result.loc[admissible, "on_front"] = non_dominated(values, list(objectives.values()))
     if not dominated:
@@ -196,7 +196,7 @@ def layers(records: Iterable[Record], sites: Sequence[str] | None = None) -> pd.
 
 
 def _means(done: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    groups = done.groupby("id", sort=False)
+    groups: Any = done.groupby("id", sort=False)
     first = groups[["fidelity", "params", "macs", "params_rel", "macs_rel", "factorized", "origin"]].first()
     seeds = groups.size()
     values = groups[[*metrics, *(f"{name}_delta" for name in metrics), "seconds"]]

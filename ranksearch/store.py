@@ -90,7 +90,8 @@ class Store:
 
         Raises:
             StoreError: it cannot be opened, is not a store, is of another schema, study or fingerprint, or another
-                process writes it. Nothing that was there has then been changed, and nothing is left behind.
+                process writes it. Nothing that was there has then been changed, and nothing is left behind (beside a
+                damaged database SQLite may leave empty files of its own).
             InvalidArgument: ``create`` without a study or fingerprint, or details that are not JSON.
         """
         place = Place(url)
