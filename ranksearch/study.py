@@ -294,7 +294,7 @@ class Study:
         frame = self.evaluations()
         frame = frame[frame["fidelity"] == self.fidelity.key]
         condition = Condition.parse(where) if where else None
-        front = frames.front(frame, {name: self.directions[name] for name in wanted}, condition, self._baseline_values(frame))
+        front = frames.front(frame, {name: self.directions[name] for name in wanted}, condition, self._baseline_values(frame), dominated=all)
         return front if all else front[front["on_front"] | front["is_dense"]]
 
     def _baseline_values(self, frame: pd.DataFrame) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ranksearch._cli.session import Session, default_store
 from ranksearch.errors import StudyFileError
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ class StudyCommand(click.Command):
         file: StudyFile | None = None
         own = list(self.params)
         if path is not None:
+            session = ctx.find_object(Session)
+            if session is not None:  # an interrupt may come before the arguments are parsed
+                session.searching = self.name == "search"
+                session.store = _given(args, "--store") or default_store(Path(path).stem)
             from ranksearch.studyfile import load
 
             file = load(path)
@@ -116,6 +121,16 @@ class StudyCommand(click.Command):
 
 def _names(parameter: click.Parameter) -> list[str]:
     return [*parameter.opts, *parameter.secondary_opts]
+
+
+def _given(args: list[str], name: str) -> str | None:
+    """The value of an option in arguments that are not parsed yet."""
+    for argument, following in zip(args, [*args[1:], None], strict=True):
+        if argument == name:
+            return following
+        if argument.startswith(name + "="):
+            return argument[len(name) + 1 :]
+    return None
 
 
 def _click_option(option: StudyOption) -> click.Option:

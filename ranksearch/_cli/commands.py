@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ranksearch._cli.arguments import Group, StudyCommand
-from ranksearch._cli.session import Session
+from ranksearch._cli.session import Session, default_store
 from ranksearch.errors import InvalidArgument, StoreError
 
 if TYPE_CHECKING:
@@ -24,8 +24,12 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 def execute(arguments: Sequence[str], session: Session) -> int:
     """Run a command line; returns the exit code. Errors of ranksearch, OSError and KeyboardInterrupt pass through."""
     try:
-        result = root().main(args=list(arguments), prog_name="ranksearch", standalone_mode=False, obj=session)
-        return result if isinstance(result, int) else 0
+        command = root()  # not its main(): that ends the process by itself when a pipe breaks
+        with command.make_context("ranksearch", list(arguments), obj=session) as context:
+            command.invoke(context)
+        return 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return 2
@@ -129,7 +133,6 @@ def search(
     from ranksearch._cli.progress import Progress
 
     session = _session()
-    session.searching = True
     print(f"loading {file.path} ...", file=sys.stderr, flush=True)
     study = _open(file, given, store, session=session, stored=False)
     with Progress(study, session) as progress:
@@ -204,7 +207,7 @@ def _open(file: StudyFile, given: Mapping[str, Any], store: str | None, *, sessi
     """The study with its store attached. With ``stored``, options that are not given are those that the store was
     searched with."""
     session.check()
-    session.store = store or _default_store(file.path.stem)
+    session.store = store or default_store(file.path.stem)
     options = dict(given)
     known = _stored_options(file, session.store) if stored else {}
     missing = [o.flag for o in file.options if o.required and o.name not in {**known, **options}]
@@ -213,19 +216,13 @@ def _open(file: StudyFile, given: Mapping[str, Any], store: str | None, *, sessi
         raise InvalidArgument(f"{file.path} needs {', '.join(missing)}{where}")
     study = file.create({**known, **options})
     if store is None and study.name != file.path.stem:
-        session.store = _default_store(study.name)
+        session.store = default_store(study.name)
         again = _stored_options(file, session.store) if stored else {}
         if any(study.options.get(name) != value for name, value in {**again, **options}.items() if name not in options):
             study = file.create({**again, **options})
     study.attach(session.store)
     session.check()
     return study
-
-
-def _default_store(name: str) -> str:
-    import os
-
-    return str(Path(os.environ.get("RANKSEARCH_HOME") or ".ranksearch") / f"{name}.db")
 
 
 def _stored_options(file: StudyFile, store: str) -> dict[str, Any]:

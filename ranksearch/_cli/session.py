@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass
@@ -34,3 +36,8 @@ class Session:
                 return store.count()
         except RanksearchError:  # none there yet
             return 0
+
+
+def default_store(name: str) -> str:
+    """Where a study of that name has its store."""
+    return str(Path(os.environ.get("RANKSEARCH_HOME") or ".ranksearch") / f"{name}.db")
