@@ -27,7 +27,7 @@ class Record:
 
     Raises:
         InvalidArgument: an unknown status, a configuration that is not a JSON object, or, for status "done", a metric
-            that is not finite.
+            that is not finite, or a number that does not fit 64 bits.
     """
 
     configuration_id: str
@@ -52,6 +52,14 @@ class Record:
         wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
         if wrong and self.status == "done":
             raise InvalidArgument(f"metrics: {', '.join(wrong)} not finite; record such an evaluation with status 'failed'")
+        for name in ("seed", "params", "macs"):
+            value = int(getattr(self, name))  # numpy's integers are no database's
+            if not -(2**63) <= value < 2**63:
+                raise InvalidArgument(f"{name}={value}: does not fit 64 bits")
+            object.__setattr__(self, name, value)
+        if self.error is not None:  # databases take neither NUL nor lone surrogates
+            object.__setattr__(self, "error", self.error.encode(errors="backslashreplace").decode().replace("\0", "\\x00"))
+        object.__setattr__(self, "seconds", float(self.seconds))
         object.__setattr__(self, "metrics", metrics)
         object.__setattr__(self, "created", self.created.astimezone(UTC))
 

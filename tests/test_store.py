@@ -18,6 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
@@ -106,6 +107,15 @@ def test_done_needs_finite_metrics(value: float) -> None:
 def test_record_is_checked(change) -> None:
     with pytest.raises(InvalidArgument, match=next(iter(change))):
         record(**change)
+
+
+def test_record_takes_what_python_gives(path: Path) -> None:
+    fact = record(seed=np.int64(3), params=np.int32(4), metrics={"accuracy": np.float32(0.5)}, seconds=np.float64(2), error="a\0b\ud800c")
+    assert fact.error == "a\\x00b\\ud800c" and type(fact.seed) is int
+    with Store.open(path, **STUDY) as store:
+        assert store.add(fact) and store.records() == [fact]
+    with pytest.raises(InvalidArgument, match=r"macs=.* does not fit"):
+        record(macs=2**63)
 
 
 def test_configuration_by_prefix(filled: Path) -> None:
@@ -403,6 +413,18 @@ def test_readers_while_a_search_writes(path: Path) -> None:
         for reader in readers:
             out, err = reader.communicate(timeout=120)
             assert (reader.returncode, out.strip()) == (0, "150"), err
+
+
+def test_reading_what_one_may_not_change(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_database.os, "access", lambda *_: False)  # another user's store, or a read-only disk
+    before = snapshot(filled.parent)
+    with Store.open(filled, create=False) as reader:
+        assert reader.count() == 3
+    assert snapshot(filled.parent) == before
+    with Store.open(filled, **STUDY) as store:
+        assert store.add(record(9))  # in the write-ahead log, not yet in the file
+        with Store.open(filled, create=False) as reader:
+            assert reader.count() == 4
 
 
 def test_threads_may_share_a_writer(path: Path) -> None:
