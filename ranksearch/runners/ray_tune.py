@@ -36,6 +36,7 @@ SETTINGS = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # how long helpers of a killed driver's Ray look for it before they end
     "RAY_AIR_NEW_OUTPUT": "0",  # the other reporter prints, whatever the verbosity
 }
 
@@ -248,6 +249,9 @@ def _bridge(propose: Propose, report: Report, workers: int, retries: int) -> tup
             text = Path(path).read_text(errors="replace") if path and os.path.exists(path) else ""
             causes[trial.trial_id] = " ".join(text.split("\n", 1)[-1].split())[:800]  # the first line counts failures
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return FIFOScheduler, ()
+
     class Bridge(Searcher):
         scheduler = Watch()
 
@@ -308,8 +312,9 @@ def _bridge(propose: Propose, report: Report, workers: int, retries: int) -> tup
         def save(self, checkpoint_path: str) -> None:
             """Nothing to save: what is known is in the store."""
 
-        def restore(self, checkpoint_path: str) -> None:
-            raise NotImplementedError("a run is continued from the store, not from Tune's experiment state")
+        def __reduce__(self) -> tuple[Any, ...]:
+            """Tune pickles its experiment, which we never restore; what propose and report hold (a store) cannot be."""
+            return Searcher, ()
 
     return Bridge(), controllers
 
