@@ -173,7 +173,9 @@ class RayTuneRunner(Runner):
                 search_alg=bridge, scheduler=bridge.scheduler, num_samples=-1, reuse_actors=True,
                 trial_name_creator=lambda trial: trial.trial_id, trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(name="run", storage_path=folder, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
+            run_config=tune.RunConfig(
+                name="run", storage_path=folder, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+            ),
         ).fit()  # fmt: skip
 
 

@@ -78,7 +78,8 @@ class Sampler(ABC):
         if self._good:
             return self._mutate()
         raise InfeasibleBudget(
-            f"no admissible configuration found: {self.refusals} candidates were refused, the cheapest option at every site too; loosen the constraints"
+            f"no admissible configuration found: {self.refusals} candidates were refused, the cheapest option at every site too; "
+            "loosen the constraints"
         )
 
     def observe(self, indices: np.ndarray | Sequence[int], values: Sequence[float] | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ranksearch.samplers._optuna import OptunaSampler
 
@@ -24,7 +24,10 @@ class NSGA2(OptunaSampler):
         return optuna.samplers.NSGAIISampler(population_size=self.population, seed=seed)
 
     def _add(self, params: dict[str, int], values: list[float]) -> None:
-        # a trial given to `add_trial` belongs to no generation and would never become a parent; one that is enqueued and
-        # then asked for joins the current generation like any other
+        # a trial that did not come out of the sampler belongs to no generation and would never become a parent: asking for
+        # its generation puts it into the current one, like any other
         self._study.enqueue_trial(params)
-        self._study.tell(self._study.ask(self._distributions), values)
+        trial = self._study.ask(self._distributions)
+        sampler = cast("optuna.samplers.NSGAIISampler", self._study.sampler)
+        sampler.get_trial_generation(self._study, self._study.get_trials(deepcopy=False)[trial.number])
+        self._study.tell(trial, values)

@@ -197,7 +197,7 @@ class Task:
     module = load(tmp_path / "somestudy.py", "somestudy")
     outcomes = run(module.Task(), [request(2)], by_value=[module])
     assert outcomes[0].metrics == {"x": 6.0}
-    with pytest.raises(RanksearchError, match="workers cannot load the evaluator.*somestudy"):
+    with pytest.raises(RanksearchError, match=r"workers cannot load the evaluator.*somestudy"):
         run(module.Task(), [request(2)], by_value=[])
 
 
