@@ -298,7 +298,7 @@ def test_errors_are_one_line(study, tmp_path, capsys):
 
 def test_an_empty_space_still_shows_what_was_skipped(study, tmp_path, capsys):
     edited(study, 'Study("bright", ', 'Study("bright", space=replace(mixture(), exclude="*"), ')
-    edited(study, "    import torch\n".strip(" "), "import torch\nfrom dataclasses import replace\nfrom ranksearch.search_spaces import mixture\n")
+    edited(study, "import time\n", "from dataclasses import replace\nfrom ranksearch.search_spaces import mixture\n")
     assert cli.main(["profile", study, "--data", str(tmp_path)]) == 2
     printed = capsys.readouterr()
     assert printed.out.count("excluded") == 3 and printed.err.startswith("error: the space has no site")

@@ -137,7 +137,7 @@ def front_table(study: Study, frame: pd.DataFrame) -> str:
         return "no evaluation is stored that satisfies this; search on, or loosen --where"
     dense = next((row for row in frame.to_dict("records") if row["is_dense"]), None)
     metrics = [metric.name for metric in study.task.metrics]
-    header = ["id", *[name for metric in metrics for name in (metric, "change")], "MACs", "params", "MACs ", "params ", ""]
+    header = ["id", *[name for metric in metrics for name in (metric, "change")], "% MACs", "% params", "MACs", "params", ""]
     rows = []
     for row in frame.to_dict("records"):
         cells: list[Any] = [row["id"]]
