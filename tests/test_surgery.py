@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import canonical_weight, find_sites
+from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space
 from ranksearch.spectra import Spectra
 from ranksearch.surgery import build, recalibrate

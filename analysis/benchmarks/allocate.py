@@ -1,0 +1,149 @@
+"""Time of exact allocation, as one line of JSON: whole minimax front, whole Lagrangian hull, one exact additive optimum.
+
+    python analysis/benchmarks/allocate.py [--sites 100] [--options 200] [--repeats 5] [--budget 0.5] [--seed 0]
+
+Baselines, measured in the same run on the same instances: the minimax front by a Python loop over thresholds, the hull
+by a Python monotone chain per site, and the MILP over all options without fixing any. Instances resemble the ladders
+of a convolutional network: layer shapes of ResNet-50, spectra that decay as a power, noise from mixed types.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ranksearch.allocators import lagrangian_hull, minimax_front
+from ranksearch.allocators._choice import solve
+
+Arrays = list[np.ndarray]
+
+
+def instance(sites: int, options: int, seed: int) -> tuple[Arrays, Arrays]:
+    """Values, and params (int64), of ladders with ``options`` options each, dense last."""
+    rng = np.random.default_rng(seed)
+    values, costs = [], []
+    for _ in range(sites):
+        c_out, c_in = rng.choice([64, 128, 256, 512, 1024], 2)
+        kernel = int(rng.choice([1, 9]))
+        dense = int(c_out * c_in * kernel)
+        full = min(c_out, c_in * kernel)
+        # ranks may be fractional here: mixed types fill the gaps between the integer ranks of one
+        rank = np.sort(rng.uniform(1, full, options - 1))
+        cost = np.maximum((rank / full * dense * rng.uniform(0.7, 1.0)).astype(np.int64), 1)
+        spectrum = np.cumsum(np.arange(1, full + 1) ** (-2 * rng.uniform(0.3, 1.2)))
+        value = 1 - np.interp(rank, np.arange(1, full + 1), spectrum) / spectrum[-1]
+        values.append(np.append(value * rng.uniform(0.9, 1.1, options - 1), 0.0))
+        costs.append(np.append(cost, dense))
+    return values, costs
+
+
+def loop_front(values: Arrays, costs: Arrays) -> list[tuple[float, int]]:
+    """Baseline: for every threshold, every site's cheapest option within it."""
+    levels = sorted({float(v) for value in values for v in value}, reverse=True)
+    start = max(float(v.min()) for v in values)
+    points: list[tuple[float, int]] = []
+    for level in levels:
+        if level < start:
+            break
+        total = sum(int(cost[value <= level].min()) for value, cost in zip(values, costs, strict=True))
+        if points and points[-1][1] == total:
+            points[-1] = (level, total)
+        else:
+            points.append((level, total))
+    return points
+
+
+def loop_hull(values: Arrays, costs: Arrays) -> list[tuple[float, float]]:
+    """Baseline: a monotone chain per site, all steps sorted."""
+    steps = []
+    for value, cost in zip(values, costs, strict=True):
+        chain: list[tuple[int, float]] = []
+        for point in sorted(zip(cost.tolist(), value.tolist(), strict=True)):
+            if chain and point[1] >= chain[-1][1]:
+                continue
+            while len(chain) > 1:
+                (c0, v0), (c1, v1) = chain[-2:]
+                if (v0 - v1) * (point[0] - c1) > (v1 - point[1]) * (c1 - c0):
+                    break
+                chain.pop()
+            chain.append(point)
+        steps += [((a[1] - b[1]) / (b[0] - a[0]), b[0] - a[0], a[1] - b[1]) for a, b in itertools.pairwise(chain)]
+    return [(rise, gain) for _, rise, gain in sorted(steps, reverse=True)]
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sites", type=int, default=100)
+    parser.add_argument("--options", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--budget", type=float, default=0.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-baseline", action="store_true", help="leave the baselines out: they take minutes on large instances")
+    given = parser.parse_args()
+
+    names = ("minimax_front", "minimax_front_loop", "hull", "hull_loop", "milp", "milp_two_budgets", "milp_without_fixing")
+    times: dict[str, list[float]] = {name: [] for name in names}
+    gaps, remaining, points = [], [], []
+    for repeat in range(given.repeats):
+        values, costs = instance(given.sites, given.options, given.seed + repeat)
+        limit = np.array([int(given.budget * sum(int(c[-1]) for c in costs))])
+        columns = [c[:, None] for c in costs]
+        second = np.random.default_rng(repeat).choice([1, 4, 16, 64], given.sites)  # output positions: MACs beside params
+        both = [np.stack([c, c * s], axis=1) for c, s in zip(costs, second, strict=True)]
+        limits = (given.budget * np.sum([c[-1] for c in both], axis=0)).astype(np.int64)
+
+        seconds, front = timed(lambda v=values, c=costs: minimax_front(v, c))
+        times["minimax_front"].append(seconds)
+        seconds, hull = timed(lambda v=values, c=costs: lagrangian_hull(v, c))
+        times["hull"].append(seconds)
+        seconds, solution = timed(lambda v=values, c=columns, b=limit: solve(v, c, b))
+        times["milp"].append(seconds)
+        seconds, two = timed(lambda v=values, c=both, b=limits: solve(v, c, b))
+        times["milp_two_budgets"].append(seconds)
+        assert solution is not None and two is not None
+        gaps += [solution.gap, two.gap]
+        remaining.append(solution.remaining)
+        points.append(len(front.costs))
+        if given.no_baseline:
+            continue
+        seconds, expected = timed(lambda v=values, c=costs: loop_front(v, c))
+        times["minimax_front_loop"].append(seconds)
+        assert expected == list(zip(front.thresholds, front.costs, strict=True)), "the loop finds another front"
+        seconds, steps = timed(lambda v=values, c=costs: loop_hull(v, c))
+        times["hull_loop"].append(seconds)
+        assert len(steps) == len(hull.prices), "the loop finds another hull"
+        if repeat < 2:  # slow
+            seconds, plain = timed(lambda v=values, c=columns, b=limit: solve(v, c, b, fixing=False))
+            times["milp_without_fixing"].append(seconds)
+            assert plain is not None
+            assert plain.value >= solution.value * (1 - 1e-9), "the plain MILP finds a better optimum"
+
+    medians = {name: float(np.median(t)) for name, t in times.items() if t}
+    ratios = {
+        name: medians[baseline] / medians[name]
+        for name, baseline in (("minimax_front", "minimax_front_loop"), ("hull", "hull_loop"), ("milp", "milp_without_fixing"))
+        if baseline in medians
+    }
+    print(json.dumps({
+        "benchmark": "allocate", "sites": given.sites, "options": given.options, "budget": given.budget, "repeats": given.repeats,
+        "seconds": {name: round(t, 5) for name, t in medians.items()},
+        "slowest_seconds": {name: round(max(t), 5) for name, t in times.items() if t},
+        "times_faster_than_baseline": {name: round(r, 1) for name, r in ratios.items()},
+        "largest_gap": max(gaps), "front_points": int(np.median(points)), "options_left_to_milp": int(np.median(remaining)),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

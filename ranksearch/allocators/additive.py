@@ -1,0 +1,60 @@
+"""Exact additive allocation: least sum of values within any number of budgets, and the whole convex front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
+from ranksearch.allocators._choice import Hull, Solution, lagrangian_hull, solve
+from ranksearch.space import CostName, SearchSpace
+from ranksearch.table import Table
+
+__all__ = ["Additive", "Hull", "additive_front", "lagrangian_hull"]
+
+
+class Additive(Allocator):
+    """Least sum of values: Lagrangian bound, reduced-cost fixing, then the MILP on what is left, with the gap proven.
+
+    Args:
+        seconds: the longest that the MILP may take; if it stops there, the allocation's ``gap`` is above 0.
+    """
+
+    name = "additive"
+    reduction = "sum"
+
+    def __init__(self, *, seconds: float = 60.0) -> None:
+        self.seconds = seconds
+
+    def allocate(self, problem: Problem) -> Allocation:
+        self.check(problem)
+        solution = solve(problem.table.values, problem.costs, problem.room, seconds=self.seconds)
+        if solution is None:
+            raise problem.infeasible_together(smallest_together(problem))
+        return finish(problem, solution.indices, solution.gap)
+
+
+def smallest_together(problem: Problem) -> Mapping[CostName, int | None]:
+    """The least of each cost, of the whole network, within the other budgets; None where those exclude each other."""
+    smallest: dict[CostName, int | None] = {}
+    for number, name in enumerate(problem.names):
+        solution = least_cost(problem.costs, problem.room, number)
+        fixed = int(problem.limits[number] - problem.room[number])
+        smallest[name] = None if solution is None else round(solution.value) + fixed
+    return smallest
+
+
+def least_cost(costs: Sequence[np.ndarray], room: np.ndarray, number: int) -> Solution | None:
+    """The solution of least cost in column ``number`` within the limits on the other columns."""
+    others = [b for b in range(len(room)) if b != number]
+    return solve([c[:, number].astype(np.float64) for c in costs], [c[:, others] for c in costs], room[others])
+
+
+def additive_front(space: SearchSpace, table: Table, name: CostName, budgets: Sequence[float]) -> tuple[Allocation, ...]:
+    """The exact additive optimum at each of several budgets of one cost, in their order.
+
+    Raises:
+        InfeasibleBudget: one of them is below the feasible minimum.
+    """
+    return tuple(Additive().allocate(Problem(space, table, {name: budget})) for budget in budgets)
