@@ -132,7 +132,8 @@ def test_errors_are_those_of_the_reconstruction(kind: str, decomposition: AnyDec
     n = len(errors.ranks)
     assert errors.ranks.dtype == np.int64 and errors.ranks.ndim == 2
     assert errors.frobenius.shape == errors.operator.shape == (n,)
-    assert np.array_equal(errors.ranks, decomposition.ranks(site))
+    if decomposition.exact:  # types that fit, not truncate, may refuse ranks (cp) or learn which there are (adaptive)
+        assert np.array_equal(errors.ranks, decomposition.ranks(site))
     assert errors.norm == pytest.approx(float(weight.norm()))
     scale = operator(folding(decomposition.name, site, weight))
     for k in some(errors, n if n < 12 else 8):

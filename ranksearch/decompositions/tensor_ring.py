@@ -1,0 +1,148 @@
+"""Tensor rings (Zhao et al. 2016): a closed chain of cores over the modes of the weight. There is no chain of plain
+layers for it: the cores are stored, the dense weight is put together from them; params are saved, MACs are not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions._metric import residual_energy
+from ranksearch.decompositions._network import Bonds, Reduced, contract, core_shapes, even, fit, pairs, reduce, start, stored_module, widen
+from ranksearch.decompositions.tensor_train import _factors
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site
+
+SWEEPS = 25  # of alternating least squares per rank at most, 10 on large weights; fewer once they gain under a thousandth
+AFRESH = 10_000  # weights up to this many entries are also fitted from two random starts
+RATIOS = (1, 2, 4)  # of the bond between the channels to the bonds of the kernel
+
+
+@dataclass(frozen=True)
+class RingState:
+    """Fitted cores per rank, and their measured errors."""
+
+    ranks: np.ndarray
+    cores: tuple[tuple[Tensor, ...], ...]
+    reduced: Reduced
+    frobenius: np.ndarray
+    norm: float
+
+
+class TensorRing(Decomposition[RingState]):
+    """Rank: the bonds around the ring. Convolutions have the modes (C_out, C_in, kh kw), matrices
+    (o_1, o_2, i_1, i_2) of balanced factors. A small grid; alternating least squares; measured errors."""
+
+    name = "tensor_ring"
+    nested = False
+    exact = False
+    storage_only = True
+
+    def undefined(self, site: Site) -> str | None:
+        return storage_undefined(site)
+
+    def ranks(self, site: Site) -> np.ndarray:
+        sizes = ring_modes(site)
+        rows: list[tuple[int, ...]] = []
+        for ratio in RATIOS if len(sizes) == 3 else (1,):
+            width = 1.0
+            while True:
+                narrow = max(1, round(width))
+                row = _capped((narrow * ratio, narrow, narrow) if len(sizes) == 3 else (narrow,) * 4, sizes)
+                if _stored(sizes, row) >= math.prod(sizes) and rows:
+                    break
+                rows.append(row)
+                width *= math.sqrt(2.0)
+                if width > 2 * max(sizes):
+                    break
+        unique = sorted(set(rows), key=lambda row: (_stored(sizes, row), row))
+        return np.array(unique, dtype=np.int64)
+
+    def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sizes = ring_modes(site)
+        params = np.array([_stored(sizes, tuple(row)) for row in ranks.tolist()], dtype=np.int64)
+        return params + (site.c_out if site.bias else 0), np.full(len(ranks), site.cost.macs, dtype=np.int64)
+
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> RingState:
+        dense = weight.double()
+        metric = moments or Moments()
+        sizes = ring_modes(site)
+        norm = residual_energy(dense[None], metric) ** 0.5
+        reduced = reduce(dense.reshape(sizes))
+        generator = torch.Generator().manual_seed(0)
+        found: dict[Rank, list[Tensor]] = {}
+        energies = []
+        ranks = self.ranks(site)
+        first = start(reduced.core)
+        for row in map(tuple, ranks.tolist()):
+            # from the best ring that fits inside: the last one found that is nowhere wider
+            inner = next((r for r in reversed(found) if all(a <= b for a, b in zip(r, row, strict=True))), None)
+            bonds = _bonds(row, len(sizes))
+            begins = [widen(found[inner] if inner else first, bonds, generator)]
+            small = reduced.core.numel() <= AFRESH
+            if small:  # loops have local minima, which a start of its own may avoid
+                begins += [[torch.randn(c.shape, generator=generator, dtype=torch.float64).to(c) for c in begins[0]] for _ in range(2)]
+            fits = [fit(reduced.core, cores, sweeps=SWEEPS if small else 10, tolerance=1e-3) for cores in begins]
+            found[row] = list(even(min(fits, key=lambda f: f[1])[0]))
+            residual = dense - contract(reduced.lift(found[row]), len(sizes)).reshape(dense.shape)
+            energies.append(residual_energy(residual[None], metric))
+        frobenius = np.sqrt(np.array(energies)) / norm if norm > 0 else np.zeros(len(ranks))
+        return RingState(ranks, tuple(map(tuple, found.values())), reduced, frobenius, norm)
+
+    def errors(self, state: RingState) -> Errors:
+        nothing = np.full(len(state.ranks), np.nan)
+        return Errors(state.ranks, state.frobenius, nothing, state.norm, frobenius_is="measured", operator_is="measured")
+
+    def factors(self, state: RingState, rank: Rank) -> tuple[Tensor, ...]:
+        position = np.flatnonzero((state.ranks == np.array(rank)).all(axis=1))
+        if not len(position):
+            raise InvalidArgument(f"rank={rank} of tensor_ring is not on its grid; ranks are {state.ranks.tolist()}")
+        return even(state.reduced.lift(state.cores[int(position[0])]))
+
+    def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
+        return contract(factors, len(factors)).reshape(site.shape)
+
+    def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
+        return stored_module(site, factors, len(factors), bias)
+
+
+def storage_undefined(site: Site) -> str | None:
+    """Why a site has no form that is stored as the cores of a network."""
+    if site.kind == "embedding":
+        return "the whole table would be put together for every batch"
+    if site.groups > 1:
+        return f"groups={site.groups}: networks of grouped weights are not provided"
+    if site.kernel == (1, 1) and (_factors(site.c_out, 2) is None or _factors(site.c_in, 2) is None):
+        return "a matrix needs dimensions that factor, and one of these is prime or 1"
+    return None
+
+
+def ring_modes(site: Site) -> tuple[int, ...]:
+    if site.kernel != (1, 1):
+        return (site.c_out, site.c_in, site.kernel[0] * site.kernel[1])
+    out, into = _factors(site.c_out, 2), _factors(site.c_in, 2)
+    assert out is not None and into is not None, "asked of a site that the type is undefined for"
+    return (*out, *into)
+
+
+def _bonds(row: tuple[int, ...], modes: int) -> Bonds:
+    """Bonds between all pairs; entry k of a rank joins mode k to the next, the last one closes the ring."""
+    width = {tuple(sorted((k, (k + 1) % modes))): r for k, r in enumerate(row)}
+    return tuple(width.get(pair, 1) for pair in pairs(modes))
+
+
+def _capped(row: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """No bond wider than the rest of the tensor on either side of its ends can use."""
+    modes, capped = len(sizes), list(row)
+    for k in range(modes):
+        ends = sizes[k] * capped[k - 1], sizes[(k + 1) % modes] * capped[(k + 1) % modes]
+        capped[k] = min(capped[k], *ends)
+    return tuple(capped)
+
+
+def _stored(sizes: tuple[int, ...], row: tuple[int, ...]) -> int:
+    return sum(math.prod(shape) for shape in core_shapes(sizes, _bonds(row, len(sizes))))
