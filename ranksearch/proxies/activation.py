@@ -1,0 +1,46 @@
+"""Activation error: squared error of a site's outputs on calibration inputs, relative to their size (SVD-LLM and BALF,
+arXiv 2509.25136, truncate by it)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ranksearch.decompositions._spectrum import split_groups
+from ranksearch.proxies._base import TableProxy
+from ranksearch.proxies._residual import quadratic, residual_table
+from ranksearch.sites import canonical_weight
+from ranksearch.space import SearchSpace
+from ranksearch.spectra import Spectra
+from ranksearch.statistics import Statistics
+from ranksearch.table import Table
+
+TINY = 1e-300  # a site whose inputs are all zero has no error
+
+
+class ActivationError(TableProxy):
+    """Sum over sites of |(W - W_r) A^(1/2)|^2 / |W A^(1/2)|^2, whatever metric the factors were made in.
+
+    Args:
+        spectra: that the space was built from.
+        statistics: collected on the same model and sites.
+        center: covariance of the inputs instead of the second moment, see `Statistics.input_moment`.
+    """
+
+    name = "activation"
+
+    def __init__(self, spectra: Spectra, statistics: Statistics, *, center: bool = False) -> None:
+        self.spectra, self.statistics, self.center = spectra, statistics, center
+
+    def table(self, space: SearchSpace) -> Table:
+        moments = {l.site.name: self.statistics.input_moment(l.site.name, center=self.center) for l in space.ladders}
+        norms = {}
+        for ladder in space.ladders:
+            site = ladder.site
+            weight = split_groups(site, canonical_weight(self.spectra.model.get_submodule(site.name), site)).double().flatten(2)
+            norms[site.name] = max(quadratic(weight, moments[site.name], None), TINY)
+        return residual_table(space, self.spectra, lambda site, r: quadratic(r, moments[site.name], None) / norms[site.name])
+
+    def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
+        names = {ladder.site.name for ladder in space.ladders}
+        return {site: reason for site, reason in self.statistics.uncovered.items() if site in names and "gradient" not in reason}
+

@@ -1,0 +1,41 @@
+"""Fisher error, two-sided: tr(G (W - W_r) A (W - W_r)^T) / 2, the estimated rise of the mean loss (K-FAC for
+convolutions, arXiv 1602.01407; two-sided as in GFWSVD), whatever metric the factors were made in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ranksearch.proxies._base import TableProxy
+from ranksearch.proxies._residual import quadratic, residual_table
+from ranksearch.space import SearchSpace
+from ranksearch.spectra import Spectra
+from ranksearch.statistics import Statistics
+from ranksearch.table import Table
+
+
+class FisherError(TableProxy):
+    """In nats per example, so sites are comparable and their sum means something. Second order: large changes, and
+    the interaction of sites, are beyond it.
+
+    Args:
+        spectra: that the space was built from.
+        statistics: with gradients, of the same model and sites.
+        center: see `Statistics.input_moment`.
+        exact_trace: scale every site so that the trace of its Fisher is the exact one, see `Statistics.fisher_ratio`.
+    """
+
+    name = "fisher"
+
+    def __init__(self, spectra: Spectra, statistics: Statistics, *, center: bool = False, exact_trace: bool = False) -> None:
+        self.spectra, self.statistics, self.center, self.exact_trace = spectra, statistics, center, exact_trace
+
+    def table(self, space: SearchSpace) -> Table:
+        moments = self.statistics.moments("fisher", center=self.center)
+        scales = {l.site.name: (self.statistics.fisher_ratio(l.site.name) if self.exact_trace else None) or 1.0 for l in space.ladders}
+        return residual_table(
+            space, self.spectra, lambda site, r: 0.5 * scales[site.name] * quadratic(r, moments[site.name].input, moments[site.name].output)
+        )
+
+    def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
+        names = {ladder.site.name for ladder in space.ladders}
+        return {site: reason for site, reason in self.statistics.uncovered.items() if site in names}

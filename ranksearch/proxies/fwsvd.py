@@ -1,0 +1,53 @@
+"""Diagonal Fisher: sum_ij F_ij (W - W_r)_ij^2 / 2, F the mean squared per-example gradient of each weight (FWSVD,
+arXiv 2207.00112, which sums F over rows so that the weighted problem stays an SVD; a score need not)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ranksearch.decompositions._spectrum import split_groups
+from ranksearch.errors import InvalidArgument
+from ranksearch.proxies._base import TableProxy
+from ranksearch.proxies._residual import residual_table
+from ranksearch.space import SearchSpace
+from ranksearch.spectra import Spectra
+from ranksearch.statistics import Statistics
+from ranksearch.table import Table
+
+
+class DiagonalFisher(TableProxy):
+    """In nats per example. No interaction of weights, not even within a layer.
+
+    Args:
+        spectra: that the space was built from.
+        statistics: collected with ``diagonal=True``.
+        rows: FWSVD's form, one weight per input of the layer (its rows are inputs), the sum of F over outputs.
+    """
+
+    name = "fwsvd"
+
+    def __init__(self, spectra: Spectra, statistics: Statistics, *, rows: bool = False) -> None:
+        self.spectra, self.statistics, self.rows = spectra, statistics, rows
+
+    def table(self, space: SearchSpace) -> Table:
+        weights = {}
+        for ladder in space.ladders:
+            site, s = ladder.site, self.statistics.of[ladder.site.name]
+            if s.fisher_diagonal is None:
+                if site.name in self.uncovered(space):
+                    weights[site.name] = None
+                    continue
+                raise InvalidArgument("statistics were collected without the diagonal of the Fisher; collect with diagonal=True")
+            diagonal = split_groups(site, s.fisher_diagonal).flatten(2) / max(s.sampled, 1)
+            weights[site.name] = diagonal.mean(dim=1, keepdim=True) if self.rows else diagonal
+
+        def form(site, residual) -> float:
+            weight = weights[site.name]
+            return 0.0 if weight is None else float((weight.to(residual) * residual.square()).sum() / 2)
+
+        return residual_table(space, self.spectra, form)
+
+    def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
+        return {
+            l.site.name: "no weight gradient is collected for embeddings: counts as 0" for l in space.ladders if l.site.kind == "embedding"
+        }

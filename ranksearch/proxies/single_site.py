@@ -1,0 +1,56 @@
+"""Measured loss change of one site at a time: the network with a single layer factorized, on a calibration batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.proxies._base import TableProxy
+from ranksearch.space import Configuration, Ladder, SearchSpace
+from ranksearch.table import Table
+
+
+class SingleSiteLoss(TableProxy):
+    """Sum over sites of L(only this site at this option) - L(dense). Sees no interaction of sites.
+
+    Measured at ``points`` options per site, spread evenly over the logarithm of the error; between them interpolated
+    monotonically in that error, so every option has a value and a worse error never scores better.
+
+    Args:
+        measure: loss of a configuration on calibration data, see `ranksearch.local_search.CalibrationLoss`.
+        points: measurements per site. In all: sites x points + 1.
+    """
+
+    name = "single_site_loss"
+
+    def __init__(self, measure: Callable[[Configuration], float], *, points: int = 6) -> None:
+        if points < 1:
+            raise InvalidArgument(f"points={points}: must be at least 1")
+        self.measure, self.points = measure, points
+
+    def table(self, space: SearchSpace) -> Table:
+        dense = self.measure(Configuration())
+        return Table(tuple(self._column(space, ladder, dense) for ladder in space.ladders), "sum")
+
+    def _column(self, space: SearchSpace, ladder: Ladder, dense: float) -> np.ndarray:
+        errors = np.square(ladder.column("frobenius"))
+        options = np.arange(len(errors) - 1)
+        if not len(options):
+            return np.zeros(1)
+        levels = np.log(np.maximum(errors[options], 1e-12))
+        wanted = np.linspace(levels.max(), levels.min(), min(self.points, len(options)))
+        picked = sorted({int(np.argmin(np.abs(levels - level))) for level in wanted}, key=lambda i: errors[i])
+        rises = []
+        for i in picked:
+            option = ladder.options[i]
+            rises.append(max(self.measure(Configuration({ladder.site.name: (option.decomposition, option.rank)})) - dense, 0.0))
+        return np.interp(errors, [0.0, *errors[picked]], np.maximum.accumulate([0.0, *rises]))
+
+    def uncovered(self, space: SearchSpace) -> dict[str, str]:
+        return {
+            l.site.name: f"{len(l.options) - 1 - self.points} of {len(l.options) - 1} options are interpolated"
+            for l in space.ladders
+            if len(l.options) - 1 > self.points
+        }

@@ -1,0 +1,187 @@
+"""Proxies against direct computation on built networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.decompositions import SVD, Moments, SVDIn
+from ranksearch.errors import InvalidArgument
+from ranksearch.local_search import CalibrationLoss
+from ranksearch.proxies import (
+    PROXIES,
+    ActivationError,
+    Calibrated,
+    DiagonalFisher,
+    Energy,
+    FisherError,
+    Frobenius,
+    LastFeature,
+    SingleSiteLoss,
+    score,
+)
+from ranksearch.sites import find_sites
+from ranksearch.space import Configuration, build_space
+from ranksearch.spectra import Spectra
+from ranksearch.statistics import collect
+from ranksearch.surgery import build
+from ranksearch.table import Table
+
+
+class Fixture:
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 10, 3, stride=2), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 6),
+        ).eval()  # fmt: skip
+        self.x, self.y = torch.randn(64, 3, 8, 8), torch.randint(0, 6, (64,))
+        self.sites = find_sites(self.model, self.x[:1])
+        self.statistics = collect(self.model, self.sites, [self.x], diagonal=True, samples=20)
+        self.spectra = Spectra(self.model, self.sites, [SVD(), SVDIn()])
+        self.space = build_space(self.spectra, max_options=6)
+        self.indices = self.space.sample(12, seed=1)
+        self.measure = CalibrationLoss(self.spectra, [(self.x, self.y)], nn.functional.cross_entropy)
+
+
+@pytest.fixture(scope="module")
+def f() -> Fixture:
+    return Fixture()
+
+
+def tables(f: Fixture):
+    return [
+        *PROXIES, Energy(), ActivationError(f.spectra, f.statistics), FisherError(f.spectra, f.statistics),
+        FisherError(f.spectra, f.statistics, center=True, exact_trace=True), DiagonalFisher(f.spectra, f.statistics),
+        DiagonalFisher(f.spectra, f.statistics, rows=True), SingleSiteLoss(f.measure, points=3),
+        Calibrated(Frobenius(), f.measure, f.space.sample(12, seed=2)),
+    ]  # fmt: skip
+
+
+def test_every_table_fits_the_space_and_gives_dense_nothing(f):
+    for proxy in tables(f):
+        table = proxy.table(f.space)
+        assert tuple(len(v) for v in table.values) == f.space.shape, proxy.name
+        assert all(np.isfinite(v).all() and (v >= 0).all() and v[-1] == 0 for v in table.values), proxy.name
+        assert np.array_equal(score(proxy, f.space, f.indices), table.score(f.indices))
+        assert set(proxy.uncovered(f.space)) <= {l.site.name for l in f.space.ladders}
+
+
+def test_activation_error_is_the_output_error_of_each_layer(f):
+    column = ActivationError(f.spectra, f.statistics).table(f.space).values[0]
+    site = f.space.ladders[0].site
+    option = f.space.ladders[0].options[0]
+    network = build(f.spectra, Configuration({site.name: (option.decomposition, option.rank)}))
+    layer = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(f.model[0].weight)
+        wanted = layer(f.x)
+        error = (network[0](f.x) - f.model[0](f.x)).square().sum() / wanted.square().sum()
+    assert column[0] == pytest.approx(float(error), rel=2e-2)  # shrinkage
+
+
+def test_fisher_error_is_the_energy_of_a_fisher_space(f):
+    """In spectra of its own metric the option's energy is the same number, computed another way."""
+    moments = f.statistics.moments("fisher")
+    spectra = Spectra(f.model, f.sites, [SVD()], moments=moments)
+    space = build_space(spectra, max_options=6)
+    ours, theirs = FisherError(spectra, f.statistics).table(space), Energy().table(space)
+    for a, b in zip(ours.values, theirs.values, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-9 + 1e-5 * b.max())
+    assert space.metric == "fisher" and isinstance(moments["0"], Moments)
+
+
+def test_fisher_error_predicts_the_divergence_of_one_layer(f):
+    """KL(dense || factorized) for the last layer, where K-FAC's one approximation is independence of g and a."""
+    site = f.space.ladders[-1]
+    column = FisherError(f.spectra, f.statistics).table(f.space).values[-1]
+    for i in range(len(site.options) - 2, len(site.options) - 1):
+        option = site.options[i]
+        network = build(f.spectra, Configuration({site.site.name: (option.decomposition, option.rank)})).eval()
+        with torch.no_grad():
+            old, new = f.model(f.x).log_softmax(1), network(f.x).log_softmax(1)
+        assert column[i] == pytest.approx(float((old.exp() * (old - new)).sum(1).mean()), rel=0.35)
+
+
+def test_diagonal_fisher_by_hand(f):
+    ladder = f.space.ladders[1]
+    option = ladder.options[0]
+    column = DiagonalFisher(f.spectra, f.statistics).table(f.space).values[1]
+    decomposition = f.spectra.decomposition(option.decomposition)
+    stand_in = decomposition.compose(ladder.site, f.spectra.factors(ladder.site, option.decomposition, option.rank))
+    s = f.statistics.of[ladder.site.name]
+    wanted = (s.fisher_diagonal / s.sampled * (f.model[2].weight.detach().double() - stand_in).square()).sum() / 2
+    assert column[0] == pytest.approx(float(wanted), rel=1e-9)
+    bare = collect(f.model, f.sites, [f.x[:4]])
+    with pytest.raises(InvalidArgument, match="diagonal=True"):
+        DiagonalFisher(f.spectra, bare).table(f.space)
+
+
+def test_last_feature_is_the_error_before_the_last_linear_layer(f):
+    proxy = LastFeature(f.model, lambda c: build(f.spectra, c), [f.x[:40], f.x[40:]])
+    assert proxy.module == "6" and set(proxy.uncovered(f.space)) == {"6"}
+    found = score(proxy, f.space, np.stack([f.space.dense, f.indices[0]]))
+    network = build(f.spectra, f.space.configuration(f.indices[0]))
+    with torch.no_grad():
+        old, new = f.model[:6](f.x).double(), network[:6](f.x).double()
+    assert found[0] == pytest.approx(0, abs=1e-10)
+    assert found[1] == pytest.approx(float((new - old).square().sum() / old.square().sum()), rel=1e-4)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in f.model.modules())
+    with pytest.raises(InvalidArgument):
+        LastFeature(f.model, lambda c: build(f.spectra, c), [])
+
+
+def test_single_site_loss_is_measured_and_monotone(f):
+    proxy = SingleSiteLoss(f.measure, points=100)
+    column = proxy.table(f.space).values[1]
+    ladder = f.space.ladders[1]
+    dense = f.measure(Configuration())
+    order = np.argsort(np.square(ladder.column("frobenius")), kind="stable")
+    rises = [max(f.measure(Configuration({"2": (ladder.options[i].decomposition, ladder.options[i].rank)})) - dense, 0) for i in order]
+    np.testing.assert_allclose(column[order], np.maximum.accumulate(rises), rtol=1e-6, atol=1e-7)
+    assert (np.diff(column[order]) >= 0).all()
+    assert not proxy.uncovered(f.space) and SingleSiteLoss(f.measure, points=2).uncovered(f.space)
+
+
+def test_calibration_recovers_weights_and_reports_what_it_did_not_see(f):
+    """Measurements made by a hidden weighted table: the fit finds its order, the uncalibrated table does not."""
+    base = Frobenius().table(f.space)
+    hidden = np.array([3.0, 0.4, 1.0])
+    truth = Table(tuple(w * v for w, v in zip(hidden, base.values, strict=True)))
+    calls = []
+
+    def measure(configuration):
+        calls.append(configuration)
+        return 1.0 + float(truth.score(f.space.indices(configuration)))
+
+    proxy = Calibrated(Frobenius(), measure, f.space.sample(48, seed=3))
+    fit = proxy.fit(f.space)
+    assert fit.measurements == len(calls) == 49
+    assert fit.held_out > 0.97 and fit.held_out > fit.before
+    fresh = f.space.sample(100, seed=4)
+    assert np.corrcoef(proxy.table(f.space).score(fresh), truth.score(fresh))[0, 1] > 0.99
+    assert len(calls) == 49  # once per space
+    with pytest.raises(InvalidArgument):
+        Calibrated(Frobenius(), measure, f.space.sample(4, seed=0))
+
+
+def test_proxies_follow_the_loss(f):
+    """Random configurations: the loss-aware proxies rank the divergence from the dense network well."""
+    from scipy.stats import spearmanr
+
+    indices = f.space.sample(40, seed=5)
+    with torch.no_grad():
+        old = f.model(f.x).log_softmax(1)
+        rises = []
+        for row in indices:
+            new = build(f.spectra, f.space.configuration(row)).eval()(f.x).log_softmax(1)
+            rises.append(float((old.exp() * (old - new)).sum(1).mean()))
+    assert spearmanr(score(FisherError(f.spectra, f.statistics), f.space, indices), rises).statistic > 0.8
+    last = LastFeature(f.model, lambda c: build(f.spectra, c), [f.x])
+    before = np.concatenate([indices[:, :-1], np.full((40, 1), f.space.dense[-1])], axis=1)  # the last layer is not covered
+    with torch.no_grad():
+        networks = [build(f.spectra, f.space.configuration(row)).eval() for row in before]
+        rises = [float((old.exp() * (old - net(f.x).log_softmax(1))).sum(1).mean()) for net in networks]
+    assert spearmanr(score(last, f.space, before), rises).statistic > 0.8
