@@ -87,12 +87,15 @@ class Statistics:
             moment = kronecker(site, s.channel / rows, s.tap / rows)
         else:
             moment = s.input / rows
-        if shrink:
-            moment, _ = ledoit_wolf(moment, s.fourth / rows, s.examples)
+        shrunk, weight = ledoit_wolf(moment, s.fourth / rows, s.examples)
         if center:
             mean = s.mean / rows
             moment = moment - mean[:, :, None] * mean[:, None, :]
-        return moment
+            # with the weight of the second moment: fourth central moments are not collected
+            spread = moment.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(0)
+            eye = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
+            shrunk = (1 - weight)[:, None, None] * moment + (weight * spread)[:, None, None] * eye
+        return shrunk if shrink else moment
 
     def output_moment(self, name: str, *, shrink: bool = True) -> Tensor | None:
         """G: per example the sum over positions of g g^T, g the gradient of that example's loss at the output, averaged

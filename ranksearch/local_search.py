@@ -1,0 +1,220 @@
+"""Measured local search: from a configuration, moves along the ladders that keep the budgets, kept only where a
+measurement on calibration data says so; and that measurement."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.sites import run
+from ranksearch.space import Configuration, CostName, SearchSpace
+from ranksearch.spectra import Spectra
+from ranksearch.surgery import replace_sites
+from ranksearch.table import Table
+
+
+@dataclass(frozen=True)
+class Polished:
+    """What a local search found."""
+
+    indices: np.ndarray  # option per site, int64, shape: (n_sites,)
+    value: float  # its measurement
+    start: float  # the measurement of what it was given
+    evaluations: int  # measurements made, the first among them
+    accepted: int  # moves taken
+
+
+def polish(
+    space: SearchSpace,
+    indices: np.ndarray,
+    measure: Callable[[np.ndarray], float],
+    budgets: Mapping[CostName, float],
+    *,
+    evaluations: int = 100,
+    table: Table | None = None,
+    width: int = 3,
+) -> Polished:
+    """Improve a configuration by measured exchanges; never returns one that measured worse than the given one.
+
+    A move takes one site to another option and, where that breaks a budget or leaves room, a second site to the
+    option that makes most of it by ``table``. Moves are tried in the order of the table's predicted change, at most
+    ``width`` per pair of site and direction before others have had their turn; a better measurement is kept at once
+    and the moves are ranked anew. Ends after ``evaluations`` measurements, or when no untried move is left.
+    Deterministic if ``measure`` is.
+
+    Args:
+        space: whose ladders are moved on.
+        indices: where to start, shape: (n_sites,); within the budgets.
+        measure: value of option indices to minimise, such as the loss on calibration data.
+        budgets: as for `Problem`: bounds on whole-network costs, up to 1 relative.
+        evaluations: how often ``measure`` may be called, at least 1.
+        table: ranks the moves; relative squared Frobenius errors by default.
+
+    Raises:
+        InvalidArgument: ``evaluations`` below 1 or misshapen indices.
+        InfeasibleBudget: the start breaks a budget.
+    """
+    if evaluations < 1:
+        raise InvalidArgument(f"evaluations={evaluations}: must be at least 1, the start's own")
+    space.configuration(indices)
+    limits = {name: space.limit(name, value) for name, value in budgets.items()}
+    names = tuple(limits)
+    costs = [
+        np.array([[getattr(o.cost, n) for n in names] for o in l.options], dtype=np.int64).reshape(len(l.options), -1)
+        for l in space.ladders
+    ]
+    room = np.array([limits[n] - getattr(space.fixed, n) for n in names], dtype=np.int64)
+    if table is None:
+        table = Table(tuple(np.square(ladder.column("frobenius")) for ladder in space.ladders), "sum")
+    best = np.asarray(indices, dtype=np.int64).copy()
+    if (_total(costs, best) > room).any():
+        raise InfeasibleBudget(f"indices cost {space.cost(best)}, over the budgets {limits}; start from an allocator's answer to them")
+    start = value = float(measure(best))
+    used, accepted = 1, 0
+    tried = {best.tobytes()}
+    # how well moves that grow a site have done so far: the table's word is taken less where it misled
+    trust = np.ones(len(best))
+    while used < evaluations:
+        improved = False
+        for site, candidate in _moves(table, costs, room, best, trust, width):
+            if candidate.tobytes() in tried:
+                continue
+            tried.add(candidate.tobytes())
+            found = float(measure(candidate))
+            used += 1
+            if found < value:
+                best, value, improved = candidate, found, True
+                accepted += 1
+                trust[site] *= 1.5
+                break
+            trust[site] *= 0.7
+            if used >= evaluations:
+                break
+        if not improved and used < evaluations:
+            width *= 2
+            if width > 4 * max(len(c) for c in costs):
+                break
+    return Polished(best, value, start, used, accepted)
+
+
+def _total(costs: Sequence[np.ndarray], indices: np.ndarray) -> np.ndarray:
+    return np.sum([c[i] for c, i in zip(costs, indices, strict=True)], axis=0)
+
+
+def _moves(
+    table: Table, costs: Sequence[np.ndarray], room: np.ndarray, now: np.ndarray, trust: np.ndarray, width: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Feasible neighbours and the site that they grow, best predicted first."""
+    values = table.values
+    slack = room - _total(costs, now)
+    scale = 1 / np.maximum(room, 1)
+    scored: list[tuple[float, int, int, np.ndarray]] = []
+    for site in range(len(now)):
+        gain = values[site][now[site]] - values[site]
+        grow = [int(i) for i in _nearest(np.flatnonzero(gain > 0), gain, width)]
+        for option in grow:
+            rise = costs[site][option] - costs[site][now[site]]
+            if (rise <= slack).all():
+                scored.append(_scored(values, now, {site: option}, site, trust, len(scored)))
+                continue
+            # some other site must give: its option that frees enough at the least loss
+            for other in range(len(now)):
+                if other == site:
+                    continue
+                freed = costs[other][now[other]] - costs[other]
+                enough = np.flatnonzero((freed + slack >= rise).all(axis=1))
+                if len(enough):
+                    loss = values[other][enough]
+                    place = enough[np.lexsort((freed[enough] @ scale, loss))[0]]
+                    scored.append(_scored(values, now, {site: option, other: int(place)}, site, trust, len(scored)))
+    # one per growing site before the second of any
+    scored.sort(key=lambda item: (item[0], item[1]))
+    turn: dict[int, int] = {}
+    ranked = []
+    for score, number, site, candidate in scored:
+        turn[site] = turn.get(site, 0) + 1
+        if turn[site] <= width * 2:
+            ranked.append(((turn[site] - 1) // 2, score, number, site, candidate))
+    ranked.sort(key=lambda item: item[:3])
+    for _, _, _, site, candidate in ranked:
+        yield site, candidate
+
+
+def _nearest(options: np.ndarray, gain: np.ndarray, width: int) -> np.ndarray:
+    """``width`` options from the smallest to larger gains, in growing steps."""
+    ordered = options[np.argsort(gain[options], kind="stable")]
+    steps = np.unique(np.round(np.geomspace(1, max(len(ordered), 1), min(width, max(len(ordered), 1)))).astype(int)) - 1
+    return ordered[steps] if len(ordered) else ordered
+
+
+def _scored(values: Sequence[np.ndarray], now: np.ndarray, changes: Mapping[int, int], site: int, trust: np.ndarray, number: int):
+    candidate = now.copy()
+    change = 0.0
+    for place, option in changes.items():
+        candidate[place] = option
+        step = float(values[place][option] - values[place][now[place]])
+        change += step * trust[site] if place == site else step
+    return change, number, site, candidate
+
+
+class CalibrationLoss:
+    """Mean loss of configurations on labelled calibration batches: what `polish`, `SingleSiteLoss` and `Calibrated`
+    measure with. Layers are built once per option and networks share them.
+
+    Args:
+        spectra: the model and its prepared decompositions.
+        batches: pairs (inputs, targets), held in memory.
+        loss: mean loss of a batch, ``loss(outputs, targets)``.
+        normalization: "running" leaves batch norm as it is; "batch" normalizes each batch by its own statistics, which
+            is what re-estimated statistics converge to, at the price of no further pass.
+    """
+
+    def __init__(
+        self, spectra: Spectra, batches: Sequence[tuple[Any, Any]], loss: Callable[[Any, Any], Tensor],
+        *, normalization: Literal["running", "batch"] = "running",
+    ) -> None:  # fmt: skip
+        if not batches:
+            raise InvalidArgument("batches is empty: a loss needs at least one batch")
+        if normalization not in ("running", "batch"):
+            raise InvalidArgument(f"normalization={normalization!r} is none of running, batch")
+        self.spectra, self.batches, self.loss, self.normalization = spectra, list(batches), loss, normalization
+        self._layers: dict[tuple[str, str, tuple[int, ...]], nn.Module] = {}
+
+    def build(self, configuration: Configuration) -> nn.Module:
+        """The network of a configuration, in evaluation mode; factorized layers are shared between networks."""
+        replacements = {name: self._layer(name, d, rank) for name, d, rank in configuration.choices}
+        return replace_sites(self.spectra.model, [self.spectra.sites[name] for name in replacements], replacements).eval()
+
+    def _layer(self, name: str, decomposition_name: str, rank: tuple[int, ...]) -> nn.Module:
+        key = (name, decomposition_name, rank)
+        if key not in self._layers:
+            site = self.spectra.sites[name]
+            original = self.spectra.model.get_submodule(site.name)
+            weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
+            factors = tuple(f.to(weight.dtype) for f in self.spectra.factors(site, decomposition_name, rank))
+            bias = None if bias is None else copy.deepcopy(bias.detach())
+            self._layers[key] = self.spectra.decomposition(decomposition_name).module(site, factors, bias).eval()
+        return self._layers[key]
+
+    def __call__(self, configuration: Configuration) -> float:
+        """Mean loss over the batches, weighted by their sizes."""
+        model = self.build(configuration)
+        if self.normalization == "batch":
+            for module in model.modules():
+                if isinstance(module, _BatchNorm) and module.track_running_stats:
+                    module.train()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for inputs, targets in self.batches:
+                size = len(targets) if hasattr(targets, "__len__") else 1
+                total += float(self.loss(run(model, inputs), targets)) * size
+                count += size
+        return total / count
