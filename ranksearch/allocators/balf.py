@@ -1,0 +1,35 @@
+"""BALF's rule (arXiv 2509.25136): most kept relative (whitened) energy, by bisection of one Lagrange multiplier."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
+from ranksearch.allocators._choice import lagrangian_hull
+from ranksearch.errors import InfeasibleBudget
+
+
+class BALF(Allocator):
+    """Every layer takes argmin of relative squared error + price x cost, the price the least that satisfies the
+    budgets, found exactly on the convex hull instead of by bisection. A layer costs min(low-rank, dense): ladders have
+    no option above dense. What the last step leaves of the budget stays unused, as in the paper. Whitened energy is
+    what a space in the activation metric has; the problem's table is only scored. Several budgets share one price,
+    each cost relative to its limit."""
+
+    name = "balf"
+
+    def allocate(self, problem: Problem) -> Allocation:
+        self.check(problem)
+        values = [np.square(ladder.column("frobenius")) for ladder in problem.space.ladders]
+        scale = 1 / np.maximum(problem.limits, 1)
+        hull = lagrangian_hull(values, [cost @ scale for cost in problem.costs])
+        # points rise in the summed cost only: the last one that fits is sought in integers
+        for point in range(len(hull.costs) - 1, -1, -1):
+            indices = hull.indices(point)
+            total = np.sum([cost[i] for cost, i in zip(problem.costs, indices, strict=True)], axis=0)
+            if (total <= problem.room).all():
+                return finish(problem, indices, float("nan"))
+        raise InfeasibleBudget(
+            f"budgets={dict(problem.budgets)}: no single price satisfies all at once, though other configurations may; "
+            "take the additive or minimax allocator, or raise a budget"
+        )

@@ -1,0 +1,77 @@
+"""Decomposable-Net's rules (arXiv 1910.13141): all bases of all layers in one list, the least important dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
+from ranksearch.allocators._threshold import least_threshold, of_types
+from ranksearch.space import Ladder
+
+
+class DecomposableNet(Allocator):
+    """First version: drop the basis of least C = C1 C2, C1 = sigma_k / |W|_2, C2 = (1 - P_i / sum P)(1 - M_i / sum M),
+    P and M the params and MACs of its dense layer; until the budgets hold.
+
+    Dropping bases in the order of C is one threshold on C for all layers, since sigma falls with k; a layer with more
+    bases than pay is dense. sigma_{r+1} / |W|_2 is the relative operator norm of the residual at rank r. The problem's
+    table is only scored.
+
+    Args:
+        decompositions: whose options take part; the paper has SVDs. None: all, by their operator norms.
+    """
+
+    name = "decomposable_net"
+
+    def __init__(self, *, decompositions: Sequence[str] | None = ("svd",)) -> None:
+        self.decompositions = decompositions
+
+    def allocate(self, problem: Problem) -> Allocation:
+        self.check(problem)
+        ladders = problem.space.ladders
+        costs = np.array([[l.site.cost.params, l.site.cost.macs] for l in ladders], dtype=np.float64)
+        weights = np.prod(1 - costs / np.maximum(costs.sum(axis=0), 1), axis=1)
+        values = [np.nan_to_num(l.column("operator"), nan=1.0) * w for l, w in zip(ladders, weights, strict=True)]
+        return finish(problem, least_threshold(problem, values, of_types(problem, self.decompositions), rule=self.name), float("nan"))
+
+
+class DecomposableNetRaw(Allocator):
+    """IJCAI version: drop the basis of least sigma_k, at least ``least`` kept in every layer.
+
+    sigma_{r+1} is the relative operator norm at rank r times sigma_1, which is found from the energies of the ladder,
+    sigma_{r+1}^2 = E_r - E_{r+1} (between ranks that are not neighbours, from the mean). SVD options only."""
+
+    name = "decomposable_net_raw"
+
+    def __init__(self, *, least: int = 5) -> None:
+        self.least = least
+
+    def allocate(self, problem: Problem) -> Allocation:
+        self.check(problem)
+        ladders = problem.space.ladders
+        values = [np.nan_to_num(l.column("operator"), nan=1.0) * largest_singular_value(l) for l in ladders]
+        allowed = [
+            np.array([o.decomposition == "svd" and o.rank[0] >= min(self.least, _most(l)) for o in l.options]) for l in ladders
+        ]
+        return finish(problem, least_threshold(problem, values, allowed, rule=self.name), float("nan"))
+
+
+def _most(ladder: Ladder) -> int:
+    return max((o.rank[0] for o in ladder.options if o.decomposition == "svd"), default=0)
+
+
+def largest_singular_value(ladder: Ladder) -> float:
+    """sigma_1 of a site's lowered weight, from two SVD options of its ladder; 0 where there are none."""
+    options = sorted((o for o in ladder.options if o.decomposition == "svd"), key=lambda o: o.rank)
+    usable = [o for o in options if o.operator > 0]
+    if not usable:
+        return 0.0
+    pairs = [(a, b) for a, b in zip(usable, options[1:], strict=False) if a.energy > b.energy]
+    if not pairs:  # one option: its residual is at most (full - r) sigma_{r+1}^2
+        first = usable[0]
+        left = min(ladder.site.c_out // ladder.site.groups, int(np.prod(ladder.site.shape[1:]))) - first.rank[0]
+        return float(np.sqrt(first.energy / max(left, 1)) / first.operator)
+    a, b = min(pairs, key=lambda p: (p[1].rank[0] - p[0].rank[0], p[0].rank))
+    return float(np.sqrt((a.energy - b.energy) / (b.rank[0] - a.rank[0])) / a.operator)

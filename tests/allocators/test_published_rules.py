@@ -1,0 +1,198 @@
+"""The published rules: budgets, and the behaviour that each paper or a dense computation predicts."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.allocators import Problem
+from ranksearch.allocators.alds import ALDS, ALDSHeuristic
+from ranksearch.allocators.balf import BALF
+from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw, largest_singular_value
+from ranksearch.allocators.energy import Energy
+from ranksearch.allocators.evbmf import EVBMF, evbmf_rank
+from ranksearch.allocators.stn_storage import STNStorage
+from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.errors import InfeasibleBudget
+from ranksearch.proxies import Frobenius
+from ranksearch.sites import find_sites
+from ranksearch.space import build_space
+from ranksearch.spectra import Spectra
+
+TYPES = {d.name: d for d in DECOMPOSITIONS}
+
+
+def make(names, seed=0, widths=(8, 12, 16)):
+    """Spectra and space of a small network whose layers have decaying spectra of different steepness."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    c = 4
+    for number, width in enumerate(widths):
+        layer = nn.Conv2d(c, width, 3, padding=1, stride=2 if number else 1)
+        with torch.no_grad():
+            u, s, v = torch.linalg.svd(layer.weight.flatten(1), full_matrices=False)
+            s = s[0] * torch.exp(-torch.arange(len(s)) * (0.1 + 0.3 * number)) * (number + 1)
+            layer.weight.copy_(((u * s) @ v).reshape(layer.weight.shape))
+        layers += [layer, nn.ReLU()]
+        c = width
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 10))
+    sites = find_sites(model, torch.randn(1, 4, 12, 12))
+    spectra = Spectra(model, sites, [TYPES[n] for n in names])
+    return spectra, build_space(spectra)
+
+
+SVD = make(("svd",))
+ALL = make(("svd", "svd_in", "spatial", "tucker2"))
+
+
+def rules(spectra):
+    return [
+        Energy(), ALDS(), ALDSHeuristic(), DecomposableNet(), DecomposableNet(decompositions=None), DecomposableNetRaw(least=1), BALF(),
+        STNStorage(), EVBMF(spectra), EVBMF(spectra, decomposition="tucker2") if "tucker2" in spectra.decompositions else Energy(),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("spectra, space", [SVD, ALL], ids=["svd", "all"])
+@pytest.mark.parametrize("budgets", [{"params": 0.9}, {"params": 0.5}, {"macs": 0.6}, {"params": 0.6, "macs": 0.6}])
+def test_budgets_are_never_exceeded_and_answers_repeat(spectra, space, budgets):
+    for rule in rules(spectra):
+        problem = Problem(space, Frobenius().table(space), budgets)
+        first = rule.allocate(problem)
+        for name, share in budgets.items():
+            assert getattr(space.cost(first.indices), name) <= space.limit(name, share), rule.name
+        assert np.array_equal(first.indices, rule.allocate(problem).indices)
+        assert np.isnan(first.gap) and first.value == pytest.approx(float(problem.table.score(first.indices)))
+
+
+@pytest.mark.parametrize("spectra, space", [SVD, ALL], ids=["svd", "all"])
+def test_a_budget_of_everything_costs_nothing_and_one_below_all_is_refused(spectra, space):
+    table = Frobenius().table(space)
+    for rule in rules(spectra):
+        if rule.name not in ("evbmf",):  # whose ranks may cost more than dense at no weakening
+            assert rule.allocate(Problem(space, table, {"params": 1.0})).value == pytest.approx(0.0, abs=1e-9), rule.name
+        with pytest.raises(InfeasibleBudget):
+            rule.allocate(Problem(space, table, {"params": space.smallest("params") - 1}))
+
+
+def test_energy_is_the_smallest_rank_that_keeps_the_share():
+    """Against a dense SVD: all layers keep at least 1 - e, one rank less of any would not."""
+    spectra, space = SVD
+    found = Energy().allocate(Problem(space, Frobenius().table(space), {"params": 0.5}))
+    errors = [float(np.square(l.column("frobenius"))[i]) for l, i in zip(space.ladders, found.indices, strict=True)]
+    e = max(errors)
+    for ladder, index in zip(space.ladders, found.indices, strict=True):
+        weight = spectra.model.get_submodule(ladder.site.name).weight.detach().double().flatten(1)
+        energy = torch.linalg.svdvals(weight).square()
+        lost = (1 - energy.cumsum(0) / energy.sum()).numpy()
+        option = ladder.options[index]
+        if option.decomposition == "svd":
+            assert option.rank[0] == int(np.argmax(lost <= e * (1 + 1e-9))) + 1
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.45])
+def test_alds_equals_brute_force_and_its_heuristic_never_beats_it(share):
+    spectra, _ = ALL
+    space = build_space(spectra, max_options=5)
+    values = space.table("operator", "max")
+    problem = Problem(space, Frobenius().table(space), {"params": share})
+    limit = space.limit("params", share)
+    every = np.array(list(itertools.product(*(range(n) for n in space.shape))))
+    feasible = every[space.table("params").score(every) <= limit]
+    least = values.score(feasible).min()
+    exact = float(values.score(ALDS().allocate(problem).indices))
+    heuristic = float(values.score(ALDSHeuristic().allocate(problem).indices))
+    assert exact == pytest.approx(float(least), rel=1e-12)
+    assert heuristic >= exact - 1e-12
+
+
+def test_decomposable_net_drops_bases_in_the_order_of_its_criterion():
+    """Against the paper's procedure: one sorted list of C1 C2 over all bases, the least dropped until it fits."""
+    spectra, space = SVD
+    sites = [l.site for l in space.ladders]
+    costs = np.array([[s.cost.params, s.cost.macs] for s in sites], dtype=float)
+    c2 = np.prod(1 - costs / costs.sum(axis=0), axis=1)
+    sigmas = [torch.linalg.svdvals(spectra.model.get_submodule(s.name).weight.detach().double().flatten(1)).numpy() for s in sites]
+    bases = sorted((s[k] / s[0] * c2[i], i, k) for i, s in enumerate(sigmas) for k in range(len(s)))
+    limit = space.limit("params", 0.5)
+
+    def network(ranks):
+        ladders = zip(space.ladders, ranks, strict=True)
+        return np.array([next((j for j, o in enumerate(l.options) if o.rank == (r,)), len(l.options) - 1) for l, r in ladders])
+
+    ranks = [len(s) for s in sigmas]
+    for _, i, k in bases:
+        if space.cost(network(ranks)).params <= limit:
+            break
+        assert k == ranks[i] - 1 or k == 0
+        ranks[i] = max(k, 1)
+    found = DecomposableNet().allocate(Problem(space, Frobenius().table(space), {"params": 0.5}))
+    assert found.indices.tolist() == network(ranks).tolist()
+
+
+def test_raw_sigma_uses_absolute_singular_values_and_keeps_the_least():
+    spectra, space = SVD
+    for ladder in space.ladders:
+        weight = spectra.model.get_submodule(ladder.site.name).weight.detach().double().flatten(1)
+        assert largest_singular_value(ladder) == pytest.approx(float(torch.linalg.svdvals(weight)[0]), rel=1e-6)
+    found = DecomposableNetRaw(least=3).allocate(Problem(space, Frobenius().table(space), {"params": 0.6}))
+    ranks = [l.options[i].rank[0] for l, i in zip(space.ladders, found.indices, strict=True) if l.options[i].rank]
+    assert ranks and min(ranks) >= 3
+
+
+def test_balf_is_the_best_at_some_price():
+    _, space = ALL
+    found = BALF().allocate(Problem(space, Frobenius().table(space), {"params": 0.5}))
+    values = [np.square(l.column("frobenius")) for l in space.ladders]
+    costs = [l.column("params") for l in space.ladders]
+    low, high = 0.0, np.inf
+    for value, cost, index in zip(values, costs, found.indices, strict=True):
+        for other in range(len(value)):
+            if cost[other] > cost[index]:
+                low = max(low, (value[index] - value[other]) / (cost[other] - cost[index]))
+            elif cost[other] < cost[index]:
+                high = min(high, (value[other] - value[index]) / (cost[index] - cost[other]))
+            else:
+                assert value[other] >= value[index]
+    assert low <= high * (1 + 1e-9)
+
+
+def test_stn_storage_leaves_no_step_that_fits():
+    _, space = ALL
+    problem = Problem(space, Frobenius().table(space), {"params": 0.5})
+    found = STNStorage().allocate(problem)
+    left = space.limit("params", 0.5) - found.cost.params
+    for ladder, index in zip(space.ladders, found.indices, strict=True):
+        better = ladder.column("frobenius") < ladder.options[index].frobenius
+        rise = ladder.column("params") - ladder.options[index].cost.params
+        assert not (better & (rise <= left)).any()
+
+
+@pytest.mark.parametrize("rank", [1, 5, 12])
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (60, 60)])
+def test_evbmf_finds_the_rank_under_noise(shape, rank):
+    rng = np.random.default_rng(rank)
+    signal = rng.normal(size=(shape[0], rank)) @ rng.normal(size=(rank, shape[1]))
+    assert evbmf_rank(signal + 0.5 * rng.normal(size=shape)) == rank
+    assert evbmf_rank(signal + 0.5 * rng.normal(size=shape), noise=0.25) == rank
+
+
+def test_evbmf_finds_nothing_in_noise_or_zeros_and_ignores_scale():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(50, 80))
+    assert evbmf_rank(noise) <= 1 and evbmf_rank(np.zeros((5, 6))) == 0
+    low = rng.normal(size=(50, 4)) @ rng.normal(size=(4, 80)) + 0.1 * noise
+    assert evbmf_rank(low) == evbmf_rank(1e-3 * low) == 4
+
+
+def test_evbmf_weakening_is_common():
+    spectra, space = SVD
+    rule = EVBMF(spectra)
+    found = rule.allocate(Problem(space, Frobenius().table(space), {"params": 0.6}))
+    for ladder, index in zip(space.ladders, found.indices, strict=True):
+        (rank, full) = rule.ranks(ladder.site.name)[0]
+        option = ladder.options[index]
+        assert 1 <= rank <= full and (not option.rank or option.rank[0] <= full)
