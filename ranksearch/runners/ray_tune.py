@@ -189,7 +189,7 @@ def _pickled(evaluate: Evaluate, by_value: Sequence[ModuleType]) -> list[np.ndar
         cloudpickle.register_pickle_by_value(module)
     try:
         buffers: list[pickle.PickleBuffer] = []
-        body = cloudpickle.dumps(evaluate, protocol=5, buffer_callback=buffers.append)
+        body: bytes = cloudpickle.dumps(evaluate, protocol=5, buffer_callback=buffers.append)  # pyright: ignore[reportPrivateImportUsage]
     finally:
         for module in registered:
             cloudpickle.unregister_pickle_by_value(module)
@@ -198,7 +198,7 @@ def _pickled(evaluate: Evaluate, by_value: Sequence[ModuleType]) -> list[np.ndar
 
 def _worker(threads: int) -> type:
     """The trainable: one step is one evaluation. Made in a function, since its base class is Ray's."""
-    from ray import cloudpickle
+    from ray.cloudpickle import dumps  # pyright: ignore[reportPrivateImportUsage]
     from ray.tune import Trainable
 
     class Worker(Trainable):
@@ -212,7 +212,7 @@ def _worker(threads: int) -> type:
         def step(self) -> dict[str, Any]:
             if self.evaluate is None:
                 try:
-                    self.evaluate = pickle.loads(self.pieces[0], buffers=self.pieces[1:])
+                    self.evaluate = pickle.loads(memoryview(self.pieces[0]), buffers=self.pieces[1:])
                 except Exception as error:  # handed to the driver, which ends the run: no other request would fare better
                     return {"done": True, "broken": f"{type(error).__name__}: {error}"}
             assert self.evaluate is not None
@@ -220,9 +220,9 @@ def _worker(threads: int) -> type:
             request = pickle.loads(self.config["request"])
             try:
                 outcome = self.evaluate(request)
-                data = cloudpickle.dumps(outcome)
+                data = dumps(outcome)
             except Exception as error:  # a fault of this request, not of the worker: reported, not retried
-                data = cloudpickle.dumps(failed(request, error, time.perf_counter() - start))
+                data = dumps(failed(request, error, time.perf_counter() - start))
             return {"done": True, "outcome": data}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -44,7 +44,7 @@ class OptunaSampler(Sampler):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             engine = self._engine(seed)
-        self._study = optuna.create_study(directions=["minimize"] * n_objectives, sampler=engine)
+        self._study = optuna.create_study(directions=["minimize" for _ in range(n_objectives)], sampler=engine)
         self._open: dict[bytes, list[optuna.trial.Trial]] = defaultdict(list)  # asked, not yet told
 
     @abstractmethod
