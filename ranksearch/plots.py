@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ranksearch.errors import InvalidArgument, MissingDependency
 
@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = (".png", ".svg", ".pdf")
+
+
+def check_path(path: str | Path) -> Path:
+    """The path of a picture.
+
+    Raises:
+        InvalidArgument: another file ending than .png, .svg or .pdf.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise InvalidArgument(f"path={path.name!r}: a picture ends in one of {', '.join(FORMATS)}")
+    return path
 
 
 def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path) -> Path:
@@ -26,9 +38,7 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
         InvalidArgument: another file ending, or a column that the frame does not have.
         MissingDependency: matplotlib is not installed.
     """
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise InvalidArgument(f"path={path.name!r}: a picture ends in one of {', '.join(FORMATS)}")
+    path = check_path(path)
     if metric not in frame.columns:
         raise InvalidArgument(f"metric={metric!r} is no column; there are: {', '.join(frame.columns)}")
     try:
@@ -39,8 +49,9 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    dense, front = frame[frame["is_dense"]], frame[frame["on_front"]].sort_values("macs_rel")
-    beaten = frame[~frame["on_front"] & ~frame["is_dense"]]
+    rows: Any = frame  # the stubs of pandas lose the type of a selection
+    dense, front = rows[rows["is_dense"]], rows[rows["on_front"]]
+    beaten = rows[~rows["on_front"] & ~rows["is_dense"]]
     axes.scatter(100 * beaten["macs_rel"], beaten[metric], s=16, color="0.78", label="evaluated", zorder=1)
     points = axes.scatter(
         100 * front["macs_rel"], front[metric], c=100 * front["params_rel"], s=38, cmap="viridis", vmin=0, vmax=100,

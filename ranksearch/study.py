@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from ranksearch import export, frames
 from ranksearch.conditions import Condition
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
+from ranksearch.home import home
 from ranksearch.runners import LocalRunner, RayTuneRunner, Runner
 from ranksearch.samplers import SAMPLERS
 from ranksearch.search import Search, exact_starts, indices_of
@@ -58,11 +58,6 @@ class Finished:
 
 
 Event = Stage | Planned | Finished
-
-
-def home() -> Path:
-    """Where studies, caches and trained weights go: RANKSEARCH_HOME, or ``.ranksearch`` in the working directory."""
-    return Path(os.environ.get("RANKSEARCH_HOME", ".ranksearch"))
 
 
 class Study:
@@ -291,13 +286,12 @@ class Study:
             all: dominated rows too; column ``on_front`` tells them apart.
         """
         wanted = self._check_objectives(objectives or self.objectives)
-        frame = self.evaluations()
+        frame: Any = self.evaluations()  # Any here and below: the stubs of pandas lose the type of a selection
         frame = frame[frame["fidelity"] == self.fidelity.key]
         condition = Condition.parse(where) if where else None
-        front = frames.front(frame, {name: self.directions[name] for name in wanted}, condition, self._baseline_values(frame), dominated=all)
-        return front if all else front[front["on_front"] | front["is_dense"]]
+        return frames.front(frame, {name: self.directions[name] for name in wanted}, condition, self._baseline_values(frame), dominated=all)
 
-    def _baseline_values(self, frame: pd.DataFrame) -> dict[str, float]:
+    def _baseline_values(self, frame: Any) -> dict[str, float]:
         values: dict[str, float] = {"params": self.baseline.params, "macs": self.baseline.macs}
         dense = frame[(frame["id"] == DENSE.id) & (frame["status"] == "done")]
         for metric in self.task.metrics:
@@ -312,7 +306,7 @@ class Study:
             InvalidArgument: no row satisfies the condition.
         """
         objective = self._check_objectives([objective] if objective else self.objectives)[0]
-        front = self.front(where)
+        front: Any = self.front(where)
         front = front[front["on_front"]]
         if not len(front):
             raise InvalidArgument(f"where={where!r}: no evaluated network satisfies it; loosen it or search on with more trials")

@@ -3,7 +3,8 @@
 from typing import Annotated
 
 from ranksearch.evaluation import Fidelity
-from ranksearch.study import Study, home
+from ranksearch.home import home
+from ranksearch.study import Study
 from ranksearch.tasks.images import digits
 from ranksearch.tasks.networks import digits_net
 from ranksearch.tasks.training import trained

@@ -152,23 +152,29 @@ def _front_parameters() -> list[click.Parameter]:
         click.Option(["--all", "all_"], is_flag=True, help="Dominated networks too."),
         click.Option(["--format", "format_"], type=click.Choice(["table", "csv", "json", "parquet"]), help="[default: as --out is named]"),
         click.Option(["--out"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file."),
+        click.Option(["--plot"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
         _store(),
     ]
 
 
 def front(
     file: StudyFile, given: Mapping[str, Any], where: tuple[str, ...], objective: tuple[str, ...], all_: bool, format_: str | None,
-    out: Path | None, store: str | None,
+    out: Path | None, plot: Path | None, store: str | None,
 ) -> None:  # fmt: skip
     """Show the networks that no other one beats, of all that are in the store."""
+    from ranksearch import plots
     from ranksearch._cli import results
 
     format_ = format_ or results.format_of(out)
     if format_ == "parquet" and out is None:
         raise InvalidArgument("--format parquet needs --out FILE: it is no text")
+    if plot is not None:
+        plots.check_path(plot)
     study = _open(file, given, store, session=_session(), stored=True)
     condition = " and ".join(f"({text})" for text in where) if len(where) > 1 else next(iter(where), None)
     results.front(study, condition, objective or None, all=all_, format_=format_, out=out)
+    if plot is not None:
+        results.plotted(study, condition, objective or None, plot)
 
 
 def _build_parameters() -> list[click.Parameter]:

@@ -131,6 +131,17 @@ def front(study: Study, where: str | None, objectives: Sequence[str] | None, *, 
         print(f"{plural(len(frame), 'row')} written to {out}", file=sys.stderr)
 
 
+def plotted(study: Study, where: str | None, objectives: Sequence[str] | None, path: Path) -> None:
+    """Draw a front over relative MACs: the first objective that is a metric, or the task's first."""
+    from ranksearch.plots import plot_front
+
+    names = [metric.name for metric in study.task.metrics]
+    metric = next((name for name in objectives or study.objectives if name in names), names[0])
+    title = f"{study.name}: {metric} of measured networks" + (f"\n{where}" if where else "")
+    plot_front(study.front(where, objectives, all=True), metric=metric, title=title, path=path)
+    print(f"drawn to {path}", file=sys.stderr)
+
+
 def front_table(study: Study, frame: pd.DataFrame) -> str:
     """A front as a table: metrics, their change against the dense network, and costs relative to it."""
     if not len(frame):

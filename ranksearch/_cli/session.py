@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
+
+from ranksearch.home import home
 
 
 @dataclass
@@ -40,4 +40,4 @@ class Session:
 
 def default_store(name: str) -> str:
     """Where a study of that name has its store."""
-    return str(Path(os.environ.get("RANKSEARCH_HOME") or ".ranksearch") / f"{name}.db")
+    return str(home() / f"{name}.db")

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from ranksearch.home import home
+
 
 def cache_folder() -> Path:
-    """``cache`` in RANKSEARCH_HOME, by default ``.ranksearch`` in the working directory."""
-    return Path(os.environ.get("RANKSEARCH_HOME", ".ranksearch")) / "cache"
+    """Where caches go, in `ranksearch.home.home`."""
+    return home() / "cache"
 
 
 def write_cache(path: Path, write: Callable[[Path], object]) -> bool:

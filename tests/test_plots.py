@@ -1,0 +1,33 @@
+"""Pictures of fronts: drawn from a frame, refused where they cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.plots import plot_front
+
+
+def _frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "macs_rel": [0.2, 0.5, 0.6, 1.0], "params_rel": [0.3, 0.4, 0.5, 1.0], "accuracy": [0.8, 0.9, 0.85, 0.92],
+            "is_dense": [False, False, False, True], "on_front": [True, True, False, True],
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_pictures_are_written(tmp_path: Path, suffix: str, magic: bytes) -> None:
+    path = plot_front(_frame(), metric="accuracy", title="t", path=tmp_path / "deep" / f"front{suffix}")
+    assert path.read_bytes().startswith(magic) and path.stat().st_size > 3000
+
+
+def test_other_endings_and_metrics_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"\.png"):
+        plot_front(_frame(), metric="accuracy", title="t", path=tmp_path / "front.gif")
+    with pytest.raises(InvalidArgument, match="f1"):
+        plot_front(_frame(), metric="f1", title="t", path=tmp_path / "front.png")
