@@ -198,7 +198,7 @@ def _pickled(evaluate: Evaluate, by_value: Sequence[ModuleType]) -> list[np.ndar
 
 def _worker(threads: int) -> type:
     """The trainable: one step is one evaluation. Made in a function, since its base class is Ray's."""
-    from ray.cloudpickle import dumps  # pyright: ignore[reportPrivateImportUsage]
+    from ray.cloudpickle import dumps  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
     from ray.tune import Trainable
 
     class Worker(Trainable):
@@ -206,13 +206,13 @@ def _worker(threads: int) -> type:
             import torch
 
             torch.set_num_threads(threads)
-            self.pieces = pieces
+            self.pieces: list[Any] = pieces
             self.evaluate: Evaluate | None = None
 
         def step(self) -> dict[str, Any]:
             if self.evaluate is None:
                 try:
-                    self.evaluate = pickle.loads(memoryview(self.pieces[0]), buffers=self.pieces[1:])
+                    self.evaluate = pickle.loads(self.pieces[0].data, buffers=self.pieces[1:])
                 except Exception as error:  # handed to the driver, which ends the run: no other request would fare better
                     return {"done": True, "broken": f"{type(error).__name__}: {error}"}
             assert self.evaluate is not None

@@ -223,11 +223,16 @@ except KeyboardInterrupt:
 """
 
 
+DRIVERS: list[subprocess.Popen[str]] = []
+
+
 @pytest.fixture
 def temporary() -> Iterator[str]:
-    """A folder with a short path: Ray's sockets live below it."""
+    """A folder with a short path: Ray's sockets live below it. Drivers that a failed test left are ended."""
     with tempfile.TemporaryDirectory(prefix="rst", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield folder
+        while DRIVERS:
+            DRIVERS.pop().kill()
 
 
 def launch(tmp_path: Path, temporary: str, seconds: float) -> tuple[subprocess.Popen[str], Path]:
@@ -239,6 +244,7 @@ def launch(tmp_path: Path, temporary: str, seconds: float) -> tuple[subprocess.P
         [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "pids"), str(seconds)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
+    DRIVERS.append(process)
     return process, tmp_path / "pids"
 
 
