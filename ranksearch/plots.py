@@ -52,7 +52,17 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
     rows: Any = frame  # the stubs of pandas lose the type of a selection
     dense, front = rows[rows["is_dense"]], rows[rows["on_front"]]
     beaten = rows[~rows["on_front"] & ~rows["is_dense"]]
-    axes.scatter(100 * beaten["macs_rel"], beaten[metric], s=16, color="0.78", label="evaluated", zorder=1)
+    # the front sets the scale; what is far off it is marked at the edge
+    shown = rows.loc[rows["on_front"] | rows["is_dense"], metric]
+    margin = 0.35 * (shown.max() - shown.min()) or 0.05
+    low, high = shown.min() - 2 * margin, shown.max() + margin
+    inside = beaten[metric].between(low, high)
+    axes.scatter(100 * beaten["macs_rel"][inside], beaten[metric][inside], s=16, color="0.75", label="evaluated", zorder=1)
+    if not inside.all():
+        edge = beaten[metric][~inside].clip(low, high)
+        macs = 100 * beaten["macs_rel"][~inside]
+        axes.scatter(macs, edge, s=26, marker="x", color="0.75", label="off the scale", zorder=1, clip_on=False)
+    axes.set_ylim(low, high)
     points = axes.scatter(
         100 * front["macs_rel"], front[metric], c=100 * front["params_rel"], s=38, cmap="viridis", vmin=0, vmax=100,
         edgecolor="white", linewidth=0.6, label="front", zorder=3,
@@ -65,7 +75,7 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
     axes.grid(color="0.93")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(loc="best", framealpha=0.9, edgecolor="0.9")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     return path

@@ -9,14 +9,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import moocore
 import numpy as np
 
 from ranksearch.decompositions import Rank
 from ranksearch.errors import EmptySpace, InvalidArgument
-from ranksearch.sites import Cost, Site, Sites
+from ranksearch.sites import Cost, Site
 from ranksearch.spectra import Profile, Spectra
 from ranksearch.table import Table
 
@@ -220,17 +220,6 @@ class SearchSpace:
         """Content hash of sites, options and costs: two spaces with the same one hold the same configurations."""
         data = [[l.site.name, [[o.decomposition, o.rank, o.cost.params, o.cost.macs] for o in l.options]] for l in self.ladders]
         return hashlib.sha256(json.dumps([data, self.metric], separators=(",", ":")).encode()).hexdigest()[:16]
-
-    def describe(self) -> list[dict[str, Any]]:
-        """One row per site: name, shape, costs, options per decomposition."""
-        rows = []
-        for ladder in self.ladders:
-            counts: dict[str, int] = {}
-            for option in ladder.options:
-                counts[option.decomposition] = counts.get(option.decomposition, 0) + 1
-            dense = ladder.options[-1].cost
-            rows.append({"site": ladder.site.name, "kind": ladder.site.kind, "shape": ladder.site.shape, "params": dense.params, "macs": dense.macs, "options": counts})  # fmt: skip
-        return rows
 
 
 def build_space(

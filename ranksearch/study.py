@@ -149,7 +149,8 @@ class Study:
         return self._url or str(home() / f"{self.name}.db")
 
     def _open(self, *, write: bool) -> Store:
-        details = {"options": self.options, "objectives": list(self.objectives), "baseline": {"params": self.baseline.params, "macs": self.baseline.macs}}
+        baseline = {"params": self.baseline.params, "macs": self.baseline.macs}
+        details = {"options": self.options, "objectives": list(self.objectives), "baseline": baseline}
         return Store.open(self.store_url, study=self.name, fingerprint=self.fingerprint, details=details, create=write, write=write)
 
     # -- search ------------------------------------------------------------------------------------------------
@@ -221,7 +222,8 @@ class Study:
                 values=lambda outcome: self._values(outcome.metrics, space.cost(space.indices(outcome.request.configuration)), wanted),
                 on_outcome=lambda outcome: self._keep(store, outcome), known={k: v for k, (_, v) in known.items()},
             )  # fmt: skip
-            search.resume((vector, values) for configuration, values in known.values() if (vector := indices_of(space, configuration)) is not None)
+            earlier = ((indices_of(space, configuration), values) for configuration, values in known.values())
+            search.resume((indices, values) for indices, values in earlier if indices is not None)
 
             def report(outcome: Outcome) -> None:
                 search.report(outcome)
@@ -242,8 +244,8 @@ class Study:
             least = self.space.smallest(cost)
             if limit < least:
                 raise InfeasibleBudget(
-                    f"constraint {cost} <= {limit:,} ({limit / dense[cost]:.3f} of the dense network's): the smallest that this space reaches is "
-                    f"{least:,} ({least / dense[cost]:.3f}); relax the constraint or allow more decompositions or sites"
+                    f"constraint {cost} <= {limit:,} ({limit / dense[cost]:.3f} of the dense network's): the smallest that this space "
+                    f"reaches is {least:,} ({least / dense[cost]:.3f}); relax the constraint or allow more decompositions or sites"
                 )
         return limits
 
@@ -263,12 +265,11 @@ class Study:
     def _keep(self, store: Store, outcome: Outcome) -> None:
         request = outcome.request
         cost = self.space.cost(self.space.indices(request.configuration))
-        store.add(
-            Record(
-                request.configuration.id, request.configuration.to_json(), request.fidelity.key, request.seed, outcome.status,
-                outcome.metrics, cost.params, cost.macs, outcome.error, outcome.seconds, request.origin, datetime.now(UTC),
-            )  # fmt: skip
-        )
+        record = Record(
+            request.configuration.id, request.configuration.to_json(), request.fidelity.key, request.seed, outcome.status,
+            outcome.metrics, cost.params, cost.macs, outcome.error, outcome.seconds, request.origin, datetime.now(UTC),
+        )  # fmt: skip
+        store.add(record)
 
     # -- results -----------------------------------------------------------------------------------------------
 
