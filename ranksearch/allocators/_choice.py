@@ -317,7 +317,7 @@ def _milp(
 ) -> tuple[np.ndarray | None, float]:
     """Solve in reduced costs: min sum(reduced x) + prices . slack, every coefficient at least 0 and of the size of
     the gap, so that HiGHS' absolute tolerances are far below what matters. Returns positions and a lower bound on
-    that sum. A solution that breaks a budget in integers is refused and sought again with the row tightened."""
+    that sum. A solution that breaks a budget in integers is cut off and the next one sought."""
     count, sites, budgets = len(flat.site), len(flat.starts), len(limits)
     least = np.array([np.minimum.reduceat(flat.cost[:, b], flat.starts) for b in range(budgets)]).T
     over = flat.cost - least[flat.site]
@@ -328,35 +328,33 @@ def _milp(
     # the rest of a budget that no choice can use is paid for in any case
     unused = (limits - least.sum(axis=0)) - room * divisor
     base = float(unused @ prices)
-    # rows in units of their largest coefficient: HiGHS' tolerance of 1e-6 is then less than one integer in most problems
-    grain = np.maximum(rows.max(axis=0), 1).astype(np.float64)
+    # rows in units of their largest coefficient, but so that HiGHS' tolerance of 1e-6 stays below one integer
+    grain = np.clip(rows.max(axis=0), 1, 5e5).astype(np.float64)
     known = np.isfinite(window)  # whether a solution is known; all that matters is then of the size of the window
     unit = (window if known else max(float(reduced.max()), float((slack_price * grain).max()), 1e-300)) / 1e3
     assignment = hstack([coo_array((np.ones(count), (flat.site, np.arange(count))), shape=(sites, count)), coo_array((sites, budgets))])
     budget = hstack([coo_array((rows / grain).T), coo_array(np.eye(budgets))])
     objective = np.concatenate([reduced, slack_price * grain]) / unit
     integral = np.concatenate([np.ones(count), np.zeros(budgets)])
-    right, lower = room.copy(), 0.0
-    for attempt in range(6):
-        equal = np.concatenate([np.ones(sites), right / grain])
-        constraint = LinearConstraint(vstack([assignment, budget]).tocsr(), equal, equal)  # type: ignore[arg-type]
-        upper = np.concatenate([np.ones(count), right / grain])
+    columns, equal = vstack([assignment, budget]).tocsr(), np.concatenate([np.ones(sites), room / grain])
+    constraints = [LinearConstraint(columns, equal, equal)]  # type: ignore[arg-type]
+    upper, lower = np.concatenate([np.ones(count), room / grain]), 0.0
+    for _ in range(20):
         result = milp(
-            objective, integrality=integral, bounds=Bounds(0, upper), constraints=constraint,  # type: ignore[arg-type]
+            objective, integrality=integral, bounds=Bounds(0, upper), constraints=constraints,  # type: ignore[arg-type]
+            # HiGHS' presolve finds little here, and its repair of rounded solutions prints to the standard output
             options={"mip_rel_gap": 0.0, "time_limit": seconds, "presolve": False},
         )  # fmt: skip
-        if attempt == 0:
-            proven = result.mip_dual_bound if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound) else 0.0
-            lower = max(proven * unit + base, 0.0)
+        if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound):
+            lower = max(result.mip_dual_bound * unit + base, lower)
         if result.x is None:
             if result.status != 2 and not known:
                 raise RanksearchError(f"seconds={seconds:g}: no allocation found ({result.message}); give it more or raise a budget")
             return None, lower
         picked = flat.lowest(-result.x[:count])
-        excess = rows[picked].sum(axis=0) - room
-        if (excess <= 0).all():
+        if (rows[picked].sum(axis=0) <= room).all():
             return picked, lower
-        right = right - np.maximum(excess, 0)
-        if (right < 0).any():
-            return None, lower
+        taken = np.zeros(count + budgets)
+        taken[picked] = 1.0
+        constraints.append(LinearConstraint(taken[None], -np.inf, sites - 1))
     return None, lower
