@@ -27,7 +27,7 @@ from ranksearch.sites import Site
 parafac: Any = tensorly_decomposition.parafac  # its annotations are narrower than what it takes
 backend: Any = tensorly
 SWEEPS = 15  # of alternating least squares per rank
-WORK = 1e10  # multiply-adds per rank; fewer sweeps on larger weights, never under 3
+WORK = 2e9  # multiply-adds per rank; fewer sweeps on larger weights, never under 3
 RIDGES = (1e-8, 1e-2)  # penalty on the squared factors, per component of a weight of norm 1: rounding; then one that tames
 NORM_LIMIT = 10.0  # a component may be so many times larger than the whole weight
 COSINE_LIMIT = -0.98  # two components this opposed cancel each other: a degenerate, diverging pair
@@ -187,7 +187,7 @@ def _ladder(tensor: Tensor, grid: list[int]) -> tuple[dict[int, tuple[Tensor, ..
 
 def _sweep(block: Tensor, start: list[Tensor], ridge: float) -> list[Tensor] | None:
     rank = start[0].shape[1]
-    sweeps = int(min(SWEEPS, max(3, WORK / (4 * block.numel() * rank))))
+    sweeps = int(min(SWEEPS, max(3, WORK / (4 * rank * (block.numel() + rank**2)))))
     with backend.backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of zero columns, which _is_sound judges
         try:
