@@ -1,15 +1,26 @@
-"""Every allocator, one file each. The table below is the only list of them."""
+"""Every allocator, one file each. The table below is the only list of them; `EVBMF` is not in it, since it is made for
+one model's spectra."""
 
 from __future__ import annotations
 
 from ranksearch.allocators._base import Allocation, Allocator, Problem
 from ranksearch.allocators.additive import Additive, Hull, additive_front, lagrangian_hull
+from ranksearch.allocators.alds import ALDS, ALDSHeuristic
+from ranksearch.allocators.balf import BALF
+from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw
+from ranksearch.allocators.energy import Energy
+from ranksearch.allocators.evbmf import EVBMF
 from ranksearch.allocators.minimax import Minimax, MinimaxFront, minimax_front
+from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.allocators.uniform import Uniform
 
-ALLOCATORS: tuple[Allocator, ...] = (Additive(), Minimax(), Uniform())
+ALLOCATORS: tuple[Allocator, ...] = (
+    Additive(), Minimax(), Uniform(), Energy(), ALDS(), ALDSHeuristic(),
+    DecomposableNet(decompositions=None), DecomposableNetRaw(decompositions=None, least=1), STNStorage(), BALF(),
+)  # fmt: skip
 
 __all__ = [
-    "ALLOCATORS", "Additive", "Allocation", "Allocator", "Hull", "Minimax", "MinimaxFront", "Problem", "Uniform",
+    "ALDS", "ALLOCATORS", "BALF", "EVBMF", "ALDSHeuristic", "Additive", "Allocation", "Allocator", "DecomposableNet",
+    "DecomposableNetRaw", "Energy", "Hull", "Minimax", "MinimaxFront", "Problem", "STNStorage", "Uniform",
     "additive_front", "lagrangian_hull", "minimax_front",
 ]  # fmt: skip

@@ -41,33 +41,37 @@ class DecomposableNetRaw(Allocator):
     """IJCAI version: drop the basis of least sigma_k, at least ``least`` kept in every layer.
 
     sigma_{r+1} is the relative operator norm at rank r times sigma_1, which is found from the energies of the ladder,
-    sigma_{r+1}^2 = E_r - E_{r+1} (between ranks that are not neighbours, from the mean). SVD options only."""
+    sigma_{r+1}^2 = E_r - E_{r+1} of its SVD options (between ranks that are not neighbours, from the mean); a site
+    without any counts sigma_1 as 1.
+
+    Args:
+        least: smallest rank (smallest entry of one) that a layer may have, where it has one that large.
+        decompositions: see `DecomposableNet`.
+    """
 
     name = "decomposable_net_raw"
 
-    def __init__(self, *, least: int = 5) -> None:
-        self.least = least
+    def __init__(self, *, least: int = 5, decompositions: Sequence[str] | None = ("svd",)) -> None:
+        self.least, self.decompositions = least, decompositions
 
     def allocate(self, problem: Problem) -> Allocation:
         self.check(problem)
         ladders = problem.space.ladders
         values = [np.nan_to_num(l.column("operator"), nan=1.0) * largest_singular_value(l) for l in ladders]
-        allowed = [
-            np.array([o.decomposition == "svd" and o.rank[0] >= min(self.least, _most(l)) for o in l.options]) for l in ladders
-        ]
+        masks = of_types(problem, self.decompositions) or [np.ones(len(l.options), dtype=bool) for l in ladders]
+        allowed = []
+        for ladder, mask in zip(ladders, masks, strict=True):
+            ranks = np.array([min(option.rank, default=0) for option in ladder.options])
+            allowed.append(mask & (ranks >= min(self.least, int(ranks[mask].max(initial=0)))))
         return finish(problem, least_threshold(problem, values, allowed, rule=self.name), float("nan"))
 
 
-def _most(ladder: Ladder) -> int:
-    return max((o.rank[0] for o in ladder.options if o.decomposition == "svd"), default=0)
-
-
 def largest_singular_value(ladder: Ladder) -> float:
-    """sigma_1 of a site's lowered weight, from two SVD options of its ladder; 0 where there are none."""
+    """sigma_1 of a site's lowered weight, from two SVD options of its ladder; 1 where there are none."""
     options = sorted((o for o in ladder.options if o.decomposition == "svd"), key=lambda o: o.rank)
     usable = [o for o in options if o.operator > 0]
     if not usable:
-        return 0.0
+        return 1.0
     pairs = [(a, b) for a, b in zip(usable, options[1:], strict=False) if a.energy > b.energy]
     if not pairs:  # one option: its residual is at most (full - r) sigma_{r+1}^2
         first = usable[0]
