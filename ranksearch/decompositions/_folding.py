@@ -19,9 +19,10 @@ from torch.linalg import solve_triangular
 from ranksearch.decompositions._base import Errors, Moments
 from ranksearch.decompositions._spectrum import Spectrum, half, ratio, shrunk, spectrum, spectrum_errors, truncate
 
-SWEEPS = 3  # of alternating weighted least squares when factors are asked for
+SWEEPS = 20  # of alternating weighted least squares when factors are asked for, at most
+WORK = 3e11  # multiply-adds spent on them per site, about; three sweeps are always made
 STEPS = 12  # conjugate-gradient steps per sweep, at most
-ENOUGH = 1e-9  # conjugate gradients stop where a step gains less than this share of the weight's energy
+ENOUGH = 1e-4  # sweeps end where one gains less than this share of the error; a step of theirs, of a tenth of it
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,9 @@ def largest(metric: Metric, weight: Tensor) -> float:
     return float(torch.linalg.eigvalsh(flat @ metric.input.reshape(-1, d, d) @ flat.mT).max().clamp_min(0.0))
 
 
-def factors(state: Folded, rank: int, *, sweeps: int = SWEEPS) -> tuple[Tensor, Tensor]:
-    """L of shape (groups, o s, rank) and R (groups, rank, c), of equal norms."""
+def factors(state: Folded, rank: int, *, sweeps: int | None = None) -> tuple[Tensor, Tensor]:
+    """L of shape (groups, o s, rank) and R (groups, rank, c), of equal norms. ``sweeps``: at most so many, or as many as
+    `affordable`."""
     if state.metric is None or state.rows is None:
         left, right = truncate(state.spectrum, rank)
         if state.output_half is not None:
@@ -152,11 +154,21 @@ def factors(state: Folded, rank: int, *, sweeps: int = SWEEPS) -> tuple[Tensor, 
     right = state.rows[:, :rank]
     left = best_left(state.metric, state.weight, right)
     if bool((state.weight != 0).any()):
-        for _ in range(sweeps):
-            right = better_right(state.metric, state.weight, left, right)
+        for _ in range(affordable(state.weight, rank) if sweeps is None else sweeps):
+            right, gain = better_right(state.metric, state.weight, left, right)
             right = torch.linalg.qr(right.mT)[0].mT  # L is refitted next: only the span of R matters
             left = best_left(state.metric, state.weight, right)
+            if gain < ENOUGH:
+                break
     return even(left.flatten(1, 2), right)
+
+
+def affordable(weight: Tensor, rank: int) -> int:
+    """Sweeps for a weight of shape (groups, o, s, c): `SWEEPS`, fewer where one is long, at least three."""
+    groups, o, s, c = weight.shape
+    solve = (rank * s) ** 3 / 3 + rank * (s * c) ** 2 + rank * s * o * s * c
+    steps = STEPS * (s * rank * s * c * c + (s * rank) ** 2 * c)
+    return int(min(SWEEPS, max(3, WORK / (groups * (solve + steps)))))
 
 
 def best_left(metric: Metric, weight: Tensor, right: Tensor) -> Tensor:
@@ -169,9 +181,10 @@ def best_left(metric: Metric, weight: Tensor, right: Tensor) -> Tensor:
     return left.reshape(groups, r, s, o).permute(0, 3, 2, 1)
 
 
-def better_right(metric: Metric, weight: Tensor, left: Tensor, right: Tensor, *, steps: int = STEPS) -> Tensor:
+def better_right(metric: Metric, weight: Tensor, left: Tensor, right: Tensor, *, steps: int = STEPS) -> tuple[Tensor, float]:
     """An R with |W - L R| no larger than before, L given: preconditioned conjugate gradients on
-    sum_ss' (L_s^T G L_s') R A_s's = sum_s L_s^T (G W A)_s. Shapes: left (groups, o, s, r), right (groups, r, c)."""
+    sum_ss' (L_s^T G L_s') R A_s's = sum_s L_s^T (G W A)_s. Shapes: left (groups, o, s, r), right (groups, r, c).
+    Also returns the share of the squared error that was gained."""
     whitened = left if metric.output_half is None else torch.einsum("gpo,gpsr->gosr", metric.output_half, left)
     target = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
     groups, o, s, c = weight.shape
@@ -191,7 +204,10 @@ def better_right(metric: Metric, weight: Tensor, left: Tensor, right: Tensor, *,
     def precondition(x: Tensor) -> Tensor:
         return torch.cholesky_solve(torch.cholesky_solve(x, mean_half).mT, channel_half).mT
 
-    residual = goal - system(right)
+    image = system(right)
+    residual = goal - image
+    before = max(energy - float((right * (goal + residual)).sum()), 1e-14 * energy)  # |W|^2 - 2 <R, goal> + <R, system(R)>
+    gained = 0.0
     step = precondition(residual)
     size = float((residual * step).sum())
     direction = step
@@ -201,13 +217,14 @@ def better_right(metric: Metric, weight: Tensor, left: Tensor, right: Tensor, *,
         if not (curvature > 0 and size > 0):
             break
         right = right + (size / curvature) * direction
-        if size * size / curvature < ENOUGH * energy:
+        gained += size * size / curvature
+        if size * size / curvature < 0.1 * ENOUGH * before:
             break
         residual = residual - (size / curvature) * image
         step = precondition(residual)
         size, last = float((residual * step).sum()), size
         direction = step + (size / last) * direction
-    return right
+    return right, gained / before
 
 
 def even(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

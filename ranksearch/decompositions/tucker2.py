@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
 from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._folding import SWEEPS, Metric, better_right, bounded, coordinates, fold_metric
+from ranksearch.decompositions._folding import ENOUGH, Metric, affordable, better_right, bounded, coordinates, fold_metric
 from ranksearch.decompositions._spectrum import half, ratio, split_groups
 from ranksearch.sites import Site
 
@@ -117,11 +117,13 @@ class Tucker2(Decomposition[TuckerState]):
             return first, core, _unwhiten(state.output_half, last)
         core, last = _regress(state, first, r_out)
         if bool((state.weight != 0).any()):
-            for _ in range(SWEEPS):
+            for _ in range(affordable(state.weight, r_in)):
                 left = torch.einsum("gop,gpqs->gosq", last, core)
-                first = better_right(state.metric, state.weight, left, first.mT).mT
-                first = torch.linalg.qr(first)[0]
+                rows, gain = better_right(state.metric, state.weight, left, first.mT)
+                first = torch.linalg.qr(rows.mT)[0]
                 core, last = _regress(state, first, r_out)
+                if gain < ENOUGH:
+                    break
         return first, core.unflatten(3, state.kernel), last
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:

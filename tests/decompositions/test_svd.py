@@ -1,0 +1,52 @@
+"""SVD in any metric is optimal: nothing that starts elsewhere gets below it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import assert_no_neighbour_is_better, conv, descend, moments, squared_error
+
+from ranksearch.decompositions import Moments
+from ranksearch.decompositions._spectrum import half, shrunk, spectrum
+from ranksearch.decompositions.svd import SVD
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("output", [False, True])
+def test_optimal_in_the_metric(groups: int, output: bool) -> None:
+    site, weight = conv(groups=groups)
+    m = moments(site, output=output)
+    state = SVD().prepare(site, weight, m)
+    errors = SVD().errors(state)
+    for rank in (1, 2, 3):
+        best = squared_error(site, weight - SVD().reconstruct(site, state, (rank,)), m)
+        assert best == pytest.approx((errors.frobenius[rank - 1] * errors.norm) ** 2, rel=1e-5)
+        start = tuple(torch.randn_like(f) for f in SVD().factors(state, (rank,)))
+        assert descend(SVD(), site, weight, m, start) >= best * (1 - 1e-7)
+    assert_no_neighbour_is_better(SVD(), site, weight, m, (2,))
+
+
+def test_spectrum_is_that_of_lapack() -> None:
+    for shape in ((1, 8, 30), (1, 30, 8), (3, 7, 7)):
+        matrix = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(spectrum(matrix).energies.sqrt(), torch.linalg.svdvals(matrix))
+
+
+def test_directions_without_data_are_shrunk_not_free() -> None:
+    """A moment of rank 2: the factors stay finite and what the data do see is fitted as well as it can be."""
+    site, weight = conv()
+    x = torch.randn(2, 54, dtype=torch.float64)
+    m = Moments((x.T @ x)[None])
+    state = SVD().prepare(site, weight, m)
+    residual = weight - SVD().reconstruct(site, state, (2,))
+    assert squared_error(site, residual, m) < 1e-6 * squared_error(site, weight, m)
+    assert residual.norm() < 100 * weight.norm()
+
+
+def test_shrinkage_is_as_stated() -> None:
+    moment = torch.diag(torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64))[None]
+    expected = moment + 4e-8 * torch.eye(3, dtype=torch.float64)
+    torch.testing.assert_close(shrunk(moment, moment), expected, rtol=0, atol=1e-12)
+    factor = half(moment, moment)
+    torch.testing.assert_close(factor @ factor.mT, expected, rtol=0, atol=1e-12)
+    assert bool(half(torch.zeros(1, 3, 3), moment).isfinite().all())
