@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ranksearch.allocators import Additive, Problem
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.sites import run
 from ranksearch.space import Configuration, CostName, SearchSpace
 from ranksearch.spectra import Spectra
 from ranksearch.surgery import replace_sites
 from ranksearch.table import Table
+
+SPREAD = 6.0  # how far one round of probes may move a site's weight from the common one
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,14 @@ def polish(
 ) -> Polished:
     """Improve a configuration by measured exchanges; never returns one that measured worse than the given one.
 
-    A move takes one site to another option and, where that breaks a budget or leaves room, a second site to the
-    option that makes most of it by ``table``. Moves are tried in the order of the table's predicted change, at most
-    ``width`` per pair of site and direction before others have had their turn; a better measurement is kept at once
-    and the moves are ranked anew. Ends after ``evaluations`` measurements, or when no untried move is left.
-    Deterministic if ``measure`` is.
+    First, with enough evaluations, rounds of probing: every site in turn is set to a cheaper option, and how much worse
+    that measures, against what ``table`` predicts, corrects the table's weight of that site (within ``SPREAD``); the
+    exact optimum of the corrected table is measured. Each round takes one measurement per site and two more.
+
+    Then exchanges: a move takes one site to another option and, where that breaks a budget, a second site to the option
+    that makes room at the least loss. Moves are tried in the order of the corrected table's predicted change, at most
+    ``width`` per site before others have had their turn; a better measurement is kept at once and the moves are ranked
+    anew. Ends after ``evaluations`` measurements, or when no untried move is left. Deterministic if ``measure`` is.
 
     Args:
         space: whose ladders are moved on.
@@ -77,32 +83,79 @@ def polish(
     best = np.asarray(indices, dtype=np.int64).copy()
     if (_total(costs, best) > room).any():
         raise InfeasibleBudget(f"indices cost {space.cost(best)}, over the budgets {limits}; start from an allocator's answer to them")
-    start = value = float(measure(best))
-    used, accepted = 1, 0
-    tried = {best.tobytes()}
+    known: dict[bytes, float] = {}
+
+    def ask(candidate: np.ndarray) -> float:
+        key = candidate.tobytes()
+        if key not in known:
+            known[key] = float(measure(candidate))
+        return known[key]
+
+    start = value = ask(best)
+    accepted = stuck = 0
+    while len(known) + len(best) + 2 <= 0.75 * evaluations and stuck < 2:
+        table = _probe(table, costs, best, value, ask)
+        before = value
+        # the corrected optimum, and the one when every change has a price
+        for target in (table, _reluctant(table, best)):
+            candidate = Additive().allocate(Problem(space, target, budgets)).indices
+            if (found := ask(candidate)) < value:
+                best, value = candidate, found
+                accepted += 1
+        stuck = 0 if value < before else stuck + 1
     # how well moves that grow a site have done so far: the table's word is taken less where it misled
     trust = np.ones(len(best))
-    while used < evaluations:
+    improved = True
+    while len(known) < evaluations:
+        width = width if improved else 2 * width
+        if width > 4 * max(len(c) for c in costs):
+            break
         improved = False
         for site, candidate in _moves(table, costs, room, best, trust, width):
-            if candidate.tobytes() in tried:
+            if candidate.tobytes() in known:
                 continue
-            tried.add(candidate.tobytes())
-            found = float(measure(candidate))
-            used += 1
-            if found < value:
+            if len(known) >= evaluations:
+                break
+            if (found := ask(candidate)) < value:
                 best, value, improved = candidate, found, True
                 accepted += 1
                 trust[site] *= 1.5
                 break
             trust[site] *= 0.7
-            if used >= evaluations:
-                break
-        if not improved and used < evaluations:
-            width *= 2
-            if width > 4 * max(len(c) for c in costs):
-                break
-    return Polished(best, value, start, used, accepted)
+    return Polished(best, value, start, len(known), accepted)
+
+
+def _probe(table: Table, costs: Sequence[np.ndarray], now: np.ndarray, value: float, ask: Callable[[np.ndarray], float]) -> Table:
+    """The table with every site's values scaled to what a cheaper option of it measures."""
+    current = np.array([v[i] for v, i in zip(table.values, now, strict=True)])
+    typical = max(float(current.mean()), float(np.mean([v.max() for v in table.values])) * 1e-3, 1e-300)
+    factors = np.full(len(now), np.nan)
+    for site, values in enumerate(table.values):
+        rise = values - current[site]
+        cheaper = np.flatnonzero((costs[site] <= costs[site][now[site]]).all(axis=1) & (rise > 0))
+        if len(cheaper):
+            option = int(cheaper[np.argmin(np.abs(np.log(rise[cheaper] / typical)))])
+            candidate = now.copy()
+            candidate[site] = option
+            factors[site] = max(ask(candidate) - value, 0.0) / rise[option]
+    seen = factors[np.isfinite(factors)]
+    common = float(np.median(seen)) if len(seen) else 0.0
+    if not common > 0:
+        return table
+    weights = np.clip(np.nan_to_num(factors / common, nan=1.0), 1 / SPREAD, SPREAD)
+    # the square root: a probe is one step of a curved function
+    return replace(table, values=tuple(v * w**0.5 for v, w in zip(table.values, weights, strict=True)))
+
+
+def _reluctant(table: Table, now: np.ndarray) -> Table:
+    """The table with a price on leaving the present option: a quarter of the mean value per site."""
+    step = 0.25 * float(np.mean([v[i] for v, i in zip(table.values, now, strict=True)]))
+    moved = []
+    for values, index in zip(table.values, now, strict=True):
+        price = np.full(len(values), step)
+        price[index] = 0.0
+        moved.append(values + price)
+    return replace(table, values=tuple(moved))
 
 
 def _total(costs: Sequence[np.ndarray], indices: np.ndarray) -> np.ndarray:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,6 +153,7 @@ def collect(
     loss: Callable[[Any, Any], Tensor] | None = None,
     sample: Callable[[Any, torch.Generator], Any] | None = None,
     samples: int = 1,
+    temperature: float = 1.0,
     diagonal: bool = False,
     seed: int = 0,
     chunk_bytes: int = 64 << 20,
@@ -172,6 +175,9 @@ def collect(
         loss: mean loss over the batch, ``loss(outputs, targets)``; cross entropy by default.
         sample: ``sample(outputs, generator)`` draws targets from the model; categorical over axis 1 by default.
         samples: label samples per example, one backward pass each.
+        temperature: the logits are divided by it in the default ``loss`` and ``sample``, and the loss multiplied by its
+            square. A network is nearly certain of its training examples, so that few of them make all of G; a
+            temperature above 1 lets all take part.
         diagonal: also the diagonal of the Fisher, from per-example weight gradients (about one more pass).
         chunk_bytes: bound on the lowered inputs held at a time.
         cache: folder; statistics of the same weights, sites, data and settings are read from there. All batches are
@@ -186,17 +192,19 @@ def collect(
         raise InvalidArgument(f"samples={samples}: at least 1, and 1 unless output='model'")
     if diagonal and output is None:
         raise InvalidArgument("diagonal=True needs gradients: output='model' or 'labels'")
+    if not (math.isfinite(temperature) and temperature > 0) or (temperature != 1 and (loss or sample)):
+        raise InvalidArgument(f"temperature={temperature}: a positive number, and 1 with a `loss` or `sample` of your own")
     path = None
     if cache is not None:
         batches = list(batches)
-        settings = [output, samples, diagonal, seed, _name(loss), _name(sample)]
+        settings = [output, samples, temperature, diagonal, seed, _name(loss), _name(sample)]
         path = Path(cache) / f"statistics-{_digest(model, sites, batches, settings)}.safetensors"
         if path.exists():
             return _load(path, sites)
     collectors = {site.name: _Collector(site, chunk_bytes, gradient=output is not None, diagonal=diagonal) for site in sites}
     generators: dict[torch.device, torch.Generator] = {}
-    loss = loss or _cross_entropy
-    sample = sample or _categorical
+    loss = loss or partial(_cross_entropy, temperature=temperature)
+    sample = sample or partial(_categorical, temperature=temperature)
     with _observing(model, sites, collectors, backward=output is not None):
         seen = 0
         for batch in batches:
@@ -433,12 +441,12 @@ def _logits(outputs: Any) -> Tensor:
     raise InvalidArgument(f"outputs={type(outputs).__name__}: pass `loss` and `sample` for a model that does not return logits")
 
 
-def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
-    return F.cross_entropy(_logits(outputs), targets)
+def _cross_entropy(outputs: Any, targets: Any, *, temperature: float) -> Tensor:
+    return F.cross_entropy(_logits(outputs) / temperature, targets) * temperature**2
 
 
-def _categorical(outputs: Any, generator: torch.Generator) -> Tensor:
-    probabilities = _logits(outputs).detach().float().movedim(1, -1).softmax(dim=-1)
+def _categorical(outputs: Any, generator: torch.Generator, *, temperature: float) -> Tensor:
+    probabilities = (_logits(outputs).detach().float() / temperature).movedim(1, -1).softmax(dim=-1)
     flat = probabilities.reshape(-1, probabilities.shape[-1])
     return torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1])
 
@@ -491,9 +499,9 @@ def _save(path: Path, statistics: Statistics) -> None:
         numbers[name] = [s.examples, s.rows, s.sampled]
         tensors |= {f"{name}:{key}": getattr(s, key).cpu().contiguous() for key in _ARRAYS if getattr(s, key) is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors, partial, {"numbers": json.dumps(numbers), "uncovered": json.dumps(statistics.uncovered)})
-    partial.replace(path)  # whole or not at all
+    unfinished = path.with_suffix(f".{os.getpid()}.partial")
+    save_file(tensors, unfinished, {"numbers": json.dumps(numbers), "uncovered": json.dumps(statistics.uncovered)})
+    unfinished.replace(path)  # whole or not at all
 
 
 def _load(path: Path, sites: Sites) -> Statistics:

@@ -173,6 +173,17 @@ def test_sampled_labels_estimate_the_true_fisher():
     torch.testing.assert_close(statistics.output_moment("0", shrink=False)[0], exact, atol=5e-3, rtol=5e-2)
 
 
+def test_temperature_is_that_of_the_softmax():
+    model = nn.Sequential(nn.Linear(4, 3))
+    x = torch.randn(64, 4)
+    with torch.no_grad():
+        model[0].weight.mul_(10)
+    statistics = collect(model, find_sites(model, x[:1]), [x], samples=400, temperature=5.0)
+    p = (model(x).detach().double() / 5).softmax(1)
+    exact = 25 * (torch.diag_embed(p) - p[:, :, None] * p[:, None, :]).mean(0)  # Fisher in the logits over 5, times 5^4 / 5^2
+    torch.testing.assert_close(statistics.output_moment("0", shrink=False)[0], exact, atol=0.1, rtol=5e-2)
+
+
 def test_fisher_error_estimates_the_rise_of_the_loss():
     """tr(G dW A dW^T) / 2 is the KL divergence between the outputs, to second order, when one position is all."""
     torch.manual_seed(1)
@@ -292,7 +303,7 @@ def test_what_was_not_reached_is_reported():
 def test_refusals():
     model, x = small()
     sites = find_sites(model, x[:1])
-    for wrong in ({"output": "best"}, {"samples": 0}, {"samples": 2, "output": "labels"}, {"output": None, "diagonal": True}):
+    for wrong in ({"output": "best"}, {"samples": 0}, {"samples": 2, "output": "labels"}, {"output": None, "diagonal": True}, {"temperature": 0.0}):
         with pytest.raises(InvalidArgument):
             collect(model, sites, [x], **wrong)
     with pytest.raises(InvalidArgument, match="empty"):

@@ -1,0 +1,259 @@
+"""Factorized without any training: every rule of choosing types and ranks, at the same budgets, on held-out images.
+Writes a markdown table and the rows as JSON. Rules: published ones on weight (or, as their papers say, whitened)
+spectra; ours solve their proxy's problem exactly, ``polish`` goes on from the best of them with measured moves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ranksearch.allocators import Additive, Allocator, Problem, Uniform
+from ranksearch.allocators.alds import ALDS, ALDSHeuristic
+from ranksearch.allocators.balf import BALF
+from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw
+from ranksearch.allocators.energy import Energy as EnergyRule
+from ranksearch.allocators.evbmf import EVBMF
+from ranksearch.allocators.stn_storage import STNStorage
+from ranksearch.decompositions import DECOMPOSITIONS, Moments
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.local_search import CalibrationLoss, polish
+from ranksearch.proxies import Calibrated, Energy, Frobenius
+from ranksearch.sites import find_sites
+from ranksearch.space import Configuration, CostName, SearchSpace, build_space
+from ranksearch.spectra import Spectra
+from ranksearch.statistics import Statistics, collect
+from ranksearch.surgery import build, recalibrate
+from ranksearch.table import Table
+from ranksearch.tasks import Classification
+from ranksearch.tasks.images import cifar10, fashion_mnist
+from ranksearch.tasks.networks import cifar_resnet, load_weights
+
+TYPES = {
+    "svd": ("svd",),
+    "all": ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd"),
+}
+PUBLISHED: dict[str, tuple[str, Allocator | None]] = {  # name -> (metric, allocator)
+    "uniform": ("weight", Uniform()),
+    "energy": ("weight", EnergyRule()),
+    "alds": ("weight", ALDS()),
+    "alds_heuristic": ("weight", ALDSHeuristic()),
+    "decomposable_net": ("weight", DecomposableNet(decompositions=None)),
+    "decomposable_net_raw": ("weight", DecomposableNetRaw()),
+    "evbmf": ("weight", None),  # needs the spectra
+    "stn_storage": ("weight", STNStorage()),
+    "balf": ("activation", BALF()),
+}
+OURS = ("frobenius", "activation", "fisher", "fisher_centred", "calibrated", "polish")
+
+
+TEMPERATURE = 3.0  # of the softmax, for statistics and measured losses
+
+
+def _soft_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs / TEMPERATURE, targets)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that is the same for all rules."""
+
+    model: nn.Module
+    task: Classification
+    statistics: Statistics
+    names: tuple[str, ...]  # of decompositions
+    batches: int  # for batch-norm re-estimation
+    measured: int  # batches that `polish` and `calibrated` measure the loss on
+    evaluations: int
+    sample: int  # measurements for `calibrated`
+    max_options: int | None
+    seed: int
+
+    @cached_property
+    def spaces(self) -> dict[str, tuple[Spectra, SearchSpace]]:
+        return {}
+
+    def space(self, metric: str) -> tuple[Spectra, SearchSpace]:
+        """Spectra and space in one metric, built once."""
+        if metric not in self.spaces:
+            sites = find_sites(self.model, self.task.example())
+            moments: dict[str, Moments] | None = None
+            if metric != "weight":
+                base = "fisher" if metric.startswith("fisher") else "activation"
+                moments = self.statistics.moments(base, center=metric.endswith("centred"))
+            chosen = [d for d in DECOMPOSITIONS if d.name in self.names]
+            spectra = Spectra(self.model, sites, chosen, moments=moments)
+            self.spaces[metric] = spectra, build_space(spectra, max_options=self.max_options)
+        return self.spaces[metric]
+
+    @cached_property
+    def loss(self) -> CalibrationLoss:
+        """Cross entropy to the dense network's softened answers on calibration images, under batch statistics, of
+        networks with centred Fisher factors: less noisy than the loss to the labels, and needs none."""
+        spectra, _ = self.space("fisher_centred")
+        with torch.no_grad():
+            batches = [(x, (self.model(x) / TEMPERATURE).softmax(1)) for x in self.task.calibration(self.measured)]
+        return CalibrationLoss(spectra, batches, _soft_loss, normalization="batch")
+
+    @cached_property
+    def fitted(self) -> dict[tuple[str, float], Table]:
+        return {}
+
+
+def choose(rule: str, setting: Setting, cost: CostName, budget: float) -> tuple[Spectra, Configuration, dict[str, Any]]:
+    """The configuration of a rule at a budget, the spectra its factors come from, and notes."""
+    budgets: dict[CostName, float] = {cost: budget}
+    if rule in PUBLISHED:
+        metric, allocator = PUBLISHED[rule]
+        spectra, space = setting.space(metric)
+        allocator = allocator or EVBMF(spectra)
+        found = allocator.allocate(Problem(space, Frobenius().table(space), budgets))
+        return spectra, space.configuration(found.indices), {}
+    metric = {"frobenius": "weight", "activation": "activation", "fisher": "fisher"}.get(rule, "fisher_centred")
+    spectra, space = setting.space(metric)
+    table = Energy().table(space) if metric.startswith("fisher") else Frobenius().table(space)
+    notes: dict[str, Any] = {}
+    if rule == "calibrated":
+        table, notes = calibrated(setting, space, table, cost, budget)
+    found = Additive().allocate(Problem(space, table, budgets))
+    notes["gap"] = found.gap
+    if rule == "polish":
+        done = polish(
+            space, found.indices, lambda i: setting.loss(space.configuration(i)), budgets, evaluations=setting.evaluations, table=table
+        )
+        notes |= {"start": done.start, "loss": done.value, "evaluations": done.evaluations, "accepted": done.accepted}
+        return spectra, space.configuration(done.indices), notes
+    return spectra, space.configuration(found.indices), notes
+
+
+def calibrated(setting: Setting, space: SearchSpace, base: Table, cost: CostName, budget: float) -> tuple[Table, dict[str, Any]]:
+    """The proxy's table with per-site weights fitted to measured losses around its optimum at the budget."""
+    key = (cost, budget)
+    notes: dict[str, Any] = {}
+    if key not in setting.fitted:
+        rng = np.random.default_rng(setting.seed)
+        sample = []
+        for _ in range(setting.sample):  # optima of randomly reweighted tables: near the front, yet different
+            weights = np.exp(rng.normal(0.0, 0.8, len(space.ladders)))
+            table = Table(tuple(w * v for w, v in zip(weights, base.values, strict=True)), "sum")
+            sample.append(Additive().allocate(Problem(space, table, {cost: budget})).indices)
+        proxy = Calibrated(base, setting.loss, np.array(sample))
+        setting.fitted[key] = proxy.table(space)
+        fit = proxy.fit(space)
+        notes = {"held_out_spearman": fit.held_out, "before": fit.before, "measurements": fit.measurements}
+    return setting.fitted[key], notes
+
+
+def evaluate(setting: Setting, spectra: Spectra, configuration: Configuration, split: Any) -> dict[str, float]:
+    """Accuracy as it is, and with batch norm re-estimated on training images."""
+    model = build(spectra, configuration).eval()
+    plain = setting.task.measure(model, split)["accuracy"]
+    recalibrate(model, setting.task.calibration(setting.batches))
+    again = setting.task.measure(model, split)
+    return {"plain": plain, "reestimated": again["accuracy"], "loss_reestimated": again["loss"]}
+
+
+def markdown(rows: Sequence[dict[str, Any]], column: str) -> str:
+    """Rules down, budgets across."""
+    heads = list(dict.fromkeys((r["cost"], r["budget"]) for r in rows))
+    lines = ["| rule | types | " + " | ".join(f"{c} {b:g}" for c, b in heads) + " |", "|" + "---|" * (len(heads) + 2)]
+    for rule, types in dict.fromkeys((r["rule"], r["types"]) for r in rows):
+        cells = []
+        for head in heads:
+            found = [r for r in rows if (r["rule"], r["types"], r["cost"], r["budget"]) == (rule, types, *head)]
+            cells.append(f"{100 * found[0][column]:.1f}" if found and column in found[0] else "-")
+        lines.append(f"| {rule} | {types} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 (parquet) or of Fashion-MNIST (idx.gz)")
+    parser.add_argument("--dataset", choices=("cifar10", "fashion_mnist"), default="cifar10")
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5, 0.4, 0.3])
+    parser.add_argument("--costs", nargs="+", default=["params", "macs"], choices=["params", "macs"])
+    parser.add_argument("--rules", nargs="+", default=[*PUBLISHED, *OURS], choices=[*PUBLISHED, *OURS])
+    parser.add_argument("--types", nargs="+", default=list(TYPES), choices=list(TYPES))
+    parser.add_argument("--images", type=int, default=5000, help="held-out images")
+    parser.add_argument("--test", action="store_true", help="measure on the test split: for final numbers only")
+    parser.add_argument("--statistics", type=int, default=16, help="batches of 128 for the second moments")
+    parser.add_argument("--recalibration", type=int, default=16, help="batches for batch norm")
+    parser.add_argument("--measured", type=int, default=4, help="batches for measured losses")
+    parser.add_argument("--evaluations", type=int, default=100, help="measurements of polish")
+    parser.add_argument("--sample", type=int, default=48, help="measurements of the calibrated proxy")
+    parser.add_argument("--max-options", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=None, help="folder for statistics")
+    parser.add_argument("--out", type=Path, default=None, help="markdown file; rows go beside it as .json")
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(a.seed)
+    split = "test" if a.test else "validation"
+    read = cifar10 if a.dataset == "cifar10" else fashion_mnist
+    task = read(a.data, validation=a.images)
+    model = load_weights(cifar_resnet(a.depth, in_channels=3 if a.dataset == "cifar10" else 1), a.weights).eval()
+    start = time.perf_counter()
+    batches = list(task.calibration(a.statistics))
+    options: dict[str, Any] = {"samples": 2, "temperature": TEMPERATURE, "seed": a.seed, "cache": a.cache}
+    statistics = collect(model, find_sites(model, task.example()), batches, **options)
+    print(f"statistics: {time.perf_counter() - start:.1f} s", flush=True)
+    dense = task.measure(model, split)["accuracy"]
+    print(f"dense on {split}: {100 * dense:.2f}", flush=True)
+    rows: list[dict[str, Any]] = []
+    for types in a.types:
+        setting = Setting(
+            model, task, statistics, TYPES[types], a.recalibration, a.measured, a.evaluations, a.sample, a.max_options, a.seed
+        )
+        for cost in a.costs:
+            for budget in a.budgets:
+                for rule in a.rules:
+                    row = one(rule, setting, cost, budget, split) | {"types": types}
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+                    if a.out:
+                        write(a.out, rows, dense, split, vars(a))
+
+
+def one(rule: str, setting: Setting, cost: CostName, budget: float, split: str) -> dict[str, Any]:
+    """One cell of the table."""
+    row: dict[str, Any] = {"rule": rule, "cost": cost, "budget": budget, "split": split}
+    start = time.perf_counter()
+    try:
+        spectra, configuration, notes = choose(rule, setting, cost, budget)
+    except (InfeasibleBudget, InvalidArgument) as error:
+        return row | {"error": str(error)}
+    row["seconds"] = round(time.perf_counter() - start, 1)
+    space = next(s for sp, s in setting.spaces.values() if sp is spectra)
+    total = space.cost(space.indices(configuration))
+    row |= {"params": total.params / space.baseline.params, "macs": total.macs / space.baseline.macs}
+    used: dict[str, int] = {}
+    for _, decomposition, _ in configuration.choices:
+        used[decomposition] = used.get(decomposition, 0) + 1
+    return row | evaluate(setting, spectra, configuration, split) | notes | {"used": used, "configuration": configuration.to_json()}
+
+
+def write(out: Path, rows: Sequence[dict[str, Any]], dense: float, split: str, options: dict[str, Any]) -> None:
+    """The tables and, beside them, the rows."""
+    text = f"Dense: {100 * dense:.2f} % on {split}.\n\nBatch norm re-estimated:\n\n{markdown(rows, 'reestimated')}\n\n"
+    text += f"As it is:\n\n{markdown(rows, 'plain')}\n"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+    kept = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    out.with_suffix(".json").write_text(json.dumps({"options": kept, "dense": dense, "rows": list(rows)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
