@@ -60,6 +60,7 @@ class Site:
     groups: int = 1
     bias: bool = True
     calls: tuple[Call, ...] = (Call(1, (1, 1), (1, 1)),)
+    batched: bool = True  # False: a convolution called without a batch dimension
     aliases: tuple[str, ...] = ()  # other module paths that use the same weight; they are built with it
 
     @property
@@ -201,7 +202,8 @@ def find_sites(
                     found[first] = merged
                     continue
                 reason = f"shares its weight with {found[first].name!r} but is used in another way"
-                skipped.append(_skip(found[first].name, modules[found[first].name], f"its weight is shared with {path!r}, used in another way"))
+                owning = found[first].name
+                skipped.append(_skip(owning, modules[owning], f"its weight is shared with {path!r}, used in another way"))
                 found[first] = replace(found[first], calls=())  # marks it as withdrawn
         if reason is not None:
             skipped.append(_skip(path, module, reason))
@@ -307,6 +309,7 @@ def _site(path: str, module: Any, kind: Kind, shapes: Sequence[tuple[tuple[int, 
             kernel=_pair(module.kernel_size, 1), stride=_pair(module.stride, 1),
             padding=(0, 0) if pad == "valid" else "same" if pad == "same" else _pair(pad, 0),
             padding_mode=module.padding_mode, dilation=_pair(module.dilation, 1), groups=module.groups, bias=bias,
+            batched=all(len(i) == (4 if kind == "conv2d" else 3) for i, _ in shapes),
             calls=tuple(_conv_call(i, o, 2 if kind == "conv2d" else 1, batch) for i, o in shapes),
         )  # fmt: skip
     if kind == "embedding":

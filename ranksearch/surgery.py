@@ -50,7 +50,19 @@ def replace_sites(model: nn.Module, sites: Iterable[Site], replacements: Mapping
     for site in sites:
         for path in (site.name, *site.aliases):
             memo[id(model.get_submodule(path))] = replacements[site.name]
-    return copy.deepcopy(model, memo)
+    return _without_fused_encoders(copy.deepcopy(model, memo))
+
+
+def _without_fused_encoders(model: nn.Module) -> nn.Module:
+    """torch's encoder layers have a fused inference path that reads ``linear1.weight`` past the module; where that layer
+    was replaced, the flags that torch itself consults choose the plain path."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and not (type(module.linear1) is type(module.linear2) is nn.Linear):
+            module.activation_relu_or_gelu = 0
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(not getattr(layer, "activation_relu_or_gelu", 0) for layer in module.layers):
+            module.use_nested_tensor = False
+    return model
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:

@@ -32,6 +32,8 @@ class TiledSVD(Decomposition[TileState]):
             return "there is no plain grouped layer for a matrix"
         if site.groups > 1:
             return "the layer is grouped already"
+        if not site.batched:
+            return "a channel shuffle needs a batch dimension"
         if site.c_in * site.kernel[0] * site.kernel[1] == 1:
             return "a single column has no smaller rank"
         if not self._cuts(site):
