@@ -114,7 +114,7 @@ class Allocation:
     indices: np.ndarray  # option per site, int64, shape: (n_sites,)
     value: float  # the table's score
     cost: Cost  # of the whole network
-    gap: float  # proven (value - lower bound) / |value|; 0.0: exact; NaN: a rule that proves nothing
+    gap: float  # proven (value - lower bound) / |value|; 0.0: exact (to 1e-6, the solver's tolerance); NaN: a rule that proves nothing
 
 
 class Allocator(ABC):

@@ -109,9 +109,9 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """(value - bound) / |value|; below what float64 sums can tell apart it is 0."""
+        """(value - bound) / |value|; below 1e-6, the tolerance that HiGHS proves its bounds to, it is 0."""
         gap = (self.value - self.bound) / max(abs(self.value), 1e-300)
-        return gap if gap > 1e-9 else 0.0
+        return gap if gap > 1e-6 else 0.0
 
 
 @dataclass
