@@ -174,7 +174,7 @@ def main() -> None:
         mine = [row[kind] for row in rows if kind in row]
         keys = [k for k in mine[0] if k != "errors"] if mine else []
         reduce = {k: (max if "deviation" in k else sum) for k in keys}
-        types[kind] = {k: round(reduce[k](r[k] for r in mine), 12) for k in keys}
+        types[kind] = {k: float(f"{reduce[k](r[k] for r in mine):.4g}") for k in keys}
         if mine:
             types[kind]["speedup"] = round(types[kind]["svd_s"] / types[kind]["gram_s"], 2)
     gram, svd = (sum(t.get(k, 0.0) for t in types.values()) for k in ("gram_s", "svd_s"))
