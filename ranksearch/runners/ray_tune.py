@@ -27,6 +27,7 @@ import numpy as np
 from ranksearch.errors import InvalidArgument, RanksearchError
 from ranksearch.evaluation import Outcome, Request
 from ranksearch.runners._base import Evaluate, Propose, Report, Runner, Wait, deadlock, failed
+from ranksearch.runners._reaper import reaper
 
 STORE_LEAST = 128 * 2**20  # bytes of Ray's object store when it holds next to nothing
 SETTINGS = {
@@ -36,7 +37,6 @@ SETTINGS = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # how long helpers of a killed driver's Ray look for it before they end
     "RAY_AIR_NEW_OUTPUT": "0",  # the other reporter prints, whatever the verbosity
 }
 
@@ -116,6 +116,7 @@ class RayTuneRunner(Runner):
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             ours = not ray.is_initialized()
             if ours:
+                stack.enter_context(reaper(folder))
                 stack.callback(_uninterrupted, ray.shutdown)
                 _uninterrupted(lambda: self._start(folder, sum(piece.nbytes for piece in pieces)))
             threads = self._fit(ray)

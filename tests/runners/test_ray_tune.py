@@ -303,3 +303,4 @@ def test_killing_the_driver_leaves_no_process(tmp_path: Path, temporary: str) ->
     process.kill()
     process.communicate(timeout=30)
     assert wait_for(lambda: not remaining(temporary), 20), remaining(temporary)
+    assert wait_for(lambda: not list(Path(temporary).glob("ranksearch-*")), 5)

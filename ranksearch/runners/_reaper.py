@@ -1,0 +1,62 @@
+"""What is left when the driver is killed: Ray's workers end with it, two of Ray's helper processes and the temporary folder
+may not. A process of a few lines waits for the driver's end and removes them. Linux only; elsewhere it does nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+MARK = "RANKSEARCH_RUN"  # in the environment of every process of a run: its temporary folder
+GRACE = 3.0  # seconds that Ray's processes have to end by themselves
+
+CODE = """
+import os, shutil, signal, sys, time
+folder, mark, grace = sys.argv[1], sys.argv[2], float(sys.argv[3])
+if sys.stdin.buffer.read(1):  # the run ended as it should; end of file: the driver is gone
+    sys.exit()
+time.sleep(grace)
+wanted = f"{mark}={folder}".encode()
+for _ in range(20):
+    found = False
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                ours = wanted in file.read().split(b"\\0")
+            if ours:
+                os.kill(int(pid), signal.SIGKILL)
+                found = True
+        except OSError:  # gone meanwhile, or another user's
+            continue
+    if not found:
+        break
+    time.sleep(0.2)
+shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+@contextlib.contextmanager
+def reaper(folder: str) -> Iterator[None]:
+    """While it lasts, the end of this process is the end of all processes that were started meanwhile and inherited its
+    environment, and of ``folder``.
+
+    Args:
+        folder: temporary folder of the run; marks its processes, so it must be this run's alone.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    # a session of its own: an interrupt from the terminal is not for it
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", CODE, folder, MARK, str(GRACE)],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    os.environ[MARK] = folder
+    try:
+        yield
+    finally:
+        os.environ.pop(MARK, None)
+        with contextlib.suppress(BrokenPipeError):  # somebody has ended it
+            process.communicate(b".")
