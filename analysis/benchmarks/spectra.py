@@ -1,7 +1,7 @@
 """Errors of all ranks on the layer shapes of ResNet-50: the Gram path of ranksearch against `torch.linalg.svd` of the same
 matrices, in the same run. Prints one line of JSON.
 
-    python analysis/benchmarks/spectra.py [--processes 2] [--sites 8] [--threads 1]
+    OPENBLAS_NUM_THREADS=1 python analysis/benchmarks/spectra.py [--processes 2] [--sites 8] [--threads 1]
 
 The SVD kinds are svd, svd_in, spatial, spatial_t, decoupled and grouped_svd. The reference decomposes every matrix that the
 type truncates (for grouped_svd, one per group and group count) and takes tail sums. The operator norm of grouped_svd is
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -179,7 +180,8 @@ def main() -> None:
             types[kind]["speedup"] = round(types[kind]["svd_s"] / types[kind]["gram_s"], 2)
     gram, svd = (sum(t.get(k, 0.0) for t in types.values()) for k in ("gram_s", "svd_s"))
     result: dict[str, Any] = {
-        "benchmark": "spectra", "sites": len(sites), "threads": arguments.threads, "gram_s": round(gram, 2), "svd_s": round(svd, 2),
+        "benchmark": "spectra", "sites": len(sites), "threads": arguments.threads,
+        "openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "default"), "gram_s": round(gram, 2), "svd_s": round(svd, 2),
         "speedup": round(svd / gram, 2), "deviation": max(t.get("deviation", 0.0) for t in types.values()),
         "peak_mib": round(peak), "types": types,
     }  # fmt: skip
