@@ -56,7 +56,7 @@ def test_crops_are_windows_of_the_padded_image_mirrored_or_not() -> None:
     assert out.shape == x.shape and out.dtype == x.dtype and torch.equal(x, before)
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
     for image, source in zip(out, padded, strict=True):
-        windows = [source[:, t : t + 4, l : l + 5] for t in range(5) for l in range(5)]  # noqa: E741
+        windows = [source[:, t : t + 4, l : l + 5] for t in range(5) for l in range(5)]
         assert any(torch.equal(image, w) or torch.equal(image, w.flip(2)) for w in windows)
     assert torch.equal(out, CropAndFlip(padding=2)(x, torch.Generator().manual_seed(0)))
     flips = CropAndFlip(padding=0)(x.repeat(20, 1, 1, 1), torch.Generator().manual_seed(0))
