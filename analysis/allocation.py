@@ -1,10 +1,11 @@
 """Allocation without fine-tuning: uniform, best single type, additive and minimax over all types, at the same budget of
 params. Accuracy on the validation images, plain and with batch norm re-estimated, as a markdown table.
 
-    python analysis/allocation.py --data CIFAR10_FOLDER --weights RESNET20.safetensors [--budget 0.5] [--out TABLE.md]
+    python analysis/allocation.py --data CIFAR10_FOLDER --weights RESNET20.safetensors [--metric fisher] [--out TABLE.md]
 
-The value that additive and uniform allocation use is chosen among three, all from the weights alone, by the
-validation loss of additive allocation over all types with batch norm re-estimated; every candidate is in the table.
+Errors are taken, and factors fitted, in one metric for all rows: of the weights alone, or of second moments from
+training images. The value that additive and uniform allocation use is chosen among three by the validation loss of
+additive allocation over all types with batch norm re-estimated; every candidate is in the table.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import numpy as np
 import torch
 
 from ranksearch.allocators import Additive, Allocator, Minimax, Problem, Uniform
-from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.sites import find_sites
 from ranksearch.space import Ladder, SearchSpace, build_space
 from ranksearch.spectra import Spectra
+from ranksearch.statistics import collect
 from ranksearch.surgery import build, recalibrate
 from ranksearch.table import Table
 from ranksearch.tasks.classification import Classification
@@ -71,6 +73,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=0.5, help="of params, as a share of the dense network's")
     parser.add_argument("--types", default="svd,spatial,spatial_t,tucker2", help="decompositions, separated by commas")
+    parser.add_argument("--metric", choices=("weight", "activation", "fisher"), default="weight")
+    parser.add_argument("--statistics", type=int, default=16, help="batches of training images for the metric")
     parser.add_argument("--batches", type=int, default=16, help="of training images, for batch-norm re-estimation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the table here too")
@@ -84,8 +88,14 @@ def main() -> None:
     known = {d.name: d for d in DECOMPOSITIONS}
     if unknown := set(names) - set(known):
         parser.error(f"--types: {', '.join(sorted(unknown))}: not among {', '.join(known)}")
-    spectra = Spectra(model, sites, [known[name] for name in names])
-    spaces = {"all": build_space(spectra)} | {name: build_space(Spectra(model, sites, [known[name]])) for name in names}
+    moments: dict[str, Moments] = {}
+    if given.metric != "weight":
+        output = "model" if given.metric == "fisher" else None
+        statistics = collect(model, sites, list(task.calibration(given.statistics)), output=output, seed=given.seed)
+        moments = statistics.moments(given.metric)
+    spectra = Spectra(model, sites, [known[name] for name in names], moments=moments)
+    spaces = {"all": build_space(spectra)}
+    spaces |= {name: build_space(Spectra(model, sites, [known[name]], moments=moments)) for name in names}
 
     rows: list[Row] = []
 
@@ -108,8 +118,8 @@ def main() -> None:
     add(Minimax(), "all", "squared relative")  # a maximum compares layers, so it needs a relative error (as ALDS has)
 
     lines = [
-        f"ResNet-20, CIFAR-10, at most {given.budget:g} of params, no fine-tuning; {task.sizes()['validation']:,} validation images. "
-        f"Value chosen: {chosen}.", "",
+        f"ResNet-20, CIFAR-10, at most {given.budget:g} of params, no fine-tuning, {given.metric} metric; "
+        f"{task.sizes()['validation']:,} validation images. Value chosen: {chosen}.", "",
         "| rule | types | value | params | MACs | accuracy, plain | accuracy, re-estimated | loss, re-estimated |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
