@@ -303,8 +303,8 @@ def test_what_was_not_reached_is_reported():
 def test_refusals():
     model, x = small()
     sites = find_sites(model, x[:1])
-    wrongs = ({"output": "best"}, {"samples": 0}, {"samples": 2, "output": "labels"}, {"output": None, "diagonal": True}, {"temperature": 0.0})
-    for wrong in wrongs:
+    wrongs = ({"output": "best"}, {"samples": 0}, {"samples": 2, "output": "labels"}, {"output": None, "diagonal": True})
+    for wrong in (*wrongs, {"temperature": 0.0}):
         with pytest.raises(InvalidArgument):
             collect(model, sites, [x], **wrong)
     with pytest.raises(InvalidArgument, match="empty"):
