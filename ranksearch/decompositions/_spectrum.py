@@ -56,7 +56,7 @@ def _gram_values(matrix: Tensor) -> Tensor:
     left = matrix.shape[1] <= matrix.shape[2]
     values = []
     for single in matrix.detach().contiguous().numpy():
-        gram = scipy.linalg.blas.dsyrk(1.0, single.T, trans=left, lower=True)  # of the transpose, which is in BLAS's order
+        gram = scipy.linalg.blas.dsyrk(1.0, single.T, trans=left, lower=True)  # of the transpose, which is in BLAS's order  # type: ignore[attr-defined]
         values.append(scipy.linalg.eigvalsh(gram, lower=True, overwrite_a=True, check_finite=False))
     return torch.from_numpy(np.stack(values))
 
