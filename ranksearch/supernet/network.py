@@ -1,0 +1,344 @@
+"""A network whose layers run at any (type, rank) of one dense weight: configurations are switched by choosing projections,
+never by rebuilding modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ranksearch import surgery
+from ranksearch.attention import without_fused_paths
+from ranksearch.decompositions import Rank
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site
+from ranksearch.space import DENSE, Configuration, SearchSpace
+from ranksearch.spectra import Spectra
+from ranksearch.supernet.projections import PROJECTIONS, Bases, Halves, Side, Wanted, solve
+
+Key = tuple[str, str, Rank]  # site, decomposition, labels of the rank
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One factorized site of a configuration, looked up once."""
+
+    site: Site
+    decomposition: str
+    rank: Rank
+
+    @property
+    def key(self) -> Key:
+        """What its basis is known by."""
+        return self.site.name, self.decomposition, self.rank[: PROJECTIONS[self.decomposition].labels]
+
+
+class RankSupernet(nn.Module):
+    """``model`` with every layer of ``space`` at any rank of any projecting type (`PROJECTIONS`), all of them views of one
+    dense weight per site: W_r = U_r U_r^T W on cached bases that no gradient passes through.
+
+    Args:
+        model: copied; it is never changed.
+        space: what `activate` is given configurations of; types that do not project are refused there.
+        spectra: sites, decompositions and the metric: the bases are those of the weight whitened by its moments.
+        refresh: optimiser steps (`tick`) between two eigendecompositions; the paper's first version has 2.
+
+    With the dense configuration active it computes what ``model`` computes, bit for bit. Any other pass has batch-norm
+    statistics of its own (``low_buffers``); scale, shift and biases are shared (Decomposable-Net, arXiv 1910.13141).
+
+    Bases are a function of the weights alone, in float32 (float64 for float64 weights) and outside autocast, so that all
+    processes of a distributed run have the same ones. They stay those of an earlier weight until `tick`, `refresh`,
+    ``load_state_dict`` or a move to another device or dtype.
+
+    Raises:
+        InvalidArgument: ``refresh`` below 1, or spectra of another network.
+    """
+
+    def __init__(self, model: nn.Module, space: SearchSpace, *, spectra: Spectra, refresh: int = 2) -> None:
+        super().__init__()
+        if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
+            raise InvalidArgument(f"refresh={refresh!r}: bases are made anew every so many steps, 1 or more")
+        self.model = without_fused_paths(copy.deepcopy(model))
+        self.space, self.sites = space, spectra.sites
+        self.refresh_every = refresh
+        self.active: Configuration = DENSE
+        self._decompositions = spectra.decompositions
+        self._moments = spectra.moments
+        self._holders: dict[str, nn.Module] = {}
+        for site in self.sites:
+            try:
+                self._holders[site.name] = self.model.get_submodule(site.name)
+                fits = canonical(self.weight(site.name), site).shape == site.shape
+            except (AttributeError, RuntimeError) as error:
+                raise InvalidArgument(f"spectra: site {site.name!r} is not in the model: {error}; make them of this network") from error
+            if not fits:
+                raise InvalidArgument(f"spectra: site {site.name!r} has another shape in the model; make them of this network")
+        self._norms = {
+            name: m for name, m in self.model.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats
+        }
+        self.low_buffers = nn.Module()  # the running statistics of every low-rank pass, starting at those of the dense one
+        self._low_names: dict[str, str] = {}  # path of a buffer in the model -> its name in low_buffers
+        for path, norm in self._norms.items():
+            for name, buffer in norm.named_buffers(recurse=False):
+                full = _join(path, name)
+                self._low_names[full] = full.replace(".", "__")
+                self.low_buffers.register_buffer(self._low_names[full], buffer.detach().clone())
+        self._bases: dict[Key, Bases] = {}
+        self._halves: dict[Key, Halves] = {}
+        self._stamp = 0  # counts refreshes: part of the cache key of projected weights
+        self._ticks = 0
+        self._projected: dict[str, tuple[Any, Tensor]] = {}
+        self._checked: dict[tuple[str, str, Rank], Choice] = {}
+        self._choices: tuple[Choice, ...] = ()
+        self.register_load_state_dict_post_hook(_loaded)
+
+    # ---- configurations -------------------------------------------------------------------------------------------
+
+    def activate(self, configuration: Configuration) -> None:
+        """Choose what `forward` computes. Nothing is built; a missing basis is made at the next pass.
+
+        Raises:
+            InvalidArgument: a site that is not here, a type that does not project, or a rank that does not exist."""
+        self._choices = self._look_up(configuration)
+        self.active = configuration
+
+    def choices(self, configuration: Configuration) -> tuple[Choice, ...]:
+        """The factorized sites of a configuration, by site, checked; raises as `activate`."""
+        return self._look_up(configuration)
+
+    def _look_up(self, configuration: Configuration) -> tuple[Choice, ...]:
+        checked = self._checked
+        found = []
+        for choice in configuration.choices:
+            known = checked.get(choice)
+            if known is None:
+                known = checked[choice] = self._check(configuration, *choice)
+            found.append(known)
+        return tuple(found)
+
+    def _check(self, configuration: Configuration, name: str, decomposition: str, rank: Rank) -> Choice:
+        where = f"configuration {configuration.id}"
+        try:
+            site = self.sites[name]
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{where}: {error}") from error
+        if decomposition not in PROJECTIONS:
+            raise InvalidArgument(
+                f"{where}: {decomposition!r} at {name!r} is no projection of the dense weight; a supernet has {', '.join(PROJECTIONS)}"
+            )
+        if decomposition not in self._decompositions:
+            raise InvalidArgument(f"{where}: {decomposition!r} is not in use; in use: {', '.join(self._decompositions)}")
+        reason = self._decompositions[decomposition].undefined(site)
+        if reason is not None:
+            raise InvalidArgument(f"{where}: {decomposition} is not defined for {name!r}: {reason}")
+        PROJECTIONS[decomposition].split_rank(site, rank)
+        return Choice(site, decomposition, rank)
+
+    # ---- passes ---------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network at the active configuration. Without gradients, projected weights are kept until the weight, its
+        basis or the option changes, so that evaluation runs at the dense network's speed."""
+        return self._run(self._choices, None, args, kwargs)
+
+    def forward_with(
+        self, configuration: Configuration, *args: Any, through: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> Any:
+        """The network at a given configuration; the active one stays as it is.
+
+        Args:
+            through: tensors to use in place of the dense weights, by site name, each in the shape its layer stores; they
+                are projected like the weights. Gradients reach these tensors, so that a caller can treat them apart.
+        """
+        return self._run(self._look_up(configuration), through, args, kwargs)
+
+    def _run(self, choices: tuple[Choice, ...], through: Mapping[str, Tensor] | None, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if not choices and not through:
+            return self.model(*args, **kwargs)
+        replaced = {_join(name, "weight"): tensor for name, tensor in (through or {}).items()}
+        with self._no_autocast():
+            for choice, weight in zip(choices, self._low_weights(choices, through), strict=True):
+                replaced[_join(choice.site.name, "weight")] = weight
+        if choices:
+            replaced |= {full: self.low_buffers.get_buffer(name) for full, name in self._low_names.items()}
+        return functional_call(self.model, replaced, args, kwargs)
+
+    @contextmanager
+    def _no_autocast(self) -> Iterator[None]:
+        kind = next((p.device.type for p in self.model.parameters()), "cpu")
+        with torch.autocast(kind, enabled=False):
+            yield
+
+    def low_weight(self, choice: Choice, *, of: Tensor | None = None) -> Tensor:
+        """The dense weight that stands for a choice, in the shape its layer stores; differentiable in the weight, or in
+        ``of``, which is used in its place."""
+        return self._low_weights((choice,), None if of is None else {choice.site.name: of})[0]
+
+    def _low_weights(self, choices: tuple[Choice, ...], through: Mapping[str, Tensor] | None) -> list[Tensor]:
+        self._make_bases(choices)
+        keep = not torch.is_grad_enabled() and not through
+        result = []
+        for choice in choices:
+            name = choice.site.name
+            weight = self.weight(name)
+            stamp: Any = None
+            if keep:
+                stamp = (choice.decomposition, choice.rank, weight._version, weight.data_ptr(), weight.dtype, self._stamp)
+                kept = self._projected.get(name)
+                if kept is not None and kept[0] == stamp:
+                    result.append(kept[1])
+                    continue
+            source = weight if through is None else through.get(name, weight)
+            dense = canonical(source, choice.site)
+            factors = PROJECTIONS[choice.decomposition].factors(choice.site, dense, self._bases[choice.key], choice.rank)
+            low = layered(self._decompositions[choice.decomposition].compose(choice.site, factors), choice.site, source)
+            if keep:
+                self._projected[name] = (stamp, low)
+            result.append(low)
+        return result
+
+    # ---- bases ----------------------------------------------------------------------------------------------------
+
+    def bases(self, choice: Choice) -> Bases:
+        """The basis in use for a choice, made if need be."""
+        self._make_bases((choice,))
+        return self._bases[choice.key]
+
+    def _make_bases(self, choices: Iterable[Choice]) -> None:
+        missing = {choice.key: choice for choice in choices if choice.key not in self._bases}
+        if not missing:
+            return
+        with torch.no_grad(), self._no_autocast():
+            wanted: list[Wanted] = []
+            for key, choice in missing.items():
+                projection, weight = PROJECTIONS[choice.decomposition], canonical(self.weight(key[0]), choice.site)
+                if key not in self._halves:
+                    self._halves[key] = projection.metric(choice.site, weight, key[2], self._moments.get(key[0]))
+                wanted.append((projection, choice.site, weight, key[2], self._halves[key]))
+            self._bases.update(zip(missing, solve(wanted), strict=True))
+
+    def refresh(self) -> None:
+        """Drop all bases: the next pass makes those that it needs from the weights as they are then."""
+        self._bases.clear()
+        self._projected.clear()
+        self._stamp += 1
+
+    def tick(self) -> None:
+        """To be called once after every optimiser step: drops the bases every ``refresh_every`` steps."""
+        self._ticks += 1
+        if self._ticks % self.refresh_every == 0:
+            self.refresh()
+
+    def bases_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The bases in use and the count of ticks, for a checkpoint that goes on exactly: tensors by name, and JSON."""
+        tensors: dict[str, Tensor] = {}
+        entries = []
+        for i, (key, bases) in enumerate(self._bases.items()):
+            entries.append([key[0], key[1], list(key[2]), bases.left, len(bases.sides)])
+            for j, side in enumerate(bases.sides):
+                tensors |= {f"{i}.{j}.out": side.out, f"{i}.{j}.into": side.into, f"{i}.{j}.energies": side.energies}
+        return tensors, {"ticks": self._ticks, "entries": entries}
+
+    def load_bases_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Inverse of `bases_state`, once the weights are loaded."""
+        self.refresh()
+        self._ticks = int(state["ticks"])
+        for i, (name, decomposition, labels, left, sides) in enumerate(state["entries"]):
+            device = self.weight(name).device
+            parts = (tuple(tensors[f"{i}.{j}.{part}"].to(device) for part in ("out", "into", "energies")) for j in range(sides))
+            self._bases[name, decomposition, tuple(labels)] = Bases(bool(left), tuple(Side(*part) for part in parts))
+
+    # ---- weights, buffers -----------------------------------------------------------------------------------------
+
+    def weight(self, site: str) -> nn.Parameter:
+        """The dense weight of a site, in the shape its layer stores."""
+        holder = self._holders.get(site)
+        if holder is None:
+            holder = self._holders[self.sites[site].name]
+        weight = holder._parameters["weight"]
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def extract(self, configuration: Configuration | None = None) -> nn.Module:
+        """A new network of plain layers that computes what this one computes at a configuration (default: the active one),
+        on the current bases, with the batch-norm statistics of its pass. Nothing is shared with the supernet; call
+        `refresh` first for bases of the weights as they are.
+
+        Raises:
+            InvalidArgument: as `activate`."""
+        choices = self._choices if configuration is None else self._look_up(configuration)
+        if not choices:
+            return copy.deepcopy(self.model)
+        self._make_bases(choices)
+        layers: dict[str, nn.Module] = {}
+        with torch.no_grad(), self._no_autocast():
+            for choice in choices:
+                holder, weight = self._holders[choice.site.name], self.weight(choice.site.name)
+                dense = canonical(weight, choice.site)
+                projection = PROJECTIONS[choice.decomposition]
+                factors = projection.factors(choice.site, dense, self._bases[choice.key], choice.rank, balanced=True)
+                bias = holder._parameters.get("bias")
+                layer = self._decompositions[choice.decomposition].module(choice.site, factors, None if bias is None else bias.detach())
+                layers[choice.site.name] = layer.train(holder.training).requires_grad_(weight.requires_grad)
+        network = surgery.replace_sites(self.model, [choice.site for choice in choices], layers)
+        for full, name in self._low_names.items():
+            network.get_buffer(full).copy_(self.low_buffers.get_buffer(name))
+        return network
+
+    def recalibrate(self, batches: Iterable[Any]) -> int:
+        """Re-estimate the batch-norm statistics of the active configuration's pass from batches of inputs, as the average
+        over batches: the low-rank set, or the model's own when the dense network is active. Returns how many batch norms
+        there are; see `surgery.recalibrate`."""
+        if not self._choices:
+            return surgery.recalibrate(self.model, batches)
+        with self._low_buffers_in_place():
+            return surgery.recalibrate(self, batches)
+
+    @contextmanager
+    def _low_buffers_in_place(self) -> Iterator[None]:
+        """The model's norms hold the low-rank statistics meanwhile."""
+        own = {path: dict(norm._buffers) for path, norm in self._norms.items()}
+        for path, norm in self._norms.items():
+            for name in own[path]:
+                full = _join(path, name)
+                if full in self._low_names:
+                    norm._buffers[name] = self.low_buffers.get_buffer(self._low_names[full])
+        try:
+            yield
+        finally:
+            for path, norm in self._norms.items():
+                norm._buffers.update(own[path])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RankSupernet:
+        super()._apply(fn, recurse)
+        self.refresh()
+        self._halves.clear()
+        return self
+
+
+def _loaded(module: nn.Module, _incompatible: Any) -> None:
+    assert isinstance(module, RankSupernet)
+    module.refresh()
+
+
+def canonical(weight: Tensor, site: Site) -> Tensor:
+    """A weight as its layer stores it, in the site's canonical shape (c_out, c_in / groups, kh, kw); differentiable."""
+    return (weight.T if site.kind in ("embedding", "transformers_conv1d") else weight).reshape(site.shape)
+
+
+def layered(weight: Tensor, site: Site, like: Tensor) -> Tensor:
+    """Inverse of `canonical`, in the shape of ``like``; differentiable."""
+    if site.kind in ("embedding", "transformers_conv1d"):
+        return weight.reshape(like.shape[::-1]).T
+    return weight.reshape(like.shape)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

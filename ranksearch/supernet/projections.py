@@ -1,0 +1,345 @@
+"""Low-rank weights as projections of one dense weight on cached bases: W_r = U_r U_r^T W (or W V_r V_r^T, whichever side is
+shorter; both sides for Tucker-2), the bases held fixed, so that the gradient is U_r U_r^T g and no gradient passes through
+an SVD (Decomposable-Net, arXiv 1910.13141, first version).
+
+One eigendecomposition of the smaller Gram matrix serves every rank of a type at a site. With moments the basis is that of
+the whitened weight and the projector is oblique, still linear in W; types whose factors have no closed form in the metric
+stand at their unrefined start."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from ranksearch.decompositions import Moments, Rank
+from ranksearch.decompositions._folding import fold_metric
+from ranksearch.decompositions._spectrum import balance, half, shrunk, split_groups
+from ranksearch.decompositions._tiles import split
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site
+
+
+@dataclass(frozen=True)
+class Side:
+    """A family of nested projectors P_r = out[..., :r] @ into[:, :r, :] on one side of a batch of matrices."""
+
+    out: Tensor  # shape: (b, size, k), strongest first
+    into: Tensor  # shape: (b, k, size); into @ out = identity; in the weight metric the transpose of out
+    energies: Tensor  # squared singular values when the basis was made, shape: (b, k)
+
+
+@dataclass(frozen=True)
+class Bases:
+    """What all ranks of one type with the same labels share at a site. One side; (input, output) for Tucker-2."""
+
+    left: bool  # the side projects columns (from the left) or rows; of no meaning with two sides
+    sides: tuple[Side, ...]
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Triangular halves C of the moments, C C^T = moment, in the folding of a type; None stands for the identity."""
+
+    row: Tensor | None = None  # shape: (b, m, m)
+    column: Tensor | None = None  # shape: (b, n, n)
+    taps: Tensor | None = None  # Tucker-2 alone: shape (g, s, s)
+    input: Tensor | None = None  # Tucker-2 alone: the whole input moment, shape (g, s c, s c)
+
+
+NO_HALVES = Halves()
+
+
+class Projection(ABC):
+    """How one decomposition type is seen as a projection of the dense canonical weight. Final and stateless."""
+
+    name: str
+    labels: int = 0  # leading entries of a rank that choose the folding (see `Decomposition.labels`)
+
+    @abstractmethod
+    def full(self, site: Site, labels: Rank) -> Rank:
+        """The largest rank (without labels).
+
+        Raises:
+            InvalidArgument: the labels do not fit the site."""
+
+    @abstractmethod
+    def halves(self, site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
+        """Halves of the moments, float64, for a canonical weight ``like``; once per site and type."""
+
+    @abstractmethod
+    def grams(self, site: Site, weight: Tensor, labels: Rank, halves: Halves) -> list[Tensor]:
+        """The Gram matrices whose eigenvectors are the bases, shape (b, k, k) each."""
+
+    @abstractmethod
+    def assemble(self, site: Site, labels: Rank, halves: Halves, found: Sequence[tuple[Tensor, Tensor]]) -> Bases:
+        """Bases from (eigenvalues, eigenvectors) of `grams`, ascending as `torch.linalg.eigh` gives them."""
+
+    @abstractmethod
+    def factors(self, site: Site, weight: Tensor, bases: Bases, rank: Rank, *, balanced: bool = False) -> tuple[Tensor, ...]:
+        """Factors of one rank, in the layout of the decomposition's own ``factors``.
+
+        Differentiable in ``weight``, shape (c_out, c_in / groups, kh, kw); the bases are constants.
+
+        Args:
+            balanced: split singular values evenly between two factors, as extracted layers do; the product is the same.
+        """
+
+    def split_rank(self, site: Site, rank: Rank) -> tuple[Rank, Rank]:
+        """(labels, widths) of a rank.
+
+        Raises:
+            InvalidArgument: not a rank of this type at this site."""
+        labels, widths = tuple(rank[: self.labels]), tuple(rank[self.labels :])
+        full = self.full(site, labels)
+        if len(widths) != len(full) or any(not 1 <= r <= f for r, f in zip(widths, full, strict=True)):
+            raise InvalidArgument(f"{self.name}{tuple(rank)} at {site.name!r}: widths must be from 1 to {full}")
+        return labels, widths
+
+    def bases(self, site: Site, weight: Tensor, rank: Rank, moments: Moments | None = None) -> Bases:
+        """Bases for all ranks that share the labels of ``rank``, without gradient.
+
+        Args:
+            weight: canonical, shape (c_out, c_in / groups, kh, kw). Bases are in its dtype, float32 for half precision.
+
+        O(k^2 n + k^3) for matrices k x n, k the shorter side.
+        """
+        labels, _ = self.split_rank(site, rank)
+        return solve([(self, site, weight, labels, self.metric(site, weight, labels, moments))])[0]
+
+    def metric(self, site: Site, weight: Tensor, labels: Rank, moments: Moments | None) -> Halves:
+        """The halves of ``moments`` in the working dtype; none in the weight metric."""
+        if moments is None or (moments.input is None and moments.output is None):
+            return NO_HALVES
+        found = self.halves(site, moments, labels, weight.detach().double())
+        kind = working_dtype(weight)
+        return Halves(*(None if t is None else t.to(kind) for t in (found.row, found.column, found.taps, found.input)))
+
+
+Wanted = tuple[Projection, Site, Tensor, Rank, Halves]
+
+
+def working_dtype(weight: Tensor) -> torch.dtype:
+    """float64 stays float64; everything else has its bases in float32."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def solve(wanted: Sequence[Wanted]) -> list[Bases]:
+    """Bases of many (projection, site, weight, labels, halves): Gram matrices of one size are decomposed in one call."""
+    with torch.no_grad():
+        grams = [p.grams(s, w.detach().to(working_dtype(w)), labels, h) for p, s, w, labels, h in wanted]
+        by_size: dict[tuple[int, torch.dtype, torch.device], list[tuple[int, int]]] = {}
+        for i, several in enumerate(grams):
+            for j, gram in enumerate(several):
+                by_size.setdefault((gram.shape[-1], gram.dtype, gram.device), []).append((i, j))
+        found: list[list[tuple[Tensor, Tensor]]] = [[None] * len(several) for several in grams]  # type: ignore[list-item]
+        for places in by_size.values():
+            values, vectors = torch.linalg.eigh(torch.cat([grams[i][j] for i, j in places]))
+            start = 0
+            for i, j in places:
+                stop = start + len(grams[i][j])
+                found[i][j] = (values[start:stop], vectors[start:stop])
+                start = stop
+        return [p.assemble(s, labels, h, pairs) for (p, s, _w, labels, h), pairs in zip(wanted, found, strict=True)]
+
+
+def _side(pair: tuple[Tensor, Tensor], triangle: Tensor | None) -> Side:
+    values, vectors = pair[0].flip(-1).clamp_min(0.0), pair[1].flip(-1).contiguous()
+    if triangle is None:
+        return Side(vectors, vectors.mT.contiguous(), values)
+    return Side(solve_triangular(triangle.mT, vectors, upper=True), (triangle @ vectors).mT.contiguous(), values)
+
+
+Fold = Callable[[Site, Tensor, Rank], Tensor]  # canonical weight -> matrices (b, m, n)
+
+
+@dataclass(frozen=True)
+class MatrixProjection(Projection):
+    """Types that truncate a batch of matrices: the weight in some folding."""
+
+    name: str
+    fold: Fold
+    folded_halves: Callable[[Site, Moments, Rank, Tensor], Halves]
+    labels: int = 0
+    tiled: bool = False  # factors are laid out per tile, (p, t, ...)
+
+    def full(self, site: Site, labels: Rank) -> Rank:
+        if self.tiled:
+            p, t = _cut(labels)
+            if min(p, t) < 1 or site.c_out % p or site.c_in % t:
+                raise InvalidArgument(f"{self.name}: labels {labels} do not divide {site.c_out} x {site.c_in} channels of {site.name!r}")
+        return (min(_folded_shape(self, site, labels)[1:]),)
+
+    def halves(self, site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
+        return self.folded_halves(site, moments, labels, like)
+
+    def grams(self, site: Site, weight: Tensor, labels: Rank, halves: Halves) -> list[Tensor]:
+        matrix = self.fold(site, weight, labels)
+        matrix = matrix if halves.row is None else halves.row.mT @ matrix
+        matrix = matrix if halves.column is None else matrix @ halves.column
+        return [matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix]
+
+    def assemble(self, site: Site, labels: Rank, halves: Halves, found: Sequence[tuple[Tensor, Tensor]]) -> Bases:
+        _, m, n = _folded_shape(self, site, labels)
+        return Bases(m <= n, (_side(found[0], halves.row if m <= n else halves.column),))
+
+    def factors(self, site: Site, weight: Tensor, bases: Bases, rank: Rank, *, balanced: bool = False) -> tuple[Tensor, ...]:
+        labels, r = tuple(rank[: self.labels]), rank[-1]
+        matrix = self.fold(site, weight, labels)
+        side = bases.sides[0]
+        out, into = side.out[..., :r].to(matrix.dtype), side.into[:, :r].to(matrix.dtype)
+        left, right = (out, into @ matrix) if bases.left else (matrix @ into.mT, out.mT)
+        if balanced:
+            scale = balance(side.energies[:, :r]).to(matrix.dtype)
+            scale = scale if bases.left else 1 / scale
+            left, right = left * scale[:, None, :], right / scale[..., None]
+        if self.tiled:
+            cut = _cut(labels)
+            return left.unflatten(0, cut), right.unflatten(0, cut)
+        return left, right
+
+
+@lru_cache(maxsize=4096)
+def _folded_shape(projection: MatrixProjection, site: Site, labels: Rank) -> tuple[int, int, int]:
+    b, m, n = projection.fold(site, torch.empty(site.shape, device="meta"), labels).shape
+    return b, m, n
+
+
+def _cut(labels: Rank) -> tuple[int, int]:
+    """(row tiles, input-channel tiles) of a tiled type's labels."""
+    return (1, labels[0]) if len(labels) == 1 else (labels[0], labels[1])
+
+
+def _fold_svd(site: Site, weight: Tensor, labels: Rank) -> Tensor:
+    return split_groups(site, weight).flatten(2)
+
+
+def _fold_svd_in(site: Site, weight: Tensor, labels: Rank) -> Tensor:
+    return split_groups(site, weight).flatten(3).transpose(2, 3).flatten(1, 2)
+
+
+def _fold_spatial(site: Site, weight: Tensor, labels: Rank) -> Tensor:
+    return split_groups(site, weight).permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+
+
+def _fold_spatial_t(site: Site, weight: Tensor, labels: Rank) -> Tensor:
+    return split_groups(site, weight).permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2)
+
+
+def _fold_tiles(site: Site, weight: Tensor, labels: Rank) -> Tensor:
+    return split(weight.reshape(site.c_out, -1), *_cut(labels)).flatten(0, 1)
+
+
+def _fold_filters(site: Site, weight: Tensor, labels: Rank) -> Tensor:
+    return split_groups(site, weight).flatten(3).flatten(0, 1)
+
+
+def _halves_svd(site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
+    matrix = _fold_svd(site, like, labels)
+    return Halves(*(None if moment is None else half(moment, matrix) for moment in (moments.output, moments.input)))
+
+
+def _halves_folding(order: tuple[int, int, int], folded: int) -> Callable[[Site, Moments, Rank, Tensor], Halves]:
+    """Halves for (o s) x c foldings, whitened by the marginals of the input moment (see `decompositions._folding`).
+
+    ``order``: the patch axes (channel, kh, kw), the ``folded`` ones of s first."""
+
+    def halves(site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
+        blocks = split_groups(site, like).permute(0, 1, *(2 + axis for axis in order))
+        blocks = blocks.flatten(3) if folded == 1 else blocks.flatten(2, 3)  # (g, o, s, c)
+        metric = fold_metric(moments, blocks, order, site.shape[1:])
+        eye = torch.eye(max(blocks.shape[1:3])).to(blocks).expand(site.groups, -1, -1)
+        taps = eye[:, : blocks.shape[2], : blocks.shape[2]] if metric is None else torch.linalg.cholesky(metric.taps)
+        output = eye[:, : blocks.shape[1], : blocks.shape[1]] if moments.output is None else half(moments.output, blocks)
+        column = None if metric is None else torch.linalg.cholesky(metric.channels)
+        return Halves(torch.stack([torch.kron(o, t) for o, t in zip(output, taps, strict=True)]), column)
+
+    return halves
+
+
+def _halves_tiles(site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
+    p, t = _cut(labels)
+    row = None if moments.output is None else _diagonal_halves(moments.output, like.flatten(1), p).repeat_interleave(t, 0)
+    column = None if moments.input is None else _diagonal_halves(moments.input, like.flatten(1), t).repeat(p, 1, 1)
+    return Halves(row, column)
+
+
+def _diagonal_halves(moment: Tensor, matrix: Tensor, count: int) -> Tensor:
+    return torch.linalg.cholesky(split(shrunk(moment, matrix[None])[0], count, count).diagonal().permute(2, 0, 1))
+
+
+def _halves_filters(site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
+    """Each filter by the marginals of the input moment; an output moment does not change its basis (see `Decoupled`)."""
+    metric = fold_metric(moments, split_groups(site, like).flatten(3).transpose(2, 3), (1, 2, 0), site.shape[1:])
+    if metric is None:
+        return NO_HALVES
+    row, column = torch.linalg.cholesky(metric.channels), torch.linalg.cholesky(metric.taps)
+    count = site.c_out // site.groups
+    return Halves(row.repeat_interleave(count, 0), column.repeat_interleave(count, 0))
+
+
+@dataclass(frozen=True)
+class Tucker2Projection(Projection):
+    """Projections of the input and of the output channels: the higher-order SVD's bases, W x U_o U_o^T x U_i U_i^T."""
+
+    name: str = "tucker2"
+
+    def full(self, site: Site, labels: Rank) -> Rank:
+        return site.c_in // site.groups, site.c_out // site.groups
+
+    def halves(self, site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
+        blocks = self._blocks(site, like)
+        metric = fold_metric(moments, blocks, (1, 2, 0), site.shape[1:])
+        row = None if moments.output is None else half(moments.output, blocks)
+        if metric is None:
+            return Halves(row)
+        d = blocks.shape[2] * blocks.shape[3]
+        column, taps = torch.linalg.cholesky(metric.channels), torch.linalg.cholesky(metric.taps)
+        return Halves(row, column, taps, metric.input.reshape(-1, d, d))
+
+    def grams(self, site: Site, weight: Tensor, labels: Rank, halves: Halves) -> list[Tensor]:
+        blocks = self._blocks(site, weight)  # (g, o, s, i)
+        if halves.row is not None:
+            blocks = (halves.row.mT @ blocks.flatten(2)).reshape(blocks.shape)
+        flat = blocks.flatten(2)
+        output = flat @ flat.mT if halves.input is None else flat @ halves.input @ flat.mT
+        if halves.column is not None and halves.taps is not None:
+            blocks = halves.taps.mT[:, None] @ blocks @ halves.column[:, None]
+        rows = blocks.flatten(1, 2)
+        return [rows.mT @ rows, (output + output.mT) / 2]
+
+    def assemble(self, site: Site, labels: Rank, halves: Halves, found: Sequence[tuple[Tensor, Tensor]]) -> Bases:
+        return Bases(True, (_side(found[0], halves.column), _side(found[1], halves.row)))
+
+    def factors(self, site: Site, weight: Tensor, bases: Bases, rank: Rank, *, balanced: bool = False) -> tuple[Tensor, ...]:
+        r_in, r_out = rank
+        blocks = self._blocks(site, weight)
+        inner, outer = bases.sides
+        core = (outer.into[:, :r_out].to(weight.dtype) @ blocks.flatten(2)).unflatten(2, blocks.shape[2:])
+        core = core @ inner.into[:, None, :r_in].mT.to(weight.dtype)  # (g, r_out, s, r_in)
+        core = core.transpose(2, 3).unflatten(3, site.kernel)
+        return inner.out[..., :r_in].to(weight.dtype), core, outer.out[..., :r_out].to(weight.dtype)
+
+    @staticmethod
+    def _blocks(site: Site, weight: Tensor) -> Tensor:
+        return split_groups(site, weight).flatten(3).transpose(2, 3)
+
+
+PROJECTIONS: dict[str, Projection] = {
+    projection.name: projection
+    for projection in (
+        MatrixProjection("svd", _fold_svd, _halves_svd),
+        MatrixProjection("svd_in", _fold_svd_in, _halves_folding((1, 2, 0), 2)),
+        MatrixProjection("spatial", _fold_spatial, _halves_folding((1, 0, 2), 1)),
+        MatrixProjection("spatial_t", _fold_spatial_t, _halves_folding((2, 0, 1), 1)),
+        Tucker2Projection(),
+        MatrixProjection("grouped_svd", _fold_tiles, _halves_tiles, labels=1, tiled=True),
+        MatrixProjection("decoupled", _fold_filters, _halves_filters),
+        MatrixProjection("tiled_svd", _fold_tiles, _halves_tiles, labels=2, tiled=True),
+    )
+}
