@@ -152,7 +152,7 @@ def load(
     if _sha256(weights) != manifest.get("files", {}).get(WEIGHTS):
         raise InvalidArgument(f"{weights} is not what the manifest was written for (SHA-256 differs): damaged or exchanged; export again")
     sites = find_sites(dense_model, _revive(manifest, folder) if example is None else example)
-    known = {name for site in sites for name in (site.name, *site.aliases)}
+    known = {name for site in sites for name in site.paths}
     table = {decomposition.name for decomposition in decompositions}
     for site, decomposition, _rank in configuration.choices:
         if site not in known:

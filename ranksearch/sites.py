@@ -62,6 +62,12 @@ class Site:
     calls: tuple[Call, ...] = (Call(1, (1, 1), (1, 1)),)
     batched: bool = True  # False: a convolution called without a batch dimension
     aliases: tuple[str, ...] = ()  # other module paths that use the same weight; they are built with it
+    head: Site | None = None  # an embedding's tied output head: the linear site that multiplies by the same weight
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every module path that is built with this site: its own, its aliases, those of its tied head."""
+        return (self.name, *self.aliases, *(self.head.paths if self.head else ()))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -75,11 +81,12 @@ class Site:
 
     @property
     def cost(self) -> Cost:
-        """Cost of the dense layer."""
+        """Cost of the dense layer; with a tied head the weight is stored once and both uses are counted."""
         c_out, c_in, kh, kw = self.shape
         weights = c_out * c_in * kh * kw
         macs = 0 if self.kind == "embedding" else weights * self.positions
-        return Cost(weights + (self.c_out if self.bias else 0), macs)
+        cost = Cost(weights + (self.c_out if self.bias else 0), macs)
+        return cost if self.head is None else cost + self.head.cost - Cost(weights, 0)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class Sites:
 
     def __getitem__(self, name: str) -> Site:
         for site in self.sites:
-            if name == site.name or name in site.aliases:
+            if name in site.paths:
                 return site
         raise InvalidArgument(f"site={name!r} is not a site; sites are: {', '.join(s.name for s in self.sites)}")
 
@@ -197,17 +204,35 @@ def find_sites(
                     owner[id(weight)] = len(found)
                     found.append(site)
                     continue
-                merged = _tie(found[first], site, modules, module)
+                merged = _tie(found[first], site, modules)
                 if merged is not None:
                     found[first] = merged
                     continue
                 reason = f"shares its weight with {found[first].name!r} but is used in another way"
-                owning = found[first].name
-                skipped.append(_skip(owning, modules[owning], f"its weight is shared with {path!r}, used in another way"))
-                found[first] = replace(found[first], calls=())  # marks it as withdrawn
         if reason is not None:
             skipped.append(_skip(path, module, reason))
-    return Sites(tuple(s for s in found if s.calls), tuple(skipped), total)
+    kept, withdrawn = _shared_elsewhere(found, owner, modules)
+    return Sites(kept, tuple(skipped + withdrawn), total)
+
+
+def _shared_elsewhere(
+    found: Sequence[Site], owner: Mapping[int, int], modules: Mapping[str, nn.Module]
+) -> tuple[tuple[Site, ...], list[Skipped]]:
+    """Sites apart from those whose weight some module uses that would not be built with them: factorizing these would
+    untie the two and store the weight twice."""
+    other: dict[int, str] = {}  # index in found -> the module that stands in the way
+    for path, module in modules.items():
+        for parameter in module._parameters.values():
+            index = owner.get(id(parameter))
+            if index is not None and path not in found[index].paths:
+                other.setdefault(index, path)
+    withdrawn = [
+        _skip(path, modules[path], f"its weight is shared with {by!r}, used in another way, not called or excluded")
+        for index, by in sorted(other.items())
+        for path in found[index].paths
+        if path in modules
+    ]
+    return tuple(site for index, site in enumerate(found) if index not in other), withdrawn
 
 
 def run(model: nn.Module, example: Any) -> Any:
@@ -267,21 +292,33 @@ def _hooks(modules: Mapping[str, nn.Module], calls: dict[str, list]):
 
 def _refusal(path, module, kind, include, exclude, calls) -> str | None:
     if kind is None:
-        return f"no decomposition is defined for {type(module).__name__}"
+        hint = ": see ranksearch.attention.unpack_attention" if isinstance(module, nn.MultiheadAttention) else ""
+        return f"no decomposition is defined for {type(module).__name__}{hint}"
+    if own_forward(module):
+        return f"{type(module).__name__} has a forward pass of its own, which a factorized layer would not have"
     if getattr(module, "parametrizations", None) or "weight" not in module._parameters or module._parameters["weight"] is None:
         return "its weight is not a plain parameter (parametrized, normalised or pruned): bake it in first"
     if getattr(module, "max_norm", None) is not None or getattr(module, "sparse", False):
         return "an embedding with max_norm or sparse gradients has no factorized equal"
     if path not in calls:
         return "not called in the forward pass on the example (or its weight is used directly)"
-    if not _matches(path, module, include):
+    if not matches(path, module, include):
         return "not included"
-    if _matches(path, module, exclude):
+    if matches(path, module, exclude):
         return "excluded"
     return None
 
 
-def _matches(path: str, module: nn.Module, rules: Rule | Sequence[Rule]) -> bool:
+def own_forward(module: nn.Module) -> bool:
+    """Whether a subclass of torch's layer computes something else than that layer."""
+    plain = next((base for base in (nn.Conv2d, nn.Conv1d, nn.Linear, nn.Embedding) if isinstance(module, base)), None)
+    if plain is None:
+        return False
+    return any(getattr(type(module), name, None) is not getattr(plain, name, None) for name in ("forward", "_conv_forward"))
+
+
+def matches(path: str, module: nn.Module, rules: Rule | Sequence[Rule]) -> bool:
+    """Whether one of ``rules`` (see `find_sites`) holds for a module."""
     if isinstance(rules, (str, type)) or callable(rules):
         rules = (rules,)
     for rule in rules:
@@ -345,10 +382,16 @@ def _pair(value: Sequence[int], fill: int) -> Pair:
     return (fill, value[0]) if len(value) == 1 else (value[0], value[1])
 
 
-def _tie(first: Site, second: Site, modules: Mapping[str, nn.Module], module: nn.Module) -> Site | None:
-    """One site for two modules that share weight and bias and are otherwise alike; None where they differ."""
-    bare = {"name": "", "calls": (), "aliases": ()}
-    same_bias = getattr(modules[first.name], "bias", None) is getattr(module, "bias", None)
-    if not first.calls or not same_bias or replace(first, **bare) != replace(second, **bare):
+def _tie(first: Site, second: Site, modules: Mapping[str, nn.Module]) -> Site | None:
+    """One site for two modules that share a weight: alike in all else, or an embedding and its output head, whichever
+    comes first. None where neither holds."""
+    if first.kind == "embedding" and second.kind == "linear":
+        head = second if first.head is None else _tie(first.head, second, modules)
+        return None if head is None else replace(first, head=head)
+    if first.kind == "linear" and second.kind == "embedding":
+        return replace(second, head=first)
+    bare = {"name": "", "calls": (), "aliases": (), "head": None}
+    same_bias = getattr(modules[first.name], "bias", None) is getattr(modules[second.name], "bias", None)
+    if not same_bias or replace(first, **bare) != replace(second, **bare):
         return None
     return replace(first, calls=first.calls + second.calls, aliases=(*first.aliases, second.name, *second.aliases))

@@ -163,8 +163,7 @@ class SearchSpace:
             InvalidArgument: a site or an option that the space does not have.
         """
         vector = self.dense.copy()
-        position = {ladder.site.name: i for i, ladder in enumerate(self.ladders)}
-        position |= {alias: i for i, ladder in enumerate(self.ladders) for alias in ladder.site.aliases}
+        position = {path: i for i, ladder in enumerate(self.ladders) for path in ladder.site.paths}
         for site, decomposition, rank in configuration.choices:
             if site not in position:
                 raise InvalidArgument(f"configuration {configuration.id}: site {site!r} is not in the space")

@@ -41,7 +41,7 @@ class Spectra:
         sites: where to factorize.
         decompositions: which types to prepare; ``dense`` is always among them.
         moments: second moments per site name: the metric (see `Moments`); sites that are missing use the weight
-            metric.
+            metric, and so do embeddings with a tied head: the error of two uses has no single pair of moments.
         cache_bytes: how much memory prepared states may hold; the least recently used are prepared again.
     """
 
@@ -58,7 +58,8 @@ class Spectra:
         self.sites = sites
         table = {d.name: d for d in (DECOMPOSITIONS[0], *decompositions)}
         self.decompositions: dict[str, AnyDecomposition] = table
-        self.moments = dict(moments or {})
+        tied = {site.name for site in sites if site.head is not None}
+        self.moments = {name: m for name, m in (moments or {}).items() if name not in tied}
         self._cache_bytes = cache_bytes
         self._states: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
         self._profiles: dict[tuple[str, str], Profile] = {}

@@ -422,6 +422,8 @@ def _uncovered(sites: Sites, found: Mapping[str, SiteStatistics], output: Output
         s = found[site.name]
         if s.rows == 0:
             missing[site.name] = "not called on any batch: no statistics"
+        elif site.head is not None:
+            missing[site.name] = f"tied to the head {site.head.name!r}: only its use as an embedding is in the statistics"
         elif s.counts is not None and s.counts.numel() > LARGEST:
             missing[site.name] = f"an embedding of {s.counts.numel()} rows: counts only, no input moment"
         elif s.channel is not None:

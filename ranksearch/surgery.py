@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ranksearch.attention import without_fused_paths
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, run
 from ranksearch.space import Configuration
@@ -38,6 +39,9 @@ def build(spectra: Spectra, configuration: Configuration) -> nn.Module:
         factors = tuple(f.to(weight.dtype) for f in spectra.factors(site, decomposition_name, rank))
         bias = original._parameters.get("bias")
         layer = decomposition.module(site, factors, None if bias is None else bias.detach())
+        if isinstance(original, nn.Embedding):
+            table = next(module for module in layer.modules() if isinstance(module, nn.Embedding))
+            table.padding_idx, table.scale_grad_by_freq = original.padding_idx, original.scale_grad_by_freq
         layer.train(original.training).requires_grad_(weight.requires_grad)
         replacements[site.name] = layer
     return replace_sites(spectra.model, [spectra.sites[name] for name in replacements], replacements)
@@ -45,24 +49,69 @@ def build(spectra: Spectra, configuration: Configuration) -> nn.Module:
 
 def replace_sites(model: nn.Module, sites: Iterable[Site], replacements: Mapping[str, nn.Module]) -> nn.Module:
     """A deep copy of ``model`` with the modules of ``sites`` (and all their aliases) exchanged for ``replacements``,
-    by site name. What is replaced is not copied first."""
+    by site name; tied heads are derived from them. What is replaced is not copied first."""
     memo: dict[int, Any] = {}
     for site in sites:
+        layer = replacements[site.name]
+        _keep_bias(layer, model.get_submodule(site.name), memo)
         for path in (site.name, *site.aliases):
-            memo[id(model.get_submodule(path))] = replacements[site.name]
-    return _without_fused_encoders(copy.deepcopy(model, memo))
+            memo[id(model.get_submodule(path))] = layer
+        if site.head is not None:
+            original = model.get_submodule(site.head.name)
+            head = tied_head(layer, original._parameters.get("bias"))
+            head.train(original.training)
+            _keep_bias(head, original, memo)
+            for path in site.head.paths:
+                memo[id(model.get_submodule(path))] = head
+    return without_fused_paths(copy.deepcopy(model, memo))
 
 
-def _without_fused_encoders(model: nn.Module) -> nn.Module:
-    """torch's encoder layers have a fused inference path that reads ``linear1.weight`` past the module; where that layer
-    was replaced, the flags that torch itself consults choose the plain path."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and not (type(module.linear1) is type(module.linear2) is nn.Linear):
-            module.activation_relu_or_gelu = 0
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and any(not getattr(layer, "activation_relu_or_gelu", 0) for layer in module.layers):
-            module.use_nested_tensor = False
-    return model
+def _keep_bias(layer: nn.Module, original: nn.Module, memo: dict[int, Any]) -> None:
+    """A bias that other modules hold too stays one parameter: their copies take that of ``layer``, by way of ``memo``."""
+    bias = original._parameters.get("bias")
+    for module in layer.modules() if bias is not None else ():
+        if module._parameters.get("bias") is not None:
+            module._parameters["bias"] = memo.setdefault(id(bias), module._parameters["bias"])
+
+
+class TransposedLinear(nn.Module):
+    """x to x W, where ``nn.Linear`` computes x W^T: the way back through a linear layer, with that layer's own weight,
+    which stays one parameter."""
+
+    def __init__(self, weight: nn.Parameter) -> None:  # shape: (in_features, out_features)
+        super().__init__()
+        self.weight = weight
+        self.in_features, self.out_features = weight.shape
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.T)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def tied_head(layer: nn.Module, bias: Tensor | None) -> nn.Module:
+    """The output head of an embedding: h to h E^T + bias for the table E that ``layer`` looks up in, with the same
+    parameters. For E = A B^T, an ``nn.Embedding`` of A and an ``nn.Linear`` of B: h to (h B) A^T + bias.
+
+    Args:
+        layer: an ``nn.Embedding``, or an ``nn.Sequential`` of one and linear layers without bias.
+        bias: of the head, shape (rows,); it is copied.
+
+    Raises:
+        InvalidArgument: another kind of layer.
+    """
+    parts = list(layer) if isinstance(layer, nn.Sequential) else [layer]
+    plain = isinstance(parts[0], nn.Embedding) and all(isinstance(p, nn.Linear) and p.bias is None for p in parts[1:])
+    if not plain:
+        raise InvalidArgument(f"layer={type(layer).__name__} is no embedding followed by linear layers: it has no tied head")
+    table = parts[0].get_parameter("weight")
+    last = nn.Linear(table.shape[1], table.shape[0], bias=bias is not None, device="meta", dtype=table.dtype)  # nothing is stored
+    last.weight = table
+    if bias is not None:
+        last.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+    back: list[nn.Module] = [TransposedLinear(p.get_parameter("weight")) for p in reversed(parts[1:])]
+    return nn.Sequential(*back, last) if back else last
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:

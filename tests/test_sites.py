@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,15 +72,93 @@ def test_a_layer_under_two_names_is_one_site_with_two_calls() -> None:
     assert isinstance(built.get_submodule("first"), nn.Sequential) and isinstance(model.first, nn.Conv2d)
 
 
-def test_tied_weights_are_decided_once_or_reported() -> None:
-    model = Tied()
-    sites = find_sites(model, torch.randint(0, 20, (2, 5)))
-    assert [(s.name, s.aliases) for s in sites] == [("a", ("b",))]
-    assert "shared with 'head'" in reason(sites, "embed") and "shares its weight with 'embed'" in reason(sites, "head")
+def test_tied_weights_are_decided_once() -> None:
+    model, tokens = Tied(), torch.randint(0, 20, (2, 5))
+    sites = find_sites(model, tokens)
+    assert [(s.name, s.aliases, s.head and s.head.name) for s in sites] == [("embed", (), "head"), ("a", ("b",), None)]
+    assert sites["head"] is sites["embed"] and sites["embed"].paths == ("embed", "head")
+    assert sites["embed"].cost == Cost(20 * 8, 5 * 20 * 8)  # stored once; the look-up is free, the head is not
+    assert sites.total == sites["embed"].cost + sites["a"].cost
+    assert not sites.skipped
     built = build(Spectra(model, sites), Configuration({"a": ("svd", (2,))}))
     assert built.get_submodule("a") is built.get_submodule("b")
     assert built.get_parameter("head.weight") is built.get_parameter("embed.weight")
-    assert built(torch.randint(0, 20, (2, 5))).shape == (2, 5, 20)
+    assert built(tokens).shape == (2, 5, 20)
+
+
+class Heads(nn.Module):
+    """One table, looked up under two names and multiplied by under three; the heads come first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 20), nn.Linear(8, 20)
+        self.encode, self.decode = nn.Embedding(20, 8), nn.Embedding(20, 8)
+        self.encode.weight = self.decode.weight = self.two.weight = self.one.weight
+        self.two.bias = self.one.bias
+        self.three = self.one
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.encode(tokens) + self.decode(tokens.flip(1))
+        return torch.cat([self.one(h), self.two(h[:, :1]), self.three(h[:, :2])], dim=1)
+
+
+def test_a_table_with_many_uses_is_one_site() -> None:
+    sites = find_sites(Heads(), torch.randint(0, 20, (2, 5)))
+    (site,) = sites
+    assert site.kind == "embedding" and not sites.skipped
+    assert site.head is not None and set(site.paths) == {"encode", "decode", "one", "two", "three"}
+    assert site.positions == 10 and site.head.positions == 5 + 1 + 2
+    assert site.cost == sites.total == Cost(20 * 8 + 20, 8 * 20 * 8)
+
+
+def test_weights_shared_in_ways_that_cannot_be_built_are_reported() -> None:
+    model, tokens = Tied(), torch.randint(0, 20, (2, 5))
+    sites = find_sites(model, tokens, exclude=["head", "b"])
+    assert not len(sites)
+    assert reason(sites, "head") == "excluded"
+    assert "shared with 'head'" in reason(sites, "embed") and "shared with 'b'" in reason(sites, "a")
+    model.b.bias = nn.Parameter(torch.zeros(8))  # the same weight with a bias of its own
+    sites = find_sites(model, tokens)
+    assert [s.name for s in sites] == ["embed"]
+    assert "shared with 'b'" in reason(sites, "a") and "shares its weight with 'a'" in reason(sites, "b")
+
+
+def test_a_tied_head_says_which_types_it_does_not_take() -> None:
+    site = find_sites(Tied(), torch.randint(0, 20, (2, 5)))["embed"]
+    reasons = {d.name: d.undefined(site) for d in DECOMPOSITIONS}
+    assert {name for name, why in reasons.items() if why is None} == {"dense", "svd"}
+    assert all(why for name, why in reasons.items() if name not in ("dense", "svd"))
+
+
+class Scaled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+def test_what_is_no_site_says_why() -> None:
+    model = nn.ModuleDict({
+        "scaled": Scaled(6, 6), "normed": nn.Embedding(9, 6, max_norm=1.0), "attention": nn.MultiheadAttention(6, 2),
+        "norm": nn.LayerNorm(6), "transposed": nn.ConvTranspose1d(6, 6, 1), "unused": nn.Linear(6, 6), "plain": nn.Linear(6, 6),
+    })  # fmt: skip
+
+    class All(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = model
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.m["norm"](self.m["scaled"](self.m["normed"](tokens)))
+            x = self.m["attention"](x, x, x)[0]
+            return self.m["transposed"](self.m["plain"](x).mT)
+
+    sites = find_sites(All(), torch.randint(0, 9, (2, 4)))
+    assert [s.name for s in sites] == ["m.plain"]
+    told = {
+        "scaled": "forward pass of its own", "normed": "max_norm", "attention": "unpack_attention", "attention.out_proj": "used directly",
+        "norm": "LayerNorm", "transposed": "ConvTranspose1d", "unused": "not called",
+    }  # fmt: skip
+    assert {s.name.removeprefix("m.") for s in sites.skipped} == set(told)
+    assert all(words in reason(sites, f"m.{name}") for name, words in told.items())
 
 
 def test_an_encoder_layer_works_after_its_fused_path_lost_a_weight() -> None:
@@ -128,3 +209,17 @@ def test_a_convolution_without_a_batch_dimension_takes_no_channel_shuffle() -> N
     assert not unbatched.batched
     tiled = next(d for d in DECOMPOSITIONS if d.name == "tiled_svd")
     assert tiled.undefined(sites[""]) is None and "batch" in (tiled.undefined(unbatched) or "")
+
+
+def test_the_page_about_sites_runs_and_tells_the_truth(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sites.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict = {"__name__": "example"}
+    exec(compile(code, "docs/sites.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "tied to head" in printed and "no decomposition is defined for LayerNorm" in printed and "TransposedLinear" in printed
+    attention = {f"body.layers.{i}.self_attn.{p}_proj" for i in (0, 1) for p in ("q", "k", "v", "out")}
+    assert {site.name for site in names["sites"]} == {"embed", *attention, *(f"body.layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2))}
+    assert names["small"](names["tokens"]).shape == (1, 16, 1000)
+    table, query = 1000 * 64 - 16 * (1000 + 64), 64 * 64 - 8 * (64 + 64)  # what the factors save
+    assert sum(p.numel() for p in names["small"].parameters()) == names["sites"].total.params - table - query

@@ -34,12 +34,15 @@ def chain_costs(site: Site, links: Sequence[Link], n_ranks: int) -> tuple[np.nda
     """Params and MACs of the chain (bias on its last layer), int64 arrays of shape (n_ranks,)."""
     params = np.full(n_ranks, site.c_out if site.bias else 0, dtype=np.int64)
     macs = np.zeros(n_ranks, dtype=np.int64)
+    head_positions = 0 if site.head is None else site.head.positions  # the head runs the chain backwards on the same weights
+    params += site.c_in if site.head is not None and site.head.bias else 0
     owned = [False, False]
     for index, link in enumerate(links):
         kh, kw = link.kernel(site)
         weights = link.c_out * (link.c_in // link.groups) * kh * kw
         owned = [a or b for a, b in zip(owned, link.owns, strict=True)]
         params += weights
+        macs += weights * head_positions
         if site.kind == "embedding" and index == 0:
             continue  # a look-up
         macs += weights * sum(call.batch * _size(call, owned) for call in site.calls)
