@@ -149,22 +149,31 @@ class RankSupernet(nn.Module):
         return self._run(self._choices, None, args, kwargs)
 
     def forward_with(
-        self, configuration: Configuration, *args: Any, through: Mapping[str, Tensor] | None = None, **kwargs: Any
+        self, configuration: Configuration, *args: Any, through: Mapping[str, Tensor] | None = None, projected: bool = False, **kwargs: Any
     ) -> Any:
         """The network at a given configuration; the active one stays as it is.
 
         Args:
             through: tensors to use in place of the dense weights, by site name, each in the shape its layer stores; they
                 are projected like the weights. Gradients reach these tensors, so that a caller can treat them apart.
+            projected: ``through`` has the low-rank weight of every factorized site already: nothing is projected.
         """
-        return self._run(self._look_up(configuration), through, args, kwargs)
+        return self._run(self._look_up(configuration), through, args, kwargs, projected=projected)
 
-    def _run(self, choices: tuple[Choice, ...], through: Mapping[str, Tensor] | None, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _run(
+        self,
+        choices: tuple[Choice, ...],
+        through: Mapping[str, Tensor] | None,
+        args: tuple,
+        kwargs: dict[str, Any],
+        *,
+        projected: bool = False,
+    ) -> Any:
         if not choices and not through:
             return self.model(*args, **kwargs)
         replaced = {_join(name, "weight"): tensor for name, tensor in (through or {}).items()}
         with self._no_autocast():
-            for choice, weight in zip(choices, self._low_weights(choices, through), strict=True):
+            for choice, weight in () if projected else zip(choices, self._low_weights(choices, through), strict=True):
                 replaced[_join(choice.site.name, "weight")] = weight
         if choices:
             replaced |= {full: self.low_buffers.get_buffer(name) for full, name in self._low_names.items()}
