@@ -1,0 +1,96 @@
+"""The sandwich rule with in-place distillation (universally slimmable networks, arXiv 1903.05134), on ranks for widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.space import DENSE
+from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number, projecting
+from ranksearch.supernet.network import RankSupernet
+from ranksearch.supernet.sampling import FrontGuided, Sampling, check_count
+
+Distillation = Callable[[Any, Any], Tensor]  # (outputs of a low-rank network, detached outputs of the dense one) -> scalar
+
+
+@final
+class Sandwich(Method):
+    """L(W) + weight * sum over the smallest and ``random`` drawn configurations of the cross-entropy with the dense
+    network's soft labels, which carry no gradient.
+
+    US-Nets train 4 networks a step, hence ``random=2``; their losses are summed, unweighted, at temperature 1; the smallest
+    has 0.25 of the width, about 0.06 of the MACs. Here the smallest is the sampling's own, by default the exact front at a
+    tenth of the MACs, since ranks of 1 everywhere are no network that anyone wants.
+
+    Args:
+        random: configurations drawn per step besides the smallest.
+        weight: of every low-rank network's loss.
+        distillation: for outputs that are not logits with the classes last; see `soft_cross_entropy`.
+        sampling: default `FrontGuided`.
+    """
+
+    name = "sandwich"
+
+    def __init__(
+        self,
+        supernet: RankSupernet,
+        loss: Loss,
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        random: int = 2,
+        weight: float = 1.0,
+        distillation: Distillation | None = None,
+    ) -> None:
+        check_count("random", random, 0)
+        check_number("weight", weight, above=0)
+        sampling = FrontGuided(supernet.space, types=projecting(supernet)) if sampling is None else sampling
+        super().__init__(supernet, loss, sampling=sampling, seed=seed)
+        self.random, self.weight = random, weight
+        self.distillation = soft_cross_entropy if distillation is None else distillation
+
+    def loss(self, batch: Batch) -> Tensor:
+        assert self.sampling is not None
+        inputs, targets = batch
+        outputs = self.run(DENSE, inputs)
+        total = self.criterion(outputs, targets)
+        teacher = detached(outputs)
+        for configuration in (self.sampling.smallest(), *(self.sampling.draw(self.generator) for _ in range(self.random))):
+            total = total + self.weight * self.distillation(self.run(configuration, inputs), teacher)
+        return total
+
+
+def soft_cross_entropy(outputs: Any, teacher: Any) -> Tensor:
+    """- sum p log q, the mean over examples, p and q the softmax of two logits, classes in the last dimension; of objects with
+    ``logits`` these are taken.
+
+    Raises:
+        InvalidArgument: no logits.
+    """
+    student, labels = logits(outputs), logits(teacher).detach()
+    q, p = F.log_softmax(student.float() if student.dtype.itemsize < 4 else student, dim=-1), labels.to(student.dtype).softmax(dim=-1)
+    return -(p * q).sum(dim=-1).mean()
+
+
+def logits(outputs: Any) -> Tensor:
+    found = getattr(outputs, "logits", outputs)
+    if not isinstance(found, Tensor) or found.ndim < 2:
+        got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise InvalidArgument(f"outputs: the network answers with {got}, not logits (..., classes); give a distillation")
+    return found
+
+
+def detached(outputs: Any) -> Any:
+    """Outputs without gradient: tensors, and tuples, lists and mappings (with attributes) of them."""
+    if isinstance(outputs, Tensor):
+        return outputs.detach()
+    if isinstance(outputs, dict):
+        return type(outputs)(**{key: detached(value) for key, value in outputs.items()})
+    if isinstance(outputs, (tuple, list)):
+        values = [detached(value) for value in outputs]
+        return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)
+    return outputs

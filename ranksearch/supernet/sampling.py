@@ -1,0 +1,414 @@
+"""Which configurations a supernet is trained on: every training method draws its low-rank networks from one of these.
+All draws come from a numpy generator that the caller seeds, and none leaves the search space."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ranksearch.allocators import ALLOCATORS, Problem
+from ranksearch.allocators.decomposable_net import largest_singular_value
+from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.errors import InvalidArgument
+from ranksearch.proxies import PROXIES, Energy, TableProxy
+from ranksearch.space import COSTS, DENSE, Configuration, CostName, Ladder, SearchSpace
+
+Criterion = Literal["relative", "cost_aware", "raw"]
+CRITERIA = ("relative", "cost_aware", "raw")
+STEPS = 40  # bisection steps of `UniformCost`: far below the spacing of any ladder
+
+
+class Sampling(ABC):
+    """Draws configurations of a space.
+
+    Args:
+        space: what to draw from.
+        types: the decompositions that may be drawn (dense always may); None: all. A supernet projects on some only.
+
+    Raises:
+        InvalidArgument: no option is left.
+    """
+
+    name: ClassVar[str]
+    follow: int = 0  # `observe` wants the weights every so many steps; 0: never
+
+    def __init__(self, space: SearchSpace, *, types: Collection[str] | None = None) -> None:
+        self.space = space if types is None else restrict(space, types)
+
+    @abstractmethod
+    def draw(self, generator: np.random.Generator) -> Configuration:
+        """One random configuration. How often the generator is asked does not depend on what it answers."""
+
+    @abstractmethod
+    def smallest(self) -> Configuration:
+        """The cheap end of what is drawn, for the sandwich rule. Deterministic."""
+
+    def largest(self) -> Configuration:
+        """The dear end of what is drawn: the dense network."""
+        return DENSE
+
+    def observe(self, weights: Mapping[str, Tensor]) -> None:
+        """Take in the current canonical weights, by site: for rules that depend on them."""
+        del weights
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `observe` left behind, JSON-able."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        del state
+
+
+class Ratio(Sampling):
+    """Decomposable-Net (arXiv 1910.13141): a share Z ~ U(low, high) of all bases (singular directions) of all layers is
+    kept, those of largest criterion; first version: U(0.01, 1), IJCAI version: U(0.01, 0.25).
+
+    A site's rank is the number of its bases that are kept, taken up to the next option on its ladder, dense beyond the
+    last. The singular values are those of the weights last observed, before that read off the ladders (exact at their
+    ranks, interpolated between).
+
+    Args:
+        low, high: the range of the share, 0 < low <= high <= 1.
+        criterion: ``relative``: C1 = sigma_k / sigma_1, what the first version trains with; ``cost_aware``: C1 times
+            C2 = (1 - P_i / sum P)(1 - M_i / sum M), which it selects ranks with after training; ``raw``: sigma_k, the
+            IJCAI version.
+        least: bases that every layer keeps, where it has so many: 1; the IJCAI version keeps 5.
+        decomposition: ``svd``, or the other folding of the IJCAI version, ``spatial`` or ``spatial_t``; ``svd_in`` too.
+        follow: observe the weights every so many steps. The paper's criterion follows the SVD, every 2 steps or every
+            step; 20 was chosen, since the order of the bases changes slowly and their values cost an eigenproblem per layer.
+    """
+
+    name = "ratio"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        low: float = 0.01,
+        high: float = 1.0,
+        criterion: Criterion = "relative",
+        least: int = 1,
+        decomposition: str = "svd",
+        follow: int = 20,
+    ) -> None:
+        check_range("low", low, "high", high)
+        if criterion not in CRITERIA:
+            raise InvalidArgument(f"criterion={criterion!r} is none of {', '.join(CRITERIA)}")
+        check_count("least", least, 1)
+        check_count("follow", follow, 0)
+        if decomposition not in FOLDED:
+            raise InvalidArgument(f"decomposition={decomposition!r} is none of {', '.join(FOLDED)}: its bases are not singular directions")
+        super().__init__(space, types=(decomposition,))
+        self.low, self.high, self.criterion, self.least = low, high, criterion, least
+        self.decomposition, self.follow = decomposition, follow
+        self._ranks: list[np.ndarray] = []  # per ladder: ranks of its options, rising; int64
+        self._options: list[np.ndarray] = []  # and where these options stand
+        for ladder in self.space.ladders:
+            ranks = np.array([option.rank[0] for option in ladder.options[:-1]], dtype=np.int64)
+            order = np.argsort(ranks)
+            self._ranks.append(ranks[order])
+            self._options.append(order)
+        costs = np.array([[l.site.cost.params, l.site.cost.macs] for l in self.space.ladders], dtype=np.float64)
+        self._c2 = np.prod(1 - costs / np.maximum(costs.sum(axis=0), 1), axis=1)
+        self._sigma = [_ladder_spectrum(ladder, fold_size(ladder, decomposition)) for ladder in self.space.ladders]
+        self._order()
+
+    def _order(self) -> None:
+        """All bases of all sites in one list, most important first."""
+        values, owners = [], []
+        for number, sigma in enumerate(self._sigma):
+            scale = 1.0 if self.criterion == "raw" else max(float(sigma[0]), 1e-300)
+            weight = self._c2[number] if self.criterion == "cost_aware" else 1.0
+            values.append(sigma / scale * weight)
+            owners.append(np.full(len(sigma), number))
+        order = np.argsort(-np.concatenate(values), kind="stable")
+        self._owner = np.concatenate(owners)[order]
+
+    def at(self, share: float) -> Configuration:
+        """The configuration that keeps a share of all bases."""
+        kept = np.bincount(self._owner[: round(share * len(self._owner))], minlength=len(self._sigma))
+        indices = self.space.dense.copy()
+        for number, (rank, ranks) in enumerate(zip(kept, self._ranks, strict=True)):
+            place = int(np.searchsorted(ranks, max(int(rank), min(self.least, len(self._sigma[number])))))
+            if place < len(ranks):
+                indices[number] = self._options[number][place]
+        return self.space.configuration(indices)
+
+    def draw(self, generator: np.random.Generator) -> Configuration:
+        return self.at(float(generator.uniform(self.low, self.high)))
+
+    def smallest(self) -> Configuration:
+        return self.at(self.low)
+
+    def largest(self) -> Configuration:
+        return self.at(self.high)
+
+    def observe(self, weights: Mapping[str, Tensor]) -> None:
+        for number, ladder in enumerate(self.space.ladders):
+            matrix = FOLDED[self.decomposition](weights[ladder.site.name].detach().reshape(_blocks(ladder))).double()
+            gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
+            squared = torch.linalg.eigvalsh(gram).clamp_min(0.0).flip(-1).amax(dim=0)  # of all groups, which share a rank
+            self._sigma[number] = squared.sqrt().cpu().numpy()
+        self._order()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sigma": [sigma.tolist() for sigma in self._sigma]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        sigma = [np.array(values, dtype=np.float64) for values in state["sigma"]]
+        if [len(s) for s in sigma] != [len(s) for s in self._sigma]:
+            raise InvalidArgument("state: its singular values are those of another space; resume with the space that training began with")
+        self._sigma = sigma
+        self._order()
+
+
+class UniformCost(Sampling):
+    """Costs uniform in [low, high] of the dense network's: a target is drawn, and every site takes a random place on its
+    options sorted by cost, logit(place) = t + spread * normal, with the common t that meets the target (bisection). Not from
+    a paper: uniform draws of options pile up around one cost.
+
+    Args:
+        low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.
+        cost: ``macs`` or ``params``.
+        spread: how much sites differ; 0: all at the same place.
+    """
+
+    name = "uniform_cost"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        low: float = 0.1,
+        high: float = 1.0,
+        cost: CostName = "macs",
+        spread: float = 1.0,
+        types: Collection[str] | None = None,
+    ) -> None:
+        check_range("low", low, "high", high)
+        check_cost(space, cost)
+        if not (math.isfinite(spread) and spread >= 0):
+            raise InvalidArgument(f"spread={spread!r}: must be a finite number of 0 or more")
+        super().__init__(space, types=types)
+        self.low, self.high, self.cost, self.spread = max(low, least_share(self.space, cost)), high, cost, spread
+        if self.low > self.high:
+            raise InvalidArgument(f"high={high}: the smallest share of {cost} in this space is {self.low:.4f}; raise it")
+        self._order = [np.argsort(ladder.column(cost), kind="stable") for ladder in self.space.ladders]
+        sizes = np.array(self.space.shape)
+        self._sorted = np.full((len(sizes), int(sizes.max())), np.inf)  # costs, rising, one row per site
+        for row, (ladder, order) in enumerate(zip(self.space.ladders, self._order, strict=True)):
+            self._sorted[row, : len(order)] = ladder.column(cost)[order]
+        self._sizes = sizes
+        self._rows = np.arange(len(sizes))
+
+    def at(self, share: float, normal: np.ndarray) -> Configuration:
+        """The configuration nearest to a share of the dense cost.
+
+        Args:
+            normal: how sites differ, shape: (n_sites,).
+        """
+        target = share * getattr(self.space.baseline, self.cost) - getattr(self.space.fixed, self.cost)
+
+        def places(t: float) -> np.ndarray:
+            level = 1 / (1 + np.exp(-np.clip(t + self.spread * normal, -500, 500)))
+            return np.minimum((level * self._sizes).astype(np.int64), self._sizes - 1)
+
+        def total(place: np.ndarray) -> float:
+            return float(self._sorted[self._rows, place].sum())
+
+        low, high = -60.0 - self.spread * 10, 60.0 + self.spread * 10
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            if total(places(middle)) > target:
+                high = middle
+            else:
+                low = middle
+        best = min((places(low), places(high)), key=lambda place: abs(total(place) - target))
+        return self.space.configuration(np.array([order[place] for order, place in zip(self._order, best, strict=True)]))
+
+    def draw(self, generator: np.random.Generator) -> Configuration:
+        share = float(generator.uniform(self.low, self.high))
+        return self.at(share, generator.standard_normal(len(self._sizes)))
+
+    def smallest(self) -> Configuration:
+        return self.at(self.low, np.zeros(len(self._sizes)))
+
+
+class SmallRank(Sampling):
+    """FLORA: the probability of a configuration falls with the product of its ranks, so each site draws on its own with
+    probability 1 / rank^power.
+
+    Ranks of different types are not comparable; the share of the site's dense weights that an option stores is, and is
+    proportional to the rank of every SVD. The paper's power could not be read; 1 was chosen.
+
+    Args:
+        power: 0 draws options uniformly.
+    """
+
+    name = "small_rank"
+
+    def __init__(self, space: SearchSpace, *, power: float = 1.0, types: Collection[str] | None = None) -> None:
+        if not (math.isfinite(power) and power >= 0):
+            raise InvalidArgument(f"power={power!r}: must be a finite number of 0 or more")
+        super().__init__(space, types=types)
+        self.power = power
+        self._cumulative: list[np.ndarray] = []
+        for ladder in self.space.ladders:
+            bias = ladder.site.c_out if ladder.site.bias else 0
+            size = np.maximum(ladder.column("params") - bias, 1.0)
+            weight = (size / size[-1]) ** -power
+            self._cumulative.append(np.cumsum(weight) / weight.sum())
+
+    def draw(self, generator: np.random.Generator) -> Configuration:
+        places = generator.random(len(self._cumulative))
+        indices = [min(int(np.searchsorted(c, u, side="right")), len(c) - 1) for c, u in zip(self._cumulative, places, strict=True)]
+        return self.space.configuration(indices)
+
+    def smallest(self) -> Configuration:
+        return self.space.configuration([int(np.argmin(ladder.column("params"))) for ladder in self.space.ladders])
+
+
+class FrontGuided(Sampling):
+    """Near the exact fronts of the proxies, where the answers will come from: a budget uniform in [low, high], the
+    optimum of one of the proxies at it, and every site moved along its ladder with probability ``move`` by a normal step
+    of ``jitter`` times the ladder's length, at least one option. Not from a paper.
+
+    Args:
+        low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.
+        points: budgets per proxy, evenly spaced.
+        cost: ``macs`` or ``params``.
+        proxies: default: the relative Frobenius error (sum) and operator norm (max), and, in a metric other than the
+            weights', first of all the absolute error in it.
+    """
+
+    name = "front_guided"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        low: float = 0.1,
+        high: float = 1.0,
+        points: int = 16,
+        jitter: float = 0.05,
+        move: float = 0.5,
+        cost: CostName = "macs",
+        proxies: Sequence[TableProxy] | None = None,
+        types: Collection[str] | None = None,
+    ) -> None:
+        check_range("low", low, "high", high)
+        check_cost(space, cost)
+        check_count("points", points, 2)
+        if not (math.isfinite(jitter) and 0 <= jitter <= 1):
+            raise InvalidArgument(f"jitter={jitter!r}: must be in [0, 1], a share of a ladder's length")
+        if not 0 <= move <= 1:
+            raise InvalidArgument(f"move={move!r}: must be a probability, in [0, 1]")
+        super().__init__(space, types=types)
+        self.low, self.high, self.jitter, self.move = max(low, least_share(self.space, cost)), high, jitter, move
+        if self.low > self.high:
+            raise InvalidArgument(f"high={high}: the smallest share of {cost} in this space is {self.low:.4f}; raise it")
+        if proxies is None:
+            proxies = (*([Energy()] if self.space.metric != "weight" else []), *PROXIES)
+        if not proxies:
+            raise InvalidArgument("proxies=() is empty: give at least one, or leave it out")
+        shares = np.linspace(self.low, self.high, points)
+        fronts = []
+        for proxy in proxies:
+            table = proxy.table(self.space)
+            solver = next(a for a in ALLOCATORS if a.name == ("additive" if table.reduction == "sum" else "minimax"))
+            floor = self.space.smallest(cost) / getattr(self.space.baseline, cost)
+            fronts.append([solver.allocate(Problem(self.space, table, {cost: max(float(s), floor)})).indices for s in shares])
+        self.front = np.array(fronts)  # option indices, int64, shape: (n_proxies, points, n_sites)
+
+    def draw(self, generator: np.random.Generator) -> Configuration:
+        proxy = int(generator.integers(len(self.front)))
+        point = int(generator.integers(self.front.shape[1]))
+        sites = self.front.shape[2]
+        moved = generator.random(sites) < self.move
+        steps = generator.standard_normal(sites) * self.jitter * np.array(self.space.shape)
+        steps = np.sign(steps) * np.maximum(np.abs(np.rint(steps)), 1 if self.jitter else 0)
+        indices = self.front[proxy, point] + np.where(moved, steps, 0).astype(np.int64)
+        return self.space.configuration(np.clip(indices, 0, self.space.dense))
+
+    def smallest(self) -> Configuration:
+        return self.space.configuration(self.front[0, 0])
+
+
+SAMPLINGS: dict[str, type[Sampling]] = {s.name: s for s in (Ratio, UniformCost, SmallRank, FrontGuided)}
+
+
+def restrict(space: SearchSpace, types: Collection[str]) -> SearchSpace:
+    """The part of a space that has certain types only, dense always among them: its configurations are also the space's.
+
+    Raises:
+        InvalidArgument: a type that is not known, or no option besides dense is left.
+    """
+    unknown = sorted(set(types) - {d.name for d in DECOMPOSITIONS})
+    if unknown:
+        raise InvalidArgument(f"types={unknown}: none of these is known; known are: {', '.join(d.name for d in DECOMPOSITIONS)}")
+    ladders = [
+        replace(ladder, options=tuple(o for o in ladder.options if o.decomposition in types or o.decomposition == "dense"))
+        for ladder in space.ladders
+    ]
+    if all(len(ladder.options) == 1 for ladder in ladders):
+        have = sorted({o.decomposition for l in space.ladders for o in l.options} - {"dense"})
+        raise InvalidArgument(f"types={sorted(types)}: no site of this space has one of them; it has {', '.join(have)}")
+    return SearchSpace(tuple(ladders), space.baseline, space.metric)
+
+
+def _blocks(ladder: Ladder) -> tuple[int, ...]:
+    site = ladder.site
+    return (site.groups, site.c_out // site.groups, *site.shape[1:])
+
+
+# (groups, o, i, kh, kw) to matrices of shape (groups, rows, columns), as the decompositions of these names fold
+FOLDED = {
+    "svd": lambda w: w.flatten(2),
+    "svd_in": lambda w: w.permute(0, 1, 3, 4, 2).flatten(1, 3),
+    "spatial": lambda w: w.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2),
+    "spatial_t": lambda w: w.permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2),
+}
+
+
+def fold_size(ladder: Ladder, decomposition: str) -> int:
+    """Singular values of a site's folding: the smaller side."""
+    _, o, i, kh, kw = _blocks(ladder)
+    shape = FOLDED[decomposition](torch.empty(1, o, i, kh, kw, device="meta")).shape
+    return min(shape[1:])
+
+
+def _ladder_spectrum(ladder: Ladder, full: int) -> np.ndarray:
+    """Singular values from the operator norms of a ladder, sigma_{r+1} = operator(r) sigma_1; float64, shape: (full,)."""
+    found = {0: 1.0, full: 0.0} | {o.rank[0]: o.operator for o in ladder.options[:-1] if math.isfinite(o.operator)}
+    ranks = sorted(found)
+    return largest_singular_value(ladder) * np.interp(np.arange(full), ranks, [found[r] for r in ranks])
+
+
+def least_share(space: SearchSpace, cost: CostName) -> float:
+    """The smallest cost of the space, as a share of the dense network's."""
+    return space.smallest(cost) / getattr(space.baseline, cost)
+
+
+def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and 0 < low <= high <= 1):
+        raise InvalidArgument(f"{low_name}={low!r}, {high_name}={high!r}: must satisfy 0 < {low_name} <= {high_name} <= 1")
+
+
+def check_cost(space: SearchSpace, cost: str) -> None:
+    if cost not in COSTS:
+        raise InvalidArgument(f"cost={cost!r} is none of {', '.join(COSTS)}")
+    if not getattr(space.baseline, cost):
+        raise InvalidArgument(f"cost={cost!r}: the dense network has no {cost}; take another cost")
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise InvalidArgument(f"{name}={value!r}: must be a whole number of {least} or more")
