@@ -23,7 +23,7 @@ from ranksearch.tasks._base import Diverged, Metric, Split, Task, device_of, mod
 Array = Tensor | np.ndarray
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Schedule = Literal["cosine", "one_cycle"]
-INPUT_TYPES = (torch.uint8, torch.float32, torch.float64)
+INPUT_TYPES = (torch.uint8, torch.int64, torch.float32, torch.float64)
 CALIBRATION_SEED = 0
 WARM_UP = 0.3  # share of a one-cycle run in which the learning rate rises
 
@@ -33,9 +33,9 @@ class Classification(Task):
     """Inputs ``x`` with one class each.
 
     Args:
-        train, validation, test: pairs (x, y). x has shape (n, ...) and dtype uint8, float32 or float64; y has shape
-            (n,), integers from 0. uint8 stays uint8 in memory and is scaled to [0, 1] batch by batch. Tensors are kept, not
-            copied: do not change them afterwards.
+        train, validation, test: pairs (x, y). x has shape (n, ...) and dtype uint8, int64, float32 or float64; y has
+            shape (n,), integers from 0. uint8 stays uint8 in memory and is scaled to [0, 1] batch by batch; int64, such as
+            tokens, reaches the network as it is. Tensors are kept, not copied: do not change them afterwards.
         learning_rate: the peak of the schedule.
         batch_size: of training, measuring and calibration. A last incomplete batch is not trained on.
         momentum: Nesterov's; 0 for plain SGD.
@@ -193,7 +193,9 @@ class Classification(Task):
         return {"accuracy": correct / len(y), "loss": loss / len(y)}
 
     def _inputs(self, batch: Tensor, device: torch.device) -> Tensor:
-        """What the network sees: a new floating-point tensor on ``device``."""
+        """What the network sees: a new tensor on ``device``, floating-point but for tokens."""
+        if batch.dtype == torch.int64:
+            return batch.to(device, copy=True)
         scale, shift = (t.to(device) for t in self._affine)
         return batch.to(device).to(scale.dtype) * scale + shift
 
@@ -246,7 +248,7 @@ def _pair(split: str, pair: Any) -> tuple[Tensor, Tensor]:
     if x.ndim < 2 or not x.numel():
         raise InvalidArgument(f"{split}: x has shape {tuple(x.shape)}; must be (n, ...), not empty")
     if x.dtype not in INPUT_TYPES:
-        raise InvalidArgument(f"{split}: x is {x.dtype}; must be one of uint8, float32, float64: convert with x.float()")
+        raise InvalidArgument(f"{split}: x is {x.dtype}; must be one of uint8, int64, float32, float64: convert with x.float()")
     if x.is_floating_point() and not torch.isfinite(x).all():
         raise InvalidArgument(f"{split}: x holds NaN or infinite values; clean the data first")
     if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
@@ -273,6 +275,8 @@ def _check_splits(splits: dict[str, tuple[Tensor, Tensor]], classes: int) -> Non
 
 def _affine(normalize: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """(scale, shift) such that the network sees x * scale + shift."""
+    if x.dtype == torch.int64 and normalize is not None:
+        raise InvalidArgument(f"normalize={normalize!r}: int64 inputs reach the network as they are; leave normalize out")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     unit = 1 / 255 if x.dtype == torch.uint8 else 1.0
     if normalize is None:

@@ -1,0 +1,33 @@
+"""MiniLM with a logistic probe, classifying the sentiment of sentences.
+
+The encoder is frozen for the probe only: fine-tuning a candidate trains everything. Costs are those of one sentence of
+``length`` tokens; attention's own products (softmax(QK) V) have no weights and are not counted. The word embedding holds
+half of the parameters."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ranksearch.evaluation import Fidelity
+from ranksearch.home import home
+from ranksearch.search_spaces import mixture
+from ranksearch.study import Study
+from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_encoder, sentences
+
+
+def study(
+    data: Annotated[Path, "folder with parquet files of columns text, label, split"],
+    encoder: Annotated[Path, "folder of the model in the layout of transformers, such as all-MiniLM-L6-v2"],
+    source: Annotated[str, "name of the parquet file in the folder, without .parquet"] = "tweets",
+    length: Annotated[int, "tokens per sentence; longer ones are cut"] = 48,
+    epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
+    learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
+    metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are best in and errors are taken in"] = "fisher",
+    seed: Annotated[int, "of the search and every evaluation"] = 0,
+) -> Study:
+    """Compress a sentence encoder with a logistic probe."""
+    network, tokenizer = pretrained_encoder(encoder)
+    task = sentences(data / f"{source}.parquet", tokenizer, length=length, learning_rate=learning_rate)
+    model = SentenceClassifier(network, task.classes).eval()
+    fit_probe(model, task, cache=home() / "cache")
+    space = mixture().but(metric=metric, calibration=32)
+    return Study(f"minilm_{source}", model=model, task=task, space=space, fidelity=Fidelity(epochs=epochs, recalibration=0), seed=seed)
