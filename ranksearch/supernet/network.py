@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch import surgery
@@ -71,10 +70,10 @@ class RankSupernet(nn.Module):
         self.active: Configuration = DENSE
         self._decompositions = spectra.decompositions
         self._moments = spectra.moments
-        self._holders: dict[str, nn.Module] = {}
+        self._holders: dict[str, list[nn.Module]] = {}  # the modules that a site's weight is in, its own first
         for site in self.sites:
             try:
-                self._holders[site.name] = self.model.get_submodule(site.name)
+                self._holders[site.name] = list({id(m): m for m in map(self.model.get_submodule, site.paths)}.values())
                 fits = canonical(self.weight(site.name), site).shape == site.shape
             except (AttributeError, RuntimeError) as error:
                 raise InvalidArgument(f"spectra: site {site.name!r} is not in the model: {error}; make them of this network") from error
@@ -171,13 +170,27 @@ class RankSupernet(nn.Module):
     ) -> Any:
         if not choices and not through:
             return self.model(*args, **kwargs)
-        replaced = {_join(name, "weight"): tensor for name, tensor in (through or {}).items()}
-        with self._no_autocast():
-            for choice, weight in () if projected else zip(choices, self._low_weights(choices, through), strict=True):
-                replaced[_join(choice.site.name, "weight")] = weight
-        if choices:
-            replaced |= {full: self.low_buffers.get_buffer(name) for full, name in self._low_names.items()}
-        return functional_call(self.model, replaced, args, kwargs)
+        replaced = {self.sites[name].name: tensor for name, tensor in (through or {}).items()}
+        weights = self._low_weights(choices, replaced)
+        replaced |= {choice.site.name: weight for choice, weight in zip(choices, weights, strict=True)}
+        with self._weights_in_place(replaced), self._low_buffers_in_place() if choices else nullcontext():
+            return self.model(*args, **kwargs)
+
+    @contextmanager
+    def _weights_in_place(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """The layers of these sites hold other weights meanwhile, under every name they have. (`torch.func.functional_call`
+        leaves its tensors behind in modules that have two names, and walks all parameters at every call.)"""
+        taken: list[tuple[dict[str, Any], Any]] = []
+        try:
+            for name, weight in weights.items():
+                for holder in self._holders[name]:
+                    slots: dict[str, Any] = holder._parameters
+                    taken.append((slots, slots["weight"]))
+                    slots["weight"] = weight
+            yield
+        finally:
+            for slots, own in reversed(taken):
+                slots["weight"] = own
 
     @contextmanager
     def _no_autocast(self) -> Iterator[None]:
@@ -188,29 +201,30 @@ class RankSupernet(nn.Module):
     def low_weight(self, choice: Choice, *, of: Tensor | None = None) -> Tensor:
         """The dense weight that stands for a choice, in the shape its layer stores; differentiable in the weight, or in
         ``of``, which is used in its place."""
-        return self._low_weights((choice,), None if of is None else {choice.site.name: of})[0]
+        return self._low_weights((choice,), {} if of is None else {choice.site.name: of})[0]
 
-    def _low_weights(self, choices: tuple[Choice, ...], through: Mapping[str, Tensor] | None) -> list[Tensor]:
+    def _low_weights(self, choices: tuple[Choice, ...], through: Mapping[str, Tensor]) -> list[Tensor]:
         self._make_bases(choices)
         keep = not torch.is_grad_enabled() and not through
         result = []
-        for choice in choices:
-            name = choice.site.name
-            weight = self.weight(name)
-            stamp: Any = None
-            if keep:
-                stamp = (choice.decomposition, choice.rank, weight._version, weight.data_ptr(), weight.dtype, self._stamp)
-                kept = self._projected.get(name)
-                if kept is not None and kept[0] == stamp:
-                    result.append(kept[1])
-                    continue
-            source = weight if through is None else through.get(name, weight)
-            dense = canonical(source, choice.site)
-            factors = PROJECTIONS[choice.decomposition].factors(choice.site, dense, self._bases[choice.key], choice.rank)
-            low = layered(self._decompositions[choice.decomposition].compose(choice.site, factors), choice.site, source)
-            if keep:
-                self._projected[name] = (stamp, low)
-            result.append(low)
+        with self._no_autocast():
+            for choice in choices:
+                name = choice.site.name
+                weight = self.weight(name)
+                stamp: Any = None
+                if keep:
+                    stamp = (choice.decomposition, choice.rank, weight._version, weight.data_ptr(), weight.dtype, self._stamp)
+                    kept = self._projected.get(name)
+                    if kept is not None and kept[0] == stamp:
+                        result.append(kept[1])
+                        continue
+                source = through.get(name, weight)
+                projection, dense = PROJECTIONS[choice.decomposition], canonical(source, choice.site)
+                factors = projection.factors(choice.site, dense, self._bases[choice.key], choice.rank)
+                low = layered(self._decompositions[choice.decomposition].compose(choice.site, factors), choice.site, source)
+                if keep:
+                    self._projected[name] = (stamp, low)
+                result.append(low)
         return result
 
     # ---- bases ----------------------------------------------------------------------------------------------------
@@ -268,10 +282,8 @@ class RankSupernet(nn.Module):
 
     def weight(self, site: str) -> nn.Parameter:
         """The dense weight of a site, in the shape its layer stores."""
-        holder = self._holders.get(site)
-        if holder is None:
-            holder = self._holders[self.sites[site].name]
-        weight = holder._parameters["weight"]
+        holders = self._holders.get(site) or self._holders[self.sites[site].name]
+        weight = holders[0]._parameters["weight"]
         assert isinstance(weight, nn.Parameter)
         return weight
 
@@ -289,7 +301,7 @@ class RankSupernet(nn.Module):
         layers: dict[str, nn.Module] = {}
         with torch.no_grad(), self._no_autocast():
             for choice in choices:
-                holder, weight = self._holders[choice.site.name], self.weight(choice.site.name)
+                holder, weight = self._holders[choice.site.name][0], self.weight(choice.site.name)
                 dense = canonical(weight, choice.site)
                 projection = PROJECTIONS[choice.decomposition]
                 factors = projection.factors(choice.site, dense, self._bases[choice.key], choice.rank, balanced=True)
@@ -313,17 +325,17 @@ class RankSupernet(nn.Module):
     @contextmanager
     def _low_buffers_in_place(self) -> Iterator[None]:
         """The model's norms hold the low-rank statistics meanwhile."""
-        own = {path: dict(norm._buffers) for path, norm in self._norms.items()}
-        for path, norm in self._norms.items():
-            for name in own[path]:
-                full = _join(path, name)
-                if full in self._low_names:
-                    norm._buffers[name] = self.low_buffers.get_buffer(self._low_names[full])
+        taken: list[tuple[dict[str, Any], str, Any]] = []
         try:
+            for path, norm in self._norms.items():
+                for name, own in norm._buffers.items():
+                    if (low := self._low_names.get(_join(path, name))) is not None:
+                        taken.append((norm._buffers, name, own))
+                        norm._buffers[name] = self.low_buffers._buffers[low]
             yield
         finally:
-            for path, norm in self._norms.items():
-                norm._buffers.update(own[path])
+            for slots, name, own in reversed(taken):
+                slots[name] = own
 
     def _apply(self, fn: Any, recurse: bool = True) -> RankSupernet:
         super()._apply(fn, recurse)

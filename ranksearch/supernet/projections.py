@@ -253,11 +253,11 @@ def _halves_folding(order: tuple[int, int, int], folded: int) -> Callable[[Site,
         blocks = split_groups(site, like).permute(0, 1, *(2 + axis for axis in order))
         blocks = blocks.flatten(3) if folded == 1 else blocks.flatten(2, 3)  # (g, o, s, c)
         metric = fold_metric(moments, blocks, order, site.shape[1:])
-        eye = torch.eye(max(blocks.shape[1:3])).to(blocks).expand(site.groups, -1, -1)
-        taps = eye[:, : blocks.shape[2], : blocks.shape[2]] if metric is None else torch.linalg.cholesky(metric.taps)
-        output = eye[:, : blocks.shape[1], : blocks.shape[1]] if moments.output is None else half(moments.output, blocks)
+        taps = torch.eye(blocks.shape[2]).to(blocks).repeat(site.groups, 1, 1)
+        output = torch.eye(blocks.shape[1]).to(blocks).repeat(site.groups, 1, 1) if moments.output is None else half(moments.output, blocks)
+        taps = taps if metric is None else torch.linalg.cholesky(metric.taps)
         column = None if metric is None else torch.linalg.cholesky(metric.channels)
-        return Halves(torch.stack([torch.kron(o, t) for o, t in zip(output, taps, strict=True)]), column)
+        return Halves(torch.stack([torch.kron(g.contiguous(), t.contiguous()) for g, t in zip(output, taps, strict=True)]), column)
 
     return halves
 
