@@ -1,5 +1,6 @@
-"""Factorized without any training: every rule of choosing types and ranks, at the same budgets, on held-out images.
-Writes a markdown table and the rows as JSON. Rules: published ones on weight (or, as their papers say, whitened)
+"""Factorized without any training: every rule of choosing types and ranks, at the same budgets, on held-out data.
+Writes a markdown table and the rows as JSON; cells that the JSON already has, made with the same settings, are kept, so
+that a long run can be stopped and widened. Rules: published ones on weight (or, as their papers say, whitened)
 spectra; ours solve their proxy's problem exactly, ``polish`` goes on from the best of them with measured moves."""
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ranksearch.allocators.evbmf import EVBMF
 from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.home import home
 from ranksearch.local_search import CalibrationLoss, polish
 from ranksearch.proxies import Calibrated, Energy, Frobenius
 from ranksearch.sites import find_sites
@@ -38,6 +40,7 @@ from ranksearch.table import Table
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import cifar10, fashion_mnist
 from ranksearch.tasks.networks import cifar_resnet, load_weights
+from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_encoder, sentences
 
 TYPES = {
     "svd": ("svd",),
@@ -54,6 +57,7 @@ PUBLISHED: dict[str, tuple[str, Allocator | None]] = {  # name -> (metric, alloc
     "stn_storage": ("weight", STNStorage()),
     "balf": ("activation", BALF()),
 }
+CELL = ("types", "cost", "budget", "rule")
 OURS = ("frobenius", "activation", "fisher", "fisher_centred", "calibrated", "polish")
 
 
@@ -178,9 +182,9 @@ def markdown(rows: Sequence[dict[str, Any]], column: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 (parquet) or of Fashion-MNIST (idx.gz)")
-    parser.add_argument("--dataset", choices=("cifar10", "fashion_mnist"), default="cifar10")
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the images (parquet or idx.gz) or sentences (parquet)")
+    parser.add_argument("--dataset", choices=("cifar10", "fashion_mnist", "tweets", "movies"), default="cifar10")
+    parser.add_argument("--weights", type=Path, required=True, help="safetensors of the ResNet; for sentences the folder of the encoder")
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5, 0.4, 0.3])
     parser.add_argument("--costs", nargs="+", default=["params", "macs"], choices=["params", "macs"])
@@ -202,9 +206,7 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     split = "test" if a.test else "validation"
-    read = cifar10 if a.dataset == "cifar10" else fashion_mnist
-    task = read(a.data, validation=a.images)
-    model = load_weights(cifar_resnet(a.depth, in_channels=3 if a.dataset == "cifar10" else 1), a.weights).eval()
+    model, task = subject(a.dataset, a.data, a.weights, a.depth, a.images)
     start = time.perf_counter()
     batches = list(task.calibration(a.statistics))
     options: dict[str, Any] = {"samples": 2, "temperature": TEMPERATURE, "seed": a.seed, "cache": a.cache}
@@ -212,7 +214,8 @@ def main() -> None:
     print(f"statistics: {time.perf_counter() - start:.1f} s", flush=True)
     dense = task.measure(model, split)["accuracy"]
     print(f"dense on {split}: {100 * dense:.2f}", flush=True)
-    rows: list[dict[str, Any]] = []
+    rows = finished(a.out, vars(a))
+    done = {tuple(row[key] for key in CELL) for row in rows}
     for types in a.types:
         setting = Setting(
             model, task, statistics, TYPES[types], a.recalibration, a.measured, a.evaluations, a.sample, a.max_options, a.seed
@@ -220,11 +223,48 @@ def main() -> None:
         for cost in a.costs:
             for budget in a.budgets:
                 for rule in a.rules:
+                    if (types, cost, budget, rule) in done:
+                        continue
                     row = one(rule, setting, cost, budget, split) | {"types": types}
                     rows.append(row)
                     print(json.dumps(row), flush=True)
                     if a.out:
                         write(a.out, rows, dense, split, vars(a))
+
+
+def subject(dataset: str, data: Path, weights: Path, depth: int, images: int) -> tuple[nn.Module, Classification]:
+    """The network and the task that it is measured on."""
+    if dataset in ("tweets", "movies"):
+        encoder, tokenizer = pretrained_encoder(weights)
+        task = sentences(data / f"{dataset}.parquet", tokenizer)
+        model = SentenceClassifier(encoder, task.classes).eval()
+        fit_probe(model, task, cache=home() / "cache")
+        return model, task
+    read, channels = (cifar10, 3) if dataset == "cifar10" else (fashion_mnist, 1)
+    return load_weights(cifar_resnet(depth, in_channels=channels), weights).eval(), read(data, validation=images)
+
+
+def finished(out: Path | None, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that ``out`` already has.
+
+    Raises:
+        InvalidArgument: they were made with other settings.
+    """
+    path = None if out is None else out.with_suffix(".json")
+    if path is None or not path.exists():
+        return []
+    kept = json.loads(path.read_text())
+    different = [key for key, value in settings(options).items() if kept["options"].get(key) != value]
+    if different:
+        was = ", ".join(f"{key}={kept['options'].get(key)}" for key in different)
+        raise InvalidArgument(f"out={str(out)!r} was made with {was}: give the same options, or another file")
+    return kept["rows"]
+
+
+def settings(options: dict[str, Any]) -> dict[str, Any]:
+    """What every cell depends on."""
+    free = ("out", "budgets", "costs", "rules", "types", "cache", "threads")
+    return {key: str(value) if isinstance(value, Path) else value for key, value in options.items() if key not in free}
 
 
 def one(rule: str, setting: Setting, cost: CostName, budget: float, split: str) -> dict[str, Any]:
@@ -251,8 +291,7 @@ def write(out: Path, rows: Sequence[dict[str, Any]], dense: float, split: str, o
     text += f"As it is:\n\n{markdown(rows, 'plain')}\n"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
-    kept = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    out.with_suffix(".json").write_text(json.dumps({"options": kept, "dense": dense, "rows": list(rows)}, indent=1))
+    out.with_suffix(".json").write_text(json.dumps({"options": settings(options), "dense": dense, "rows": list(rows)}, indent=1))
 
 
 if __name__ == "__main__":

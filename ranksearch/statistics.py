@@ -116,7 +116,8 @@ class Statistics:
     def moments(self, metric: Metric = "fisher", *, center: bool = False, shrink: bool = True) -> dict[str, Moments]:
         """Moments per site for `Spectra`. "activation" has A alone, "output" G alone, "fisher" both.
 
-        Sites that lack what the metric needs (see ``uncovered``) have what there is. Materialises d x d float64 per
+        The rows of a large embedding count as equally likely: A = I / rows, kept as a factor of G, so that its error has
+        the unit of the others. Sites that lack what the metric needs (see ``uncovered``) have what there is. Materialises d x d float64 per
         site and group, also for sites kept in Kronecker form.
 
         Raises:
@@ -130,6 +131,9 @@ class Statistics:
         for name in self.of:
             a = self.input_moment(name, center=center, shrink=shrink) if metric != "output" else None
             g = self.output_moment(name, shrink=shrink) if metric != "activation" else None
+            counts = self.of[name].counts
+            if counts is not None and a is None and metric != "output":
+                g = (torch.eye(self.sites[name].c_out, dtype=torch.float64)[None] if g is None else g) / counts.numel()
             result[name] = Moments(a, g)
         return result
 
@@ -425,7 +429,7 @@ def _uncovered(sites: Sites, found: Mapping[str, SiteStatistics], output: Output
         elif site.head is not None:
             missing[site.name] = f"tied to the head {site.head.name!r}: only its use as an embedding is in the statistics"
         elif s.counts is not None and s.counts.numel() > LARGEST:
-            missing[site.name] = f"an embedding of {s.counts.numel()} rows: counts only, no input moment"
+            missing[site.name] = f"an embedding of {s.counts.numel()} rows: these count as equally likely"
         elif s.channel is not None:
             missing[site.name] = f"im2col dimension over {LARGEST}: the input moment is a Kronecker product of channels and taps"
         elif output is not None and s.gradient is not None and not bool(s.gradient.any()):

@@ -286,6 +286,22 @@ def test_embeddings_have_counts_and_conv1d_of_transformers_is_a_matrix():
     assert moments["mix"].output.shape == (1, 5, 5) and moments["embed"].input.shape == (1, 11, 11)
 
 
+def test_the_rows_of_a_large_embedding_count_as_equally_likely(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Embedding(50, 6), nn.Linear(6, 2))
+    tokens = torch.arange(50).repeat(2).reshape(25, 4)  # every row as often as every other
+    sites = find_sites(model, tokens[:1])
+    statistics = collect(model, sites, [tokens], sample=lambda out, _: out.argmax(1), loss=nn.functional.cross_entropy)
+    exact = {metric: statistics.moments(metric, shrink=False)["0"] for metric in ("activation", "fisher")}
+    monkeypatch.setattr("ranksearch.statistics.LARGEST", 40)
+    change = torch.randn(6, 50, dtype=torch.float64)
+    for metric, kept in exact.items():
+        large = statistics.moments(metric, shrink=False)["0"]
+        assert large.input is None and large.output is not None and kept.input is not None
+        g = torch.eye(6, dtype=torch.float64) if kept.output is None else kept.output[0]
+        expected = torch.trace(g @ change @ kept.input[0] @ change.T)
+        torch.testing.assert_close(torch.trace(large.output[0] @ change @ change.T), expected)
+
+
 def test_what_was_not_reached_is_reported():
     class Dead(nn.Module):
         def __init__(self) -> None:
