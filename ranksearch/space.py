@@ -233,7 +233,8 @@ def build_space(
     Args:
         spectra: sites and decompositions.
         error: which error decides whether an option is beaten.
-        round_to: widths are multiples of this (kernels on hardware like 8 or 16).
+        round_to: widths are multiples of this (kernels on hardware like 8 or 16). Types that are stored and built dense have
+            no such widths: all their ranks stay.
         max_options: at most so many options per ladder besides dense, spread evenly over the logarithm of the error.
 
     Raises:
@@ -251,8 +252,9 @@ def _ladder(spectra: Spectra, site: Site, error: ErrorName, round_to: int, max_o
     profiles = [p for name in spectra.decompositions if name != "dense" and (p := spectra.profile(site, name)) is not None]
     parts, owners = [], []
     for number, profile in enumerate(profiles):
-        labels = spectra.decomposition(profile.decomposition).labels
-        keep = np.flatnonzero((profile.ranks[:, labels:] % round_to == 0).all(axis=1))
+        decomposition = spectra.decomposition(profile.decomposition)
+        widths = profile.ranks[:, profile.ranks.shape[1] if decomposition.storage_only else decomposition.labels :]
+        keep = np.flatnonzero((widths % round_to == 0).all(axis=1))
         values = profile.operator if error == "operator" else profile.frobenius
         value = np.nan_to_num(values[keep], nan=np.inf)
         parts.append(np.stack([profile.params[keep], profile.macs[keep], value], axis=1))

@@ -92,6 +92,15 @@ def test_round_to_keeps_multiples_only(spectra: Spectra) -> None:
         build_space(spectra, round_to=512)
 
 
+def test_round_to_leaves_types_that_are_stored_alone(spectra: Spectra) -> None:
+    kept = [d for d in DECOMPOSITIONS if d.name in ("svd", "tensor_ring")]
+    mixed = Spectra(spectra.model, spectra.sites, kept)
+    free, rounded = (build_space(mixed, round_to=n) for n in (1, 4))
+    stored = [{o.rank for ladder in s.ladders for o in ladder.options if o.decomposition == "tensor_ring"} for s in (free, rounded)]
+    assert any(r % 4 for rank in stored[1] for r in rank) and stored[0] <= stored[1]
+    assert all(o.rank[0] % 4 == 0 for ladder in rounded.ladders for o in ladder.options if o.decomposition == "svd")
+
+
 def test_max_options_spreads_over_the_errors(spectra: Spectra, space: SearchSpace) -> None:
     thin = build_space(spectra, max_options=5)
     for full, ladder in zip(space.ladders, thin.ladders, strict=True):

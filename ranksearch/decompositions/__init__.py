@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ranksearch.decompositions._base import AnyDecomposition, Decomposition, Errors, Moments, Rank, cheaper
 from ranksearch.decompositions.adaptive import Adaptive
 from ranksearch.decompositions.cp import CP
@@ -15,6 +17,8 @@ from ranksearch.decompositions.tensor_ring import TensorRing
 from ranksearch.decompositions.tensor_train import TensorTrain
 from ranksearch.decompositions.tiled_svd import TiledSVD
 from ranksearch.decompositions.tucker2 import Tucker2
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site
 
 DECOMPOSITIONS: tuple[AnyDecomposition, ...] = (
     Dense(),
@@ -32,4 +36,18 @@ DECOMPOSITIONS: tuple[AnyDecomposition, ...] = (
     Adaptive(),
 )
 
-__all__ = ["DECOMPOSITIONS", "AnyDecomposition", "Decomposition", "Errors", "Moments", "Rank", "cheaper"]
+
+
+def describe(site: Site, decomposition: str, rank: Sequence[int]) -> str:
+    """An option of ``site`` in a few words, see `Decomposition.describe`: ``r=12``, ``in 8, out 12``, ``4 groups, r=6``.
+
+    Raises:
+        InvalidArgument: no decomposition has that name.
+    """
+    for known in DECOMPOSITIONS:
+        if known.name == decomposition:
+            return known.describe(site, tuple(int(r) for r in rank))
+    raise InvalidArgument(f"decomposition={decomposition!r} is not one of: {', '.join(d.name for d in DECOMPOSITIONS)}")
+
+
+__all__ = ["DECOMPOSITIONS", "AnyDecomposition", "Decomposition", "Errors", "Moments", "Rank", "cheaper", "describe"]

@@ -110,6 +110,10 @@ class Decomposition(ABC, Generic[S]):
         keep = np.flatnonzero(cheaper(site, params, macs))
         return ranks[keep[np.lexsort((macs[keep], params[keep]))]]
 
+    def describe(self, site: Site, rank: Rank) -> str:
+        """A rank of ``site`` in a few words, for tables and figures: ``r=12``."""
+        return f"r={rank[0]}" if len(rank) == 1 else f"r=({', '.join(map(str, rank))})"
+
     def reconstruct(self, site: Site, state: S, rank: Rank) -> Tensor:
         """The dense canonical weight that stands in for the original one at ``rank``, float64."""
         return self.compose(site, self.factors(state, rank))

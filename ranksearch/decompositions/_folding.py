@@ -4,25 +4,34 @@
 In the plain weight metric, or with an output moment alone, the truncated SVD is optimal. With an input moment A the
 metric |E|^2 = sum E[o,s,c] G[o,o'] E[o',s',c'] A[s,c,s',c'] couples rows s of the folding and no closed form exists:
 R starts from the SVD whitened by A's marginals over s and c; the best L for a given R is a weighted least-squares
-problem, solved exactly and for all ranks by one Cholesky factorization; R for a given L is a linear system of
-Kronecker terms, solved by preconditioned conjugate gradients, so that no step ever raises the error."""
+problem, solved exactly by one Cholesky factorization; R for a given L is a linear system of Kronecker terms, solved by
+preconditioned conjugate gradients; a few such sweeps, each extrapolated where that pays, never raise the error.
+
+The errors are those of exactly these factors, measured, on a geometric grid of ranks: errors of the start alone are cheap
+for all ranks but up to 40 % too large, which would tilt every comparison towards the types with a closed form."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from ranksearch.decompositions._base import Errors, Moments
+from ranksearch.decompositions._base import AnyDecomposition, Errors, Moments, cheaper
 from ranksearch.decompositions._spectrum import Spectrum, half, ratio, shrunk, spectrum, spectrum_errors, truncate
+from ranksearch.sites import Site
 
-SWEEPS = 20  # of alternating weighted least squares when factors are asked for, at most
-WORK = 3e11  # multiply-adds spent on them per site, about; three sweeps are always made
-STEPS = 12  # conjugate-gradient steps per sweep, at most
-ENOUGH = 1e-4  # sweeps end where one gains less than this share of the error; a step of theirs, of a tenth of it
+SWEEPS = 8  # of alternating weighted least squares per rank, at most
+WORK = 1.5e10  # multiply-adds spent on them per rank, about; one sweep is always made, which gains most
+STEPS = 3  # conjugate-gradient steps per sweep, at most
+ENOUGH = 1e-3  # sweeps end where one gains less than this share of the error; a step of theirs, of a tenth of it
+RANKS = 16  # of the grid that errors are measured on, about
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,26 @@ class Folded:
     output_half: Tensor | None
     metric: Metric | None  # None: no input moment, the truncated SVD is optimal
     rows: Tensor | None  # with a metric: R of the start for all ranks, strongest first, shape: (groups, k, c)
-    energies: Tensor | None  # what each row of R adds to the energy captured, L being optimal, shape: (groups, k)
+    grid: np.ndarray  # with a metric: the ranks that errors are measured at, int64, shape: (n_ranks, 1)
+
+
+def measured_ranks(site: Site, decomposition: AnyDecomposition) -> np.ndarray:
+    """The grid of a decomposition with one number for a rank: `geometric` up to the last rank that is cheaper than dense,
+    and the full one; int64, shape (n_ranks, 1)."""
+    ranks = decomposition.ranks(site)
+    saving = ranks[cheaper(site, *decomposition.costs(site, ranks)), 0]
+    grid = geometric(int(saving.max()) if len(saving) else 0, RANKS)
+    return np.union1d(grid, ranks[-1])[:, None]
+
+
+def geometric(top: int, count: int) -> np.ndarray:
+    """About ``count`` of 1..top: powers of two, then 3, then 5 and 7, then 9 to 15 times powers of two, the largest of each
+    first."""
+    octaves = range(top.bit_length(), -1, -1)
+    chosen = [1 << k for k in octaves if 1 << k <= top]
+    more = [3 << k for k in octaves] + [m << k for odd in ((7, 5), (15, 13, 11, 9)) for k in octaves for m in odd]
+    chosen += [m for m in more if m <= top][: max(0, count - len(chosen))]
+    return np.array(sorted(chosen), dtype=np.int64)
 
 
 def fold_metric(moments: Moments, weight: Tensor, order: tuple[int, ...], kernel: tuple[int, ...]) -> Metric | None:
@@ -67,22 +95,24 @@ def fold_metric(moments: Moments, weight: Tensor, order: tuple[int, ...], kernel
     return Metric(a, output_half, taps, channels)
 
 
-def prepare(weight: Tensor, moments: Moments | None, order: tuple[int, ...], kernel: tuple[int, ...]) -> Folded:
-    """Prepare a weight, shape (groups, o, s, c), float64; arguments as `fold_metric`."""
+def prepare(
+    weight: Tensor, moments: Moments | None, order: tuple[int, ...], kernel: tuple[int, ...], grid: np.ndarray
+) -> Folded:
+    """Prepare a weight, shape (groups, o, s, c), float64, with the ranks to measure where a metric asks for it, shape
+    (n_ranks, 1); other arguments as `fold_metric`."""
     moments = moments or Moments()
     metric = fold_metric(moments, weight, order, kernel)
     if metric is None:
         output_half = None if moments.output is None else half(moments.output, weight)
         matrix = weight if output_half is None else torch.einsum("gpo,gpsc->gosc", output_half, weight)
-        return Folded(weight, spectrum(matrix.flatten(1, 2)), output_half, None, None, None)
+        return Folded(weight, spectrum(matrix.flatten(1, 2)), output_half, None, None, grid)
     whitened = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
     tap_half, channel_half = torch.linalg.cholesky(metric.taps), torch.linalg.cholesky(metric.channels)
     whitened = torch.einsum("gts,gotc,gcd->gosd", tap_half, whitened, channel_half)
     start = spectrum(whitened.flatten(1, 2))
     rows = _right_vectors(start)
     rows = solve_triangular(channel_half, rows, upper=False, left=False)
-    captured = coordinates(metric, weight, rows)[1]
-    return Folded(weight, start, metric.output_half, metric, rows, captured.square().sum(dim=(2, 3)))
+    return Folded(weight, start, metric.output_half, metric, rows, grid)
 
 
 def _right_vectors(start: Spectrum) -> Tensor:
@@ -117,68 +147,124 @@ def coordinates(metric: Metric, weight: Tensor, rows: Tensor) -> tuple[Tensor, T
 
 
 def errors(state: Folded) -> Errors:
-    """Errors of all ranks. With an input moment they are those of the start with the best L: exact for it, hence a bound
-    for the refined factors; the operator norm is then bounded by the Frobenius norm, of the lowered C_out x (C_in
-    kh kw) matrix."""
-    if state.metric is None or state.energies is None:
+    """Errors of all ranks, exact; with an input moment those of the ranks of the grid, measured on the factors that
+    `factors` gives. The operator norm is then that of the lowered C_out x (C_in kh kw) matrix."""
+    if state.metric is None:
         return spectrum_errors(state.spectrum)
-    captured = state.energies.sum(dim=0).cpu().numpy()
-    left = np.append(np.cumsum(captured[::-1])[::-1], 0.0)
-    ranks = np.arange(1, len(captured) + 1, dtype=np.int64)[:, None]
-    return bounded(ranks, left[1:], left[0], largest(state.metric, state.weight))
+    parts = (factors(state, int(rank)) for rank in state.grid[:, 0])
+    return measured(state.metric, state.weight, state.grid, ((left @ right).reshape(state.weight.shape) for left, right in parts))
+
+
+def measured(metric: Metric, weight: Tensor, ranks: np.ndarray, built: Iterable[Tensor]) -> Errors:
+    """Errors of dense weights that were built, of shape (groups, o, s, c) each, in the metric."""
+    total, top = residual_norms(metric, weight)
+    found = np.array([residual_norms(metric, weight - dense) for dense in built]).reshape(len(ranks), 2)
+    return Errors(ranks, ratio(found[:, 0], total), ratio(found[:, 1], top), total**0.5, "measured", "measured")
 
 
 def bounded(ranks: np.ndarray, residual: np.ndarray, total: float, top: float) -> Errors:
-    """Errors from squared residuals that factors are refined below. ``top``: squared operator norm of the weight."""
+    """Errors from squared residuals; the operator norm is bounded by the Frobenius norm. ``top``: squared operator norm of
+    the weight."""
     return Errors(ranks, ratio(residual, total), ratio(residual, top), float(total) ** 0.5, "bound", "bound")
 
 
 def largest(metric: Metric, weight: Tensor) -> float:
     """Squared operator norm of C_G^T W A W^T C_G: of the lowered weight in the metric."""
-    flat = weight.flatten(2)
+    return residual_norms(metric, weight)[1]
+
+
+def residual_norms(metric: Metric, residual: Tensor) -> tuple[float, float]:
+    """Squared Frobenius norm, and squared operator norm (largest over groups), of C_G^T E A^(1/2)."""
+    flat = residual.flatten(2)
     if metric.output_half is not None:
         flat = metric.output_half.mT @ flat
     d = flat.shape[2]
-    return float(torch.linalg.eigvalsh(flat @ metric.input.reshape(-1, d, d) @ flat.mT).max().clamp_min(0.0))
+    gram = flat @ metric.input.reshape(-1, d, d) @ flat.mT
+    frobenius = float(gram.diagonal(dim1=1, dim2=2).sum().clamp_min(0.0))
+    return frobenius, min(frobenius, float(torch.linalg.eigvalsh((gram + gram.mT) / 2).max().clamp_min(0.0)))
 
 
 def factors(state: Folded, rank: int, *, sweeps: int | None = None) -> tuple[Tensor, Tensor]:
-    """L of shape (groups, o s, rank) and R (groups, rank, c), of equal norms. ``sweeps``: at most so many, or as many as
-    `affordable`."""
-    if state.metric is None or state.rows is None:
+    """L of shape (groups, o s, rank) and R (groups, rank, c), of equal norms. Any rank, also off the grid.
+    ``sweeps``: at most so many, or as many as `affordable`."""
+    metric, weight = state.metric, state.weight
+    if metric is None or state.rows is None:
         left, right = truncate(state.spectrum, rank)
         if state.output_half is not None:
-            groups, o, s, _ = state.weight.shape
+            groups, o, s, _ = weight.shape
             left = solve_triangular(state.output_half.mT, left.reshape(groups, o, s * rank), upper=True).reshape(groups, o * s, rank)
         return left, right
-    right = state.rows[:, :rank]
-    left = best_left(state.metric, state.weight, right)
-    if bool((state.weight != 0).any()):
-        for _ in range(affordable(state.weight, rank) if sweeps is None else sweeps):
-            right, gain = better_right(state.metric, state.weight, left, right)
-            right = torch.linalg.qr(right.mT)[0].mT  # L is refitted next: only the span of R matters
-            left = best_left(state.metric, state.weight, right)
-            if gain < ENOUGH:
-                break
+
+    def fit(right: Tensor) -> tuple[Tensor, float, None]:
+        return (*best_left(metric, weight, right), None)
+
+    count = affordable(weight, rank) if sweeps is None else sweeps
+    left, right, _ = alternate(metric, weight, state.rows[:, :rank], fit, count)
     return even(left.flatten(1, 2), right)
 
 
+def alternate(
+    metric: Metric, weight: Tensor, right: Tensor, fit: Callable[[Tensor], tuple[Tensor, float, P]], sweeps: int
+) -> tuple[Tensor, Tensor, P]:
+    """Alternating weighted least squares from R of shape (groups, r, c). The error never grows.
+
+    Args:
+        fit: the best L for an R with orthonormal rows, the energy it captures, and whatever else the caller needs of it.
+
+    Returns:
+        L, R, and the rest of what ``fit`` gave for them.
+    """
+    right = torch.linalg.qr(right.mT)[0].mT  # only the span of R matters, L being refitted
+    left, captured, rest = fit(right)
+    total = residual_norms(metric, weight)[0]
+    stretch = 1.0
+    for sweep in range(sweeps):
+        if total - captured <= 1e-12 * total:
+            break
+        before = right
+        right, gain = better_right(metric, weight, left, before)
+        right = torch.linalg.qr(right.mT)[0].mT
+        if sweep:  # sweeps creep along valleys: go further the same way, if that is better than where they started
+            u, _, vh = torch.linalg.svd(before @ right.mT)
+            aligned = u @ (vh @ right)
+            further = torch.linalg.qr((aligned + stretch * (aligned - before)).mT)[0].mT
+            found = fit(further)
+            if found[1] > captured * (1 + 1e-15):
+                right, (left, captured, rest), stretch = further, found, 1.5 * stretch
+                if gain < ENOUGH:
+                    break
+                continue
+            stretch = max(0.5, 0.5 * stretch)
+        left, captured, rest = fit(right)
+        if gain < ENOUGH:
+            break
+    return left, right, rest
+
+
 def affordable(weight: Tensor, rank: int) -> int:
-    """Sweeps for a weight of shape (groups, o, s, c): `SWEEPS`, fewer where one is long, at least three."""
+    """Sweeps for a weight of shape (groups, o, s, c): `SWEEPS`, fewer where one is long, at least one; none where R spans
+    all columns."""
+    return 0 if rank >= weight.shape[3] else int(min(SWEEPS, max(1, WORK / work(weight, rank))))
+
+
+def work(weight: Tensor, rank: int) -> float:
+    """Multiply-adds of one sweep, about."""
     groups, o, s, c = weight.shape
     solve = (rank * s) ** 3 / 3 + rank * (s * c) ** 2 + rank * s * o * s * c
     steps = STEPS * (s * rank * s * c * c + (s * rank) ** 2 * c)
-    return int(min(SWEEPS, max(3, WORK / (groups * (solve + steps)))))
+    return groups * (solve + steps)
 
 
-def best_left(metric: Metric, weight: Tensor, right: Tensor) -> Tensor:
+def best_left(metric: Metric, weight: Tensor, right: Tensor) -> tuple[Tensor, float]:
     """The L that minimises |W - L R| for a given R, shape (groups, o, s, r): weighted least squares, the same for every
-    output moment."""
+    output moment. And the energy that it captures."""
     groups, o, s, _ = weight.shape
     r = right.shape[1]
     factor, z = coordinates(Metric(metric.input, None, metric.taps, metric.channels), weight, right)
-    left = solve_triangular(factor.mT, z.reshape(groups, r * s, o), upper=True)
-    return left.reshape(groups, r, s, o).permute(0, 3, 2, 1)
+    z = z.reshape(groups, r * s, o)
+    captured = float((z if metric.output_half is None else z @ metric.output_half).square().sum())
+    left = solve_triangular(factor.mT, z, upper=True)
+    return left.reshape(groups, r, s, o).permute(0, 3, 2, 1), captured
 
 
 def better_right(metric: Metric, weight: Tensor, left: Tensor, right: Tensor, *, steps: int = STEPS) -> tuple[Tensor, float]:

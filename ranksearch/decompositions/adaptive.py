@@ -88,6 +88,9 @@ class Adaptive(Decomposition[AdaptiveState]):
             raise InvalidArgument(f"rank={rank} of adaptive is not on the path learned; ranks are {state.ranks.tolist()}")
         return even(state.reduced.lift(state.cores[int(position[0])]))
 
+    def describe(self, site: Site, rank: Rank) -> str:
+        return graph(rank, list(modes(site)))
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return contract(factors, len(modes(site))).reshape(site.shape)
 
@@ -128,6 +131,12 @@ def topology(rank: Rank, names: tuple[str, ...] | list[str]) -> str:
     else:
         kind = "network"
     return f"{kind}: " + ", ".join(f"{a} -{r}- {b}" for a, b, r in found)
+
+
+def graph(rank: Rank, names: tuple[str, ...] | list[str]) -> str:
+    """The bonds wider than 1 on one line, nodes by initial and number, the hub in full: ``o-2-i, i-3-h``."""
+    short = {name: name[0] + name.lstrip("abcdefghijklmnopqrstuvwxyz") for name in names} | {"hub": "hub"}
+    return ", ".join(f"{short[a]}-{r}-{short[b]}" for a, b, r in edges(rank, names)) or "rank one"
 
 
 def _connected(found: list[tuple[str, str, int]]) -> bool:

@@ -105,6 +105,9 @@ class Decoupled(Decomposition[FilterState]):
             taps = solve_triangular(state.tap_half[:, None], taps, upper=False, left=False).flatten(0, 1)
         return points, taps
 
+    def describe(self, site: Site, rank: Rank) -> str:
+        return f"{rank[0]} per filter"
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         points, taps = factors
         return (points @ taps).reshape(site.shape)

@@ -46,6 +46,9 @@ class Dense(Decomposition[DenseState]):
     def factors(self, state: DenseState, rank: Rank) -> tuple[Tensor, ...]:
         return (state.weight,)
 
+    def describe(self, site: Site, rank: Rank) -> str:
+        return "full"
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return factors[0]
 

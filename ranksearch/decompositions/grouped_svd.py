@@ -52,6 +52,9 @@ class GroupedSVD(Decomposition[TileState]):
     def factors(self, state: TileState, rank: Rank) -> tuple[Tensor, ...]:
         return _tiles.factors(state, 1, rank[0], rank[1])  # shapes: (1, g, co, r), (1, g, r, ci / g * kh * kw)
 
+    def describe(self, site: Site, rank: Rank) -> str:
+        return f"{rank[0]} groups, r={rank[1]}"
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return _tiles.compose(site, *factors)
 

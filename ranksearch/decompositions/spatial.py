@@ -54,9 +54,10 @@ class Spatial(Decomposition[Folded]):
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Folded:
         blocks = split_groups(site, weight).double()  # (g, o, i, kh, kw)
-        order = (0, 1, 3, 2, 4) if self._first == 1 else (0, 1, 4, 2, 3)
-        blocks = blocks.permute(order).flatten(3).contiguous()  # (g, o, k_second, i * k_first)
-        return _folding.prepare(blocks, moments, (1, 0, 2) if self._first == 1 else (2, 0, 1), site.shape[1:])
+        split = (0, 1, 3, 2, 4) if self._first == 1 else (0, 1, 4, 2, 3)
+        blocks = blocks.permute(split).flatten(3).contiguous()  # (g, o, k_second, i * k_first)
+        order = (1, 0, 2) if self._first == 1 else (2, 0, 1)
+        return _folding.prepare(blocks, moments, order, site.shape[1:], _folding.measured_ranks(site, self))
 
     def errors(self, state: Folded) -> Errors:
         return _folding.errors(state)

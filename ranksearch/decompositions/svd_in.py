@@ -45,7 +45,7 @@ class SVDIn(Decomposition[Folded]):
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Folded:
         blocks = split_groups(site, weight).double().flatten(3).transpose(2, 3).contiguous()  # (g, o, kh kw, c)
-        return _folding.prepare(blocks, moments, (1, 2, 0), site.shape[1:])
+        return _folding.prepare(blocks, moments, (1, 2, 0), site.shape[1:], _folding.measured_ranks(site, self))
 
     def errors(self, state: Folded) -> Errors:
         return _folding.errors(state)

@@ -103,6 +103,9 @@ class TensorRing(Decomposition[RingState]):
             raise InvalidArgument(f"rank={rank} of tensor_ring is not on its grid; ranks are {state.ranks.tolist()}")
         return even(state.reduced.lift(state.cores[int(position[0])]))
 
+    def describe(self, site: Site, rank: Rank) -> str:
+        return "ring " + "-".join(map(str, rank))
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return contract(factors, len(factors)).reshape(site.shape)
 

@@ -192,6 +192,9 @@ class TensorTrain(Decomposition[TrainState]):
 
         return _even(refine(compose, factors, state.weight[None], state.moments))
 
+    def describe(self, site: Site, rank: Rank) -> str:
+        return "bonds " + "-".join(map(str, rank))
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         if site.kind == "conv2d":
             first, height, width, last = factors  # (r1, c_in), (r2, r1, kh), (r3, r2, kw), (c_out, r3)

@@ -55,6 +55,9 @@ class TiledSVD(Decomposition[TileState]):
     def factors(self, state: TileState, rank: Rank) -> tuple[Tensor, ...]:
         return _tiles.factors(state, *rank)  # shapes: (p, t, co / p, r), (p, t, r, ci / t * kh * kw)
 
+    def describe(self, site: Site, rank: Rank) -> str:
+        return f"{rank[0]} x {rank[1]} tiles, r={rank[2]}"
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return _tiles.compose(site, *factors)
 

@@ -10,32 +10,63 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions import _folding
+from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank, cheaper
 from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._folding import ENOUGH, Metric, affordable, better_right, bounded, coordinates, fold_metric
+from ranksearch.decompositions._folding import Metric, alternate, coordinates, fold_metric, geometric, residual_norms
 from ranksearch.decompositions._spectrum import half, ratio, split_groups
+from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
+
+INPUT_RANKS, OUTPUT_RANKS = 10, 16  # of the grid of pairs that errors are measured on, about
+FEW = 4  # sweeps: where fewer can be afforded, an input basis is refined once for all output ranks
 
 
 @dataclass(frozen=True)
 class TuckerState:
-    """Higher-order SVD of the two channel modes (De Lathauwer et al. 2000), in the metric: output rows whitened,
-    input channels strongest first, the core in coordinates that are orthonormal in the metric."""
+    """Higher-order SVD of the two channel modes (De Lathauwer et al. 2000): output rows whitened, input channels
+    strongest first. With an input moment, the input basis that refinement starts from."""
 
     weight: Tensor  # float64, shape: (groups, co, kh kw, ci)
-    core: Tensor  # shape: (groups, co, ci, kh kw)
-    output_basis: Tensor  # shape: (groups, co, co), orthonormal columns, strongest first
     input_basis: Tensor  # shape: (groups, ci, ci): columns
+    output_basis: Tensor | None  # shape: (groups, co, co), orthonormal columns, strongest first; None with an input moment
+    core: Tensor | None  # shape: (groups, co, ci, kh kw); None with an input moment
     output_half: Tensor | None
     metric: Metric | None  # None: no input moment
     kernel: tuple[int, int]
+    grid: np.ndarray  # pairs that errors are measured at, where there is no closed form: int64, shape (n_pairs, 2)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The weight seen through an input basis, in coordinates that are orthonormal in the metric: every truncation of the
+    output side is a truncated eigendecomposition (reduced-rank regression, Izenman 1975)."""
+
+    factor: Tensor  # Cholesky factor of the basis's Gram matrix, shape: (groups, r_in s, r_in s)
+    z: Tensor  # shape: (groups, r_in s, o)
+    values: Tensor  # energies of the output directions, descending, shape: (groups, o)
+    vectors: Tensor  # shape: (groups, o, o)
 
 
 class Tucker2(Decomposition[TuckerState]):
     """Rank (r_in, r_out). One HOSVD gives the truncation error of every rank pair exactly: the energy of the core
-    outside the kept block, a two-dimensional cumulative sum."""
+    outside the kept block, a two-dimensional cumulative sum.
+
+    Args:
+        hooi: sweeps of higher-order orthogonal iteration (De Lathauwer et al. 2000) that refine the bases of every pair
+            without an input moment; the errors are then measured on a grid of pairs. With an input moment pairs are
+            always refined and measured.
+
+    Raises:
+        InvalidArgument: ``hooi`` is negative.
+    """
 
     name = "tucker2"
+
+    def __init__(self, *, hooi: int = 0) -> None:
+        if hooi < 0:
+            raise InvalidArgument(f"hooi={hooi}: a number of sweeps, 0 for the plain truncation")
+        self.hooi = hooi
 
     def undefined(self, site: Site) -> str | None:
         if site.kind not in ("conv2d", "conv1d"):
@@ -70,20 +101,32 @@ class Tucker2(Decomposition[TuckerState]):
         metric = fold_metric(moments, blocks, (1, 2, 0), site.shape[1:])
         output_half = None if moments.output is None else half(moments.output, blocks)
         rows = blocks if output_half is None else torch.einsum("gpo,gpsi->gosi", output_half, blocks)
-        if metric is None:
-            input_basis = torch.linalg.eigh(torch.einsum("gosi,gosj->gij", rows, rows))[1].flip(-1)
-            core = torch.einsum("gosi,giq->goqs", rows, input_basis)
-        else:
+        grid = self._grid(site)
+        if metric is not None:
             tap_half, channel_half = torch.linalg.cholesky(metric.taps), torch.linalg.cholesky(metric.channels)
             white = torch.einsum("gts,goti,gij->gosj", tap_half, rows, channel_half)
-            basis = torch.linalg.eigh(torch.einsum("gosi,gosj->gij", white, white))[1].flip(-1)
-            input_basis = torch.linalg.solve_triangular(channel_half.mT, basis, upper=True)
-            core = coordinates(metric, blocks, input_basis.mT)[1].permute(0, 3, 1, 2)
-        output_basis = torch.linalg.eigh(torch.einsum("goqs,gpqs->gop", core, core))[1].flip(-1)
+            basis = torch.linalg.solve_triangular(channel_half.mT, _leading(white.flatten(1, 2).mT), upper=True)
+            return TuckerState(blocks, basis, None, None, output_half, metric, site.kernel, grid)
+        input_basis = _leading(rows.flatten(1, 2).mT)
+        core = torch.einsum("gosi,giq->goqs", rows, input_basis)
+        output_basis = _leading(core.flatten(2))
         core = torch.einsum("goqs,gop->gpqs", core, output_basis)
-        return TuckerState(blocks, core, output_basis, input_basis, output_half, metric, site.kernel)
+        return TuckerState(blocks, input_basis, output_basis, core, output_half, None, site.kernel, grid)
+
+    def _grid(self, site: Site) -> np.ndarray:
+        """Pairs of geometric ranks that are cheaper than dense, and the full one, last."""
+        c_in, c_out = site.c_in // site.groups, site.c_out // site.groups
+        inner, outer = np.union1d(geometric(c_in, INPUT_RANKS), c_in), np.union1d(geometric(c_out, OUTPUT_RANKS), c_out)
+        pairs = np.stack([g.ravel() for g in np.meshgrid(inner, outer, indexing="ij")], axis=1).astype(np.int64)
+        keep = cheaper(site, *self.costs(site, pairs))
+        keep[-1] = True
+        return pairs[keep]
 
     def errors(self, state: TuckerState) -> Errors:
+        if state.core is None:
+            return _measured(state, state.grid)
+        if self.hooi:
+            return self._iterated(state, state.core)
         energy = state.core.square().sum(dim=3).cpu().numpy()  # (g, co, ci)
         groups, c_out, c_in = energy.shape
         tails = np.zeros((groups, c_out, c_in + 1))  # energy of row o from column i on
@@ -102,29 +145,37 @@ class Tucker2(Decomposition[TuckerState]):
         grid = np.meshgrid(np.arange(1, c_in + 1), np.arange(1, c_out + 1), indexing="ij")
         ranks = np.stack([g.ravel() for g in grid], axis=1).astype(np.int64)
         squared = residual.sum(axis=0).T.ravel()
-        if state.metric is not None:
-            return bounded(ranks, squared, total, float(outer.max()))
         return Errors(ranks, ratio(squared, total), ratio(operator, float(outer.max())), total**0.5, operator_is="bound")
 
+    def _iterated(self, state: TuckerState, core: Tensor) -> Errors:
+        """Errors of the pairs of the grid, measured on the bases that `factors` gives."""
+        found = []
+        for r_in, r_out in state.grid.tolist():
+            into, out = _iterate(core, r_in, r_out, self.hooi)
+            kept = torch.einsum("gop,gPp,gPqs,gqj,gij->gois", out, out, core, into, into)
+            found.append(_norms((core - kept).flatten(2)))
+        total, top = _norms(core.flatten(2))
+        squared = np.array(found)
+        return Errors(state.grid, ratio(squared[:, 0], total), ratio(squared[:, 1], top), total**0.5, "measured", "measured")
+
     def factors(self, state: TuckerState, rank: Rank) -> tuple[Tensor, ...]:
-        """Input basis (g, ci, r_in), core (g, r_out, r_in, kh, kw), output basis (g, co, r_out). With an input moment:
-        alternately the best core and output basis for an input basis (reduced-rank regression, exact) and a better
+        """Input basis (g, ci, r_in), core (g, r_out, r_in, kh, kw), output basis (g, co, r_out). Any pair. With an input
+        moment: alternately the best core and output basis for an input basis (reduced-rank regression, exact) and a better
         input basis for them."""
         r_in, r_out = rank
-        first, last = state.input_basis[..., :r_in], state.output_basis[..., :r_out]
-        if state.metric is None:
+        if state.core is None or state.output_basis is None:
+            first, regression = _refine(state, r_in, _anchor(state, r_in, r_out))
+            core, last = _truncate(state, regression, r_out)
+            return first, core.unflatten(3, state.kernel), last
+        if not self.hooi:
             core = state.core[:, :r_out, :r_in].unflatten(3, state.kernel).contiguous()
-            return first, core, _unwhiten(state.output_half, last)
-        core, last = _regress(state, first, r_out)
-        if bool((state.weight != 0).any()):
-            for _ in range(affordable(state.weight, r_in)):
-                left = torch.einsum("gop,gpqs->gosq", last, core)
-                rows, gain = better_right(state.metric, state.weight, left, first.mT)
-                first = torch.linalg.qr(rows.mT)[0]
-                core, last = _regress(state, first, r_out)
-                if gain < ENOUGH:
-                    break
-        return first, core.unflatten(3, state.kernel), last
+            return state.input_basis[..., :r_in], core, _unwhiten(state.output_half, state.output_basis[..., :r_out])
+        into, out = _iterate(state.core, r_in, r_out, self.hooi)
+        core = torch.einsum("gop,gois,gij->gpjs", out, state.core, into).unflatten(3, state.kernel)
+        return state.input_basis @ into, core.contiguous(), _unwhiten(state.output_half, state.output_basis @ out)
+
+    def describe(self, site: Site, rank: Rank) -> str:
+        return f"in {rank[0]}, out {rank[1]}"
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return torch.einsum("giq,gpqhw,gop->goihw", *factors).reshape(site.shape)
@@ -140,17 +191,89 @@ class Tucker2(Decomposition[TuckerState]):
         return chain_module(site, self._links(site, r_in, r_out), weights, bias)
 
 
-def _regress(state: TuckerState, first: Tensor, r_out: int) -> tuple[Tensor, Tensor]:
-    """The best core (g, r_out, r_in, s) and output basis (g, co, r_out) for an input basis: the unrestricted optimum in
-    coordinates that are orthonormal in the metric, truncated by SVD (reduced-rank regression, Izenman 1975)."""
+def _measured(state: TuckerState, ranks: np.ndarray) -> Errors:
+    """Errors in the metric of the factors that `factors` gives. With U the eigenvectors of Z^T Z kept, L its eigenvalues and
+    T the Gram matrix of the weight's rows, all in the metric, that of the residual's rows is T - U L U^T."""
     assert state.metric is not None
-    factor, z = coordinates(state.metric, state.weight, first.mT)  # z: (g, r_in, s, o)
-    groups, r_in, s, o = z.shape
-    z = z.reshape(groups, r_in * s, o)
-    output = torch.linalg.eigh(z.mT @ z)[1].flip(-1)[..., :r_out]
-    core = torch.linalg.solve_triangular(factor.mT, z @ output, upper=True)
-    core = core.reshape(groups, r_in, s, r_out).permute(0, 3, 1, 2).contiguous()
+    rows = state.weight.flatten(2) if state.output_half is None else state.output_half.mT @ state.weight.flatten(2)
+    d = rows.shape[2]
+    gram = rows @ state.metric.input.reshape(-1, d, d) @ rows.mT
+    total, top = residual_norms(state.metric, state.weight)
+    found = np.zeros((len(ranks), 2))
+    refined: dict[tuple[int, int], Regression] = {}
+    for k, (r_in, r_out) in enumerate(ranks.tolist()):
+        key = (r_in, _anchor(state, r_in, r_out))
+        if key not in refined:
+            refined = {key: _refine(state, *key)[1]}  # pairs are sorted: no other needs the last one again
+        kept = refined[key].vectors[..., :r_out]
+        left = gram - (kept * refined[key].values[:, None, :r_out]) @ kept.mT
+        squared = max(0.0, float(left.diagonal(dim1=1, dim2=2).sum()))
+        found[k] = squared, min(squared, max(0.0, float(torch.linalg.eigvalsh((left + left.mT) / 2).max())))
+    return Errors(ranks, ratio(found[:, 0], total), ratio(found[:, 1], top), total**0.5, "measured", "measured")
+
+
+def _anchor(state: TuckerState, r_in: int, r_out: int) -> int:
+    """The output rank that the input basis of a pair is refined for: the next of c_out, c_out / 2, c_out / 4, ...; c_out
+    alone where sweeps are so long that only a few can be made."""
+    anchor = state.weight.shape[1]
+    if _folding.work(state.weight, r_in) * FEW <= _folding.WORK:
+        while anchor // 2 >= r_out:
+            anchor //= 2
+    return anchor
+
+
+def _refine(state: TuckerState, r_in: int, r_out: int) -> tuple[Tensor, Regression]:
+    """An input basis of shape (g, ci, r_in), refined for an output rank, and the regression on it."""
+    metric = state.metric
+    assert metric is not None
+
+    def fit(rows: Tensor) -> tuple[Tensor, float, Regression]:
+        regression = _regress(state, rows)
+        core, last = _truncate(state, regression, r_out)
+        return torch.einsum("gop,gpqs->gosq", last, core), float(regression.values[:, :r_out].sum()), regression
+
+    sweeps = _folding.affordable(state.weight, r_in)
+    _, rows, regression = alternate(metric, state.weight, state.input_basis[..., :r_in].mT, fit, sweeps)
+    return rows.mT, regression
+
+
+def _regress(state: TuckerState, rows: Tensor) -> Regression:
+    assert state.metric is not None
+    factor, z = coordinates(state.metric, state.weight, rows)  # z: (g, r_in, s, o)
+    z = z.flatten(1, 2)
+    values, vectors = torch.linalg.eigh(z.mT @ z)
+    return Regression(factor, z, values.flip(-1).clamp_min(0.0), vectors.flip(-1))
+
+
+def _truncate(state: TuckerState, regression: Regression, r_out: int) -> tuple[Tensor, Tensor]:
+    """The best core (g, r_out, r_in, s) and output basis (g, co, r_out) for the input basis of a regression."""
+    output = regression.vectors[..., :r_out]
+    core = torch.linalg.solve_triangular(regression.factor.mT, regression.z @ output, upper=True)
+    core = core.unflatten(1, (-1, state.weight.shape[2])).permute(0, 3, 1, 2).contiguous()
     return core, _unwhiten(state.output_half, output)
+
+
+def _iterate(core: Tensor, r_in: int, r_out: int, sweeps: int) -> tuple[Tensor, Tensor]:
+    """Higher-order orthogonal iteration from the HOSVD: bases of the modes of a core (g, o, i, s) in its own coordinates,
+    (g, i, r_in) and (g, o, r_out). Each half sweep is optimal for the other basis, so the error never grows."""
+    groups, c_out, c_in, _ = core.shape
+    into = torch.eye(c_in).to(core)[:, :r_in].expand(groups, -1, -1)
+    out = torch.eye(c_out).to(core)[:, :r_out].expand(groups, -1, -1)
+    for _ in range(sweeps):
+        out = _leading(torch.einsum("gois,gij->gojs", core, into).flatten(2))[..., :r_out]
+        into = _leading(torch.einsum("gois,gop->gips", core, out).flatten(2))[..., :r_in]
+    return into, out
+
+
+def _leading(matrix: Tensor) -> Tensor:
+    """Left singular vectors of matrices (g, m, n), strongest first, shape (g, m, m)."""
+    return torch.linalg.eigh(matrix @ matrix.mT)[1].flip(-1)
+
+
+def _norms(matrix: Tensor) -> tuple[float, float]:
+    """Squared Frobenius norm and squared operator norm (largest over groups) of matrices (g, m, n)."""
+    values = torch.linalg.eigvalsh(matrix @ matrix.mT).clamp_min(0.0)
+    return float(matrix.square().sum()), float(values.max())
 
 
 def _unwhiten(output_half: Tensor | None, columns: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, describe
 from ranksearch.decompositions._base import Errors
+from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, canonical_weight, find_sites
 
 IMAGE = (2, 6, 9, 10)
@@ -354,6 +356,33 @@ def test_zero_weight_has_no_error_and_finite_factors(kind: str, decomposition: A
         factors = decomposition.factors(state, tuple(errors.ranks[0].tolist()))
         assert all(bool(f.isfinite().all()) for f in factors)
         assert float(decomposition.compose(site, factors).abs().max()) == 0
+
+
+@every
+def test_ranks_are_described(kind: str, decomposition: AnyDecomposition) -> None:
+    layer, site, _ = make(kind)
+    defined(decomposition, site)
+    ranks = decomposition.errors(decomposition.prepare(site, canonical_weight(layer, site))).ranks.tolist()
+    texts = [describe(site, decomposition.name, rank) for rank in ranks]
+    assert len(set(texts)) == len(ranks)  # no two ranks read alike
+    for rank, text in zip(ranks, texts, strict=True):
+        assert text and "\n" not in text and text == decomposition.describe(site, tuple(rank))
+        shown = [r for r in rank if r > 1] if decomposition.name == "adaptive" else rank
+        assert [int(n) for n in re.findall(r"(?<![a-z])\d+", text)] == shown
+
+
+def test_descriptions_read_well() -> None:
+    _, site, _ = make("conv3x3")
+    _, matrix, _ = make("linear")
+    assert describe(site, "dense", ()) == "full" and describe(site, "svd", [12]) == "r=12"
+    assert describe(site, "tucker2", (8, 12)) == "in 8, out 12" and describe(site, "grouped_svd", (4, 6)) == "4 groups, r=6"
+    assert describe(site, "tiled_svd", (2, 4, 6)) == "2 x 4 tiles, r=6" and describe(site, "decoupled", (2,)) == "2 per filter"
+    assert describe(site, "tensor_train", (4, 8, 6)) == "bonds 4-8-6" and describe(site, "tensor_ring", (4, 2, 2)) == "ring 4-2-2"
+    assert describe(site, "adaptive", (2, 1, 1, 1, 3, 1, 1, 1, 1, 5)) == "o-2-i, i-3-h, w-5-hub"
+    assert describe(matrix, "adaptive", (1, 4, 1, 1, 1, 1, 1, 1, 1, 1)) == "o1-4-i1"
+    assert describe(site, "adaptive", (1,) * 10) == "rank one"
+    with pytest.raises(InvalidArgument, match="svdd"):
+        describe(site, "svdd", (1,))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from oracles import assert_no_neighbour_is_better, conv, descend, moments, squared_error
 
 from ranksearch.decompositions import AnyDecomposition, Moments, _folding
+from ranksearch.decompositions._spectrum import shrunk
 from ranksearch.decompositions.spatial import Spatial
 from ranksearch.decompositions.svd_in import SVDIn
 
@@ -49,13 +51,50 @@ def test_refinement_never_hurts_and_reaches_the_minimum(decomposition: AnyDecomp
             factors = _folding.factors(state, rank, sweeps=sweeps)
             seen.append(squared_error(site, weight - decomposition.compose(site, factors), m))
         assert all(b <= a * (1 + 1e-6) + 1e-9 * total for a, b in itertools.pairwise(seen))
-        # without a sweep the error is the one reported, to the shrinkage of the moments
-        assert seen[0] == pytest.approx((errors.frobenius[rank - 1] * errors.norm) ** 2, rel=1e-4)
+        # the factors given are those measured, to the shrinkage of the moments
+        assert errors.ranks[rank - 1] == rank and errors.frobenius_is == "measured"
+        assert seen[3] == pytest.approx((errors.frobenius[rank - 1] * errors.norm) ** 2, rel=1e-4)
         plain = squared_error(site, weight - decomposition.reconstruct(site, decomposition.prepare(site, weight), (rank,)), m)
         assert seen[0] < plain + 1e-9 * total  # the metric pays
         # near a minimum: another optimizer, which may jump to another one, finds little left to gain
         reached = descend(decomposition, site, weight, m, _folding.factors(state, rank))
         assert seen[3] - reached <= 0.12 * seen[3] + 1e-9 * total
+
+
+@every
+def test_errors_of_a_grid_are_those_of_its_factors(decomposition: AnyDecomposition) -> None:
+    """Against the dense residual; the grid has ranks enough and lies among the savings; ranks between serve as well."""
+    site, weight = conv(48, 40)
+    m = moments(site)
+    state = decomposition.prepare(site, weight, m)
+    errors = decomposition.errors(state)
+    ranks = errors.ranks[:, 0].tolist()
+    saving = decomposition.options(site)[:, 0].max()
+    assert len(ranks) >= 16 and ranks[-1] == decomposition.ranks(site)[-1, 0] and max(ranks[:-1]) <= saving
+    assert (np.diff(errors.frobenius) < 0).all() and (errors.operator <= 1).all()
+    assert m.input is not None and m.output is not None
+    inner, outer = torch.linalg.cholesky(shrunk(m.input, weight))[0], torch.linalg.cholesky(shrunk(m.output, weight))[0]
+
+    def norms(residual: torch.Tensor) -> tuple[float, float]:
+        white = outer.mT @ residual.flatten(1) @ inner
+        return float(white.norm()), float(torch.linalg.matrix_norm(white, 2))
+
+    total, top = norms(weight)
+    for k in (0, 7, len(ranks) - 2):
+        found = norms(weight - decomposition.reconstruct(site, state, (ranks[k],)))
+        assert found == pytest.approx((errors.frobenius[k] * total, errors.operator[k] * top), rel=1e-6)
+    between = next(r for r in range(ranks[0], ranks[-2]) if r not in ranks)
+    k = next(i for i, r in enumerate(ranks) if r > between)
+    error = norms(weight - decomposition.reconstruct(site, state, (between,)))[0] / total
+    assert errors.frobenius[k] < error < errors.frobenius[k - 1]
+
+
+@pytest.mark.parametrize(("top", "count"), [(0, 16), (1, 16), (6, 16), (30, 16), (448, 16), (448, 9)])
+def test_grid_is_geometric(top: int, count: int) -> None:
+    grid = _folding.geometric(top, count)
+    assert len(grid) == (top if top < 7 else max(count, 9)) and (np.diff(grid) > 0).all()
+    if top:
+        assert grid[0] == 1 and top / 2 < grid[-1] <= top and (grid[1:] <= 2 * grid[:-1]).all()
 
 
 @every
