@@ -1,4 +1,4 @@
-"""The command line: ``ranksearch profile | search | front | build STUDY``. Here is only what turns every end of a
+"""The command line: ``ranksearch profile | search | front | proxies | build STUDY``. Here is only what turns every end of a
 command into an exit code: 0, 2 for errors (one line, no traceback), 130 after Ctrl-C. Imports nothing heavy."""
 
 from __future__ import annotations

@@ -41,13 +41,7 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
     path = check_path(path)
     if metric not in frame.columns:
         raise InvalidArgument(f"metric={metric!r} is no column; there are: {', '.join(frame.columns)}")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency("pictures need matplotlib: pip install 'ranksearch[plot]'") from error
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(7.2, 4.4)
     axes = figure.add_subplot()
     rows: Any = frame  # the stubs of pandas lose the type of a selection
     dense, front = rows[rows["is_dense"]], rows[rows["on_front"]]
@@ -79,3 +73,68 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     return path
+
+
+def plot_proxies(agreements: pd.DataFrame, scores: pd.DataFrame, *, title: str, path: str | Path) -> Path:
+    """Draw what was measured over what each proxy scored: a column of panels per proxy, a row per fidelity.
+
+    Args:
+        agreements: of `ranksearch.study.Study.proxies`.
+        scores: of `ranksearch.study.Study.proxy_scores`, of the same metric and fidelities.
+        title: of the picture.
+        path: where to write; .png, .svg or .pdf.
+
+    Raises:
+        InvalidArgument: another file ending, or frames without a row.
+        MissingDependency: matplotlib is not installed.
+    """
+    path = check_path(path)
+    if not len(agreements) or not len(scores):
+        raise InvalidArgument("agreements, scores: a frame has no row; there is nothing to draw")
+    proxies, fidelities = list(dict.fromkeys(agreements["proxy"])), list(dict.fromkeys(agreements["fidelity"]))
+    taus = {(row["proxy"], row["fidelity"]): row["kendall"] for row in agreements.to_dict("records")}
+    metric = str(agreements["metric"].iloc[0])
+    figure = _figure(2.3 * len(proxies) + 1.3, 2.5 * len(fidelities) + 0.7)
+    grid = figure.subplots(len(fidelities), len(proxies), squeeze=False, sharey="row")
+    rows: Any = scores
+    points = None
+    for line, fidelity in zip(grid, fidelities, strict=True):
+        for axes, proxy in zip(line, proxies, strict=True):
+            shown = rows[(rows["proxy"] == proxy) & (rows["fidelity"] == fidelity)]
+            points = axes.scatter(
+                shown["score"], shown["measured"], c=100 * shown["macs_rel"], s=20, cmap="viridis", vmin=0, vmax=100,
+                edgecolor="white", linewidth=0.4,
+            )  # fmt: skip
+            if (shown["score"] > 0).all() and shown["score"].max() > 10 * shown["score"].min():
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_formatter("")  # minor labels would run into each other
+            tau = taus[proxy, fidelity]
+            axes.set_title(f"{proxy}\nKendall tau {tau:.2f}" if tau == tau else f"{proxy}\nno order to compare", fontsize=9)
+            axes.tick_params(labelsize=7)
+            axes.grid(color="0.93")
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        line[0].set_ylabel(f"{metric}\n{_wrapped(fidelity)}", fontsize=8)
+    assert points is not None
+    figure.colorbar(points, ax=grid, label="MACs (% of dense)", shrink=0.9)
+    figure.supxlabel("score of the proxy (lower is better)", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    return path
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure that knows nothing of pyplot, of a size in inches."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependency("pictures need matplotlib: pip install 'ranksearch[plot]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _wrapped(fidelity: str) -> str:
+    return fidelity.replace(":", "\n").replace(",", "\n")

@@ -268,7 +268,7 @@ def _checked_row(engine: sa.Engine, shown: str, study: str | None, fingerprint: 
     if fingerprint is not None and row.fingerprint != fingerprint:
         raise StoreError(
             f"store {shown!r} belongs to study {row.name!r} with fingerprint {row.fingerprint}, but study {row.name!r} now has fingerprint "
-            f"{fingerprint}: weights, data or fine-tuning have changed; use another --store, or what it was made with"
+            f"{fingerprint}: weights, data, fine-tuning or the metric of the space differ; use another --store, or what it was made with"
         )
     if not _is_object(row.details):
         raise StoreError(f"store {shown!r} is damaged: its details are not a JSON object; restore a copy, or use another --store")

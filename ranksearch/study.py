@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ranksearch import export, frames
+from ranksearch import export, frames, proxy_report, space_metric
 from ranksearch.conditions import Condition
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
 from ranksearch.home import home
+from ranksearch.proxies import TableProxy
 from ranksearch.runners import LocalRunner, RayTuneRunner, Runner
 from ranksearch.samplers import SAMPLERS
 from ranksearch.search import Search, exact_starts, indices_of
@@ -115,8 +116,18 @@ class Study:
 
     @cached_property
     def spectra(self) -> Spectra:
-        """The prepared decompositions of every site."""
-        return Spectra(self.model, self.sites, self.spec.decompositions)
+        """The prepared decompositions of every site, in the metric of the space.
+
+        Other metrics than the weights' take statistics from ``space.calibration`` batches first, cached under
+        ``$RANKSEARCH_HOME/cache``, with what was measured best as defaults (`ranksearch.space_metric`): inputs about their
+        mean where there is batch norm, labels sampled from the model at temperature 3."""
+        name = self.spec.metric
+        moments = None
+        if name != "weight":
+            batches, gradients = self.spec.calibration, name == "fisher"
+            found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=gradients)
+            moments = space_metric.moments(found, name, center=space_metric.centred(self.model))
+        return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments)
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -130,8 +141,10 @@ class Study:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Content hash of the model's weights and the task: evaluations are facts about this."""
+        """Content hash of the model's weights and the task: evaluations are facts about this. In other metrics than the
+        weights' a configuration has other factors, so the metric and its settings are part of it there."""
         digest = hashlib.sha256(self.task.fingerprint().encode())
+        digest.update(space_metric.settings(self.spec.metric, self.spec.calibration).encode())
         for key, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -200,6 +213,9 @@ class Study:
         machine = _runner(runner, workers, address, by_value)
         conditions = [Condition.parse(text) for text in constraints]
 
+        if self.spec.metric != "weight":
+            tell(Stage(f"collecting statistics of {self.spec.calibration} batches for the {self.spec.metric} metric"))
+            _ = self.spectra
         tell(Stage(f"profiling {len(self.sites)} sites"))
         space = self.space
         limits = self._limits(conditions)
@@ -318,6 +334,47 @@ class Study:
         """One row per (evaluated configuration, factorized site)."""
         with self._open(write=False) as store:
             return frames.layers(store.records())
+
+    def proxies(
+        self, *, metric: str | None = None, fidelity: str | None = None, k: int = 5, tolerance: float = 0.05, calibrate: bool = True
+    ) -> pd.DataFrame:
+        """How well each proxy predicted what was measured: one row per proxy and fidelity; columns and what is left out
+        (``attrs["left_out"]``): see `ranksearch.proxy_report`. The dense network is not among the configurations.
+
+        Args:
+            metric: of the task; default: the first of the objectives that is one.
+            fidelity: one key of the store; default: each that has enough evaluations.
+            k, tolerance: see `ranksearch.honesty.agreement`.
+            calibrate: take statistics from calibration batches (cached) for the proxies that need them.
+
+        Raises:
+            StoreError: there is no store.
+            InvalidArgument: an unknown metric or fidelity, or fewer than three measured configurations.
+        """
+        data, proxies = self._judged(metric, fidelity, calibrate)
+        frame = proxy_report.agreements(data, proxies, k=k, tolerance=tolerance)
+        frame.attrs["left_out"] = proxy_report.left_out(calibrated=calibrate)
+        return frame
+
+    def proxy_scores(self, *, metric: str | None = None, fidelity: str | None = None, calibrate: bool = True) -> pd.DataFrame:
+        """What every proxy scored beside what was measured, one row per proxy, fidelity and configuration; see `proxies`."""
+        return proxy_report.scores(*self._judged(metric, fidelity, calibrate))
+
+    def _judged(self, name: str | None, fidelity: str | None, calibrate: bool) -> tuple[proxy_report.Measured, list[TableProxy]]:
+        names = [m.name for m in self.task.metrics]
+        name = name or next((o for o in self.objectives if o in names), names[0])
+        if name not in names:
+            raise InvalidArgument(f"metric={name!r}: this task reports {', '.join(names)}; name one of these")
+        with self._open(write=False) as store:
+            records = list(store.records())
+        larger = self.directions[name] == "max"
+        data = proxy_report.measured(records, self.space, name, larger_is_better=larger, fidelity=fidelity)
+        proxies = proxy_report.solved(proxy_report.free_proxies(), data.space, proxy_report.without_moments(self.spectra))
+        if calibrate:
+            batches, center = self.spec.calibration, space_metric.centred(self.model)
+            found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=True, diagonal=True)
+            proxies += proxy_report.solved(proxy_report.statistics_proxies(self.spectra, found, center=center), data.space)
+        return data, proxies
 
     def configuration(self, id: str) -> Configuration:
         """The configuration of an id, or of an unambiguous beginning of one."""

@@ -5,9 +5,10 @@ set have seen these: their accuracy there is too high, and only differences betw
 with the test set (``task.measure(model, "test")``) before quoting a number."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ranksearch.evaluation import Fidelity
+from ranksearch.search_spaces import mixture
 from ranksearch.study import Study
 from ranksearch.tasks.images import CropAndFlip, cifar10
 from ranksearch.tasks.networks import cifar_resnet, load_weights
@@ -20,9 +21,11 @@ def study(
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.2,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
     augment: Annotated[bool, "random crops and mirroring in fine-tuning; pays only over many epochs"] = False,
+    metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are best in and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the search and every evaluation"] = 0,
 ) -> Study:
     """Compress a ResNet-20 trained on CIFAR-10."""
     model = load_weights(cifar_resnet(20), weights).eval()
     task = cifar10(data, learning_rate=learning_rate, augment=CropAndFlip() if augment else None)
-    return Study("cifar10_resnet20", model=model, task=task, fidelity=Fidelity(epochs=epochs, recalibration=8), seed=seed)
+    fidelity = Fidelity(epochs=epochs, recalibration=8)
+    return Study("cifar10_resnet20", model=model, task=task, space=mixture().but(metric=metric), fidelity=fidelity, seed=seed)

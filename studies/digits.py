@@ -1,9 +1,10 @@
 """Handwritten digits of scikit-learn (8 x 8) and a small residual network, trained here in a few seconds and cached."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ranksearch.evaluation import Fidelity
 from ranksearch.home import home
+from ranksearch.search_spaces import mixture
 from ranksearch.study import Study
 from ranksearch.tasks.images import digits
 from ranksearch.tasks.networks import digits_net
@@ -14,9 +15,11 @@ def study(
     *,
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 2.0,
     training_epochs: Annotated[float, "epochs in which the network to be compressed is trained"] = 12.0,
+    metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are best in and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the training, the search and every evaluation"] = 0,
 ) -> Study:
     """Compress a residual network of 172,000 parameters that reads handwritten digits."""
     schooling = digits(learning_rate=0.1, schedule="one_cycle")
     model = trained(digits_net, schooling, epochs=training_epochs, seed=seed, cache=home() / "cache")
-    return Study("digits", model=model, task=digits(), fidelity=Fidelity(epochs=epochs, recalibration=8), seed=seed)
+    fidelity = Fidelity(epochs=epochs, recalibration=8)
+    return Study("digits", model=model, task=digits(), space=mixture().but(metric=metric), fidelity=fidelity, seed=seed)

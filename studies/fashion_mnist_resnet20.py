@@ -4,9 +4,10 @@ Candidates are measured on 5,000 images held out of the training set. Weights th
 set have seen these: compare with the test set (``task.measure(model, "test")``) before quoting a number."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ranksearch.evaluation import Fidelity
+from ranksearch.search_spaces import mixture
 from ranksearch.study import Study
 from ranksearch.tasks.images import fashion_mnist
 from ranksearch.tasks.networks import cifar_resnet, load_weights
@@ -18,9 +19,11 @@ def study(
     data: Annotated[Path, "folder with the idx.gz files of Fashion-MNIST"] = Path("/usr/share/datasets/fashion-mnist"),
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.2,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
+    metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are best in and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the search and every evaluation"] = 0,
 ) -> Study:
     """Compress a ResNet-20 trained on Fashion-MNIST."""
     model = load_weights(cifar_resnet(20, in_channels=1), weights).eval()
     task = fashion_mnist(data, learning_rate=learning_rate)
-    return Study("fashion_mnist_resnet20", model=model, task=task, fidelity=Fidelity(epochs=epochs, recalibration=8), seed=seed)
+    fidelity = Fidelity(epochs=epochs, recalibration=8)
+    return Study("fashion_mnist_resnet20", model=model, task=task, space=mixture().but(metric=metric), fidelity=fidelity, seed=seed)

@@ -233,6 +233,56 @@ def test_front_with_conditions_objectives_and_all(searched, capsys):
     assert "objectives=['beauty']" in error(capsys, "front", path, "--store", store, "--objective", "beauty")
 
 
+def test_proxies_in_every_format(searched, tmp_path, capsys):
+    path, store, printed = searched
+    said = re.search(r"proxies: (\w+) ordered the 9 factorized networks best by accuracy \(Kendall tau (-?\d\.\d\d);", printed)
+    assert said and f"ranksearch proxies {path} --store {store}" in printed
+    command = ["proxies", path, "--store", store]
+    assert cli.main([*command, "--no-calibration", "--format", "csv"]) == 0
+    free = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert set(free["proxy"]) == {"energy", "frobenius", "operator_norm"} and set(free["count"]) == {9}
+    best = free.loc[free["kendall"].idxmax()]
+    assert said[1] == best["proxy"] and float(said[2]) == pytest.approx(best["kendall"], abs=0.006)
+    assert cli.main([*command, "--format", "json", "--top", "2", "--objective", "loss"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["proxy"] for row in rows} == {"energy", "frobenius", "operator_norm", "activation", "fisher", "fwsvd"}
+    assert {row["k"] for row in rows} == {2} and {row["metric"] for row in rows} == {"loss"}
+    assert cli.main([*command, "--plot", str(tmp_path / "p.png")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("accuracy of 9 factorized networks at full:epochs=0,recalibration=1:")
+    assert "(blind choice)" in shown and re.search(r"last_feature, single_site_loss, calibrated: runs the network", shown)
+    taus = [float(tau) for tau in re.findall(r"^\w+ +(-?\d\.\d\d) ", shown, re.M)]
+    assert len(taus) == 6 and taus == sorted(taus, reverse=True)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    for name, read in (("p.csv", pd.read_csv), ("p.json", pd.read_json), ("p.parquet", pd.read_parquet)):
+        assert cli.main([*command, "--no-calibration", "--out", str(tmp_path / name)]) == 0
+        assert "3 rows written" in capsys.readouterr().err and read(tmp_path / name)["proxy"].tolist() == free["proxy"].tolist()
+
+
+def test_proxies_that_cannot_be_judged_are_one_line(searched, study, tmp_path, capsys):
+    path, store, _ = searched
+    command = ("proxies", path, "--store", store)
+    assert "metric='beauty': this task reports accuracy, loss" in error(capsys, *command, "--objective", "beauty")
+    assert "fidelity='none': nothing was measured at it; the store has full:" in error(capsys, *command, "--fidelity", "none")
+    assert "needs --out FILE" in error(capsys, *command, "--format", "parquet")
+    assert "'p.gif': a picture ends in" in error(capsys, *command, "--plot", "p.gif")
+    assert "0 is not in the range" in error(capsys, *command, "--top", "0")
+    data = ("--data", str(tmp_path))
+    assert "does not exist" in error(capsys, "proxies", study, *data)
+    small = str(tmp_path / "small.db")
+    assert cli.main(["search", study, *data, "--trials", "3", "--runner", "local", "--store", small]) == 0
+    assert "Kendall" not in capsys.readouterr().out, "three evaluations say nothing of proxies"
+    assert "2 factorized networks of this space are measured; at least 3" in error(capsys, "proxies", study, "--store", small)
+
+
+def test_profile_tells_that_statistics_are_collected(study, tmp_path, capsys):
+    edited(study, 'Study("bright", ', 'Study("bright", space=mixture().but(metric="fisher", calibration=2), ')
+    edited(study, "import time\n", "from ranksearch.search_spaces import mixture\n")
+    assert cli.main(["profile", study, "--data", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "collecting statistics for the fisher metric ..." in printed.err and "errors in the fisher metric" in printed.out
+
+
 def test_build_writes_a_network_that_loads(searched, tmp_path, capsys):
     path, store, _ = searched
     assert cli.main(["front", path, "--store", store, "--format", "json"]) == 0

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import kendalltau
 from torch import nn
 
 from ranksearch.errors import InfeasibleBudget, InvalidArgument, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
 from ranksearch.search import exact_starts
+from ranksearch.search_spaces import mixture
 from ranksearch.space import DENSE
 from ranksearch.study import Finished, Planned, Study
 from ranksearch.tasks import Classification
@@ -27,6 +29,11 @@ def make(scale: float = 1.0, **changes) -> Study:
     with torch.no_grad():
         net[0].weight.mul_(scale)
     return Study("small", model=net, task=task, fidelity=Fidelity(epochs=1, recalibration=1), **changes)
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -93,7 +100,6 @@ def test_front_best_and_build(store: str) -> None:
     assert sum(p.numel() for p in network.parameters()) == best["params"]
     assert study.task.measure(network)["accuracy"] == pytest.approx(best["accuracy"])
     with pytest.raises(InvalidArgument, match="no evaluated network"):
-        study.best("macs < 1")  # relative: at most the dense network's, which the next line makes impossible
         study.best("accuracy > 2")
 
 
@@ -135,6 +141,25 @@ def test_results_without_a_store_are_a_clear_error(store: str) -> None:
     assert not Path(store).exists()
 
 
+def test_proxies_are_judged_on_what_was_measured(store: str) -> None:
+    study = make()
+    _run(study, store, trials=12)
+    frame, scores = study.proxies(), study.proxy_scores()
+    assert frame["proxy"].tolist() == ["energy", "frobenius", "operator_norm", "activation", "fisher", "fwsvd"]
+    assert set(frame["count"]) == {11} and set(frame["metric"]) == {"accuracy"} and set(frame["fidelity"]) == {study.fidelity.key}
+    assert len(scores) == 6 * 11 and frame.attrs["left_out"].keys() == {"last_feature", "single_site_loss", "calibrated"}
+    measured = study.evaluations().set_index("id")["accuracy"]
+    for name, rows in scores.groupby("proxy"):
+        tau = kendalltau(rows["score"], -measured[rows["id"]].to_numpy()).statistic
+        assert frame.set_index("proxy").loc[name, "kendall"] == pytest.approx(tau), name
+    assert len(study.proxies(calibrate=False)) == 3
+    with pytest.raises(InvalidArgument, match="metric='macs': this task reports accuracy, loss"):
+        study.proxies(metric="macs")
+    empty = make_attached(store + ".none")
+    with pytest.raises(StoreError):
+        empty.proxies()
+
+
 def test_failed_evaluations_are_recorded_and_do_not_end_the_study(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Evaluator.__call__
 
@@ -165,6 +190,15 @@ def test_exact_starts_fit_their_budgets() -> None:
     starts = exact_starts(study.space, {"macs": study.space.limit("macs", 0.6)})
     assert len({s.indices.tobytes() for s in starts}) == len(starts) > 4
     assert all(study.space.cost(s.indices).macs <= 0.6 * study.baseline.macs for s in starts)
+
+
+def test_the_absolute_error_starts_first_where_it_is_good() -> None:
+    fisher, weight = (
+        [start.origin.split(":", 1)[1].split("<=")[0] for start in exact_starts(make(space=mixture().but(metric=metric)).space, {})]
+        for metric in ("fisher", "weight")
+    )
+    assert list(dict.fromkeys(fisher))[:2] == ["energy:params", "energy:macs"]
+    assert weight[0] == "energy:params" and weight[-1] == "energy:macs"
 
 
 def test_other_objectives_and_seeds_share_the_store(store: str) -> None:

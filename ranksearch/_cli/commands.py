@@ -59,6 +59,7 @@ def root() -> click.Group:
         ("profile", profile, _profile_parameters, "What there is to choose, before anything is paid for."),
         ("search", search, _search_parameters, "Evaluate networks, and go on where it stopped."),
         ("front", front, _front_parameters, "The networks that no other one beats."),
+        ("proxies", proxies, _proxies_parameters, "How well cheap scores predicted what was measured."),
         ("build", build, _build_parameters, "One of them as plain PyTorch, on disk."),
     ):
         texts = {"help": function.__doc__, "short_help": short}
@@ -87,6 +88,24 @@ def _format() -> click.Option:
     return click.Option(["--format", "format_"], type=click.Choice(["table", "csv", "json"]), default="table", help="[default: table]")
 
 
+def _formats() -> click.Option:
+    choices = click.Choice(["table", "csv", "json", "parquet"])
+    return click.Option(["--format", "format_"], type=choices, help="[default: as --out is named]")
+
+
+def _format_of(format_: str | None, out: Path | None, plot: Path | None) -> str:
+    """The format to write, checked together with the file names before any work."""
+    from ranksearch import plots
+    from ranksearch._cli import results
+
+    format_ = format_ or results.format_of(out)
+    if format_ == "parquet" and out is None:
+        raise InvalidArgument("--format parquet needs --out FILE: it is no text")
+    if plot is not None:
+        plots.check_path(plot)
+    return format_
+
+
 def _objective() -> click.Option:
     return click.Option(["--objective"], multiple=True, metavar="NAME", help="Instead of the study's objectives; repeatable.")
 
@@ -99,7 +118,10 @@ def profile(file: StudyFile, given: Mapping[str, Any], store: str | None, format
     """Show what a search would work on: sites, their options and costs, and what was skipped and why."""
     from ranksearch._cli import results
 
-    results.profile(_open(file, given, store, session=_session(), stored=True), format_)
+    study = _open(file, given, store, session=_session(), stored=True)
+    if study.spec.metric != "weight":
+        print(f"collecting statistics for the {study.spec.metric} metric ...", file=sys.stderr, flush=True)
+    results.profile(study, format_)
 
 
 def _search_parameters() -> list[click.Parameter]:
@@ -150,7 +172,7 @@ def _front_parameters() -> list[click.Parameter]:
         click.Option(["--where"], multiple=True, metavar="CONDITION", help='Such as "macs < 0.4 and accuracy > 0.98 * baseline".'),
         _objective(),
         click.Option(["--all", "all_"], is_flag=True, help="Dominated networks too."),
-        click.Option(["--format", "format_"], type=click.Choice(["table", "csv", "json", "parquet"]), help="[default: as --out is named]"),
+        _formats(),
         click.Option(["--out"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file."),
         click.Option(["--plot"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
         _store(),
@@ -162,19 +184,43 @@ def front(
     out: Path | None, plot: Path | None, store: str | None,
 ) -> None:  # fmt: skip
     """Show the networks that no other one beats, of all that are in the store."""
-    from ranksearch import plots
     from ranksearch._cli import results
 
-    format_ = format_ or results.format_of(out)
-    if format_ == "parquet" and out is None:
-        raise InvalidArgument("--format parquet needs --out FILE: it is no text")
-    if plot is not None:
-        plots.check_path(plot)
+    format_ = _format_of(format_, out, plot)
     study = _open(file, given, store, session=_session(), stored=True)
     condition = " and ".join(f"({text})" for text in where) if len(where) > 1 else next(iter(where), None)
     results.front(study, condition, objective or None, all=all_, format_=format_, out=out)
     if plot is not None:
         results.plotted(study, condition, objective or None, plot)
+
+
+def _proxies_parameters() -> list[click.Parameter]:
+    return [
+        _study(),
+        click.Option(["--objective"], metavar="NAME", help="The measured metric.  [default: the first that is an objective]"),
+        click.Option(["--fidelity"], metavar="KEY", help="One fidelity of the store.  [default: each that has enough evaluations]"),
+        click.Option(["--top"], type=click.IntRange(min=1), default=5, metavar="K", help="How many count as the best.  [default: 5]"),
+        click.Option(["--no-calibration"], is_flag=True, help="Leave out the proxies that need a pass over training data."),
+        _formats(),
+        click.Option(["--out"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file."),
+        click.Option(["--plot"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
+        _store(),
+    ]
+
+
+def proxies(
+    file: StudyFile, given: Mapping[str, Any], objective: str | None, fidelity: str | None, top: int, no_calibration: bool,
+    format_: str | None, out: Path | None, plot: Path | None, store: str | None,
+) -> None:  # fmt: skip
+    """Show how well each proxy predicted what this study measured: rank correlations, recall of the best, and what trusting
+    it costs at a budget."""
+    from ranksearch._cli import proxies as shown
+
+    format_ = _format_of(format_, out, plot)
+    study = _open(file, given, store, session=_session(), stored=True)
+    shown.report(
+        study, objective=objective, fidelity=fidelity, k=top, calibrate=not no_calibration, format_=format_, out=out, plot=plot
+    )
 
 
 def _build_parameters() -> list[click.Parameter]:

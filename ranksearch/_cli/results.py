@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ranksearch._cli.proxies import best_proxy
 from ranksearch._cli.tables import count, percent, plural, table
 from ranksearch.errors import InvalidArgument
 
@@ -60,7 +61,7 @@ def profile(study: Study, format_: str) -> None:
         least = {name: space.smallest(name) / max(getattr(total, name), 1) for name in ("params", "macs")}
         params, macs = percent(least["params"]), percent(least["macs"])
         print(f"\n{size} configurations; the smallest has {params} of the params, the fastest {macs} of the MACs")
-        print(f"objectives: {', '.join(study.objectives)}; fidelity {study.fidelity.key}")
+        print(f"objectives: {', '.join(study.objectives)}; fidelity {study.fidelity.key}; errors in the {space.metric} metric")
 
 
 def _site_rows(study: Study) -> list[dict[str, Any]]:
@@ -113,6 +114,11 @@ def _some(names: Sequence[str], limit: int = 3) -> str:
 def front(study: Study, where: str | None, objectives: Sequence[str] | None, *, all: bool, format_: str, out: Path | None) -> None:
     """Print or write a front."""
     frame = study.front(where, objectives, all=all)
+    write_frame(frame, format_, out, lambda: front_table(study, frame))
+
+
+def write_frame(frame: pd.DataFrame, format_: str, out: Path | None, as_table: Callable[[], str]) -> None:
+    """Print a frame or write it to a file."""
     if format_ == "parquet":
         assert out is not None
         _write(out, lambda path: frame.to_parquet(path, index=False))
@@ -122,7 +128,7 @@ def front(study: Study, where: str | None, objectives: Sequence[str] | None, *, 
         elif format_ == "json":
             text = f"{frame.to_json(orient='records', indent=2, date_format='iso')}\n"
         else:
-            text = front_table(study, frame) + "\n"
+            text = as_table() + "\n"
         if out is None:
             print(text, end="")
         else:
@@ -187,6 +193,8 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     print(front_table(study, frame))
     if failed:
         print("\nfailed: " + "; ".join(f"{number} x {text[:160]}" for text, number in Counter(errors).most_common(3)))
+    if (line := best_proxy(study, objectives)) is not None:
+        print(f"\n{line}\n  {command('proxies')}")
     factorized = [row["id"] for row in frame.to_dict("records") if row["on_front"] and not row["is_dense"]]
     pick = factorized[len(factorized) // 2] if factorized else "ID"
     metric = study.task.metrics[0]

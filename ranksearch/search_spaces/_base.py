@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Rule, Sites, find_sites
 from ranksearch.space import ErrorName, SearchSpace, build_space
+from ranksearch.space_metric import MetricName
 from ranksearch.spectra import Spectra
 
 
@@ -25,6 +26,12 @@ class SpaceSpec:
         round_to: ranks are multiples of this.
         max_options: at most so many options per ladder; None: all that nothing beats.
         error: which error decides whether an option is beaten.
+        metric: what errors are taken in and factors are best in: ``weight`` (the default) needs no data;
+            ``activation`` weighs by the inputs that layers see, ``fisher`` by these and by what the loss feels at their
+            outputs, so that layers can be compared and summed: best without or with little fine-tuning. See
+            `ranksearch.space_metric` for how the moments are collected (inputs about their mean in networks with batch norm,
+            softmax temperature 3, two sampled labels per example).
+        calibration: batches of training data for the moments; unused in the weight metric.
     """
 
     decompositions: tuple[AnyDecomposition, ...]
@@ -33,10 +40,16 @@ class SpaceSpec:
     round_to: int = 1
     max_options: int | None = None
     error: ErrorName = "frobenius"
+    metric: MetricName = "weight"
+    calibration: int = 16
 
     def __post_init__(self) -> None:
         if self.round_to < 1 or (self.max_options is not None and self.max_options < 1):
             raise InvalidArgument(f"round_to={self.round_to}, max_options={self.max_options}: both must be at least 1")
+        if self.metric not in get_args(MetricName):
+            raise InvalidArgument(f"metric={self.metric!r} is none of {', '.join(get_args(MetricName))}")
+        if self.calibration < 1:
+            raise InvalidArgument(f"calibration={self.calibration}: must be at least 1 batch")
 
     def but(self, **changes: Any) -> SpaceSpec:
         """The same space with some attributes changed."""

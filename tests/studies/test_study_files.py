@@ -9,7 +9,7 @@ import io
 import struct
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ranksearch.errors import InvalidArgument, InvalidModel
+from ranksearch.evaluation import Fidelity
 from ranksearch.study import Study
 from ranksearch.tasks.networks import cifar_resnet
 
 FOLDER = Path(__file__).parents[2] / "studies"
 FILES = sorted(FOLDER.glob("*.py"))
+IMAGES = ("digits", "cifar10_resnet20", "fashion_mnist_resnet20")
 
 
 def load(path: Path) -> ModuleType:
@@ -41,7 +43,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_studies_are_there() -> None:
-    assert {path.stem for path in FILES} >= {"digits", "cifar10_resnet20", "fashion_mnist_resnet20"}
+    assert {path.stem for path in FILES} >= set(IMAGES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -57,9 +59,10 @@ def test_a_study_file_is_one_function_with_explained_options_and_does_no_work(
         assert parameter.kind is parameter.KEYWORD_ONLY
         assert get_origin(parameter.annotation) is Annotated, name
         kind, text = get_args(parameter.annotation)
-        assert kind in (Path, int, float, str, bool) and isinstance(text, str) and text
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        assert (choices or kind in (Path, int, float, str, bool)) and isinstance(text, str) and text
         if parameter.default is not parameter.empty:
-            assert isinstance(parameter.default, kind), name
+            assert parameter.default in choices if choices else isinstance(parameter.default, kind), name
 
 
 @pytest.fixture
@@ -88,7 +91,7 @@ def given(tmp_path: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [FOLDER / f"{name}.py" for name in IMAGES], ids=IMAGES)
 def test_a_study_builds(path: Path, given: dict[str, dict[str, Any]]) -> None:
     options = given[path.stem]
     study = load(path).study(**options)
@@ -100,6 +103,24 @@ def test_a_study_builds(path: Path, given: dict[str, dict[str, Any]]) -> None:
         assert study.fidelity.epochs == options["epochs"]
     assert set(study.objectives) == {"accuracy", "macs", "params"}
     assert len(list(study.sites)) > 10
+    assert study.spec.metric == "fisher"
+    for metric in ("weight", "activation"):
+        assert load(path).study(**options, metric=metric).spec.metric == metric
+
+
+def test_digits_without_fine_tuning_is_another_fidelity_of_the_same_store(tmp_path: Path) -> None:
+    digits = load(FOLDER / "digits.py").study
+    short = {"training_epochs": 0.1, "metric": "weight"}
+    tuned, plain = digits(**short), digits(**short, epochs=0.0)
+    assert tuned.fingerprint == plain.fingerprint and tuned.fidelity.key != plain.fidelity.key
+    for study in (tuned, plain):
+        study.spec = study.spec.but(include="*conv1", max_options=3)
+        study.attach(tmp_path / "digits.db")
+        study.fidelity = study.fidelity if study is plain else Fidelity(epochs=0.05, recalibration=8)
+        study.run(runner="local", trials=5)
+    frame = plain.evaluations()
+    assert len(frame) == 10 and frame["fidelity"].nunique() == 2
+    assert set(plain.proxies(calibrate=False)["fidelity"]) == set(frame["fidelity"])
 
 
 def test_wrong_weights_and_folders_are_named(given: dict[str, dict[str, Any]], tmp_path: Path) -> None:

@@ -1,0 +1,200 @@
+"""How well the proxies predicted what a study measured: tidy DataFrames with stable columns.
+
+`agreements`: one row per proxy and fidelity. Lower is better in every score and, inside, in every measurement.
+
+| column | type | meaning |
+| --- | --- | --- |
+| proxy | string | see `docs/proxies.md` |
+| fidelity | string | of the measurements: the store's key, such as with or without fine-tuning |
+| metric | string | the measured metric |
+| count | int | configurations compared: measured, on the study's ladders, not the dense network |
+| kendall | float | Kendall's tau-b of score and measurement over all pairs; 1 is perfect, 0 is chance |
+| spearman | float | Spearman's rank correlation |
+| recall | float | share of the k measured best among the k best scored |
+| k | int | at most half of count |
+| kendall_COST | float | tau over the pairs whose params (macs) differ by at most the tolerance |
+| pairs_COST | int | how many pairs that are |
+| regret_COST | float | mean over budgets of the metric lost by trusting the proxy among configurations of about that cost |
+| chance_COST | float | the same for a blind choice |
+| uncovered | string | what the proxy does not see in this study, "site: reason; ..." |
+
+NaN where there is too little to compare. ``attrs["left_out"]`` maps proxies that are missing to the reason.
+
+`scores`: one row per proxy, fidelity and configuration.
+
+| column | type | meaning |
+| --- | --- | --- |
+| proxy, fidelity, id | string | as above, and the configuration |
+| score | float | of the proxy |
+| measured | float | the metric as the task reports it, mean over seeds |
+| params_rel, macs_rel | float | costs as shares of the dense network's |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.honesty import proxy_agreement
+from ranksearch.proxies import PROXIES, ActivationError, DiagonalFisher, Energy, FisherError, ScoreProxy, TableProxy, score
+from ranksearch.space import COSTS, DENSE, Configuration, Ladder, SearchSpace
+from ranksearch.spectra import Spectra
+from ranksearch.statistics import Statistics
+from ranksearch.store import Record
+from ranksearch.table import Table
+
+LEAST = 3  # measured configurations below which nothing is said about a fidelity
+COLUMNS = (
+    "proxy", "fidelity", "metric", "count", "kendall", "spearman", "recall", "k",
+    *(f"{name}_{cost}" for cost in COSTS for name in ("kendall", "pairs", "regret", "chance")), "uncovered",
+)  # fmt: skip
+SCORE_COLUMNS = ("proxy", "fidelity", "id", "score", "measured", "params_rel", "macs_rel")
+_TEXT, _WHOLE = {"proxy", "fidelity", "metric", "uncovered", "id"}, {"count", "k", *(f"pairs_{cost}" for cost in COSTS)}
+RUNS_NETWORKS = "runs the network for every configuration or option: make it with `ranksearch.proxies` where that pays"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a study measured, without the dense network, which every proxy scores 0: it would only flatter them."""
+
+    space: SearchSpace  # the study's, cut down to the options that were measured
+    ids: tuple[str, ...]
+    indices: np.ndarray  # int64, shape: (n, n_sites), in ``space``
+    metric: str
+    sign: int  # -1 where larger is better
+    values: Mapping[str, np.ndarray]  # fidelity -> metric as reported, mean over seeds, shape: (n,); NaN: not measured
+
+
+def measured(
+    records: Iterable[Record], space: SearchSpace, metric: str, *, larger_is_better: bool, fidelity: str | None = None
+) -> Measured:
+    """The finished evaluations of a store, by fidelity; of one only, if named. Configurations that are not on the
+    ladders (of an earlier, other space) and fidelities with fewer than ``LEAST`` of them are left out.
+
+    Raises:
+        InvalidArgument: no fidelity has ``LEAST``, or the store does not have the one that is named.
+    """
+    records = list(records)
+    known = sorted({record.fidelity for record in records})
+    if fidelity is not None and known and fidelity not in known:
+        raise InvalidArgument(f"fidelity={fidelity!r}: nothing was measured at it; the store has {', '.join(known)}")
+    found: dict[str, dict[str, list[float]]] = {}
+    rows: dict[str, np.ndarray] = {}
+    for record in records:
+        wanted = record.status == "done" and record.configuration_id != DENSE.id and fidelity in (None, record.fidelity)
+        if not wanted or metric not in record.metrics:
+            continue
+        if record.configuration_id not in rows:
+            try:
+                rows[record.configuration_id] = space.indices(Configuration.from_json(record.configuration))
+            except InvalidArgument:  # not on the ladders
+                continue
+        found.setdefault(record.fidelity, {}).setdefault(record.configuration_id, []).append(record.metrics[metric])
+    enough = {name: values for name, values in sorted(found.items()) if len(values) >= LEAST}
+    if not enough:
+        most = max((len(values) for values in found.values()), default=0)
+        at = f" at fidelity {fidelity}" if fidelity else ""
+        raise InvalidArgument(
+            f"{most} factorized networks of this space are measured{at}; at least {LEAST} are needed to judge proxies: search on with "
+            "more trials"
+        )
+    ids = tuple(id for id in rows if any(id in values for values in enough.values()))
+    small, indices = _reduced(space, np.array([rows[id] for id in ids]))
+    values = {name: np.array([np.mean(v[id]) if id in v else np.nan for id in ids]) for name, v in enough.items()}
+    return Measured(small, ids, indices, metric, -1 if larger_is_better else 1, values)
+
+
+def _reduced(space: SearchSpace, indices: np.ndarray) -> tuple[SearchSpace, np.ndarray]:
+    """The space with only the options in use and dense, so that a table costs one value per measured option."""
+    used = [np.unique(np.append(indices[:, s], len(ladder.options) - 1)) for s, ladder in enumerate(space.ladders)]
+    ladders = tuple(Ladder(l.site, tuple(l.options[i] for i in kept)) for l, kept in zip(space.ladders, used, strict=True))
+    columns = [np.searchsorted(kept, indices[:, s]) for s, kept in enumerate(used)]
+    return SearchSpace(ladders, space.baseline, metric=space.metric), np.stack(columns, axis=1)
+
+
+def free_proxies() -> list[TableProxy]:
+    """The proxies that need nothing but the space; they see errors in its metric."""
+    return [Energy(), *PROXIES]
+
+
+def without_moments(spectra: Spectra) -> dict[str, str]:
+    """Sites of which the metric of the space knows nothing: their errors, in the weight metric, are beside the others'."""
+    if not spectra.moments:
+        return {}
+    names = [site.name for site in spectra.sites if site.name not in spectra.moments]
+    return {name: "no statistics: its error is in the weight metric, in another unit than the others'" for name in names}
+
+
+def statistics_proxies(spectra: Spectra, statistics: Statistics, *, center: bool) -> list[TableProxy]:
+    """Those that need statistics with gradients and the diagonal of the Fisher."""
+    both = (ActivationError(spectra, statistics, center=center), FisherError(spectra, statistics, center=center))
+    return [*both, DiagonalFisher(spectra, statistics)]
+
+
+def left_out(*, calibrated: bool) -> dict[str, str]:
+    """The proxies that are not judged, and why."""
+    reasons = {name: RUNS_NETWORKS for name in ("last_feature", "single_site_loss", "calibrated")}
+    if not calibrated:
+        reasons |= {name: "needs a calibration pass, which was not asked for" for name in ("activation", "fisher", "fwsvd")}
+    return reasons
+
+
+class _Solved(TableProxy):
+    """A table proxy whose table is computed once."""
+
+    def __init__(self, proxy: TableProxy, space: SearchSpace, more: Mapping[str, str]) -> None:
+        self.name, self._table, self._uncovered = proxy.name, proxy.table(space), dict(more) | dict(proxy.uncovered(space))
+
+    def table(self, space: SearchSpace) -> Table:
+        return self._table
+
+    def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
+        return self._uncovered
+
+
+def solved(proxies: Sequence[TableProxy], space: SearchSpace, uncovered: Mapping[str, str] | None = None) -> list[TableProxy]:
+    """The same proxies with their tables for one space computed, and what they do not cover besides what they know."""
+    return [_Solved(proxy, space, uncovered or {}) for proxy in proxies]
+
+
+def agreements(data: Measured, proxies: Sequence[TableProxy | ScoreProxy], *, k: int = 5, tolerance: float = 0.05) -> pd.DataFrame:
+    """One row per proxy and fidelity; columns: see the top of this module.
+
+    Args:
+        k: how many count as the best.
+        tolerance: how far costs may differ to be matched, as a share of the larger.
+    """
+    oriented = {name: data.sign * values for name, values in data.values.items()}
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in proxy_agreement(data.space, proxies, data.indices, oriented, k=k, tolerance=tolerance):
+        base = {name: row[name] for name in ("proxy", "fidelity", "count", "kendall", "spearman", "recall", "k")}
+        uncovered = "; ".join(f"{site}: {reason}" for site, reason in row["uncovered"].items())
+        into = merged.setdefault((row["proxy"], row["fidelity"]), base | {"metric": data.metric, "uncovered": uncovered})
+        names = {"kendall": "kendall_matched", "pairs": "pairs_matched", "regret": "regret", "chance": "regret_chance"}
+        into |= {f"{name}_{row['cost']}": row[source] for name, source in names.items()}
+    return _typed(list(merged.values()), COLUMNS)
+
+
+def scores(data: Measured, proxies: Sequence[TableProxy | ScoreProxy]) -> pd.DataFrame:
+    """One row per proxy, fidelity and configuration; columns: see the top of this module."""
+    rows = []
+    costs = {cost: data.space.cost_tables[cost].score(data.indices) / max(getattr(data.space.baseline, cost), 1) for cost in COSTS}
+    for proxy in proxies:
+        found = score(proxy, data.space, data.indices)
+        for fidelity, values in data.values.items():
+            for i in np.flatnonzero(np.isfinite(values)):
+                shares = {f"{cost}_rel": costs[cost][i] for cost in COSTS}
+                rows.append(
+                    {"proxy": proxy.name, "fidelity": fidelity, "id": data.ids[i], "score": found[i], "measured": values[i]} | shares
+                )
+    return _typed(rows, SCORE_COLUMNS)
+
+
+def _typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    kinds = {c: "string" if c in _TEXT else "int64" if c in _WHOLE else "float64" for c in columns}
+    return pd.DataFrame(list(rows), columns=list(columns)).astype(kinds)

@@ -1,0 +1,161 @@
+"""Reports on proxies against measurements whose answer is known."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ranksearch import proxy_report
+from ranksearch.decompositions import SVD, Moments
+from ranksearch.errors import InvalidArgument
+from ranksearch.proxies import Energy, Frobenius, ScoreProxy, TableProxy
+from ranksearch.sites import find_sites
+from ranksearch.space import DENSE, Configuration, SearchSpace, build_space
+from ranksearch.spectra import Spectra
+from ranksearch.statistics import collect
+from ranksearch.store import Record
+from ranksearch.table import Table
+
+TUNED, PLAIN = "full:epochs=1,recalibration=8", "full:epochs=0,recalibration=8"
+
+
+def _spectra() -> Spectra:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 4))
+    return Spectra(model, find_sites(model, torch.randn(1, 24)), [SVD()])
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    return build_space(_spectra())
+
+
+def record(space: SearchSpace, configuration: Configuration, value: float, fidelity: str = TUNED, **changes) -> Record:
+    cost = space.cost(space.indices(configuration)) if changes.pop("known", True) else space.baseline
+    fields = {"seed": 0, "status": "done", "metrics": {"accuracy": value}} | changes
+    return Record(
+        configuration.id, configuration.to_json(), fidelity, fields["seed"], fields["status"], fields["metrics"], cost.params, cost.macs,
+        None, 1.0, "test", datetime.now(UTC),
+    )  # fmt: skip
+
+
+def records(space: SearchSpace, count: int = 20) -> list[Record]:
+    """Accuracy falls with the Frobenius error at one fidelity, and rises with it at the other."""
+    rows = np.unique(space.sample(count, seed=0), axis=0)
+    scores = Frobenius().table(space).score(rows)
+    found = []
+    for row, score in zip(rows, scores, strict=True):
+        found.append(record(space, space.configuration(row), 1 - score / 10))
+        found.append(record(space, space.configuration(row), score / 10, PLAIN))
+    return found
+
+
+def test_a_proxy_that_is_right_at_one_fidelity_and_wrong_at_another(space: SearchSpace) -> None:
+    data = proxy_report.measured(records(space), space, "accuracy", larger_is_better=True)
+    frame = proxy_report.agreements(data, [Frobenius(), Energy()], k=4)
+    assert tuple(frame.columns) == proxy_report.COLUMNS and len(frame) == 4
+    of = {(row["proxy"], row["fidelity"]): row for row in frame.to_dict("records")}
+    good, bad = of["frobenius", TUNED], of["frobenius", PLAIN]
+    assert (good["kendall"], good["spearman"], good["recall"]) == pytest.approx((1, 1, 1))
+    assert (bad["kendall"], bad["spearman"], bad["recall"]) == pytest.approx((-1, -1, 0))
+    assert good["count"] == len(data.ids) and good["k"] == 4 and good["metric"] == "accuracy"
+    for cost in ("params", "macs"):
+        assert good[f"kendall_{cost}"] == pytest.approx(1) and good[f"regret_{cost}"] == pytest.approx(0)
+        assert good[f"pairs_{cost}"] > 0 and bad[f"regret_{cost}"] >= bad[f"chance_{cost}"] > 0
+    assert set(frame.dtypes[["kendall", "regret_macs"]].astype(str)) == {"float64"} and frame["count"].dtype == "int64"
+
+
+def test_scores_are_those_of_the_whole_space(space: SearchSpace) -> None:
+    every = records(space)
+    data = proxy_report.measured(every, space, "accuracy", larger_is_better=True, fidelity=TUNED)
+    assert list(data.values) == [TUNED] and data.space.size < space.size
+    frame = proxy_report.scores(data, proxy_report.solved(proxy_report.free_proxies(), data.space))
+    assert tuple(frame.columns) == proxy_report.SCORE_COLUMNS
+    assert set(frame["proxy"]) == {"energy", "frobenius", "operator_norm"} and len(frame) == 3 * len(data.ids)
+    values = {r.configuration_id: r for r in every if r.fidelity == TUNED}
+    for proxy in proxy_report.free_proxies():
+        for row in frame[frame["proxy"] == proxy.name].to_dict("records"):
+            mine = values[row["id"]]
+            indices = space.indices(Configuration.from_json(mine.configuration))[None]
+            assert row["score"] == pytest.approx(proxy.table(space).score(indices)[0])
+            assert row["measured"] == mine.metrics["accuracy"]
+            assert row["macs_rel"] == pytest.approx(mine.macs / space.baseline.macs)
+            assert row["params_rel"] == pytest.approx(mine.params / space.baseline.params)
+
+
+def test_what_counts(space: SearchSpace) -> None:
+    every = records(space)
+    first = Configuration.from_json(every[0].configuration)
+    elsewhere = Configuration({"0": ("tucker2", (1, 1))})
+    noise = [
+        record(space, DENSE, 1.0), record(space, elsewhere, 0.5, known=False), record(space, first, 0.0, seed=1),
+        record(space, space.configuration(space.sample(1, seed=9)[0]), 0.5, status="failed", metrics={}),
+        record(space, first, 0.5, "one:epochs=9"),
+    ]  # fmt: skip
+    data = proxy_report.measured([*every, *noise], space, "accuracy", larger_is_better=True)
+    assert set(data.values) == {TUNED, PLAIN} and DENSE.id not in data.ids and elsewhere.id not in data.ids
+    seeds_mean = data.values[TUNED][data.ids.index(first.id)]
+    assert seeds_mean == pytest.approx(every[0].metrics["accuracy"] / 2)
+    assert len(data.ids) == len(every) // 2
+
+
+def test_smaller_is_better_turns_the_order(space: SearchSpace) -> None:
+    data = proxy_report.measured(records(space), space, "accuracy", larger_is_better=False, fidelity=PLAIN)
+    assert proxy_report.agreements(data, [Frobenius()])["kendall"].tolist() == pytest.approx([1])
+
+
+def test_too_few_and_unknown_fidelities(space: SearchSpace) -> None:
+    every = records(space)
+    with pytest.raises(InvalidArgument, match="1 factorized networks of this space are measured; at least 3"):
+        proxy_report.measured([*every[:2], record(space, DENSE, 1.0)], space, "accuracy", larger_is_better=True)
+    with pytest.raises(InvalidArgument, match="0 factorized networks"):
+        proxy_report.measured([], space, "accuracy", larger_is_better=True, fidelity=TUNED)
+    with pytest.raises(InvalidArgument, match=f"fidelity='x': nothing was measured at it; the store has {PLAIN}, {TUNED}"):
+        proxy_report.measured(every, space, "accuracy", larger_is_better=True, fidelity="x")
+
+
+class Partial(TableProxy):
+    name = "partial"
+
+    def table(self, space: SearchSpace) -> Table:
+        return Frobenius().table(space)
+
+    def uncovered(self, space: SearchSpace) -> dict[str, str]:
+        return {"0": "no reason", "2": "none either"}
+
+
+class Whole(ScoreProxy):
+    name = "whole"
+
+    def score(self, space: SearchSpace, indices: np.ndarray) -> np.ndarray:
+        return indices.sum(axis=1).astype(np.float64)
+
+
+def test_what_a_proxy_does_not_cover_is_told(space: SearchSpace) -> None:
+    data = proxy_report.measured(records(space), space, "accuracy", larger_is_better=True, fidelity=TUNED)
+    frame = proxy_report.agreements(data, [*proxy_report.solved([Partial()], data.space, {"4": "besides"}), Whole()])
+    assert frame["uncovered"].tolist() == ["4: besides; 0: no reason; 2: none either", ""]
+
+
+def test_sites_without_moments_are_told_only_where_others_have_some() -> None:
+    plain = _spectra()
+    assert proxy_report.without_moments(plain) == {}
+    some = Spectra(plain.model, plain.sites, [SVD()], moments={"0": Moments(torch.eye(24, dtype=torch.float64)[None])})
+    assert set(proxy_report.without_moments(some)) == {"2", "4"}
+
+
+def test_every_proxy_is_judged_or_left_out_with_a_reason() -> None:
+    from ranksearch import proxies
+
+    spectra = _spectra()
+    found = collect(spectra.model, spectra.sites, [torch.randn(32, 24)], diagonal=True)
+    judged = {p.name for p in (*proxy_report.free_proxies(), *proxy_report.statistics_proxies(spectra, found, center=False))}
+    classes = [getattr(proxies, name) for name in proxies.__all__]
+    names = {c.name for c in classes if isinstance(c, type) and getattr(c, "name", None)}
+    assert judged | set(proxy_report.left_out(calibrated=True)) == names and not judged & set(proxy_report.left_out(calibrated=True))
+    free = {p.name for p in proxy_report.free_proxies()}
+    assert free | set(proxy_report.left_out(calibrated=False)) == names
