@@ -30,9 +30,10 @@ from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
 from ranksearch.local_search import CalibrationLoss, polish
-from ranksearch.proxies import Calibrated, Energy, Frobenius
+from ranksearch.proxies import Calibrated, DiagonalFisher, Energy, Frobenius, LastFeature, SingleSiteLoss, TableProxy
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, CostName, SearchSpace, build_space
+from ranksearch.space_metric import centred
 from ranksearch.spectra import Spectra
 from ranksearch.statistics import Statistics, collect
 from ranksearch.surgery import build, recalibrate
@@ -58,7 +59,18 @@ PUBLISHED: dict[str, tuple[str, Allocator | None]] = {  # name -> (metric, alloc
     "balf": ("activation", BALF()),
 }
 CELL = ("types", "cost", "budget", "rule")
-OURS = ("frobenius", "activation", "fisher", "fisher_centred", "calibrated", "polish")
+PROXIES = {  # name -> metric of the space whose additive problem is solved for the proxy's table
+    "frobenius": "weight",
+    "energy_weight": "weight",
+    "fwsvd": "weight",
+    "activation": "activation",
+    "fisher": "fisher",
+    "fisher_centred": "fisher_centred",
+    "last_feature": "best",
+    "single_site_loss": "best",
+    "calibrated": "best",
+}
+OURS = (*PROXIES, "polish")
 
 
 TEMPERATURE = 3.0  # of the softmax, for statistics and measured losses
@@ -88,7 +100,8 @@ class Setting:
         return {}
 
     def space(self, metric: str) -> tuple[Spectra, SearchSpace]:
-        """Spectra and space in one metric, built once."""
+        """Spectra and space in one metric, built once; ``best`` is the Fisher metric, centred where there is batch norm."""
+        metric = ("fisher_centred" if centred(self.model) else "fisher") if metric == "best" else metric
         if metric not in self.spaces:
             sites = find_sites(self.model, self.task.example())
             moments: dict[str, Moments] | None = None
@@ -103,11 +116,33 @@ class Setting:
     @cached_property
     def loss(self) -> CalibrationLoss:
         """Cross entropy to the dense network's softened answers on calibration images, under batch statistics, of
-        networks with centred Fisher factors: less noisy than the loss to the labels, and needs none."""
-        spectra, _ = self.space("fisher_centred")
+        networks with Fisher factors: less noisy than the loss to the labels, and needs none."""
+        spectra, _ = self.space("best")
         with torch.no_grad():
             batches = [(x, (self.model(x) / TEMPERATURE).softmax(1)) for x in self.task.calibration(self.measured)]
         return CalibrationLoss(spectra, batches, _soft_loss, normalization="batch")
+
+    def table(self, rule: str) -> Table:
+        """The additive table of a proxy, computed once; the measured ones site by site."""
+        if rule not in self.tables:
+            spectra, space = self.space(PROXIES.get(rule, "best"))
+            proxy: TableProxy = Energy()
+            if rule in ("frobenius", "activation"):
+                proxy = Frobenius()
+            elif rule == "fwsvd":
+                proxy = DiagonalFisher(spectra, self.statistics)
+            elif rule == "single_site_loss":
+                proxy = SingleSiteLoss(self.loss)
+            elif rule == "last_feature":
+                batches = list(self.task.calibration(self.measured))
+                feature = LastFeature(self.model, lambda configuration: build(spectra, configuration), batches)
+                proxy = SingleSiteLoss(lambda configuration: float(feature.score(space, space.indices(configuration)[None])[0]))
+            self.tables[rule] = proxy.table(space)
+        return self.tables[rule]
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        return {}
 
     @cached_property
     def fitted(self) -> dict[tuple[str, float], Table]:
@@ -123,12 +158,8 @@ def choose(rule: str, setting: Setting, cost: CostName, budget: float) -> tuple[
         allocator = allocator or EVBMF(spectra)
         found = allocator.allocate(Problem(space, Frobenius().table(space), budgets))
         return spectra, space.configuration(found.indices), {}
-    metric = {"frobenius": "weight", "activation": "activation", "fisher": "fisher"}.get(rule, "fisher_centred")
-    spectra, space = setting.space(metric)
-    table = Energy().table(space) if metric.startswith("fisher") else Frobenius().table(space)
-    notes: dict[str, Any] = {}
-    if rule == "calibrated":
-        table, notes = calibrated(setting, space, table, cost, budget)
+    spectra, space = setting.space(PROXIES.get(rule, "best"))
+    table, notes = (calibrated(setting, space, cost, budget) if rule == "calibrated" else (setting.table(rule), {}))
     found = Additive().allocate(Problem(space, table, budgets))
     notes["gap"] = found.gap
     if rule == "polish":
@@ -140,8 +171,9 @@ def choose(rule: str, setting: Setting, cost: CostName, budget: float) -> tuple[
     return spectra, space.configuration(found.indices), notes
 
 
-def calibrated(setting: Setting, space: SearchSpace, base: Table, cost: CostName, budget: float) -> tuple[Table, dict[str, Any]]:
+def calibrated(setting: Setting, space: SearchSpace, cost: CostName, budget: float) -> tuple[Table, dict[str, Any]]:
     """The proxy's table with per-site weights fitted to measured losses around its optimum at the budget."""
+    base = setting.table("polish")
     key = (cost, budget)
     notes: dict[str, Any] = {}
     if key not in setting.fitted:
@@ -209,7 +241,7 @@ def main() -> None:
     model, task = subject(a.dataset, a.data, a.weights, a.depth, a.images)
     start = time.perf_counter()
     batches = list(task.calibration(a.statistics))
-    options: dict[str, Any] = {"samples": 2, "temperature": TEMPERATURE, "seed": a.seed, "cache": a.cache}
+    options: dict[str, Any] = {"samples": 2, "temperature": TEMPERATURE, "diagonal": "fwsvd" in a.rules, "seed": a.seed, "cache": a.cache}
     statistics = collect(model, find_sites(model, task.example()), batches, **options)
     print(f"statistics: {time.perf_counter() - start:.1f} s", flush=True)
     dense = task.measure(model, split)["accuracy"]

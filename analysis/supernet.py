@@ -1,0 +1,233 @@
+"""One training run per method, then every size of the network without retraining: accuracy over MACs.
+
+    python analysis/supernet.py --dataset cifar10 --data FOLDER --weights RESNET20.safetensors --epochs 4 --folder RUNS
+        --out docs/figures/supernet_cifar10.md [--test]
+    python analysis/supernet.py --dataset digits --epochs 6 --seeds 0 1 2 --folder RUNS --out docs/figures/supernet_digits.md
+
+Every method starts from the same trained network and sees the same batches at the same learning rates; ``control`` is plain
+fine-tuning. Afterwards all are treated alike: second moments of the trained network, the space of all types in the centred
+Fisher metric, the exact additive optimum at each budget, batch norm re-estimated on training data, measured. A second
+column per budget takes SVD alone and the rule of Decomposable-Net, as that paper does. Runs and cells that exist are kept;
+a stopped run goes on from its last checkpoint. Writes a table, its rows as JSON, and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ranksearch.allocators import Additive, Problem
+from ranksearch.allocators.decomposable_net import DecomposableNet
+from ranksearch.decompositions import DECOMPOSITIONS, Moments
+from ranksearch.home import home
+from ranksearch.proxies import Energy, Frobenius
+from ranksearch.sites import find_sites
+from ranksearch.space import Configuration, SearchSpace, build_space
+from ranksearch.spectra import Spectra
+from ranksearch.statistics import collect
+from ranksearch.supernet import METHODS, RankSupernet, train
+from ranksearch.supernet.methods import Method
+from ranksearch.supernet.sampling import FrontGuided, SmallRank, UniformCost
+from ranksearch.surgery import build, recalibrate
+from ranksearch.tasks import Classification
+from ranksearch.tasks.images import CropAndFlip, cifar10, digits
+from ranksearch.tasks.networks import cifar_resnet, digits_net, load_weights
+from ranksearch.tasks.training import trained
+
+TYPES = ("svd", "svd_in", "spatial", "spatial_t", "tucker2")
+TEMPERATURE = 3.0
+Make = Callable[[RankSupernet, Classification, int, int], Method]
+
+
+def _joint(sampling: Any) -> Make:
+    return lambda net, task, seed, _: METHODS["joint"](net, task.loss, seed=seed, sampling=sampling(net.space))
+
+
+def _target(net: RankSupernet, share: float) -> Configuration:
+    """The exact optimum at a share of the MACs, which `distortion` distorts to."""
+    found = Additive().allocate(Problem(net.space, Energy().table(net.space), {"macs": share}))
+    return net.space.configuration(found.indices)
+
+
+RUNS: dict[str, Make] = {
+    "control": lambda net, task, seed, _: METHODS["plain"](net, task.loss, seed=seed),
+    "joint": lambda net, task, seed, _: METHODS["joint"](net, task.loss, seed=seed),
+    "joint_front": _joint(lambda space: FrontGuided(space)),
+    "joint_uniform_cost": _joint(lambda space: UniformCost(space)),
+    "joint_small_rank": _joint(lambda space: SmallRank(space)),
+    "sandwich": lambda net, task, seed, _: METHODS["sandwich"](net, task.loss, seed=seed, random=1),
+    "trp": lambda net, task, seed, _: METHODS["trp"](net, task.loss, seed=seed),
+    "distortion": lambda net, task, seed, steps: METHODS["distortion"](
+        net, task.loss, seed=seed, target=_target(net, 0.4), period=max(5, min(200, steps // 10))
+    ),
+    "regularized": lambda net, task, seed, _: METHODS["regularized"](net, task.loss, seed=seed),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The network that all runs begin with, and the task."""
+
+    model: nn.Module
+    task: Classification
+
+
+def subject(arguments: argparse.Namespace, seed: int) -> Subject:
+    if arguments.dataset == "digits":
+        schooling = digits(learning_rate=0.1, schedule="one_cycle")
+        model = trained(digits_net, schooling, epochs=12, seed=seed, cache=home() / "cache")
+        return Subject(model, digits(learning_rate=arguments.learning_rate))
+    task = cifar10(
+        arguments.data, validation=5000, learning_rate=arguments.learning_rate, augment=CropAndFlip() if arguments.augment else None
+    )
+    return Subject(load_weights(cifar_resnet(20), arguments.weights).eval(), task)
+
+
+def prepare(model: nn.Module, task: Classification, batches: int) -> tuple[Spectra, SearchSpace]:
+    """Spectra and space of the mixture in the centred Fisher metric of a network as it is now."""
+    sites = find_sites(model, task.example())
+    statistics = collect(model, sites, task.calibration(batches), samples=2, temperature=TEMPERATURE, seed=0)
+    moments: dict[str, Moments] = statistics.moments("fisher", center=True)
+    spectra = Spectra(model, sites, [d for d in DECOMPOSITIONS if d.name in TYPES], moments=moments)
+    return spectra, build_space(spectra)
+
+
+def trained_network(name: str, start: Subject, seed: int, arguments: argparse.Namespace) -> nn.Module:
+    """The dense network after one run of a method; from its file, if that is there."""
+    path = arguments.folder / f"{arguments.dataset}-{name}-{arguments.epochs:g}-{seed}.safetensors"
+    model = start.model
+    if not path.exists():
+        spectra, space = prepare(model, start.task, arguments.statistics)
+        supernet = RankSupernet(model, space, spectra=spectra)
+        if arguments.channels_last:
+            supernet.to(memory_format=torch.channels_last)
+        steps = round(arguments.epochs * (start.task.sizes()["train"] // start.task.batch_size))
+        method = RUNS[name](supernet, start.task, seed, steps)
+        folder = arguments.folder / f"{arguments.dataset}-{name}-{arguments.epochs:g}-{seed}"
+        train(supernet, start.task, method, epochs=arguments.epochs, seed=seed, folder=folder, every=100)
+        network = supernet.extract(Configuration()).to(memory_format=torch.contiguous_format)
+        save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, path)
+    fresh = cifar_resnet(20) if arguments.dataset == "cifar10" else digits_net()
+    fresh.load_state_dict(load_file(path))
+    return fresh.eval()
+
+
+def cells(network: nn.Module, task: Classification, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per budget and selection, the dense network first."""
+    split = "test" if arguments.test else "validation"
+
+    def measured(model: nn.Module) -> float:
+        recalibrate(model, task.calibration(arguments.recalibration))
+        return task.measure(model, split)["accuracy"]
+
+    spectra, space = prepare(network, task, arguments.statistics)
+    plain = Spectra(network, spectra.sites, [d for d in DECOMPOSITIONS if d.name == "svd"])
+    svd_space = build_space(plain)
+    rows = [{"budget": 1.0, "selection": "dense", "macs": 1.0, "accuracy": task.measure(network, split)["accuracy"]}]
+    for budget in arguments.budgets:
+        for selection, (s, sp) in {"exact": (spectra, space), "svd": (plain, svd_space)}.items():
+            if sp.smallest("macs") > budget * sp.baseline.macs:
+                continue
+            if selection == "exact":
+                indices = Additive().allocate(Problem(sp, Energy().table(sp), {"macs": budget})).indices
+            else:
+                indices = DecomposableNet(decompositions=None).allocate(Problem(sp, Frobenius().table(sp), {"macs": budget})).indices
+            accuracy = measured(build(s, sp.configuration(indices)))
+            rows.append({"budget": budget, "selection": selection, "macs": sp.cost(indices).macs / sp.baseline.macs, "accuracy": accuracy})
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]], selection: str, budgets: Sequence[float]) -> str:
+    """Methods down, budgets across; mean and, over several seeds, standard deviation."""
+    lines = ["| method | dense | " + " | ".join(f"{b:g}" for b in budgets) + " |", "|" + "---|" * (len(budgets) + 2)]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        texts = []
+        for budget, kind in ((1.0, "dense"), *((b, selection) for b in budgets)):
+            found = [100 * r["accuracy"] for r in rows if (r["method"], r["budget"], r["selection"]) == (method, budget, kind)]
+            spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
+            texts.append(f"{np.mean(found):.1f}{spread}" if found else "-")
+        lines.append(f"| {method} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy over MACs, one line per method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        mine = [r for r in rows if r["method"] == method and r["selection"] in ("exact", "dense")]
+        budgets = sorted({r["budget"] for r in mine})
+        means = [100 * np.mean([r["accuracy"] for r in mine if r["budget"] == b]) for b in budgets]
+        axes.plot(budgets, means, marker="o", markersize=4, color=f"C{number}", linewidth=2 if method == "control" else 1.3, label=method)
+    axes.set_xlabel("MACs, share of dense")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=("cifar10", "digits"), default="cifar10")
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10 in the parquet layout")
+    parser.add_argument("--weights", type=Path, help="safetensors of the ResNet-20")
+    default = ["control", "joint", "sandwich", "trp", "distortion", "regularized"]
+    parser.add_argument("--methods", nargs="+", default=default, choices=list(RUNS))
+    parser.add_argument("--epochs", type=float, default=6.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2, 0.27, 0.3, 0.4, 0.5, 0.6, 0.8])
+    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--augment", action="store_true", help="random crops and mirroring (CIFAR-10)")
+    parser.add_argument("--channels-last", action="store_true", help="memory layout in training: faster on some CPUs")
+    parser.add_argument("--statistics", type=int, default=16, help="batches for the second moments")
+    parser.add_argument("--recalibration", type=int, default=16, help="batches for batch norm")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--test", action="store_true", help="measure on the test split: for final numbers only")
+    parser.add_argument("--folder", type=Path, required=True, help="where trained networks and checkpoints go")
+    parser.add_argument("--out", type=Path, required=True, help="markdown file; rows (.json) and plot (.png) go beside it")
+    arguments = parser.parse_args()
+    if arguments.dataset == "cifar10" and not (arguments.data and arguments.weights):
+        parser.error("--data and --weights are needed for cifar10")
+    torch.set_num_threads(arguments.threads)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    path = arguments.out.with_suffix(".json")
+    split = "test" if arguments.test else "validation"
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    done = {(row["method"], row["seed"], row["split"], row["epochs"]) for row in rows}
+    for seed in arguments.seeds:
+        start = subject(arguments, seed)
+        for name in arguments.methods:
+            if (name, seed, split, arguments.epochs) in done:
+                continue
+            network = trained_network(name, start, seed, arguments)
+            keys = {"method": name, "seed": seed, "split": split, "epochs": arguments.epochs}
+            rows += [keys | row for row in cells(network, start.task, arguments)]
+            print(json.dumps(rows[-1]), flush=True)
+            write(rows, arguments, split)
+    write(rows, arguments, split)
+
+
+def write(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace, split: str) -> None:
+    out = arguments.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(list(rows), indent=1))
+    mine = [row for row in rows if row["split"] == split]
+    parts = [f"Accuracy on {split}, {arguments.epochs:g} epochs; budgets of MACs across.\n"]
+    parts += ["All types, Fisher metric, exact allocation:\n", table(mine, "exact", arguments.budgets), ""]
+    parts += ["SVD alone, the rule of Decomposable-Net:\n", table(mine, "svd", arguments.budgets), ""]
+    out.write_text("\n".join(parts))
+    plot(mine, out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
