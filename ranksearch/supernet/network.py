@@ -171,8 +171,9 @@ class RankSupernet(nn.Module):
         if not choices and not through:
             return self.model(*args, **kwargs)
         replaced = {self.sites[name].name: tensor for name, tensor in (through or {}).items()}
-        weights = self._low_weights(choices, replaced)
-        replaced |= {choice.site.name: weight for choice, weight in zip(choices, weights, strict=True)}
+        left = tuple(choice for choice in choices if choice.site.name not in replaced) if projected else choices
+        weights = self._low_weights(left, replaced)
+        replaced |= {choice.site.name: weight for choice, weight in zip(left, weights, strict=True)}
         with self._weights_in_place(replaced), self._low_buffers_in_place() if choices else nullcontext():
             return self.model(*args, **kwargs)
 
@@ -238,7 +239,7 @@ class RankSupernet(nn.Module):
         missing = {choice.key: choice for choice in choices if choice.key not in self._bases}
         if not missing:
             return
-        with torch.no_grad(), self._no_autocast():
+        with torch.inference_mode(False), torch.no_grad(), self._no_autocast():
             wanted: list[Wanted] = []
             for key, choice in missing.items():
                 projection, weight = PROJECTIONS[choice.decomposition], canonical(self.weight(key[0]), choice.site)

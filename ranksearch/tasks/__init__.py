@@ -1,9 +1,9 @@
 """What the user brings: data, fine-tuning, metrics. ``TASKS`` is the table of task types; data sets, networks and
 training from scratch are beside it."""
 
-from ranksearch.tasks._base import Diverged, Metric, Task
+from ranksearch.tasks._base import Diverged, Metric, Task, Training
 from ranksearch.tasks.classification import Classification
 
 TASKS: tuple[type[Task], ...] = (Classification,)
 
-__all__ = ["TASKS", "Classification", "Diverged", "Metric", "Task"]
+__all__ = ["TASKS", "Classification", "Diverged", "Metric", "Task", "Training"]

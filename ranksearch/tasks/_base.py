@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,6 +32,34 @@ class Metric:
             raise InvalidArgument(f"name={self.name!r}: a metric is named like a variable, so that conditions can use it")
         if self.direction not in ("min", "max"):
             raise InvalidArgument(f"direction={self.direction!r} of metric {self.name!r}: must be 'min' or 'max'")
+
+
+class Training(ABC):
+    """One run of training in steps: data stream, optimiser and schedule, apart from what is computed with a batch.
+
+        for step in range(training.steps):
+            inputs, targets = training.batch()
+            ...; training.optimizer.step()
+
+    All that decides how it goes on is in `state_dict`, so that a run can be interrupted between two steps."""
+
+    steps: int  # of the whole run
+    optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def batch(self) -> tuple[Any, Any]:
+        """(inputs, targets) of the next step, on the model's device; sets that step's learning rate.
+
+        Raises:
+            InvalidArgument: the run is over."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is: tensors, and values that JSON can hold; the optimiser's state is its own."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
 
 
 class Task(ABC):
@@ -78,6 +106,16 @@ class Task(ABC):
             InvalidArgument: ``epochs`` negative or not finite.
             InvalidModel: nothing to train, or outputs that do not fit the task.
         """
+
+    def training(self, model: nn.Module, *, epochs: float, seed: int) -> Training:
+        """The steps of `fine_tune` one by one, for training with another loss: the same stream, optimiser (of all parameters
+        of ``model`` that require a gradient) and schedule.
+
+        Raises:
+            InvalidArgument: ``epochs`` not above 0, or the task trains in no such steps.
+            InvalidModel: nothing to train.
+        """
+        raise InvalidArgument(f"task={type(self).__name__} does not say how it trains step by step: give it a method training()")
 
     @abstractmethod
     def measure(self, model: nn.Module, split: Split = "validation") -> dict[str, float]:

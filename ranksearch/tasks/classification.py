@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any, Literal, final
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranksearch.errors import InvalidArgument, InvalidModel
-from ranksearch.tasks._base import Diverged, Metric, Split, Task, device_of, mode
+from ranksearch.tasks._base import Diverged, Metric, Split, Task, Training, device_of, mode
 
 Array = Tensor | np.ndarray
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -134,48 +134,31 @@ class Classification(Task):
         self._check_outputs(outputs, len(targets))
         return F.cross_entropy(outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs, targets)
 
+    def training(self, model: nn.Module, *, epochs: float, seed: int) -> Training:
+        """See `Task.training`."""
+        return _Steps(self, model, epochs=epochs, seed=seed)
+
     def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
         """See `Task.fine_tune`."""
         _check_number("epochs", epochs, least=0)
         if epochs == 0:
             return
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if not parameters:
-            raise InvalidModel("model has no parameter that requires a gradient: call model.requires_grad_(True), or use epochs=0")
+        training = self.training(model, epochs=epochs, seed=seed)
         device = device_of(model)
-        count = len(self._splits["train"][1])
-        per_epoch = max(1, count // self.batch_size)
-        steps = max(1, round(epochs * per_epoch))
-        optimizer = torch.optim.SGD(
-            parameters, lr=self.learning_rate, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
-        )
         forked = [device] if device.type == "cuda" else []
         with mode(model, training=True), torch.random.fork_rng(devices=forked), torch.enable_grad():
             torch.manual_seed(seed)  # dropout and the like
-            for step, (inputs, targets) in enumerate(self._shuffled(steps, per_epoch, seed, device)):
-                for group in optimizer.param_groups:
-                    group["lr"] = self.learning_rate * rate(step, steps, self.schedule)
-                optimizer.zero_grad(set_to_none=True)
+            for step in range(training.steps):
+                inputs, targets = training.batch()
+                training.optimizer.zero_grad(set_to_none=True)
                 loss = self.loss(model(inputs), targets)
                 if not torch.isfinite(loss):
-                    raise Diverged(f"loss={loss.item()} at step {step + 1} of {steps}: lower learning_rate={self.learning_rate:g}")
+                    raise Diverged(
+                        f"loss={loss.item()} at step {step + 1} of {training.steps}: lower learning_rate={self.learning_rate:g}"
+                    )
                 loss.backward()
-                optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def _shuffled(self, steps: int, per_epoch: int, seed: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        x, y = self._splits["train"]
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.empty(0)
-        for step in range(steps):
-            place = step % per_epoch
-            if place == 0:
-                order = torch.randperm(len(y), generator=generator)
-            chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
-            batch = x[chosen]
-            if self.augment is not None:
-                batch = self.augment(batch, generator)
-            yield self._inputs(batch, device), y[chosen].to(device)
+                training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
 
     def measure(self, model: nn.Module, split: Split = "validation") -> dict[str, float]:
         """See `Task.measure`."""
@@ -216,6 +199,50 @@ class Classification(Task):
             splits = {name: (torch.from_numpy(x), torch.from_numpy(y)) for name, (x, y) in state["_splits"].items()}
         for name, value in (state | {"_splits": splits}).items():
             setattr(self, name, value)
+
+
+class _Steps(Training):
+    """SGD over shuffled, augmented batches; a new order every epoch."""
+
+    def __init__(self, task: Classification, model: nn.Module, *, epochs: float, seed: int) -> None:
+        _check_number("epochs", epochs, above=0)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise InvalidModel("model has no parameter that requires a gradient: call model.requires_grad_(True), or use epochs=0")
+        self.device = device_of(model)
+        self.task = task
+        self.per_epoch = max(1, task.sizes()["train"] // task.batch_size)
+        self.steps = max(1, round(epochs * self.per_epoch))
+        self.optimizer = torch.optim.SGD(
+            parameters, lr=task.learning_rate, momentum=task.momentum, nesterov=task.momentum > 0, weight_decay=task.weight_decay
+        )
+        self.done = 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        if self.done >= self.steps:
+            raise InvalidArgument(f"step {self.done + 1}: this training has {self.steps} steps; ask for more epochs")
+        task, (x, y) = self.task, self.task._splits["train"]
+        place = self.done % self.per_epoch
+        if place == 0:
+            self.order = torch.randperm(len(y), generator=self.generator)
+        chosen = self.order[place * task.batch_size : (place + 1) * task.batch_size]
+        batch = x[chosen]
+        if task.augment is not None:
+            batch = task.augment(batch, self.generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = task.learning_rate * rate(self.done, self.steps, task.schedule)
+        self.done += 1
+        return task._inputs(batch, self.device), y[chosen].to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done, "order": self.order, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.done = int(state["done"])
+        self.order = state["order"].cpu().to(torch.int64)
+        self.generator.set_state(state["generator"].cpu())
 
 
 def rate(step: int, steps: int, schedule: Schedule) -> float:

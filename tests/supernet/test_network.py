@@ -152,7 +152,16 @@ def test_through_takes_the_place_of_the_weights() -> None:
     assert all(net.weight(name).grad is None and tensor.grad is not None for name, tensor in through.items())
     scaled = {name: 2 * tensor.detach() for name, tensor in through.items()}
     assert not torch.allclose(net.forward_with(DENSE, x, through=scaled), net.forward_with(DENSE, x))
+    low = {choice.site.name: net.low_weight(choice) for choice in net.choices(configuration)}
+    assert torch.equal(net.forward_with(configuration, x, through=low, projected=True), out)
+    few = dict(list(low.items())[:2])  # the others are projected here
+    assert torch.equal(net.forward_with(configuration, x, through=few, projected=True), out)
     assert net.active == DENSE
+    assert all(isinstance(net.model.get_submodule(site.name).weight, nn.Parameter) for site in net.sites)
+    with torch.inference_mode():
+        net.refresh()
+        net.forward_with(configuration, x)
+    net.forward_with(configuration, x).sum().backward()  # such bases serve training too
 
 
 def test_kept_weights_follow_every_change() -> None:
