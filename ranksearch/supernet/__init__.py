@@ -4,5 +4,9 @@ from __future__ import annotations
 
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.supernet.projections import PROJECTIONS, Bases, Projection
+from ranksearch.supernet.proxy import SupernetProxy
+from ranksearch.supernet.train import Event, Progress, load_trained, train
 
-__all__ = ["PROJECTIONS", "Bases", "Projection", "RankSupernet"]
+__all__ = [
+    "PROJECTIONS", "Bases", "Event", "Progress", "Projection", "RankSupernet", "SupernetProxy", "load_trained", "train",
+]  # fmt: skip

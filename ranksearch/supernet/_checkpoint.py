@@ -1,0 +1,107 @@
+"""Checkpoints: one safetensors file, whose metadata holds the JSON part of the state, replaced atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ranksearch.errors import InvalidArgument
+
+FORMAT = "ranksearch-supernet-1"
+NAME = "supernet.safetensors"
+
+
+def write(folder: Path, state: Mapping[str, Any]) -> None:
+    """Replace the checkpoint of a folder; at no time is there a half-written one.
+
+    Args:
+        state: nested dicts and lists of tensors, arrays, and values that JSON can hold.
+
+    Raises:
+        InvalidArgument: the folder cannot be written to, or a value that cannot be saved.
+    """
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_encode(state, "state", tensors))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".supernet-", suffix=".tmp")
+        os.close(handle)
+        try:
+            save_file(tensors, name, metadata={"format": FORMAT, "state": text})
+            _sync(name)
+            os.replace(name, folder / NAME)
+            _sync(folder)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+    except (OSError, SafetensorError) as error:
+        raise InvalidArgument(f"folder={str(folder)!r}: no checkpoint can be written: {error}; give a writable one with space") from error
+
+
+def _sync(path: str | Path) -> None:
+    """On disk before it is renamed: a crash of the machine leaves the old file or the new one."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The state that `write` was given, tensors on the CPU; None where there is no checkpoint.
+
+    Raises:
+        InvalidArgument: a file that is no checkpoint of this version."""
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+        return _decode(json.loads(metadata["state"]), tensors)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise InvalidArgument(f"checkpoint {path} cannot be read: {error}; remove it to start anew, or give another folder") from error
+
+
+def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, (Tensor, np.ndarray)):
+        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+        while path in tensors:  # keys may have dots in them
+            path += "'"
+        tensors[path] = tensor.contiguous().clone()  # tied weights share memory, which the format refuses
+        return {"__tensor__" if isinstance(value, Tensor) else "__array__": path}
+    if isinstance(value, Mapping):
+        return {"__items__": [[key, _encode(item, f"{path}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise InvalidArgument(f"{path}={value!r}: a checkpoint holds tensors, arrays, numbers, strings, lists and dicts")
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if isinstance(value, dict):
+        if "__tensor__" in value:
+            return tensors[value["__tensor__"]]
+        if "__array__" in value:
+            return tensors[value["__array__"]].numpy()
+        return {key: _decode(item, tensors) for key, item in value["__items__"]}
+    return value
