@@ -41,6 +41,7 @@ class Sampling(ABC):
 
     def __init__(self, space: SearchSpace, *, types: Collection[str] | None = None) -> None:
         self.space = space if types is None else restrict(space, types)
+        self.types = None if types is None else sorted(types)
 
     @abstractmethod
     def draw(self, generator: np.random.Generator) -> Configuration:
@@ -313,19 +314,20 @@ class FrontGuided(Sampling):
             raise InvalidArgument(f"move={move!r}: must be a probability, in [0, 1]")
         super().__init__(space, types=types)
         self.low, self.high, self.jitter, self.move = max(low, least_share(self.space, cost)), high, jitter, move
+        self.points, self.cost = points, cost
         if self.low > self.high:
             raise InvalidArgument(f"high={high}: the smallest share of {cost} in this space is {self.low:.4f}; raise it")
         if proxies is None:
             proxies = (*([Energy()] if self.space.metric != "weight" else []), *PROXIES)
         if not proxies:
             raise InvalidArgument("proxies=() is empty: give at least one, or leave it out")
+        self.proxies = [proxy.name for proxy in proxies]
         shares = np.linspace(self.low, self.high, points)
         fronts = []
         for proxy in proxies:
             table = proxy.table(self.space)
             solver = next(a for a in ALLOCATORS if a.name == ("additive" if table.reduction == "sum" else "minimax"))
-            floor = self.space.smallest(cost) / getattr(self.space.baseline, cost)
-            fronts.append([solver.allocate(Problem(self.space, table, {cost: max(float(s), floor)})).indices for s in shares])
+            fronts.append([solver.allocate(Problem(self.space, table, {cost: float(share)})).indices for share in shares])
         self.front = np.array(fronts)  # option indices, int64, shape: (n_proxies, points, n_sites)
 
     def draw(self, generator: np.random.Generator) -> Configuration:

@@ -70,6 +70,13 @@ def svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.linalg.svd(wide, full_matrices=False)
 
 
+def polar(matrices: Tensor, rank: int | None = None) -> Tensor:
+    """U_r V_r^T, a sub-gradient of the nuclear norm where the rank is at most r, without gradient."""
+    u, _, vh = svd(matrices)
+    with torch.autocast(matrices.device.type, enabled=False):
+        return (u[..., :rank] @ vh[:, :rank]).to(matrices.dtype)
+
+
 def energy_rank(sigma: Tensor, share: float) -> int:
     """The smallest common rank that keeps a share of the energy of a batch of spectra, shape (batch, k)."""
     energies = sigma.double().square().sum(dim=0)

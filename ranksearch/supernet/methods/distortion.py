@@ -78,7 +78,7 @@ class Distortion(Method):
         self.untouched: dict[str, str] = {}  # sites that are never distorted, and why
         if target is None:
             target = self._uniform(TABLE[decomposition], ratio)
-        self.target = target
+        self.target, self.target_id = target, target.id
         self._choices: list[tuple[Site, AnyDecomposition, Rank, Rank]] = []  # with the full rank of the same structure
         for name, kind, rank in target.choices:
             site = supernet.sites[name]

@@ -17,7 +17,7 @@ from ranksearch.sites import Site
 from ranksearch.space import Configuration, build_space
 from ranksearch.spectra import Spectra
 from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number
-from ranksearch.supernet.methods._foldings import MODES, Folding, svd, unfoldings
+from ranksearch.supernet.methods._foldings import MODES, Folding, polar, unfoldings
 from ranksearch.supernet.network import RankSupernet, canonical
 from ranksearch.supernet.sampling import check_count
 
@@ -65,6 +65,7 @@ class Regularized(Method):
             check_number(f"modes[{mode!r}]", value, least=0)
         super().__init__(supernet, loss, seed=seed)
         self.strength, self.form, self.every = strength, form, every
+        self.modes = [[mode, float(value)] for mode, value in sorted(weights.items())]
         self._unfoldings: dict[str, list[tuple[Folding, float]]] = {}
         for site in supernet.sites:
             shares = [(folding, weights.get(mode, 0.0)) for mode, folding in MODES.items() if folding in unfoldings(site)]
@@ -98,8 +99,7 @@ class Regularized(Method):
     def _subgradient(self, site: Site, dense: Tensor) -> Tensor:
         total = torch.zeros_like(dense)
         for folding, share in self._unfoldings[site.name]:
-            u, _, vh = svd(folding.fold(site, dense))
-            total += share * folding.unfold(site, (u @ vh).to(dense.dtype))
+            total += share * folding.unfold(site, polar(folding.fold(site, dense)))
         return total
 
     def after_step(self, step: int) -> None:
@@ -119,13 +119,14 @@ class Regularized(Method):
 def nuclear_norm(matrices: Tensor) -> Tensor:
     """Sum of the singular values of a batch of matrices, shape (batch, m, n), from the eigenvalues of the smaller Gram
     matrix, in float64. The gradient U V^T needs no gap between singular values; those below 1e-6 of the largest, where
-    the norm has a kink, count as constant."""
+    the norm has a kink, count as zero."""
     with torch.autocast(matrices.device.type, enabled=False):
         wide = matrices.double()
         gram = wide @ wide.mT if wide.shape[1] <= wide.shape[2] else wide.mT @ wide
         values = torch.linalg.eigvalsh(gram)
         floor = (values.detach()[:, -1:] * 1e-12).clamp_min(torch.finfo(torch.float64).tiny)
-        return torch.where(values > floor, values, floor).sqrt().sum().to(matrices.dtype)
+        counts = values > floor  # the root of the others is never taken, so that its gradient is finite
+        return torch.where(counts, torch.where(counts, values, 1.0).sqrt(), 0.0).sum().to(matrices.dtype)
 
 
 def sized(

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
+import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import Configuration
 from ranksearch.supernet.methods._base import Batch, Loss, Method, at_least, check_number
-from ranksearch.supernet.methods._foldings import FOLDINGS, energy_rank, svd, threshold_rank
+from ranksearch.supernet.methods._foldings import FOLDINGS, energy_rank, polar, svd, threshold_rank
 from ranksearch.supernet.network import RankSupernet, canonical
 from ranksearch.supernet.sampling import check_count
 
@@ -77,8 +78,7 @@ class TRP(Method):
             for name, rank in self.ranks.items():
                 site, weight = self.supernet.sites[name], self.supernet.weight(name)
                 matrices = FOLDINGS[self.decomposition].fold(site, canonical(weight, site))
-                u, _, vh = svd(matrices)
-                total = total + self.nuclear * (matrices * (u[..., :rank] @ vh[:, :rank]).to(matrices.dtype)).sum()
+                total = total + self.nuclear * (matrices * polar(matrices, rank)).sum()
         return total
 
     def after_step(self, step: int) -> None:
@@ -89,7 +89,7 @@ class TRP(Method):
 
     def truncate(self) -> None:
         """Replace every weight by its truncated SVD, in place."""
-        truncated = {}
+        low = {}
         folding = FOLDINGS[self.decomposition]
         for name, dense in self.weights().items():
             if name not in self.sites:
@@ -97,8 +97,9 @@ class TRP(Method):
             site = self.supernet.sites[name]
             u, sigma, vh = svd(folding.fold(site, dense))
             rank = self.ranks[name] = energy_rank(sigma, 1 - self.loss_of_energy)
-            truncated[name] = folding.unfold(site, (u[..., :rank] * sigma[:, None, :rank]) @ vh[:, :rank])
-        self.overwrite(truncated)
+            with torch.autocast(dense.device.type, enabled=False):
+                low[name] = folding.unfold(site, (u[..., :rank] * sigma[:, None, :rank]) @ vh[:, :rank])
+        self.overwrite(low)
 
     def configuration(self, *, threshold: float = THRESHOLD, energy: float = ENERGY) -> Configuration:
         """The network that training led to: per site the rank of the singular values of at least ``threshold`` times the
