@@ -151,7 +151,8 @@ def errors(state: Folded) -> Errors:
     `factors` gives. The operator norm is then that of the lowered C_out x (C_in kh kw) matrix."""
     if state.metric is None:
         return spectrum_errors(state.spectrum)
-    parts = (factors(state, int(rank)) for rank in state.grid[:, 0])
+    seen = weighted(state.metric, state.weight)
+    parts = (factors(state, int(rank), seen=seen) for rank in state.grid[:, 0])
     return measured(state.metric, state.weight, state.grid, ((left @ right).reshape(state.weight.shape) for left, right in parts))
 
 
@@ -184,9 +185,9 @@ def residual_norms(metric: Metric, residual: Tensor) -> tuple[float, float]:
     return frobenius, min(frobenius, float(torch.linalg.eigvalsh((gram + gram.mT) / 2).max().clamp_min(0.0)))
 
 
-def factors(state: Folded, rank: int, *, sweeps: int | None = None) -> tuple[Tensor, Tensor]:
+def factors(state: Folded, rank: int, *, sweeps: int | None = None, seen: Weighted | None = None) -> tuple[Tensor, Tensor]:
     """L of shape (groups, o s, rank) and R (groups, rank, c), of equal norms. Any rank, also off the grid.
-    ``sweeps``: at most so many, or as many as `affordable`."""
+    ``sweeps``: at most so many, or as many as `affordable`; ``seen``: the weight's, where it is at hand."""
     metric, weight = state.metric, state.weight
     if metric is None or state.rows is None:
         left, right = truncate(state.spectrum, rank)
@@ -199,12 +200,29 @@ def factors(state: Folded, rank: int, *, sweeps: int | None = None) -> tuple[Ten
         return (*best_left(metric, weight, right), None)
 
     count = affordable(weight, rank) if sweeps is None else sweeps
-    left, right, _ = alternate(metric, weight, state.rows[:, :rank], fit, count)
+    left, right, _ = alternate(metric, seen or weighted(metric, weight), state.rows[:, :rank], fit, count)
     return even(left.flatten(1, 2), right)
 
 
+@dataclass(frozen=True)
+class Weighted:
+    """What all sweeps need of a weight W, shape (groups, o, s, c): O(o (s c)^2), which on large layers is more than a sweep."""
+
+    target: Tensor  # C_G^T W, shape: (groups, o, s, c)
+    goal: Tensor  # C_G^T W A
+    energy: float  # |W|^2 in the metric
+
+
+def weighted(metric: Metric, weight: Tensor) -> Weighted:
+    """`Weighted` of a weight."""
+    groups, o, s, c = weight.shape
+    target = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
+    goal = (target.reshape(groups, o, s * c) @ metric.input.reshape(groups, s * c, s * c)).reshape(groups, o, s, c)
+    return Weighted(target, goal, float((goal * target).sum().clamp_min(0.0)))
+
+
 def alternate(
-    metric: Metric, weight: Tensor, right: Tensor, fit: Callable[[Tensor], tuple[Tensor, float, P]], sweeps: int
+    metric: Metric, seen: Weighted, right: Tensor, fit: Callable[[Tensor], tuple[Tensor, float, P]], sweeps: int
 ) -> tuple[Tensor, Tensor, P]:
     """Alternating weighted least squares from R of shape (groups, r, c). The error never grows.
 
@@ -216,13 +234,13 @@ def alternate(
     """
     right = torch.linalg.qr(right.mT)[0].mT  # only the span of R matters, L being refitted
     left, captured, rest = fit(right)
-    total = residual_norms(metric, weight)[0]
+    total = seen.energy
     stretch = 1.0
     for sweep in range(sweeps):
         if total - captured <= 1e-12 * total:
             break
         before = right
-        right, gain = better_right(metric, weight, left, before)
+        right, gain = better_right(metric, seen, left, before)
         right = torch.linalg.qr(right.mT)[0].mT
         if sweep:  # sweeps creep along valleys: go further the same way, if that is better than where they started
             u, _, vh = torch.linalg.svd(before @ right.mT)
@@ -267,21 +285,18 @@ def best_left(metric: Metric, weight: Tensor, right: Tensor) -> tuple[Tensor, fl
     return left.reshape(groups, r, s, o).permute(0, 3, 2, 1), captured
 
 
-def better_right(metric: Metric, weight: Tensor, left: Tensor, right: Tensor, *, steps: int = STEPS) -> tuple[Tensor, float]:
+def better_right(metric: Metric, seen: Weighted, left: Tensor, right: Tensor, *, steps: int = STEPS) -> tuple[Tensor, float]:
     """An R with |W - L R| no larger than before, L given: preconditioned conjugate gradients on
     sum_ss' (L_s^T G L_s') R A_s's = sum_s L_s^T (G W A)_s. Shapes: left (groups, o, s, r), right (groups, r, c).
     Also returns the share of the squared error that was gained."""
     whitened = left if metric.output_half is None else torch.einsum("gpo,gpsr->gosr", metric.output_half, left)
-    target = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
-    groups, o, s, c = weight.shape
     pairs = torch.einsum("gosp,gotr->gsptr", whitened, whitened)
 
     def system(x: Tensor) -> Tensor:
         return torch.einsum("gsptr,gtrsc->gpc", pairs, torch.einsum("grc,gtcsd->gtrsd", x, metric.input))
 
-    goal = (target.reshape(groups, o, s * c) @ metric.input.reshape(groups, s * c, s * c)).reshape(groups, o, s, c)
-    energy = float((goal * target).sum())
-    goal = torch.einsum("gosr,gosc->grc", whitened, goal)
+    energy = seen.energy
+    goal = torch.einsum("gosr,gosc->grc", whitened, seen.goal)
     mean = torch.einsum("gst,gsptr->gpr", metric.taps, pairs)
     ridge = mean.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(torch.finfo(torch.float64).tiny) * 1e-13
     mean_half = torch.linalg.cholesky((mean + mean.mT) / 2 + ridge[:, None, None] * torch.eye(mean.shape[1]).to(mean))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ranksearch.decompositions import _folding
 from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank, cheaper
 from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._folding import Metric, alternate, coordinates, fold_metric, geometric, residual_norms
+from ranksearch.decompositions._folding import Metric, Weighted, alternate, coordinates, fold_metric, geometric, residual_norms, weighted
 from ranksearch.decompositions._spectrum import half, ratio, split_groups
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
@@ -163,10 +163,11 @@ class Tucker2(Decomposition[TuckerState]):
         moment: alternately the best core and output basis for an input basis (reduced-rank regression, exact) and a better
         input basis for them."""
         r_in, r_out = rank
-        if state.core is None or state.output_basis is None:
-            first, regression = _refine(state, r_in, _anchor(state, r_in, r_out))
+        if state.metric is not None:
+            first, regression = _refine(state, r_in, _anchor(state, r_in, r_out), weighted(state.metric, state.weight))
             core, last = _truncate(state, regression, r_out)
             return first, core.unflatten(3, state.kernel), last
+        assert state.core is not None and state.output_basis is not None  # without an input moment
         if not self.hooi:
             core = state.core[:, :r_out, :r_in].unflatten(3, state.kernel).contiguous()
             return state.input_basis[..., :r_in], core, _unwhiten(state.output_half, state.output_basis[..., :r_out])
@@ -195,16 +196,15 @@ def _measured(state: TuckerState, ranks: np.ndarray) -> Errors:
     """Errors in the metric of the factors that `factors` gives. With U the eigenvectors of Z^T Z kept, L its eigenvalues and
     T the Gram matrix of the weight's rows, all in the metric, that of the residual's rows is T - U L U^T."""
     assert state.metric is not None
-    rows = state.weight.flatten(2) if state.output_half is None else state.output_half.mT @ state.weight.flatten(2)
-    d = rows.shape[2]
-    gram = rows @ state.metric.input.reshape(-1, d, d) @ rows.mT
+    seen = weighted(state.metric, state.weight)
+    gram = seen.goal.flatten(2) @ seen.target.flatten(2).mT
     total, top = residual_norms(state.metric, state.weight)
     found = np.zeros((len(ranks), 2))
     refined: dict[tuple[int, int], Regression] = {}
     for k, (r_in, r_out) in enumerate(ranks.tolist()):
         key = (r_in, _anchor(state, r_in, r_out))
         if key not in refined:
-            refined = {key: _refine(state, *key)[1]}  # pairs are sorted: no other needs the last one again
+            refined = {key: _refine(state, *key, seen)[1]}  # pairs are sorted: no other needs the last one again
         kept = refined[key].vectors[..., :r_out]
         left = gram - (kept * refined[key].values[:, None, :r_out]) @ kept.mT
         squared = max(0.0, float(left.diagonal(dim1=1, dim2=2).sum()))
@@ -222,7 +222,7 @@ def _anchor(state: TuckerState, r_in: int, r_out: int) -> int:
     return anchor
 
 
-def _refine(state: TuckerState, r_in: int, r_out: int) -> tuple[Tensor, Regression]:
+def _refine(state: TuckerState, r_in: int, r_out: int, seen: Weighted) -> tuple[Tensor, Regression]:
     """An input basis of shape (g, ci, r_in), refined for an output rank, and the regression on it."""
     metric = state.metric
     assert metric is not None
@@ -233,7 +233,7 @@ def _refine(state: TuckerState, r_in: int, r_out: int) -> tuple[Tensor, Regressi
         return torch.einsum("gop,gpqs->gosq", last, core), float(regression.values[:, :r_out].sum()), regression
 
     sweeps = _folding.affordable(state.weight, r_in)
-    _, rows, regression = alternate(metric, state.weight, state.input_basis[..., :r_in].mT, fit, sweeps)
+    _, rows, regression = alternate(metric, seen, state.input_basis[..., :r_in].mT, fit, sweeps)
     return rows.mT, regression
 
 
