@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from test_train import supernet, task
+from small_run import supernet, task
 
 from ranksearch import surgery
 from ranksearch.errors import InvalidArgument

@@ -12,56 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from small_run import made, model, same, supernet, task, weights
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.search_spaces._base import SpaceSpec, named
 from ranksearch.space import DENSE
-from ranksearch.spectra import Spectra
 from ranksearch.supernet import Event, RankSupernet, load_trained, train
 from ranksearch.supernet.methods import METHODS
-from ranksearch.tasks import Classification, Diverged
-
-
-def noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    return x + 0.1 * torch.randn(x.shape, generator=generator)
-
-
-def model() -> nn.Module:
-    """Small, with batch norm and dropout: both have state of their own."""
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, stride=2), nn.BatchNorm2d(6),
-        nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(24, 3),
-    )  # fmt: skip
-
-
-def task(**options: Any) -> Classification:
-    random = torch.Generator().manual_seed(2)
-    x, y = torch.randn(80, 2, 6, 6, generator=random), torch.randint(3, (80,), generator=random)
-    given: dict[str, Any] = {"learning_rate": 0.05, "batch_size": 16, "augment": noise, "weight_decay": 1e-3} | options
-    return Classification(train=(x, y), validation=(x[:20], y[:20]), classes=3, **given)
-
-
-def supernet(**options: Any) -> RankSupernet:
-    network = model()
-    spec = SpaceSpec(named("svd", "svd_in", "spatial", "tucker2"), max_options=6)
-    spectra = Spectra(network, spec.sites(network, task().example()), spec.decompositions)
-    return RankSupernet(network, spec.build(spectra), spectra=spectra, **options)
-
-
-def made(name: str, *, refresh: int = 2, seed: int = 5, **options: Any) -> tuple[RankSupernet, Any]:
-    table = METHODS if isinstance(METHODS, dict) else {m.name: m for m in METHODS}
-    net = supernet(refresh=refresh)
-    return net, table[name](net, task().loss, seed=seed, **options)
-
-
-def weights(net: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in net.state_dict().items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+from ranksearch.tasks import Diverged
 
 
 class Stop(Exception):
@@ -76,7 +33,7 @@ def stop_at(step: int, error: type[BaseException] = Stop):
     return on_event
 
 
-NAMES = sorted(METHODS if isinstance(METHODS, dict) else (m.name for m in METHODS))
+NAMES = sorted(METHODS)
 
 
 def test_plain_is_fine_tuning_bit_for_bit() -> None:
@@ -137,19 +94,20 @@ SCRIPT = """
 import os, signal, sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
-import test_train as t
+import small_run as t
+from ranksearch.supernet import train
 net, method = t.made({name!r})
 def on_event(event):
     if event.step == {step}:
         os.kill(os.getpid(), signal.{signal})
-t.train(net, t.task(), method, epochs=2, seed=7, folder={folder!r}, every=3, on_event=on_event)
+train(net, t.task(), method, epochs=2, seed=7, folder={folder!r}, every=3, on_event=on_event)
 """
 
 
 @pytest.mark.parametrize(("kind", "resumed"), [("SIGKILL", 6), ("SIGINT", 7)])
 def test_a_killed_process_is_resumed(kind: str, resumed: int, tmp_path: Path) -> None:
     """SIGKILL after step 7 leaves the checkpoint of step 6; Ctrl-C makes one of its own."""
-    name = "joint" if "joint" in NAMES else NAMES[0]
+    name = "joint"
     root = Path(__file__).parents[2]
     script = SCRIPT.format(here=str(Path(__file__).parent), name=name, step=7, signal=kind, folder=str(tmp_path / "run"))
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
@@ -171,7 +129,7 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     cases: list[tuple[str, dict[str, Any]]] = [
         ("seed", {"seed": 8}), ("epochs", {"epochs": 2}), ("task", {"task": task(learning_rate=0.01)}),
         ("refresh", {"made": made("plain", refresh=4)}), ("options", {"made": made("plain", seed=6)}),
-        ("method", {"made": made("joint" if "joint" in NAMES else NAMES[-1])}),
+        ("method", {"made": made("joint")}),
     ]  # fmt: skip
     moved, method = made("plain")
     with torch.no_grad():
