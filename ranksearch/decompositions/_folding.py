@@ -137,13 +137,19 @@ def coordinates(metric: Metric, weight: Tensor, rows: Tensor) -> tuple[Tensor, T
     rows capture the energy sum Z[:r]^2, and the best L for them solves Q_r^T L^T = Z[:r]. O((k s)^3)."""
     groups, o, s, _c = weight.shape
     k = rows.shape[1]
-    weighted = torch.einsum("gkc,gsctd->gkstd", rows, metric.input)  # B A, shape (g, k, s, t, d)
-    gram = torch.einsum("gkstd,gld->gkslt", weighted, rows).reshape(groups, k * s, k * s)
-    moment = weighted.reshape(groups, k * s, -1) @ weight.reshape(groups, o, -1).mT
+    spread = _spread(rows, metric.input)
+    gram = (spread.flatten(1, 3) @ rows.mT).reshape(groups, s, k, s, k).permute(0, 2, 1, 4, 3).reshape(groups, k * s, k * s)
+    moment = spread.transpose(1, 2).reshape(groups, k * s, -1) @ weight.reshape(groups, o, -1).mT
     if metric.output_half is not None:
         moment = moment @ metric.output_half
     factor = torch.linalg.cholesky((gram + gram.mT) / 2)
     return factor, solve_triangular(factor, moment, upper=False).reshape(groups, k, s, o)
+
+
+def _spread(rows: Tensor, a: Tensor) -> Tensor:
+    """Rows (g, k, c) times every block row of A (g, s, c, s, c), shape (g, s, k, s, c). Unlike einsum, no copy of A."""
+    groups, s, c, t, d = a.shape
+    return (rows[:, None] @ a.reshape(groups, s, c, t * d)).reshape(groups, s, -1, t, d)
 
 
 def errors(state: Folded) -> Errors:
@@ -293,7 +299,7 @@ def better_right(metric: Metric, seen: Weighted, left: Tensor, right: Tensor, *,
     pairs = torch.einsum("gosp,gotr->gsptr", whitened, whitened)
 
     def system(x: Tensor) -> Tensor:
-        return torch.einsum("gsptr,gtrsc->gpc", pairs, torch.einsum("grc,gtcsd->gtrsd", x, metric.input))
+        return torch.einsum("gsptr,gtrsc->gpc", pairs, _spread(x, metric.input))
 
     energy = seen.energy
     goal = torch.einsum("gosr,gosc->grc", whitened, seen.goal)
