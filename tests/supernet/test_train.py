@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_run import made, model, same, supernet, task, weights
+from torch import nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
@@ -188,3 +190,36 @@ def test_resumed_on_a_gpu(tmp_path: Path) -> None:
     net, method = on_gpu()
     assert train(net, task(), method, epochs=2, seed=7, folder=tmp_path).resumed == 4
     assert all(torch.allclose(value, wanted[key], atol=1e-5) for key, value in weights(net).items())
+
+
+def test_training_is_the_documented_loop() -> None:
+    """Fine-tuning, and so `plain`, against a loop written out here."""
+    the_task, twin = task(), model().train()
+    the_task.fine_tune(fine_tuned := model(), epochs=1.6, seed=4)
+    x, y = the_task._splits["train"]
+    random = torch.Generator().manual_seed(4)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    torch.manual_seed(4)
+    for step in range(8):
+        if step % 5 == 0:
+            order = torch.randperm(80, generator=random)
+        chosen = order[step % 5 * 16 : step % 5 * 16 + 16]
+        batch = x[chosen] + 0.1 * torch.randn(16, 2, 6, 6, generator=random)
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.5 * (1 + math.cos(math.pi * (step + 0.5) / 8))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(twin(batch), y[chosen]).backward()
+        optimizer.step()
+    assert same(weights(twin), weights(fine_tuned))
+
+
+def test_a_stream_ends_and_goes_on() -> None:
+    one, other = (task().training(model(), epochs=2, seed=1) for _ in range(2))
+    for _ in range(3):
+        one.batch()
+    other.load_state_dict(one.state_dict())
+    for _ in range(7):
+        a, b = one.batch(), other.batch()
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+        assert one.optimizer.param_groups[0]["lr"] == other.optimizer.param_groups[0]["lr"]
+    with pytest.raises(InvalidArgument, match="10 steps"):
+        one.batch()
