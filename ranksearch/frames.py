@@ -47,13 +47,14 @@
 | site | string | module path of the layer |
 | decomposition | string | how it is factorized; dense where it is not |
 | rank | string | its rank, such as 8 or 4x6; empty for dense |
+| description | string | the rank in words, such as "in 4, out 6"; empty where the study does not have the site |
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -74,11 +75,11 @@ FRONT_COLUMNS = (
     "id", "fidelity", "seeds", "params", "macs", "params_rel", "macs_rel", METRICS,
     "factorized", "seconds", "origin", "is_dense", "on_front",
 )  # fmt: skip
-LAYER_COLUMNS = ("id", "site", "decomposition", "rank")
+LAYER_COLUMNS = ("id", "site", "decomposition", "rank", "description")
 _TYPES = {
     "id": "string", "fidelity": "string", "seed": "int64", "seeds": "int64", "status": "string", "params": "int64", "macs": "int64",
     "factorized": "int64", "origin": "string", "error": "string", "created": "datetime64[us, UTC]", "is_dense": "bool", "on_front": "bool",
-    "site": "string", "decomposition": "string", "rank": "string",
+    "site": "string", "decomposition": "string", "rank": "string", "description": "string",
 }  # fmt: skip
 _DENSE_ID = hashlib.sha256(b"{}").hexdigest()[:12]  # id of the configuration without a factorized site
 
@@ -178,20 +179,25 @@ def front(
     return result.sort_values(by=["macs", "params", "id"], ignore_index=True)
 
 
-def layers(records: Iterable[Record], sites: Sequence[str] | None = None) -> pd.DataFrame:
+def layers(
+    records: Iterable[Record], sites: Sequence[str] | None = None, *, describe: Callable[[str, str, tuple[int, ...]], str] | None = None
+) -> pd.DataFrame:
     """One row per configuration and site; columns: see the top of this module. A configuration that was evaluated
     several times comes once.
 
     Args:
         records: evaluations.
         sites: all sites, to have a row for the dense ones too; default: only those that are factorized.
+        describe: (site, decomposition, rank) -> the rank in words; without it they are empty.
     """
     rows = []
     for id, text in {record.configuration_id: record.configuration for record in records}.items():
         choices = json.loads(text)
         for site in choices if sites is None else dict.fromkeys([*sites, *choices]):
             decomposition, rank = choices.get(site, ("dense", ()))
-            rows.append({"id": id, "site": site, "decomposition": decomposition, "rank": "x".join(str(r) for r in rank)})
+            words = describe(site, decomposition, tuple(rank)) if describe else ""
+            row = {"id": id, "site": site, "decomposition": decomposition, "rank": "x".join(str(r) for r in rank), "description": words}
+            rows.append(row)
     return _frame(rows, list(LAYER_COLUMNS))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ranksearch.allocators import ALLOCATORS, Problem
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.evaluation import Fidelity, Outcome, Request
-from ranksearch.proxies import PROXIES, Energy
+from ranksearch.proxies import PROXIES, Energy, TableProxy
 from ranksearch.runners import WAIT, Wait
 from ranksearch.samplers import Sampler
 from ranksearch.space import COSTS, Configuration, CostName, SearchSpace
@@ -37,7 +37,7 @@ def exact_starts(space: SearchSpace, limits: Mapping[CostName, int], shares: Seq
     takes the MACs from layers of few weights on large maps, whose loss is dear, so there its MACs budgets come last."""
     starts: list[Start] = []
     seen: set[bytes] = set()
-    problems = [(proxy, cost) for proxy in (Energy(), *PROXIES) for cost in COSTS]
+    problems: list[tuple[TableProxy, CostName]] = [(proxy, cost) for proxy in (Energy(), *PROXIES) for cost in COSTS]
     if space.metric == "weight":
         problems.sort(key=lambda problem: isinstance(problem[0], Energy) and problem[1] == "macs")
     for proxy, cost in problems:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ranksearch import export, frames, proxy_report, space_metric
 from ranksearch.conditions import Condition
+from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
 from ranksearch.home import home
@@ -332,8 +333,14 @@ class Study:
 
     def layers(self) -> pd.DataFrame:
         """One row per (evaluated configuration, factorized site)."""
+        sites = {path: site for site in self.sites for path in site.paths}
+        table = {decomposition.name: decomposition for decomposition in DECOMPOSITIONS}
+
+        def describe(site: str, decomposition: str, rank: tuple[int, ...]) -> str:
+            return table[decomposition].describe(sites[site], rank) if site in sites and decomposition in table else ""
+
         with self._open(write=False) as store:
-            return frames.layers(store.records())
+            return frames.layers(store.records(), describe=describe)
 
     def proxies(
         self, *, metric: str | None = None, fidelity: str | None = None, k: int = 5, tolerance: float = 0.05, calibrate: bool = True

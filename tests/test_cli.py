@@ -309,6 +309,7 @@ def test_profile_shows_sites_costs_and_what_was_skipped(study, tmp_path, capsys)
     assert cli.main(["profile", study, "--data", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^0 +conv2d +8x3x3x3 +224 ", shown, re.M) and re.search(r"^1 +BatchNorm2d +16 +no decomposition", shown, re.M)
+    assert re.search(r"^3 +conv2d .* \w+ .*: error 0\.\d\d$", shown, re.M) and "best at half the params" in shown
     assert re.search(r"^spatial +6 +", shown, re.M) and "configurations; the smallest has" in shown
     assert cli.main(["profile", study, "--data", str(tmp_path), "--format", "json"]) == 0
     data = json.loads(capsys.readouterr().out)

@@ -163,8 +163,11 @@ def test_metrics_that_clash(metrics) -> None:
 def test_layers() -> None:
     frame = frames.layers(RECORDS)
     rows_of_a = [[A.id, "a", "svd", "8"], [A.id, "b", "tucker2", "4x6"]]
+    assert set(frame.pop("description")) == {""}
     assert frame.values.tolist() == [*rows_of_a, [B.id, "a", "svd", "4"], [C.id, "b", "svd", "2"], [D.id, "b", "svd", "1"]]
-    assert frames.layers(RECORDS[3:4], sites=["a", "b"]).values.tolist() == [[B.id, "a", "svd", "4"], [B.id, "b", "dense", ""]]
+    assert frames.layers(RECORDS[3:4], sites=["a", "b"]).values.tolist() == [[B.id, "a", "svd", "4", ""], [B.id, "b", "dense", "", ""]]
+    spelled = frames.layers(RECORDS[3:4], sites=["a", "b"], describe=lambda site, name, rank: f"{site}:{name}:{rank}")
+    assert spelled["description"].tolist() == ["a:svd:(4,)", "b:dense:()"]
 
 
 def test_the_docstring_tables_are_the_columns() -> None:

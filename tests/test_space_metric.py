@@ -158,7 +158,10 @@ def test_a_search_tells_that_it_collects_and_starts_from_the_estimated_loss(tmp_
     assert stages[0] == "collecting statistics of 3 batches for the fisher metric" and "profiling" in stages[1]
     origins = [event.outcome.request.origin for event in events if isinstance(event, Finished)]
     assert origins[0] == "dense" and origins[1].startswith("additive:energy:")
-    assert any("svd" in str(row) for row in study.layers()["decomposition"])
+    for row in study.layers().to_dict("records"):
+        rank = tuple(int(r) for r in row["rank"].split("x"))
+        site = next(s for s in study.sites if s.name == row["site"])
+        assert row["description"] == study.spectra.decomposition(row["decomposition"]).describe(site, rank) != ""
     best = study.front()
     assert best["is_dense"].sum() == 1 and DENSE.id in set(best["id"])
 

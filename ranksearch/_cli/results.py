@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from ranksearch.errors import InvalidArgument
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ranksearch.sites import Site
+    from ranksearch.spectra import Spectra
     from ranksearch.study import Study
 
 SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
@@ -71,11 +74,26 @@ def _site_rows(study: Study) -> list[dict[str, Any]]:
         cheaper = {name: len(d.options(site)) for name, d in decompositions.items() if d.undefined(site) is None}
         undefined = {name: reason for name, d in decompositions.items() if (reason := d.undefined(site)) is not None}
         kernel = "x".join(str(n) for n in site.shape)
+        half = _half(study.spectra, site, cheaper)
         rows.append({
             "site": site.name, "kind": site.kind, "shape": kernel, "params": site.cost.params, "macs": site.cost.macs, "options": cheaper,
-            "undefined": undefined, "aliases": " ".join(site.aliases),
+            "at_half": half, "undefined": undefined, "aliases": " ".join(site.aliases),
         })  # fmt: skip
     return rows
+
+
+def _half(spectra: Spectra, site: Site, names: Iterable[str]) -> str:
+    """The option of least error with at most half of the site's params, in words; empty where there is none."""
+    best: tuple[float, str] = (math.inf, "")
+    for name in names:
+        profile = spectra.profile(site, name)
+        fits = [] if profile is None else [i for i in range(len(profile.params)) if 2 * profile.params[i] <= site.cost.params]
+        for i in fits:
+            if profile is not None and profile.frobenius[i] < best[0]:
+                rank = tuple(int(r) for r in profile.ranks[i])
+                words = spectra.decomposition(name).describe(site, rank)
+                best = (float(profile.frobenius[i]), f"{name} {words}: error {profile.frobenius[i]:.2f}")
+    return best[1]
 
 
 def _profile_table(rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]], total: Any) -> None:
@@ -83,12 +101,12 @@ def _profile_table(rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, A
         cells = [
             (
                 r["site"], r["kind"], r["shape"], f"{r['params']:,}", percent(r["params"] / max(total.params, 1)), f"{r['macs']:,}",
-                percent(r["macs"] / max(total.macs, 1)), ", ".join(f"{name} {n:,}" for name, n in r["options"].items()),
+                percent(r["macs"] / max(total.macs, 1)), ", ".join(f"{name} {n:,}" for name, n in r["options"].items()), r["at_half"],
             )
             for r in rows
         ]  # fmt: skip
-        header = ("site", "kind", "shape", "params", "of all", "MACs", "of all ", "options cheaper than dense")
-        print(table(header, cells, left=("site", "kind", "shape", "options cheaper than dense")))
+        header = ("site", "kind", "shape", "params", "of all", "MACs", "of all ", "options cheaper than dense", "best at half the params")
+        print(table(header, cells, left=("site", "kind", "shape", *header[-2:])))
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for name, reason in row["undefined"].items():
