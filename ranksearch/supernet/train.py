@@ -94,13 +94,17 @@ def train(
         for step in range(first + 1, training.steps + 1):
             batch = training.batch()
             training.optimizer.zero_grad(set_to_none=True)
-            value = method.loss(batch)
-            loss = float(value.detach())
-            if not torch.isfinite(value).all():
-                raise Diverged(f"loss={loss} at step {step} of {training.steps}: lower the task's learning rate")
-            value.backward()
-            training.optimizer.step()
-            method.after_step(step)
+            remedy = f"at step {step} of {training.steps}: lower the task's learning rate"
+            try:
+                value = method.loss(batch)
+                loss = float(value.detach())
+                if not torch.isfinite(value).all():
+                    raise Diverged(f"loss={loss} {remedy}")
+                value.backward()
+                training.optimizer.step()
+                method.after_step(step)
+            except torch.linalg.LinAlgError as error:  # of weights that are not finite, before any loss says so
+                raise Diverged(f"weights without a decomposition ({error}) {remedy}") from error
             saved = where is not None and (step % every == 0 or step == training.steps)
             if saved:
                 run.save(step)

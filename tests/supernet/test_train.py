@@ -168,8 +168,9 @@ def test_bad_arguments(tmp_path: Path) -> None:
         train(net, task(), method, epochs=1, seed=0, folder=tmp_path / "file")
 
 
-def test_divergence_is_named() -> None:
-    net, method = made("plain")
+@pytest.mark.parametrize("name", NAMES)
+def test_divergence_is_named(name: str) -> None:
+    net, method = made(name)
     with pytest.raises(Diverged, match="learning rate"):
         train(net, task(learning_rate=1e30), method, epochs=2, seed=0)
 
