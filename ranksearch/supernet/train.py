@@ -103,7 +103,7 @@ def train(
                 value.backward()
                 training.optimizer.step()
                 method.after_step(step)
-            except torch.linalg.LinAlgError as error:  # of weights that are not finite, before any loss says so
+            except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]  weights not finite
                 raise Diverged(f"weights without a decomposition ({error}) {remedy}") from error
             saved = where is not None and (step % every == 0 or step == training.steps)
             if saved:
