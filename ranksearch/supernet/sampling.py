@@ -73,8 +73,11 @@ class Ratio(Sampling):
     kept, those of largest criterion; first version: U(0.01, 1), IJCAI version: U(0.01, 0.25).
 
     A site's rank is the number of its bases that are kept, taken up to the next option on its ladder, dense beyond the
-    last. The singular values are those of the weights last observed, before that read off the ladders (exact at their
-    ranks, interpolated between).
+    last. With ``types`` the site takes instead, of all their options, the one of least error that costs no more than that
+    rank would (MACs; params where there are none): ladders of mixtures hold few SVDs, as other types beat them.
+
+    The singular values are those of the weights last observed, before that read off the ladders (exact at their ranks,
+    interpolated between).
 
     Args:
         low, high: the range of the share, 0 < low <= high <= 1.
@@ -82,7 +85,9 @@ class Ratio(Sampling):
             C2 = (1 - P_i / sum P)(1 - M_i / sum M), which it selects ranks with after training; ``raw``: sigma_k, the
             IJCAI version.
         least: bases that every layer keeps, where it has so many: 1; the IJCAI version keeps 5.
-        decomposition: ``svd``, or the other folding of the IJCAI version, ``spatial`` or ``spatial_t``; ``svd_in`` too.
+        types: what layers are built as; default: ``decomposition`` alone, as in the paper.
+        decomposition: what bases are counted of: ``svd``, or the other folding of the IJCAI version, ``spatial`` or
+            ``spatial_t``; ``svd_in`` too.
         follow: observe the weights every so many steps. The paper's criterion follows the SVD, every 2 steps or every
             step; 20 was chosen, since the order of the bases changes slowly and their values cost an eigenproblem per layer.
     """
@@ -98,6 +103,7 @@ class Ratio(Sampling):
         criterion: Criterion = "relative",
         least: int = 1,
         decomposition: str = "svd",
+        types: Collection[str] | None = None,
         follow: int = 20,
     ) -> None:
         check_range("low", low, "high", high)
@@ -107,19 +113,14 @@ class Ratio(Sampling):
         check_count("follow", follow, 0)
         if decomposition not in FOLDED:
             raise InvalidArgument(f"decomposition={decomposition!r} is none of {', '.join(FOLDED)}: its bases are not singular directions")
-        super().__init__(space, types=(decomposition,))
+        super().__init__(space, types=(decomposition,) if types is None else types)
         self.low, self.high, self.criterion, self.least = low, high, criterion, least
         self.decomposition, self.follow = decomposition, follow
-        self._ranks: list[np.ndarray] = []  # per ladder: ranks of its options, rising; int64
-        self._options: list[np.ndarray] = []  # and where these options stand
-        for ladder in self.space.ladders:
-            ranks = np.array([option.rank[0] for option in ladder.options[:-1]], dtype=np.int64)
-            order = np.argsort(ranks)
-            self._ranks.append(ranks[order])
-            self._options.append(order)
+        pick = _next_rank if types is None else _as_dear
+        self._options = [pick(ladder, decomposition) for ladder in self.space.ladders]  # per ladder: rank -> option
         costs = np.array([[l.site.cost.params, l.site.cost.macs] for l in self.space.ladders], dtype=np.float64)
         self._c2 = np.prod(1 - costs / np.maximum(costs.sum(axis=0), 1), axis=1)
-        self._sigma = [_ladder_spectrum(ladder, fold_size(ladder, decomposition)) for ladder in self.space.ladders]
+        self._sigma = [_ladder_spectrum(ladder, fold_size(ladder, decomposition), decomposition) for ladder in self.space.ladders]
         self._order()
 
     def _order(self) -> None:
@@ -136,12 +137,8 @@ class Ratio(Sampling):
     def at(self, share: float) -> Configuration:
         """The configuration that keeps a share of all bases."""
         kept = np.bincount(self._owner[: round(share * len(self._owner))], minlength=len(self._sigma))
-        indices = self.space.dense.copy()
-        for number, (rank, ranks) in enumerate(zip(kept, self._ranks, strict=True)):
-            place = int(np.searchsorted(ranks, max(int(rank), min(self.least, len(self._sigma[number])))))
-            if place < len(ranks):
-                indices[number] = self._options[number][place]
-        return self.space.configuration(indices)
+        indices = [options[max(rank, min(self.least, len(options) - 1))] for rank, options in zip(kept, self._options, strict=True)]
+        return self.space.configuration(np.array(indices))
 
     def draw(self, generator: np.random.Generator) -> Configuration:
         return self.at(float(generator.uniform(self.low, self.high)))
@@ -387,9 +384,32 @@ def fold_size(ladder: Ladder, decomposition: str) -> int:
     return min(shape[1:])
 
 
-def _ladder_spectrum(ladder: Ladder, full: int) -> np.ndarray:
+def _next_rank(ladder: Ladder, decomposition: str) -> np.ndarray:
+    """For ranks 0..full the option of the next rank on the ladder, dense beyond the last; int64, shape: (full + 1,)."""
+    ranks = np.array([option.rank[0] for option in ladder.options[:-1]], dtype=np.int64)
+    order = np.argsort(ranks)
+    places = np.searchsorted(ranks[order], np.arange(fold_size(ladder, decomposition) + 1))
+    return np.append(order, len(order))[places]
+
+
+def _as_dear(ladder: Ladder, decomposition: str) -> np.ndarray:
+    """For ranks 0..full the option of least error that costs no more than that rank would: the cheapest where none does,
+    dense where the rank costs as much; int64, shape: (full + 1,)."""
+    cost: CostName = "macs" if ladder.site.cost.macs else "params"
+    ranks = np.arange(fold_size(ladder, decomposition) + 1, dtype=np.int64)
+    kind = next(d for d in DECOMPOSITIONS if d.name == decomposition)
+    limits = kind.costs(ladder.site, ranks[:, None])[COSTS.index(cost)]
+    costs, errors = ladder.column(cost), ladder.column("frobenius")
+    fits = costs[None, :] <= limits[:, None]
+    fits[:, int(np.argmin(costs))] = True
+    best = np.where(fits, errors[None, :], np.inf).argmin(axis=1)
+    return np.where(limits >= costs[-1], len(costs) - 1, best)
+
+
+def _ladder_spectrum(ladder: Ladder, full: int, decomposition: str) -> np.ndarray:
     """Singular values from the operator norms of a ladder, sigma_{r+1} = operator(r) sigma_1; float64, shape: (full,)."""
-    found = {0: 1.0, full: 0.0} | {o.rank[0]: o.operator for o in ladder.options[:-1] if math.isfinite(o.operator)}
+    own = [o for o in ladder.options if o.decomposition == decomposition and math.isfinite(o.operator)]
+    found = {0: 1.0, full: 0.0} | {o.rank[0]: o.operator for o in own}
     ranks = sorted(found)
     return largest_singular_value(ladder) * np.interp(np.arange(full), ranks, [found[r] for r in ranks])
 

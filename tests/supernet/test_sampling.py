@@ -198,6 +198,27 @@ def test_ratio_follows_the_weights_and_its_state_travels_as_json(svd_space):
         other.load_state_dict({"sigma": [[1.0]]})
 
 
+def test_ratio_in_a_mixture_takes_the_best_option_of_the_same_cost(space, svd_space):
+    types = ("svd", "spatial", "tucker2")
+    mixed, plain = Ratio(space, types=types), Ratio(svd_space)
+    for sampling in (mixed, plain):
+        sampling.observe({s.name: canonical_weight(NET.get_submodule(s.name), s) for s in SITES})
+    kinds = set()
+    for z in (0.05, 0.1, 0.2, 0.4, 0.8):
+        a, b = mixed.at(z), plain.at(z)
+        for ladder, other in zip(space.ladders, svd_space.ladders, strict=True):
+            name = ladder.site.name
+            options = {(o.decomposition, o.rank): o for o in ladder.options}
+            allowed = next(o.cost.macs for o in other.options if (o.decomposition, o.rank) == b[name])
+            fitting = [o for o in ladder.options if o.cost.macs <= allowed and o.decomposition in (*types, "dense")]
+            best = min(fitting or [min(ladder.options, key=lambda o: o.cost.macs)], key=lambda o: o.frobenius)
+            assert options[a[name]].frobenius == best.frobenius
+            kinds.add(a[name][0])
+    assert kinds >= {"tucker2", "dense"}
+    low = [space.cost(space.indices(mixed.at(z))).macs for z in (0.05, 0.3, 0.6, 1.0)]
+    assert low == sorted(low) and low[0] < 0.3 * low[-1]
+
+
 def test_ratio_of_grouped_layers_and_other_foldings():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(8, 16, 3, groups=2), nn.ReLU(), nn.Conv2d(16, 16, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -10,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
-from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number
+from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number, projecting
 from ranksearch.supernet.methods._foldings import FOLDINGS
 from ranksearch.supernet.network import RankSupernet, canonical, layered
 from ranksearch.supernet.sampling import Ratio, Sampling
@@ -33,7 +34,7 @@ class Joint(Method):
         gradient: ``projection``: U_r held fixed; ``svd``: through the truncated SVD, with the terms that couple kept and
             dropped singular vectors (see `TruncatedSVD`), for the SVD kinds.
         rescale: give each layer's low-rank gradient the norm of its full-rank gradient, before they are weighted.
-        sampling: default `Ratio` (svd, or the first SVD folding that the space has).
+        sampling: default `Ratio`; in spaces with other types than svd, with all types that project.
     """
 
     name = "joint"
@@ -52,7 +53,8 @@ class Joint(Method):
         check_number("weight", weight, above=0, below=1)
         if gradient not in ("projection", "svd"):
             raise InvalidArgument(f"gradient={gradient!r} is none of projection, svd")
-        sampling = default_ratio(supernet) if sampling is None else sampling
+        if sampling is None:
+            sampling = default_ratio(supernet, [t for t in projecting(supernet) if gradient == "projection" or t in FOLDINGS])
         if gradient == "svd":
             others = sorted({o.decomposition for l in sampling.space.ladders for o in l.options} - {*FOLDINGS, "dense"})
             if others:
@@ -85,13 +87,9 @@ class Joint(Method):
         return (1 - self.weight) * dense + self.weight * self.criterion(outputs, targets)
 
 
-def default_ratio(supernet: RankSupernet) -> Ratio:
-    """`Ratio` of the first SVD folding that a supernet's space has."""
-    present = {o.decomposition for ladder in supernet.space.ladders for o in ladder.options}
-    for name in ("svd", "spatial", "spatial_t", "svd_in"):
-        if name in present:
-            return Ratio(supernet.space, decomposition=name)
-    raise InvalidArgument("sampling=None: the space has no svd, spatial, spatial_t or svd_in option to draw by ratio; give a sampling")
+def default_ratio(supernet: RankSupernet, types: Sequence[str]) -> Ratio:
+    """`Ratio` of SVD bases: SVDs where the space has nothing else, as in the paper, else any of ``types`` of equal cost."""
+    return Ratio(supernet.space) if list(types) == ["svd"] else Ratio(supernet.space, types=types)
 
 
 class _Fork(torch.autograd.Function):
