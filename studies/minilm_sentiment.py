@@ -15,6 +15,7 @@ from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_enco
 
 
 def study(
+    *,
     data: Annotated[Path, "folder with parquet files of columns text, label, split"],
     encoder: Annotated[Path, "folder of the model in the layout of transformers, such as all-MiniLM-L6-v2"],
     source: Annotated[str, "name of the parquet file in the folder, without .parquet"] = "tweets",
