@@ -33,8 +33,8 @@ from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, SearchSpace, build_space
 from ranksearch.spectra import Spectra
 from ranksearch.statistics import collect
-from ranksearch.supernet import METHODS, RankSupernet, train
-from ranksearch.supernet.methods import Method
+from ranksearch.supernet import RankSupernet, train
+from ranksearch.supernet.methods import METHODS, Method
 from ranksearch.supernet.sampling import FrontGuided, SmallRank, UniformCost
 from ranksearch.surgery import build, recalibrate
 from ranksearch.tasks import Classification
