@@ -26,7 +26,9 @@ class Joint(Method):
     The two published versions are settings of this class. First version (arXiv v1), the default: W_r = U_r U_r^T W with
     U_r held fixed, bases anew every 2 steps (`RankSupernet`'s ``refresh_every``), share of bases ~ U(0.01, 1) by
     sigma / sigma_1. IJCAI version: ``gradient="svd"``, ``sampling=Ratio(space, low=0.01, high=0.25, criterion="raw",
-    least=5)``. Per-layer rescaling is the IJCAI version's and was found to help both, so that it is on by default.
+    least=5)``. Per-layer rescaling is the IJCAI version's and on by default with both. Both papers train from
+    scratch: in a network that is trained already the full-rank gradient is next to nothing, and rescaling to its norm leaves
+    little to learn from; fine-tune with ``rescale=False``.
     Scale, shift and biases are shared; batch-norm statistics of the low-rank pass are its own.
 
     Args:
