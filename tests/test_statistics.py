@@ -230,6 +230,7 @@ def test_large_dimensions_are_kept_as_a_kronecker_product(monkeypatch):
     sites = find_sites(model, x[:1])
     exact = collect(model, sites, [x], output=None).input_moment("0", shrink=False)
     monkeypatch.setattr("ranksearch.statistics.LARGEST", 20)
+    monkeypatch.setattr("ranksearch._statistics_pass.LARGEST", 20)
     statistics = collect(model, sites, [x], output=None)
     assert statistics.of["0"].input is None and "Kronecker" in statistics.uncovered["0"]
     found = statistics.input_moment("0", shrink=False)
