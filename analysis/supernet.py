@@ -34,8 +34,8 @@ from ranksearch.space import Configuration, SearchSpace, build_space
 from ranksearch.spectra import Spectra
 from ranksearch.statistics import collect
 from ranksearch.supernet import RankSupernet, train
-from ranksearch.supernet.methods import METHODS, Method
-from ranksearch.supernet.sampling import FrontGuided, SmallRank, UniformCost
+from ranksearch.supernet.methods import METHODS, Joint, Method
+from ranksearch.supernet.sampling import FrontGuided, Sampling, SmallRank, UniformCost
 from ranksearch.surgery import build, recalibrate
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import CropAndFlip, cifar10, digits
@@ -47,8 +47,10 @@ TEMPERATURE = 3.0
 Make = Callable[[RankSupernet, Classification, int, int], Method]
 
 
-def _joint(sampling: Any) -> Make:
-    return lambda net, task, seed, _: METHODS["joint"](net, task.loss, seed=seed, sampling=sampling(net.space))
+def _joint(sampling: type[Sampling]) -> Make:
+    """Low-rank gradients at their own size: those of a trained network's dense pass are near zero, and so would the
+    rescaled ones be."""
+    return lambda net, task, seed, _: Joint(net, task.loss, seed=seed, rescale=False, sampling=sampling(net.space))
 
 
 def _target(net: RankSupernet, share: float) -> Configuration:
@@ -60,9 +62,10 @@ def _target(net: RankSupernet, share: float) -> Configuration:
 RUNS: dict[str, Make] = {
     "control": lambda net, task, seed, _: METHODS["plain"](net, task.loss, seed=seed),
     "joint": lambda net, task, seed, _: METHODS["joint"](net, task.loss, seed=seed),
-    "joint_front": _joint(lambda space: FrontGuided(space)),
-    "joint_uniform_cost": _joint(lambda space: UniformCost(space)),
-    "joint_small_rank": _joint(lambda space: SmallRank(space)),
+    "joint_ratio": lambda net, task, seed, _: Joint(net, task.loss, seed=seed, rescale=False),
+    "joint_front": _joint(FrontGuided),
+    "joint_uniform_cost": _joint(UniformCost),
+    "joint_small_rank": _joint(SmallRank),
     "sandwich": lambda net, task, seed, _: METHODS["sandwich"](net, task.loss, seed=seed, random=1),
     "trp": lambda net, task, seed, _: METHODS["trp"](net, task.loss, seed=seed),
     "distortion": lambda net, task, seed, steps: METHODS["distortion"](

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,6 +37,20 @@ class Fidelity:
     def key(self) -> str:
         """How the store names it."""
         return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}"
+
+    @staticmethod
+    def parse(key: str) -> Fidelity:
+        """Inverse of `key`.
+
+        Raises:
+            InvalidArgument: no key of a fidelity."""
+        found = re.fullmatch(r"(.+):epochs=([^,]+),recalibration=(\d+)", key)
+        try:
+            if found is None:
+                raise ValueError(key)
+            return Fidelity(float(found[2]), int(found[3]), found[1])
+        except ValueError as error:
+            raise InvalidArgument(f"fidelity={key!r} is none; one is written like {Fidelity().key}") from error
 
 
 @dataclass(frozen=True)
@@ -79,13 +95,18 @@ class Evaluator:
 
     def __call__(self, request: Request) -> Outcome:
         """Evaluate; a configuration's own fault (an exception, a metric that is not finite) is an outcome."""
-        start = time.perf_counter()
-        try:
-            metrics = self.task.measure(self.network(request))
-        except Exception as error:  # whatever a candidate network does must not end the study; it is recorded
-            return Outcome(request, "failed", error=f"{type(error).__name__}: {error}", seconds=time.perf_counter() - start)
-        seconds = time.perf_counter() - start
-        wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
-        if wrong:
-            return Outcome(request, "failed", error=f"not finite: {', '.join(wrong)}", seconds=seconds)
-        return Outcome(request, "done", dict(metrics), seconds=seconds)
+        return outcome_of(request, lambda: self.task.measure(self.network(request)))
+
+
+def outcome_of(request: Request, measure: Callable[[], Mapping[str, float]]) -> Outcome:
+    """What comes of measuring a request; whatever is wrong with it is its outcome."""
+    start = time.perf_counter()
+    try:
+        metrics = measure()
+    except Exception as error:  # whatever a candidate network does must not end the study; it is recorded
+        return Outcome(request, "failed", error=f"{type(error).__name__}: {error}", seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        return Outcome(request, "failed", error=f"not finite: {', '.join(wrong)}", seconds=seconds)
+    return Outcome(request, "done", dict(metrics), seconds=seconds)

@@ -83,7 +83,7 @@ def train(
     training = task.training(supernet, epochs=epochs, seed=seed)
     device = device_of(supernet)
     where = None if folder is None else Path(folder)
-    run = _Run(supernet, method, training, _identity(supernet, task, method, epochs, seed), where)
+    run = _Run(supernet, method, training, identity(supernet, task, method, epochs, seed), where)
     loss: float | None = None
     forked = [device] if device.type == "cuda" else []
     with mode(supernet, training=True), torch.random.fork_rng(devices=forked), torch.enable_grad(), _interrupts() as stop:
@@ -204,7 +204,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else text[:100] + "..."
 
 
-def _identity(supernet: RankSupernet, task: Task, method: Method, epochs: float, seed: int) -> dict[str, Any]:
+def identity(supernet: RankSupernet, task: Task, method: Method, epochs: float, seed: int) -> dict[str, Any]:
     """All that decides how a run goes, as JSON."""
     digest = hashlib.sha256()
     for name, tensor in supernet.state_dict().items():
