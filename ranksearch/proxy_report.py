@@ -33,7 +33,7 @@ NaN where there is too little to compare. ``attrs["left_out"]`` maps proxies tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -193,6 +193,46 @@ def scores(data: Measured, proxies: Sequence[TableProxy | ScoreProxy]) -> pd.Dat
                     {"proxy": proxy.name, "fidelity": fidelity, "id": data.ids[i], "score": found[i], "measured": values[i]} | shares
                 )
     return _typed(rows, SCORE_COLUMNS)
+
+
+class Given(ScoreProxy):
+    """Scores that were measured before, such as a supernet's: the metric at another fidelity, lower is better."""
+
+    def __init__(self, name: str, indices: np.ndarray, values: np.ndarray) -> None:
+        self.name = name
+        self._scores = {row.tobytes(): float(value) for row, value in zip(indices, values, strict=True)}
+
+    def score(self, space: SearchSpace, indices: np.ndarray) -> np.ndarray:
+        return np.array([self._scores[row.tobytes()] for row in np.atleast_2d(indices)])
+
+
+def given(data: Measured, records: Iterable[Record], cheap: Mapping[str, str]) -> list[tuple[Measured, Given]]:
+    """What cheap fidelities said as proxies of the others, each with the configurations that have both: those pairs that
+    have at least ``LEAST``.
+
+    Args:
+        records: of the store, of all fidelities.
+        cheap: fidelity -> name of the proxy.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        if record.fidelity in cheap and record.status == "done" and data.metric in record.metrics:
+            found.setdefault(record.fidelity, {}).setdefault(record.configuration_id, []).append(record.metrics[data.metric])
+    pairs = []
+    for fidelity, values in found.items():
+        rows = np.array([i for i, id in enumerate(data.ids) if id in values], dtype=np.int64)
+        others = {name: column[rows] for name, column in data.values.items() if name not in cheap}
+        others = {name: column for name, column in others.items() if np.isfinite(column).sum() >= LEAST}
+        if others:
+            ids, indices = tuple(data.ids[i] for i in rows), data.indices[rows]
+            proxy = Given(cheap[fidelity], indices, data.sign * np.array([np.mean(values[id]) for id in ids]))
+            pairs.append((replace(data, ids=ids, indices=indices, values=others), proxy))
+    return pairs
+
+
+def joined(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Rows of one after those of the other, both of the same columns."""
+    return pd.concat([first, second], ignore_index=True).astype(first.dtypes.to_dict())
 
 
 def _typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

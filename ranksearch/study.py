@@ -3,63 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
-from ranksearch import export, frames, proxy_report, space_metric
+from ranksearch import export, frames, proxy_report, space_metric, study_run
+from ranksearch._database import Place
 from ranksearch.conditions import Condition
 from ranksearch.decompositions import DECOMPOSITIONS
-from ranksearch.errors import InfeasibleBudget, InvalidArgument
-from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
+from ranksearch.errors import InvalidArgument
+from ranksearch.evaluation import Evaluator, Fidelity, Request
+from ranksearch.events import Event, Finished, Planned, Stage
 from ranksearch.home import home
 from ranksearch.proxies import TableProxy
-from ranksearch.runners import LocalRunner, RayTuneRunner, Runner
-from ranksearch.samplers import SAMPLERS
-from ranksearch.search import Search, exact_starts, indices_of
+from ranksearch.runners import Runner
+from ranksearch.samplers import SAMPLERS, Sampler
 from ranksearch.search_spaces import SpaceSpec, mixture
 from ranksearch.sites import Cost, Sites
-from ranksearch.space import COSTS, DENSE, Configuration, CostName, SearchSpace
+from ranksearch.space import COSTS, DENSE, Configuration, SearchSpace
 from ranksearch.spectra import Spectra
-from ranksearch.store import Record, Store
+from ranksearch.store import Store
+from ranksearch.study_run import Campaign, Goal
+from ranksearch.supernet import Event as Step
+from ranksearch.supernet_study import Shelf, SupernetEvaluator, TrainedSupernet, checked, fidelity_key, is_supernet, proxy_names
 from ranksearch.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Progress: a stage of the run has begun."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Planned:
-    """Progress: how many evaluations the study is to have, and has."""
-
-    total: int
-    done: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """Progress: one evaluation is finished and stored."""
-
-    outcome: Outcome
-    done: int
-    total: int
-
-
-Event = Stage | Planned | Finished
 
 
 class Study:
@@ -180,6 +154,8 @@ class Study:
         constraints: Sequence[str] = (),
         objectives: Sequence[str] | None = None,
         seed: int | None = None,
+        supernet: str | bool = False,
+        screen: int | None = None,
         by_value: Sequence[Any] = (),
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
@@ -195,6 +171,9 @@ class Study:
             constraints: upper bounds on costs such as ``"macs <= 0.5"``; candidates that break one are never evaluated.
             objectives: other objectives than the study's, for this run.
             seed: other than the study's.
+            supernet: first measure ``screen`` configurations with a trained supernet: True for the only one, or its method or
+                key. They are stored at its fidelity; the evaluations then begin with the front of them, well spread.
+            screen: how many; those in the store count; default 100.
             by_value: modules that workers cannot import, pickled by value.
             on_event: called with progress.
 
@@ -205,88 +184,91 @@ class Study:
         wanted = self._check_objectives(objectives or self.objectives)
         if trials < 1:
             raise InvalidArgument(f"trials={trials}: must be at least 1")
-        if workers is not None and workers < 1:
-            raise InvalidArgument(f"workers={workers}: must be at least 1")
+        if screen is not None and (screen < 1 or supernet is False):
+            raise InvalidArgument(f"screen={screen}: must be at least 1, and needs supernet=: what is screened with")
         samplers = {s.name: s for s in SAMPLERS}
         if sampler not in samplers:
             raise InvalidArgument(f"sampler={sampler!r} is none of {', '.join(samplers)}")
         seed = self.seed if seed is None else seed
-        machine = _runner(runner, workers, address, by_value)
+        machine = study_run.machine(runner, workers, address, by_value)
         conditions = [Condition.parse(text) for text in constraints]
 
         if self.spec.metric != "weight":
             tell(Stage(f"collecting statistics of {self.spec.calibration} batches for the {self.spec.metric} metric"))
             _ = self.spectra
         tell(Stage(f"profiling {len(self.sites)} sites"))
-        space = self.space
-        limits = self._limits(conditions)
+        goal, kind = Goal(self.baseline, self.directions, wanted), samplers[sampler]
+        limits = study_run.limits(self.space, conditions)
+        campaign = Campaign(self.space, goal, self.fidelity, seed, trials, kind, limits, lambda: self._evaluator)
+        screening = None if supernet is False else self._screening(supernet, screen or 100, conditions, goal, kind, seed)
         with self._open(write=True) as store:
-            known = self._known(store, wanted, seed)
-            tell(Planned(max(trials, len(known)), len(known)))
-            if len(known) >= trials:
-                return
-            tell(Stage("solving the exact proxy fronts"))
-            starts = exact_starts(space, limits)
-            tables = {name: space.cost_tables[name] for name in limits}
+            if screening is not None:
+                screening.run(store, machine, tell)
+            first = [] if screening is None else screening.best(store, self.space, trials // 2)
+            campaign.run(store, machine, tell, first=first)
 
-            def admissible(indices: np.ndarray) -> bool:
-                return all(float(tables[name].score(indices)) <= limit for name, limit in limits.items())
+    def _screening(
+        self, supernet: str | bool, screen: int, conditions: Sequence[Condition], goal: Goal, sampler: type[Sampler], seed: int
+    ) -> Campaign:
+        entry, space = self.shelf.find(supernet), self.shelf.space()
+        limits = study_run.limits(space, conditions)
 
-            search = Search(
-                space=space,
-                sampler=samplers[sampler](space.shape, len(wanted), seed=seed, admissible=admissible, first=[]),
-                starts=starts, admissible=admissible, fidelity=self.fidelity, seed=seed, trials=trials,
-                values=lambda outcome: self._values(outcome.metrics, space.cost(space.indices(outcome.request.configuration)), wanted),
-                on_outcome=lambda outcome: self._keep(store, outcome), known={k: v for k, (_, v) in known.items()},
-            )  # fmt: skip
-            earlier = ((indices_of(space, configuration), values) for configuration, values in known.values())
-            search.resume((indices, values) for indices, values in earlier if indices is not None)
+        def evaluator() -> SupernetEvaluator:
+            return self.shelf.load(entry).evaluator
 
-            def report(outcome: Outcome) -> None:
-                search.report(outcome)
-                tell(Finished(outcome, len(search.known), trials))
+        return Campaign(space, goal, entry.fidelity, seed, screen, sampler, limits, evaluator, screening=True)
 
-            tell(Stage(f"evaluating with {type(machine).__name__}"))
-            machine.run(Evaluator(self.spectra, self.task), search.propose, report)
+    # -- supernets ---------------------------------------------------------------------------------------------
 
-    def _limits(self, conditions: Sequence[Condition]) -> dict[CostName, int]:
-        """The tightest upper bound per cost, checked against the least that the space can reach."""
-        dense = {"params": self.baseline.params, "macs": self.baseline.macs}
-        limits: dict[CostName, int] = {}
-        for condition in conditions:
-            for name, limit in condition.upper_bounds(dense).items():
-                cost: CostName = "macs" if name == "macs" else "params"
-                limits[cost] = min(limit, limits.get(cost, limit))
-        for cost, limit in limits.items():
-            least = self.space.smallest(cost)
-            if limit < least:
-                raise InfeasibleBudget(
-                    f"constraint {cost} <= {limit:,} ({limit / dense[cost]:.3f} of the dense network's): the smallest that this space "
-                    f"reaches is {least:,} ({least / dense[cost]:.3f}); relax the constraint or allow more decompositions or sites"
-                )
-        return limits
+    @property
+    def shelf(self) -> Shelf:
+        """The supernets of this study: in ``supernets`` beside the store where that is a file, else under `home`."""
+        path = Place(self.store_url).path
+        folder = (home() if path is None else path.parent) / "supernets"
+        return Shelf(folder, self.model, self.task, self.spectra, self.space, self.fingerprint)
 
-    def _known(self, store: Store, wanted: Sequence[str], seed: int) -> dict[str, tuple[Configuration, Sequence[float] | None]]:
-        known: dict[str, tuple[Configuration, Sequence[float] | None]] = {}
-        for record in store.records(fidelity=self.fidelity.key):
-            if record.seed == seed:
-                values = self._values(record.metrics, Cost(record.params, record.macs), wanted) if record.status == "done" else None
-                known[record.configuration_id] = (Configuration.from_json(record.configuration), values)
-        return known
+    def train_supernet(
+        self,
+        method: str = "sandwich",
+        *,
+        epochs: float = 6.0,
+        sampling: str | None = None,
+        seed: int | None = None,
+        recalibration: int = 16,
+        on_event: Callable[[Stage | Step], None] | None = None,
+        **options: Any,
+    ) -> TrainedSupernet:
+        """One training for every size of the network, see `ranksearch.supernet`. Types of the space that are no projection
+        of the dense weight are left out. The same call again goes on from the last checkpoint, or loads what is trained.
 
-    def _values(self, metrics: Mapping[str, float], cost: Cost, wanted: Sequence[str]) -> list[float]:
-        """Objective values, all to be minimised, costs relative to the dense network."""
-        relative = {"params": cost.params / self.baseline.params, "macs": cost.macs / self.baseline.macs}
-        return [(-1 if self.directions[name] == "max" else 1) * (relative[name] if name in relative else metrics[name]) for name in wanted]
+        Args:
+            method: one of `ranksearch.supernet.methods.METHODS`.
+            epochs: passes over the training data, with the task's optimiser and schedule.
+            sampling: where configurations are drawn from, one of `ranksearch.supernet.sampling.SAMPLINGS`, over all types
+                that project; default: the method's own.
+            seed: other than the study's.
+            recalibration: batches that batch norm is re-estimated on before a configuration is measured; no part of the
+                training.
+            on_event: called with stages and after every step.
+            options: hyper-parameters of the method.
 
-    def _keep(self, store: Store, outcome: Outcome) -> None:
-        request = outcome.request
-        cost = self.space.cost(self.space.indices(request.configuration))
-        record = Record(
-            request.configuration.id, request.configuration.to_json(), request.fidelity.key, request.seed, outcome.status,
-            outcome.metrics, cost.params, cost.macs, outcome.error, outcome.seconds, request.origin, datetime.now(UTC),
-        )  # fmt: skip
-        store.add(record)
+        Raises:
+            InvalidArgument: an unknown method, sampling or option; no type of the space projects.
+            Diverged: the loss is no longer finite.
+            KeyboardInterrupt: interrupted; the last step is in the checkpoint.
+        """
+        seed = self.seed if seed is None else seed
+        given = {"epochs": epochs, "sampling": sampling, "seed": seed, "recalibration": recalibration}
+        checked(method, sampling, options)  # before statistics are collected
+        return self.shelf.train(method, on_event=on_event, options=options, **given)
+
+    def supernet(self, which: str | bool = True) -> TrainedSupernet:
+        """A trained supernet by method or key; True: the only one.
+
+        Raises:
+            InvalidArgument: there is none, or several."""
+        shelf = self.shelf
+        return shelf.load(shelf.find(which))
 
     # -- results -----------------------------------------------------------------------------------------------
 
@@ -295,19 +277,25 @@ class Study:
         with self._open(write=False) as store:
             return frames.evaluations(store.records(), self.baseline, [(m.name, m.direction) for m in self.task.metrics])
 
-    def front(self, where: str | None = None, objectives: Sequence[str] | None = None, *, all: bool = False) -> pd.DataFrame:
-        """The non-dominated evaluations at the study's fidelity, and the dense network, sorted by MACs.
+    def front(
+        self, where: str | None = None, objectives: Sequence[str] | None = None, *, all: bool = False, fidelity: str | None = None
+    ) -> pd.DataFrame:
+        """The non-dominated evaluations of one fidelity, and the dense network, sorted by MACs.
 
         Args:
             where: a condition such as ``"macs < 0.4 and accuracy > 0.98 * baseline"``.
             objectives: other objectives than the study's.
             all: dominated rows too; column ``on_front`` tells them apart.
+            fidelity: a key of the store, its name, ``supernet``, or a supernet's method; default: the study's.
         """
         wanted = self._check_objectives(objectives or self.objectives)
         frame: Any = self.evaluations()  # Any here and below: the stubs of pandas lose the type of a selection
-        frame = frame[frame["fidelity"] == self.fidelity.key]
+        frame = frame[frame["fidelity"] == self._fidelity(fidelity, frame["fidelity"].unique()).key]
         condition = Condition.parse(where) if where else None
         return frames.front(frame, {name: self.directions[name] for name in wanted}, condition, self._baseline_values(frame), dominated=all)
+
+    def _fidelity(self, text: str | None, known: Iterable[str]) -> Fidelity:
+        return self.fidelity if text is None else Fidelity.parse(fidelity_key(text, known, self.fidelity.key))
 
     def _baseline_values(self, frame: Any) -> dict[str, float]:
         values: dict[str, float] = {"params": self.baseline.params, "macs": self.baseline.macs}
@@ -346,11 +334,12 @@ class Study:
         self, *, metric: str | None = None, fidelity: str | None = None, k: int = 5, tolerance: float = 0.05, calibrate: bool = True
     ) -> pd.DataFrame:
         """How well each proxy predicted what was measured: one row per proxy and fidelity; columns and what is left out
-        (``attrs["left_out"]``): see `ranksearch.proxy_report`. The dense network is not among the configurations.
+        (``attrs["left_out"]``): see `ranksearch.proxy_report`. The dense network is not among the configurations. What a
+        supernet measured is one more proxy of the fidelities that share at least three configurations with it.
 
         Args:
             metric: of the task; default: the first of the objectives that is one.
-            fidelity: one key of the store; default: each that has enough evaluations.
+            fidelity: as for `front`; default: each that has enough evaluations.
             k, tolerance: see `ranksearch.honesty.agreement`.
             calibrate: take statistics from calibration batches (cached) for the proxies that need them.
 
@@ -358,22 +347,32 @@ class Study:
             StoreError: there is no store.
             InvalidArgument: an unknown metric or fidelity, or fewer than three measured configurations.
         """
-        data, proxies = self._judged(metric, fidelity, calibrate)
+        data, proxies, more = self._judged(metric, fidelity, calibrate)
         frame = proxy_report.agreements(data, proxies, k=k, tolerance=tolerance)
+        for both, proxy in more:
+            frame = proxy_report.joined(frame, proxy_report.agreements(both, [proxy], k=k, tolerance=tolerance))
         frame.attrs["left_out"] = proxy_report.left_out(calibrated=calibrate)
         return frame
 
     def proxy_scores(self, *, metric: str | None = None, fidelity: str | None = None, calibrate: bool = True) -> pd.DataFrame:
         """What every proxy scored beside what was measured, one row per proxy, fidelity and configuration; see `proxies`."""
-        return proxy_report.scores(*self._judged(metric, fidelity, calibrate))
+        data, proxies, more = self._judged(metric, fidelity, calibrate)
+        frame = proxy_report.scores(data, proxies)
+        for both, proxy in more:
+            frame = proxy_report.joined(frame, proxy_report.scores(both, [proxy]))
+        return frame
 
-    def _judged(self, name: str | None, fidelity: str | None, calibrate: bool) -> tuple[proxy_report.Measured, list[TableProxy]]:
+    def _judged(
+        self, name: str | None, fidelity: str | None, calibrate: bool
+    ) -> tuple[proxy_report.Measured, list[TableProxy], list[tuple[proxy_report.Measured, proxy_report.Given]]]:
         names = [m.name for m in self.task.metrics]
         name = name or next((o for o in self.objectives if o in names), names[0])
         if name not in names:
             raise InvalidArgument(f"metric={name!r}: this task reports {', '.join(names)}; name one of these")
         with self._open(write=False) as store:
             records = list(store.records())
+        if fidelity is not None and records:
+            fidelity = fidelity_key(fidelity, {record.fidelity for record in records}, self.fidelity.key)
         larger = self.directions[name] == "max"
         data = proxy_report.measured(records, self.space, name, larger_is_better=larger, fidelity=fidelity)
         proxies = proxy_report.solved(proxy_report.free_proxies(), data.space, proxy_report.without_moments(self.spectra))
@@ -381,51 +380,54 @@ class Study:
             batches, center = self.spec.calibration, space_metric.centred(self.model)
             found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=True, diagonal=True)
             proxies += proxy_report.solved(proxy_report.statistics_proxies(self.spectra, found, center=center), data.space)
-        return data, proxies
+        return data, proxies, proxy_report.given(data, records, proxy_names(record.fidelity for record in records))
 
     def configuration(self, id: str) -> Configuration:
         """The configuration of an id, or of an unambiguous beginning of one."""
         with self._open(write=False) as store:
             return Configuration.from_json(store.configuration(id))
 
-    def build(self, id: str) -> nn.Module:
-        """The network of an evaluation as plain torch: factorized, fine-tuned and re-estimated as it was measured."""
-        return self._evaluator.network(Request(self.configuration(id), self.fidelity, self.seed))
+    def build(self, id: str, *, fidelity: str | None = None) -> nn.Module:
+        """The network of an evaluation as plain torch: factorized, fine-tuned and re-estimated as it was measured; at a
+        supernet's fidelity, the network extracted from it.
+
+        Args:
+            id: or an unambiguous beginning of one.
+            fidelity: as for `front`; default: the study's.
+        """
+        with self._open(write=False) as store:
+            configuration = Configuration.from_json(store.configuration(id))
+            at = self._fidelity(fidelity, {record.fidelity for record in store.records()})
+        if is_supernet(at):
+            return self.shelf.of_fidelity(at).build(configuration)
+        return self._evaluator.network(Request(configuration, at, self.seed))
 
     @property
     def _evaluator(self) -> Evaluator:
         return Evaluator(self.spectra, self.task)
 
-    def export(self, id: str, directory: str | Path, *, onnx: bool = False, torch_export: bool = False, force: bool = False) -> Path:
+    def export(
+        self, id: str, directory: str | Path, *, onnx: bool = False, torch_export: bool = False, force: bool = False,
+        fidelity: str | None = None,
+    ) -> Path:  # fmt: skip
         """Build a network and write it: safetensors and a manifest, and on request torch.export and ONNX programs.
 
         The network is measured again and the manifest holds both figures, stored and measured."""
         configuration = self.configuration(id)
         target = export.check_target(directory, force=force, onnx=onnx)
         with self._open(write=False) as store:
-            record = store.get(configuration.id, self.fidelity.key, self.seed)
+            at = self._fidelity(fidelity, {record.fidelity for record in store.records()})
+            record = store.get(configuration.id, at.key, self.seed)
         if record is None or record.status != "done":
-            raise InvalidArgument(f"id={id!r}: {configuration.id} has no finished evaluation at {self.fidelity.key}, seed {self.seed}")
-        model = self.build(configuration.id)
+            raise InvalidArgument(f"id={id!r}: {configuration.id} has no finished evaluation at {at.key}, seed {self.seed}")
+        model = self.build(configuration.id, fidelity=at.key)
         measured = self.task.measure(model)
         manifest = {
             "study": self.name, "configuration": {site: [d, list(rank)] for site, d, rank in configuration.choices}, "id": configuration.id,
-            "fidelity": self.fidelity.key, "seed": self.seed, "params": record.params, "macs": record.macs, "metrics": dict(record.metrics),
+            "fidelity": at.key, "seed": self.seed, "params": record.params, "macs": record.macs, "metrics": dict(record.metrics),
             "measured": measured, "baseline": {"params": self.baseline.params, "macs": self.baseline.macs}, "options": self.options,
         }  # fmt: skip
         return export.save(model, target, manifest=manifest, example=self.task.example(), onnx=onnx, torch_export=torch_export, force=force)
-
-
-def _runner(runner: str | Runner, workers: int | None, address: str | None, by_value: Sequence[Any]) -> Runner:
-    if isinstance(runner, Runner):
-        return runner
-    if runner == "local":
-        if workers not in (None, 1) or address is not None:
-            raise InvalidArgument(f"workers={workers}, address={address!r}: runner='local' evaluates one at a time here; use 'ray_tune'")
-        return LocalRunner()
-    if runner == "ray_tune":
-        return RayTuneRunner(workers=workers, address=address, by_value=tuple(by_value))
-    raise InvalidArgument(f"runner={runner!r} is none of ray_tune, local")
 
 
 __all__ = ["Event", "Finished", "Planned", "Stage", "Study", "home"]

@@ -37,9 +37,9 @@ def proxies_table(frame: pd.DataFrame) -> str:
     rows = frame.to_dict("records")
     for fidelity in dict.fromkeys(row["fidelity"] for row in rows):
         chosen = sorted((row for row in rows if row["fidelity"] == fidelity), key=_tau, reverse=True)
-        first = chosen[0]
+        first = max(chosen, key=lambda row: row["count"])  # a supernet may know fewer of them
         header = ("proxy", "tau", "Spearman", f"top-{first['k']} recall", *_pair("tau at like {}"), *_pair("regret at like {}"))
-        cells = [[row["proxy"], *map(_number, _values(row))] for row in chosen]
+        cells = [[_named(row, first["count"]), *map(_number, _values(row))] for row in chosen]
         blind = ["(blind choice)", *[""] * 5, *(_number(first[f"chance_{cost}"], 4) for cost in ("params", "macs"))]
         named = f"{first['metric']} of {plural(first['count'], 'factorized network')} at {fidelity}:"
         parts += [named, table(header, [*cells, blind], left=("proxy",)), ""]
@@ -72,6 +72,10 @@ def best_proxy(study: Study, objectives: Sequence[str] | None) -> str | None:
         f"proxies: {best['proxy']} ordered the {best['count']} factorized networks best by {best['metric']} "
         f"(Kendall tau {best['kendall']:.2f}; 1 is perfect, 0 is chance); see all:"
     )
+
+
+def _named(row: dict[str, Any], every: int) -> str:
+    return row["proxy"] if row["count"] == every else f"{row['proxy']} (of {row['count']})"
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -1,0 +1,35 @@
+"""What a study tells of its progress, as values: nothing here prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ranksearch.evaluation import Outcome
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Progress: a stage of the run has begun."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Progress: how many evaluations the study is to have, and has."""
+
+    total: int
+    done: int
+    screening: bool = False  # with a supernet, before the evaluations at the study's fidelity
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Progress: one evaluation is finished and stored."""
+
+    outcome: Outcome
+    done: int
+    total: int
+
+
+Event = Stage | Planned | Finished
