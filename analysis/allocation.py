@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ranksearch import space_metric
 from ranksearch.allocators import Additive, Allocator, Minimax, Problem, Uniform
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.sites import find_sites
 from ranksearch.space import Ladder, SearchSpace, build_space
 from ranksearch.spectra import Spectra
-from ranksearch.statistics import collect
 from ranksearch.surgery import build, recalibrate
 from ranksearch.table import Table
 from ranksearch.tasks.classification import Classification
@@ -90,12 +90,12 @@ def main() -> None:
         parser.error(f"--types: {', '.join(sorted(unknown))}: not among {', '.join(known)}")
     moments: dict[str, Moments] = {}
     if given.metric != "weight":
-        output = "model" if given.metric == "fisher" else None
-        statistics = collect(model, sites, list(task.calibration(given.statistics)), output=output, seed=given.seed)
-        moments = statistics.moments(given.metric)
+        fisher = given.metric == "fisher"
+        statistics = space_metric.statistics(model, sites, task, calibration=given.statistics, gradients=fisher)
+        moments = space_metric.moments(statistics, given.metric, center=space_metric.centred(model))
     spectra = Spectra(model, sites, [known[name] for name in names], moments=moments)
     spaces = {"all": build_space(spectra)}
-    spaces |= {name: build_space(Spectra(model, sites, [known[name]], moments=moments)) for name in names}
+    spaces |= {name: build_space(spectra, types=[name]) for name in names}
 
     rows: list[Row] = []
 

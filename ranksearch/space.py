@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -227,11 +227,13 @@ def build_space(
     error: ErrorName = "frobenius",
     round_to: int = 1,
     max_options: int | None = None,
+    types: Collection[str] | None = None,
 ) -> SearchSpace:
     """The search space of prepared spectra.
 
     Args:
         spectra: sites and decompositions.
+        types: only these of its decompositions; None: all.
         error: which error decides whether an option is beaten.
         round_to: widths are multiples of this (kernels on hardware like 8 or 16). Types that are stored and built dense have
             no such widths: all their ranks stay.
@@ -239,17 +241,20 @@ def build_space(
 
     Raises:
         EmptySpace: nothing to choose.
-        InvalidArgument: ``round_to`` or ``max_options`` below 1.
+        InvalidArgument: ``round_to`` or ``max_options`` below 1, or a type that the spectra do not have.
     """
     if round_to < 1 or (max_options is not None and max_options < 1):
         raise InvalidArgument(f"round_to={round_to}, max_options={max_options}: both must be at least 1")
-    ladders = tuple(_ladder(spectra, site, error, round_to, max_options) for site in spectra.sites)
+    names = [spectra.decomposition(name).name for name in (spectra.decompositions if types is None else types)]
+    ladders = tuple(_ladder(spectra, site, names, error, round_to, max_options) for site in spectra.sites)
     metrics = {m.metric for m in spectra.moments.values()} or {"weight"}
     return SearchSpace(ladders, spectra.sites.total, metric="+".join(sorted(metrics)))
 
 
-def _ladder(spectra: Spectra, site: Site, error: ErrorName, round_to: int, max_options: int | None) -> Ladder:
-    profiles = [p for name in spectra.decompositions if name != "dense" and (p := spectra.profile(site, name)) is not None]
+def _ladder(
+    spectra: Spectra, site: Site, names: Sequence[str], error: ErrorName, round_to: int, max_options: int | None
+) -> Ladder:
+    profiles = [p for name in names if name != "dense" and (p := spectra.profile(site, name)) is not None]
     parts, owners = [], []
     for number, profile in enumerate(profiles):
         decomposition = spectra.decomposition(profile.decomposition)

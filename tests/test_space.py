@@ -101,6 +101,13 @@ def test_round_to_leaves_types_that_are_stored_alone(spectra: Spectra) -> None:
     assert all(o.rank[0] % 4 == 0 for ladder in rounded.ladders for o in ladder.options if o.decomposition == "svd")
 
 
+def test_a_space_of_some_types_is_that_of_spectra_with_these_alone(spectra: Spectra) -> None:
+    alone = Spectra(spectra.model, spectra.sites, [d for d in DECOMPOSITIONS if d.name == "svd"])
+    assert build_space(spectra, types=["svd"]) == build_space(alone)
+    with pytest.raises(InvalidArgument, match="decomposition='cp'"):
+        build_space(spectra, types=["cp"])
+
+
 def test_max_options_spreads_over_the_errors(spectra: Spectra, space: SearchSpace) -> None:
     thin = build_space(spectra, max_options=5)
     for full, ladder in zip(space.ladders, thin.ladders, strict=True):
