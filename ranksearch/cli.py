@@ -1,5 +1,5 @@
-"""The command line: ``ranksearch profile | search | front | proxies | build STUDY``. Here is only what turns every end of a
-command into an exit code: 0, 2 for errors (one line, no traceback), 130 after Ctrl-C. Imports nothing heavy."""
+"""The command line: ``ranksearch profile | train-supernet | search | front | proxies | build STUDY``. Here is only what turns
+every end of a command into an exit code: 0, 2 for errors (one line, no traceback), 130 after Ctrl-C. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -55,6 +55,9 @@ def _interrupted(session) -> int:
         count = session.stored
         stored = "no evaluation is" if count == 0 else "1 evaluation is" if count == 1 else f"{count} evaluations are"
         _say(f"interrupted: {stored} stored; run the same command to go on")
+    elif session.trained is not None:
+        done, steps = session.trained
+        _say(f"interrupted: {done:,} of {steps:,} steps are trained and kept; run the same command to go on")
     else:
         _say("interrupted")
     return 130

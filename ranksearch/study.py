@@ -193,10 +193,7 @@ class Study:
         machine = study_run.machine(runner, workers, address, by_value)
         conditions = [Condition.parse(text) for text in constraints]
 
-        if self.spec.metric != "weight":
-            tell(Stage(f"collecting statistics of {self.spec.calibration} batches for the {self.spec.metric} metric"))
-            _ = self.spectra
-        tell(Stage(f"profiling {len(self.sites)} sites"))
+        self._profile(tell)
         goal, kind = Goal(self.baseline, self.directions, wanted), samplers[sampler]
         limits = study_run.limits(self.space, conditions)
         campaign = Campaign(self.space, goal, self.fidelity, seed, trials, kind, limits, lambda: self._evaluator)
@@ -206,6 +203,13 @@ class Study:
                 screening.run(store, machine, tell)
             first = [] if screening is None else screening.best(store, self.space, trials // 2)
             campaign.run(store, machine, tell, first=first)
+
+    def _profile(self, tell: Callable[[Stage], None]) -> None:
+        if self.spec.metric != "weight":
+            tell(Stage(f"collecting statistics of {self.spec.calibration} batches for the {self.spec.metric} metric"))
+            _ = self.spectra
+        tell(Stage(f"profiling {len(self.sites)} sites"))
+        _ = self.space
 
     def _screening(
         self, supernet: str | bool, screen: int, conditions: Sequence[Condition], goal: Goal, sampler: type[Sampler], seed: int
@@ -260,6 +264,7 @@ class Study:
         seed = self.seed if seed is None else seed
         given = {"epochs": epochs, "sampling": sampling, "seed": seed, "recalibration": recalibration}
         checked(method, sampling, options)  # before statistics are collected
+        self._profile(on_event or (lambda event: None))
         return self.shelf.train(method, on_event=on_event, options=options, **given)
 
     def supernet(self, which: str | bool = True) -> TrainedSupernet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 PREFIX = "study_option_"  # keeps parameters of a study apart from ours
 YIELDING = {"seed"}  # our options that a study may declare as its own
+
+
+class MaybeValued(click.Option):
+    """An option that may stand without its value: the value is then empty text."""
 
 
 class Group(click.Group):
@@ -37,7 +42,16 @@ class Group(click.Group):
 
 class StudyCommand(click.Command):
     """``STUDY`` is read before the rest is parsed; its options are added to this command's, in a group of their own.
-    The callback gets ``file``, the loaded `StudyFile`, and ``given``, the study's options on the command line."""
+    The callback gets ``file``, the loaded `StudyFile`, and ``given``, the study's options on the command line.
+
+    Args:
+        keeps: names of parameters that stay this command's where the study has an option of that name; the study's is
+            then written ``--study-NAME``.
+    """
+
+    def __init__(self, *args: Any, keeps: Collection[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keeps = frozenset(keeps)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         path = self._find(args)
@@ -51,7 +65,9 @@ class StudyCommand(click.Command):
             from ranksearch.studyfile import load
 
             file = load(path)
-            self.params = [*self._without(own, file), *(_click_option(option) for option in file.options)]
+            kept = {name for p in own if p.name in self.keeps for name in _names(p)}
+            self.params = [*self._without(own, file), *(_click_option(option, renamed=option.flag in kept) for option in file.options)]
+        args = self._with_values(args, path)
         ctx.meta["file"] = file
         ctx.meta["label"] = path
         try:
@@ -92,7 +108,8 @@ class StudyCommand(click.Command):
     def _find(self, args: list[str]) -> str | None:
         """STUDY, wherever it stands: the first argument that is no option and no option's value; one that ends in .py
         goes before one that might be the value of an option of the study."""
-        valued = {name for p in self.params if isinstance(p, click.Option) and not p.is_flag for name in p.opts}
+        options = [p for p in self.params if isinstance(p, click.Option) and not p.is_flag and not isinstance(p, MaybeValued)]
+        valued = {name for p in options for name in p.opts}
         found, skip = [], False
         for index, argument in enumerate(args):
             if skip:
@@ -106,13 +123,22 @@ class StudyCommand(click.Command):
                 found.append(argument)
         return next((a for a in found if a.endswith(".py")), found[0] if found else None)
 
+    def _with_values(self, args: list[str], path: str | None) -> list[str]:
+        """The arguments, an empty value with every `MaybeValued` option that has none."""
+        maybe = {name for p in self.params if isinstance(p, MaybeValued) for name in p.opts}
+        following = [*args[1:], None][: len(args)]
+        return [
+            f"{argument}=" if argument in maybe and (then is None or then.startswith("-") or then == path) else argument
+            for argument, then in zip(args, following, strict=True)
+        ]
+
     def _without(self, own: list[click.Parameter], file: StudyFile) -> list[click.Parameter]:
         """Our parameters but those that the study declares itself."""
         declared = {option.flag for option in file.options}
         kept = []
         for parameter in own:
             clash = declared & set(_names(parameter))
-            if not clash:
+            if not clash or parameter.name in self.keeps:
                 kept.append(parameter)
             elif parameter.name not in YIELDING:
                 raise StudyFileError(f"{file.path}: its option {clash.pop()} is the command's own; name the parameter of study() otherwise")
@@ -133,16 +159,17 @@ def _given(args: list[str], name: str) -> str | None:
     return None
 
 
-def _click_option(option: StudyOption) -> click.Option:
+def _click_option(option: StudyOption, *, renamed: bool = False) -> click.Option:
     kinds: dict[Any, Any] = {Path: click.Path(path_type=Path), int: int, float: float, str: str}
     text = option.help
     if option.required:
         text = f"{text}  [required]".strip()
     elif option.default is not None:
         text = f"{text}  [default: {option.default}]".strip()
-    names = [PREFIX + option.name, option.flag]
+    flag = f"--study-{option.flag[2:]}" if renamed else option.flag
+    names = [PREFIX + option.name, flag]
     if option.type is bool and not option.choices:
-        names[1] = f"{option.flag}/--no-{option.flag[2:]}"
+        names[1] = f"{flag}/--no-{flag[2:]}"
         return click.Option(names, default=None, help=text)
     kind = click.Choice([str(choice) for choice in option.choices]) if option.choices else kinds[option.type]
     metavar = None if option.choices else {Path: "PATH", int: "N", float: "X", str: "TEXT"}[option.type]

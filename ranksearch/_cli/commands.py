@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ranksearch._cli.arguments import Group, StudyCommand
+from ranksearch._cli.arguments import Group, MaybeValued, StudyCommand
 from ranksearch._cli.session import Session, default_store
 from ranksearch.errors import InvalidArgument, StoreError
 
@@ -57,13 +57,16 @@ def root() -> click.Group:
     group.params.append(_version(__version__))
     for name, function, parameters, short in (
         ("profile", profile, _profile_parameters, "What there is to choose, before anything is paid for."),
+        ("train-supernet", train_supernet, _train_parameters, "Train one network for all sizes."),
         ("search", search, _search_parameters, "Evaluate networks, and go on where it stopped."),
         ("front", front, _front_parameters, "The networks that no other one beats."),
         ("proxies", proxies, _proxies_parameters, "How well cheap scores predicted what was measured."),
         ("build", build, _build_parameters, "One of them as plain PyTorch, on disk."),
     ):
         texts = {"help": function.__doc__, "short_help": short}
-        group.add_command(StudyCommand(name, callback=function, params=parameters(), context_settings=SETTINGS, **texts))
+        keeps = ("method", "epochs", "sampling") if name == "train-supernet" else ()
+        command = StudyCommand(name, callback=function, params=parameters(), context_settings=SETTINGS, keeps=keeps, **texts)
+        group.add_command(command)
     return group
 
 
@@ -106,6 +109,11 @@ def _format_of(format_: str | None, out: Path | None, plot: Path | None) -> str:
     return format_
 
 
+def _fidelity() -> click.Option:
+    text = "Of the measurements: a key of the store, its beginning, or a supernet's method or key.  [default: the study's]"
+    return click.Option(["--fidelity"], metavar="KEY|supernet", help=text)
+
+
 def _objective() -> click.Option:
     return click.Option(["--objective"], multiple=True, metavar="NAME", help="Instead of the study's objectives; repeatable.")
 
@@ -122,6 +130,35 @@ def profile(file: StudyFile, given: Mapping[str, Any], store: str | None, format
     if study.spec.metric != "weight":
         print(f"collecting statistics for the {study.spec.metric} metric ...", file=sys.stderr, flush=True)
     results.profile(study, format_)
+
+
+def _train_parameters() -> list[click.Parameter]:
+    return [
+        _study(),
+        click.Option(["--method"], default="sandwich", metavar="NAME", help="Training method.  [default: sandwich]"),
+        click.Option(["--epochs"], type=float, default=6.0, metavar="X", help="Passes over the training data.  [default: 6]"),
+        click.Option(["--sampling"], metavar="NAME", help="Where configurations are drawn from.  [default: the method's own]"),
+        click.Option(["--seed"], type=int, metavar="N", help="Instead of the study's seed."),
+        _store(),
+    ]
+
+
+def train_supernet(
+    file: StudyFile, given: Mapping[str, Any], method: str, epochs: float, sampling: str | None, store: str | None, seed: int | None = None
+) -> None:
+    """Train one network for all sizes: a supernet, which then measures hundreds of configurations in minutes. Running it
+    again goes on where it stopped."""
+    from ranksearch._cli import supernets
+    from ranksearch.supernet_study import checked
+
+    checked(method, sampling, {})  # before the study is loaded
+    session = _session()
+    print(f"loading {file.path} ...", file=sys.stderr, flush=True)
+    study = _open(file, given, store, session=session, stored=True)
+    with supernets.TrainingProgress(session) as progress:
+        trained = study.train_supernet(method, epochs=epochs, sampling=sampling, seed=seed, on_event=progress.event)
+    session.check()
+    supernets.shown(study, trained, _command(file, given, store))
 
 
 def _search_parameters() -> list[click.Parameter]:
@@ -141,13 +178,19 @@ def _search_parameters() -> list[click.Parameter]:
         click.Option(["--workers"], type=click.IntRange(min=1), metavar="N", help="Evaluations at the same time.  [default: one per core]"),
         click.Option(["--runner"], type=click.Choice(["ray_tune", "local"]), default="ray_tune", help="[default: ray_tune]"),
         click.Option(["--address"], metavar="HOST:PORT", help="A running Ray cluster, or auto.  [default: this machine alone]"),
+        MaybeValued(
+            ["--supernet"], metavar="[METHOD|KEY]",
+            help="Screen with a trained supernet first, and begin with its front; which one need be said only if there are several.",
+        ),
+        click.Option(["--screen"], type=click.IntRange(min=1), metavar="N", help="Configurations to screen.  [default: 100]"),
         _store(),
     ]
 
 
 def search(
     file: StudyFile, given: Mapping[str, Any], trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
-    workers: int | None, runner: str, address: str | None, store: str | None, seed: int | None = None,
+    workers: int | None, runner: str, address: str | None, supernet: str | None, screen: int | None, store: str | None,
+    seed: int | None = None,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
     store is never evaluated again."""
@@ -155,12 +198,15 @@ def search(
     from ranksearch._cli.progress import Progress
 
     session = _session()
+    if screen is not None and supernet is None:
+        raise InvalidArgument(f"--screen {screen} needs --supernet: what is screened with")
     print(f"loading {file.path} ...", file=sys.stderr, flush=True)
     study = _open(file, given, store, session=session, stored=False)
     with Progress(study, session) as progress:
         study.run(
             trials=trials, workers=workers, runner=cast(Any, runner), address=address, sampler=sampler, constraints=where, seed=seed,
             objectives=objective or None, by_value=file.modules, on_event=progress.event,
+            supernet=False if supernet is None else supernet or True, screen=screen,
         )  # fmt: skip
     session.check()
     results.searched(study, _command(file, given, store), objective or None, trials)
@@ -172,6 +218,7 @@ def _front_parameters() -> list[click.Parameter]:
         click.Option(["--where"], multiple=True, metavar="CONDITION", help='Such as "macs < 0.4 and accuracy > 0.98 * baseline".'),
         _objective(),
         click.Option(["--all", "all_"], is_flag=True, help="Dominated networks too."),
+        _fidelity(),
         _formats(),
         click.Option(["--out"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file."),
         click.Option(["--plot"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
@@ -180,8 +227,8 @@ def _front_parameters() -> list[click.Parameter]:
 
 
 def front(
-    file: StudyFile, given: Mapping[str, Any], where: tuple[str, ...], objective: tuple[str, ...], all_: bool, format_: str | None,
-    out: Path | None, plot: Path | None, store: str | None,
+    file: StudyFile, given: Mapping[str, Any], where: tuple[str, ...], objective: tuple[str, ...], all_: bool, fidelity: str | None,
+    format_: str | None, out: Path | None, plot: Path | None, store: str | None,
 ) -> None:  # fmt: skip
     """Show the networks that no other one beats, of all that are in the store."""
     from ranksearch._cli import results
@@ -189,9 +236,9 @@ def front(
     format_ = _format_of(format_, out, plot)
     study = _open(file, given, store, session=_session(), stored=True)
     condition = " and ".join(f"({text})" for text in where) if len(where) > 1 else next(iter(where), None)
-    results.front(study, condition, objective or None, all=all_, format_=format_, out=out)
+    results.front(study, condition, objective or None, all=all_, fidelity=fidelity, format_=format_, out=out)
     if plot is not None:
-        results.plotted(study, condition, objective or None, plot)
+        results.plotted(study, condition, objective or None, plot, fidelity=fidelity)
 
 
 def _proxies_parameters() -> list[click.Parameter]:
@@ -232,6 +279,7 @@ def _build_parameters() -> list[click.Parameter]:
             help="Where to write: model.safetensors and manifest.json.",
         ),
         click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
+        _fidelity(),
         click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
         click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),
         _store(),
@@ -239,8 +287,9 @@ def _build_parameters() -> list[click.Parameter]:
 
 
 def build(
-    file: StudyFile, given: Mapping[str, Any], id: str, out: Path, onnx: bool, torch_export: bool, force: bool, store: str | None
-) -> None:
+    file: StudyFile, given: Mapping[str, Any], id: str, out: Path, onnx: bool, torch_export: bool, force: bool, store: str | None,
+    fidelity: str | None,
+) -> None:  # fmt: skip
     """Build a network of the front, by its ID or the beginning of it, and write it as plain PyTorch."""
     from ranksearch import export
     from ranksearch._cli import results
@@ -248,7 +297,7 @@ def build(
     export.check_target(out, force=force, onnx=onnx)  # before minutes go into it
     study = _open(file, given, store, session=_session(), stored=True)
     print(f"building {id} ...", file=sys.stderr, flush=True)
-    results.built(study.export(id, out, onnx=onnx, torch_export=torch_export, force=force))
+    results.built(study.export(id, out, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity))
 
 
 def _session() -> Session:
@@ -297,7 +346,7 @@ def _command(file: StudyFile, given: Mapping[str, Any], store: str | None) -> Ca
 
     def line(name: str) -> str:
         words = ["ranksearch", name, str(file.path)]
-        if name == "search":
+        if name in ("search", "train-supernet"):
             for option in file.options:
                 if option.name in given:
                     value = given[option.name]

@@ -49,14 +49,19 @@ class Progress:
         if isinstance(event, Stage):
             self._line(f"{event.text} ...")
         elif isinstance(event, Planned):
-            self.session.counted = event.done
+            self.session.counted = None  # a run may have two counts: the store knows what they come to
+            self.dense = self.best = None  # of this count's fidelity
+            self._values = []
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
             self._start, self._done_at_start = time.monotonic(), event.done
             already = f", {event.done:,} of them in the store" if event.done else ""
-            self._line(f"{plural(event.total, 'evaluation')} wanted{already}")
+            by = " by supernet" if event.screening else ""
+            self._line(f"{plural(event.total, 'evaluation')}{by} wanted{already}")
             if self.terminal and event.done < event.total:
                 self._open(event.total, event.done)
         elif isinstance(event, Finished):
-            self.session.counted = event.done
             self._finished(event)
 
     def _finished(self, event: Finished) -> None:

@@ -75,9 +75,10 @@ def _site_rows(study: Study) -> list[dict[str, Any]]:
         undefined = {name: reason for name, d in decompositions.items() if (reason := d.undefined(site)) is not None}
         kernel = "x".join(str(n) for n in site.shape)
         half = _half(study.spectra, site, cheaper)
+        kind = site.kind if site.head is None else f"{site.kind} + head"
         rows.append({
-            "site": site.name, "kind": site.kind, "shape": kernel, "params": site.cost.params, "macs": site.cost.macs, "options": cheaper,
-            "at_half": half, "undefined": undefined, "aliases": " ".join(site.aliases),
+            "site": site.name, "kind": kind, "shape": kernel, "params": site.cost.params, "macs": site.cost.macs, "options": cheaper,
+            "at_half": half, "undefined": undefined, "aliases": " ".join(site.paths[1:]),
         })  # fmt: skip
     return rows
 
@@ -129,9 +130,11 @@ def _some(names: Sequence[str], limit: int = 3) -> str:
 # -- fronts ----------------------------------------------------------------------------------------------------------
 
 
-def front(study: Study, where: str | None, objectives: Sequence[str] | None, *, all: bool, format_: str, out: Path | None) -> None:
+def front(
+    study: Study, where: str | None, objectives: Sequence[str] | None, *, all: bool, fidelity: str | None, format_: str, out: Path | None
+) -> None:
     """Print or write a front."""
-    frame = study.front(where, objectives, all=all)
+    frame = study.front(where, objectives, all=all, fidelity=fidelity)
     write_frame(frame, format_, out, lambda: front_table(study, frame))
 
 
@@ -155,14 +158,14 @@ def write_frame(frame: pd.DataFrame, format_: str, out: Path | None, as_table: C
         print(f"{plural(len(frame), 'row')} written to {out}", file=sys.stderr)
 
 
-def plotted(study: Study, where: str | None, objectives: Sequence[str] | None, path: Path) -> None:
+def plotted(study: Study, where: str | None, objectives: Sequence[str] | None, path: Path, *, fidelity: str | None = None) -> None:
     """Draw a front over relative MACs: the first objective that is a metric, or the task's first."""
     from ranksearch.plots import plot_front
 
     names = [metric.name for metric in study.task.metrics]
     metric = next((name for name in objectives or study.objectives if name in names), names[0])
     title = f"{study.name}: {metric} of measured networks" + (f"\n{where}" if where else "")
-    plot_front(study.front(where, objectives, all=True), metric=metric, title=title, path=path)
+    plot_front(study.front(where, objectives, all=True, fidelity=fidelity), metric=metric, title=title, path=path)
     print(f"drawn to {path}", file=sys.stderr)
 
 
@@ -207,6 +210,8 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     failed = len(errors)
     frame = study.front(None, objectives)
     noted = f", {failed} of them failed" if failed else ""
+    screened = evaluations["fidelity"].str.startswith("supernet-").sum()
+    noted = (f", {screened:,} of them screened with a supernet" if screened else "") + noted
     print(f"\n{study.name}: {plural(len(evaluations), 'evaluation')} stored{noted}. None of these beats another; dense for comparison:\n")
     print(front_table(study, frame))
     if failed:
@@ -220,7 +225,9 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     print("\nnext:")
     print(f'  {command("front")} --where "macs < 0.5 and {bound}"')
     print(f"  {command('build')} {pick} --out {study.name}-{pick}")
-    print(f"  {command('search')} --trials {max(2 * trials, len(evaluations) + trials)}")
+    print(f"  {command('search')} --trials {max(2 * trials, len(evaluations) - screened + trials)}")
+    if screened:
+        print(f"  {command('front')} --fidelity supernet")
 
 
 def built(directory: Path) -> None:

@@ -14,6 +14,7 @@ class Session:
     searching: bool = False
     store: str | None = None
     counted: int | None = None  # evaluations in the store, as last heard
+    trained: tuple[int, int] | None = None  # steps of a supernet's training in the checkpoint, and in all
     interrupted: bool = False
 
     def check(self) -> None:
