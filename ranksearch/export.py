@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ranksearch import __version__
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
-from ranksearch.sites import find_sites, run
+from ranksearch.sites import Site, find_sites, run
 from ranksearch.space import Configuration
 from ranksearch.spectra import Spectra
 from ranksearch.surgery import build
@@ -161,7 +161,7 @@ def load(
             names = ", ".join(sorted(table))
             raise InvalidArgument(f"{folder / MANIFEST}: decomposition {decomposition!r} is none of {names}; pass it in decompositions")
     try:
-        model = build(Spectra(dense_model, sites, decompositions), configuration)
+        model = build(_Hosts(dense_model, sites, decompositions), configuration)
         tensors = load_file(weights)
         tensors |= {alias: tensors[name] for alias, name in manifest.get("aliases", {}).items()}
         model.load_state_dict(tensors, strict=True)
@@ -171,6 +171,17 @@ def load(
         reason = _shorten(error)
         raise InvalidModel(f"dense_model does not fit what is in {folder}: {reason}; give the network that was searched") from error
     return model.eval()
+
+
+class _Hosts(Spectra):
+    """Factors that hold the place of stored ones: a rank need not be one that the dense weights lead to."""
+
+    def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
+        blank = self.decomposition(name).blank(site, rank)
+        if blank is None:
+            return super().factors(site, name, rank)
+        device = self.model.get_submodule(site.name).get_parameter("weight").device
+        return tuple(factor.to(device) for factor in blank)
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:

@@ -243,7 +243,8 @@ class CalibrationLoss:
 
     def build(self, configuration: Configuration) -> nn.Module:
         """The network of a configuration, in evaluation mode; factorized layers are shared between networks."""
-        replacements = {name: self._layer(name, d, rank) for name, d, rank in configuration.choices}
+        sites = self.spectra.sites  # a configuration may call a site by another of its paths
+        replacements = {sites[name].name: self._layer(sites[name].name, d, rank) for name, d, rank in configuration.choices}
         return replace_sites(self.spectra.model, [self.spectra.sites[name] for name in replacements], replacements).eval()
 
     def _layer(self, name: str, decomposition_name: str, rank: tuple[int, ...]) -> nn.Module:

@@ -447,3 +447,34 @@ def test_ctrl_c_at_every_stage(study, tmp_path, stage, old, new, command, messag
         study = edited(study, new, old)
         again = run("search", study, "--data", str(tmp_path), *SEARCH)
         assert again.returncode == 0 and "8 evaluations wanted, 2 of them in the store" in again.stderr
+
+
+def test_profile_shows_every_path_of_a_site_and_tied_heads(tmp_path: Path, capsys) -> None:
+    (tmp_path / "words.py").write_text(textwrap.dedent("""
+        import torch
+        from torch import nn
+        from ranksearch.search_spaces import mixture
+        from ranksearch.study import Study
+        from ranksearch.tasks import Classification
+
+        class Words(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed, self.body = nn.Embedding(40, 16), nn.Linear(16, 16)
+                self.again, self.head = self.body, nn.Linear(16, 40)
+                self.head.weight = self.embed.weight
+
+            def forward(self, x):
+                return self.head(self.again(self.body(self.embed(x)).mean(dim=1)))
+
+        def study() -> Study:
+            torch.manual_seed(0)
+            x, y = torch.randint(0, 40, (64, 5)), torch.randint(0, 40, (64,))
+            task = Classification(train=(x[:32], y[:32]), validation=(x[32:], y[32:]), batch_size=16, learning_rate=0.1)
+            return Study("words", model=Words(), task=task)
+    """))
+    assert cli.main(["profile", str(tmp_path / "words.py"), "--format", "json"]) == 0
+    sites = {site["site"]: site for site in json.loads(capsys.readouterr().out)["sites"]}
+    assert {name: (site["kind"], site["aliases"]) for name, site in sites.items()} == {
+        "embed": ("embedding + head", "head"), "body": ("linear", "again")
+    }  # fmt: skip

@@ -258,3 +258,25 @@ def test_onnx(tmp_path):
     x = torch.randn(3, 3, 8, 8)
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(got), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_adaptive_structure_is_loaded_onto_other_weights(tmp_path: Path) -> None:
+    """Which ranks exist is learned from a weight: those of another weight are no obstacle."""
+    model = dense()
+    spectra = Spectra(model, find_sites(model, EXAMPLE))
+    rank = tuple(int(r) for r in spectra.decomposition("adaptive").errors(spectra.state(spectra.sites["3"], "adaptive")).ranks[-1])
+    configuration = Configuration({"3": ("adaptive", rank)})
+    network = factorized(model, configuration)
+    folder = export.save(network, tmp_path / "net", manifest=manifest(configuration), example=EXAMPLE)
+    torch.manual_seed(99)
+    host = dense()
+    with torch.no_grad():
+        host[3].weight.zero_()[0, 0] = 1.0  # rank one: its own path ends at once
+    path = Spectra(host, spectra.sites)
+    assert list(rank) not in path.decomposition("adaptive").errors(path.state(spectra.sites["3"], "adaptive")).ranks.tolist()
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(export.load(folder, host)(x), network(x))
+    wrong = Configuration({"3": ("adaptive", rank[:-1])})
+    with pytest.raises(InvalidArgument, match="bonds, each of width 1 or more"):
+        export.load(export.save(network, tmp_path / "wrong", manifest=manifest(wrong), example=EXAMPLE), host)

@@ -137,3 +137,15 @@ def test_polish_lowers_a_real_loss(setting):
     start = np.array([0] * len(space.ladders))
     found = polish(space, start, lambda i: measure(space.configuration(i)), {"params": 0.7}, evaluations=40)
     assert found.value < found.start and found.accepted > 0
+
+
+def test_a_site_may_go_by_another_of_its_paths() -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(8, 5)).eval()
+    spectra = Spectra(model, find_sites(model, torch.randn(2, 8)), [SVD()])
+    assert spectra.sites["2"].name == "0"
+    data = [(torch.randn(16, 8), torch.randint(0, 5, (16,)))]
+    measure = CalibrationLoss(spectra, data, nn.functional.cross_entropy)
+    losses = [measure(Configuration({name: ("svd", (2,))})) for name in ("0", "2")]
+    assert losses[0] == losses[1] != measure(Configuration())

@@ -110,6 +110,12 @@ class Decomposition(ABC, Generic[S]):
         keep = np.flatnonzero(cheaper(site, params, macs))
         return ranks[keep[np.lexsort((macs[keep], params[keep]))]]
 
+    def blank(self, site: Site, rank: Rank) -> tuple[Tensor, ...] | None:
+        """Factors of a rank with the right shapes and no meaning, for weights that come from elsewhere; None where `factors`
+        gives those of any rank, whatever the weight."""
+        del site, rank
+        return None
+
     def describe(self, site: Site, rank: Rank) -> str:
         """A rank of ``site`` in a few words, for tables and figures: ``r=12``."""
         return f"r={rank[0]}" if len(rank) == 1 else f"r=({', '.join(map(str, rank))})"

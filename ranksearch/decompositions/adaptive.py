@@ -15,7 +15,21 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
 from ranksearch.decompositions._metric import residual_energy
-from ranksearch.decompositions._network import CAP, Bonds, Reduced, contract, even, fit, pairs, reduce, start, stored, stored_module, widen
+from ranksearch.decompositions._network import (
+    CAP,
+    Bonds,
+    Reduced,
+    contract,
+    core_shapes,
+    even,
+    fit,
+    pairs,
+    reduce,
+    start,
+    stored,
+    stored_module,
+    widen,
+)  # fmt: skip
 from ranksearch.decompositions.tensor_ring import storage_undefined
 from ranksearch.decompositions.tensor_train import _factors
 from ranksearch.errors import InvalidArgument
@@ -87,6 +101,18 @@ class Adaptive(Decomposition[AdaptiveState]):
         if not len(position):
             raise InvalidArgument(f"rank={rank} of adaptive is not on the path learned; ranks are {state.ranks.tolist()}")
         return even(state.reduced.lift(state.cores[int(position[0])]))
+
+    def blank(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        """The path, and with it the ranks that exist, is that of one weight: a stored network may have another.
+
+        Raises:
+            InvalidArgument: no rank of this site's modes."""
+        sizes = tuple(modes(site).values())
+        count = len(sizes)
+        if len(rank) != len(pairs(count + 1)) or min(rank) < 1:
+            raise InvalidArgument(f"rank={rank} of adaptive: {site.name!r} has {len(pairs(count + 1))} bonds, each of width 1 or more")
+        shapes = core_shapes(sizes, _active(rank, count))
+        return tuple(torch.full(shape, math.prod(shape) ** -0.5, dtype=torch.float64) for shape in shapes)
 
     def describe(self, site: Site, rank: Rank) -> str:
         return graph(rank, list(modes(site)))
@@ -298,7 +324,9 @@ def _recover(tensor: Tensor, bonds: Bonds, *, restarts: int = 4) -> list[Tensor]
     for seed in range(restarts):
         generator = torch.Generator().manual_seed(seed)
         cores = widen(start(tensor), bonds, generator)
-        cores = [c + float(c.std()) * torch.randn(c.shape, generator=generator, dtype=torch.float64).to(c) for c in cores]
+        scales = [float(c.std()) if c.numel() > 1 else 0.0 for c in cores]
+        noise = [torch.randn(c.shape, generator=generator, dtype=torch.float64).to(c) for c in cores]
+        cores = [c + scale * n for c, scale, n in zip(cores, scales, noise, strict=True)]
         last = math.inf
         for _ in range(40):
             cores, error = fit(tensor, list(even(cores)), sweeps=15)
