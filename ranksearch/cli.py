@@ -55,9 +55,9 @@ def _interrupted(session) -> int:
         count = session.stored
         stored = "no evaluation is" if count == 0 else "1 evaluation is" if count == 1 else f"{count} evaluations are"
         _say(f"interrupted: {stored} stored; run the same command to go on")
-    elif session.trained is not None:
-        done, steps = session.trained
-        _say(f"interrupted: {done:,} of {steps:,} steps are trained and kept; run the same command to go on")
+    elif session.training:
+        at = "" if session.trained is None else " at step {:,} of {:,}".format(*session.trained)
+        _say(f"interrupted{at}; run the same command to go on from the last checkpoint")
     else:
         _say("interrupted")
     return 130

@@ -228,6 +228,7 @@ class Shelf:
             InvalidArgument: there is none, or several; the message lists them.
         """
         text = "" if which is True else str(which)
+        asked = f"supernet={text!r}" if text else "supernet"
         every = self.entries()
         space = self.space().fingerprint
         mine = [entry for entry in every if (entry.fingerprint, entry.space) == (self.fingerprint, space)]
@@ -238,17 +239,17 @@ class Shelf:
             return done[0]
         if done:
             listed = "; ".join(f"{e.key[:8]} ({_about(e)})" for e in done)
-            raise InvalidArgument(f"supernet={text!r}: several are trained: {listed}; name one by method or key")
+            raise InvalidArgument(f"{asked}: several are trained: {listed}; name one by method or key")
         if named:
             listed = "; ".join(f"{entry.key[:8]} ({_about(entry)})" for entry in named)
-            raise InvalidArgument(f"supernet={text!r} is not trained to its end: {listed}; the same train-supernet command goes on with it")
+            raise InvalidArgument(f"{asked} is not trained to its end: {listed}; the same train-supernet command goes on with it")
         if mine:
             listed = ", ".join(f"{entry.method} {entry.key[:8]}" for entry in mine)
             hint = _meant(wanted, [*METHODS]) if wanted not in METHODS else ""
-            text = f"supernet={text!r}: no trained supernet is called that{hint}; this study has {listed}; name one, or {REMEDY}"
+            text = f"{asked}: no trained supernet is called that{hint}; this study has {listed}; name one, or {REMEDY}"
             raise InvalidArgument(text)
         others = f" ({len(every)} there, of other studies, weights, data or spaces)" if every else ""
-        raise InvalidArgument(f"supernet={text!r}: no supernet of this study is trained in {self.folder}{others}; {REMEDY}")
+        raise InvalidArgument(f"{asked}: no supernet of this study is trained in {self.folder}{others}; {REMEDY}")
 
     def load(self, entry: Entry) -> TrainedSupernet:
         """A trained supernet, ready to be measured with."""
@@ -364,7 +365,7 @@ def _meant(name: str, known: Sequence[str]) -> str:
 def _about(entry: Entry) -> str:
     sampling = f", sampling {entry.sampling}" if entry.sampling else ""
     options = "".join(f", {name}={value}" for name, value in entry.options.items())
-    return f"{entry.method}, {entry.epochs:g} epochs, seed {entry.seed}{sampling}{options}"
+    return f"{entry.method}, {entry.epochs:g} {'epoch' if entry.epochs == 1 else 'epochs'}, seed {entry.seed}{sampling}{options}"
 
 
 def _text(value: Any) -> str:

@@ -118,7 +118,7 @@ def test_ctrl_c_keeps_the_steps_and_the_same_command_goes_on(study: str, tmp_pat
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130, rest
     last = rest.splitlines()[-1]
-    found = re.fullmatch(r"interrupted: (\d+) of 12 steps are trained and kept; run the same command to go on", last)
+    found = re.fullmatch(r"interrupted at step (\d+) of 12; run the same command to go on from the last checkpoint", last)
     assert found and "Traceback" not in rest
     start = time.monotonic()
     done = subprocess.run([*command, "--pause", "0.3"], capture_output=True, text=True, timeout=120)

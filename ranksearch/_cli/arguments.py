@@ -60,7 +60,7 @@ class StudyCommand(click.Command):
         if path is not None:
             session = ctx.find_object(Session)
             if session is not None:  # an interrupt may come before the arguments are parsed
-                session.searching = self.name == "search"
+                session.searching, session.training = self.name == "search", self.name == "train-supernet"
                 session.store = _given(args, "--store") or default_store(Path(path).stem)
             from ranksearch.studyfile import load
 

@@ -14,7 +14,8 @@ class Session:
     searching: bool = False
     store: str | None = None
     counted: int | None = None  # evaluations in the store, as last heard
-    trained: tuple[int, int] | None = None  # steps of a supernet's training in the checkpoint, and in all
+    training: bool = False
+    trained: tuple[int, int] | None = None  # steps of a supernet's training that are made, and all of them
     interrupted: bool = False
 
     def check(self) -> None:
