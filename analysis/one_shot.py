@@ -45,7 +45,7 @@ from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_enco
 
 TYPES = {
     "svd": ("svd",),
-    "all": ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd"),
+    "all": ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd", "cp"),
 }
 PUBLISHED: dict[str, tuple[str, Allocator | None]] = {  # name -> (metric, allocator)
     "uniform": ("weight", Uniform()),
@@ -94,6 +94,7 @@ class Setting:
     sample: int  # measurements for `calibrated`
     max_options: int | None
     seed: int
+    plain: bool = True  # measure without re-estimation too
 
     @cached_property
     def spaces(self) -> dict[str, tuple[Spectra, SearchSpace]]:
@@ -193,10 +194,10 @@ def calibrated(setting: Setting, space: SearchSpace, cost: CostName, budget: flo
 def evaluate(setting: Setting, spectra: Spectra, configuration: Configuration, split: Any) -> dict[str, float]:
     """Accuracy as it is, and with batch norm re-estimated on training images."""
     model = build(spectra, configuration).eval()
-    plain = setting.task.measure(model, split)["accuracy"]
+    found = {"plain": setting.task.measure(model, split)["accuracy"]} if setting.plain else {}
     recalibrate(model, setting.task.calibration(setting.batches))
     again = setting.task.measure(model, split)
-    return {"plain": plain, "reestimated": again["accuracy"], "loss_reestimated": again["loss"]}
+    return found | {"reestimated": again["accuracy"], "loss_reestimated": again["loss"]}
 
 
 def markdown(rows: Sequence[dict[str, Any]], column: str) -> str:
@@ -224,6 +225,8 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", default=list(TYPES), choices=list(TYPES))
     parser.add_argument("--images", type=int, default=5000, help="held-out images")
     parser.add_argument("--test", action="store_true", help="measure on the test split: for final numbers only")
+    parser.add_argument("--test-images", type=int, default=None, help="only the first so many of the test split")
+    parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="measure without re-estimation too")
     parser.add_argument("--statistics", type=int, default=16, help="batches of 128 for the second moments")
     parser.add_argument("--recalibration", type=int, default=16, help="batches for batch norm")
     parser.add_argument("--measured", type=int, default=4, help="batches for measured losses")
@@ -239,6 +242,7 @@ def main() -> None:
     torch.manual_seed(a.seed)
     split = "test" if a.test else "validation"
     model, task = subject(a.dataset, a.data, a.weights, a.depth, a.images)
+    task = task if a.test_images is None else task.cut(test=a.test_images)
     start = time.perf_counter()
     batches = list(task.calibration(a.statistics))
     options: dict[str, Any] = {"samples": 2, "temperature": TEMPERATURE, "diagonal": "fwsvd" in a.rules, "seed": a.seed, "cache": a.cache}
@@ -250,7 +254,7 @@ def main() -> None:
     done = {tuple(row[key] for key in CELL) for row in rows}
     for types in a.types:
         setting = Setting(
-            model, task, statistics, TYPES[types], a.recalibration, a.measured, a.evaluations, a.sample, a.max_options, a.seed
+            model, task, statistics, TYPES[types], a.recalibration, a.measured, a.evaluations, a.sample, a.max_options, a.seed, a.plain
         )
         for cost in a.costs:
             for budget in a.budgets:

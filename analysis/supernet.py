@@ -35,6 +35,7 @@ from ranksearch.spectra import Spectra
 from ranksearch.statistics import collect
 from ranksearch.supernet import RankSupernet, train
 from ranksearch.supernet.methods import METHODS, Joint, Method
+from ranksearch.supernet.methods._base import projecting
 from ranksearch.supernet.sampling import FrontGuided, Sampling, SmallRank, UniformCost
 from ranksearch.surgery import build, recalibrate
 from ranksearch.tasks import Classification
@@ -42,7 +43,7 @@ from ranksearch.tasks.images import CropAndFlip, cifar10, digits
 from ranksearch.tasks.networks import cifar_resnet, digits_net, load_weights
 from ranksearch.tasks.training import trained
 
-TYPES = ("svd", "svd_in", "spatial", "spatial_t", "tucker2")
+TYPES = ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "cp")
 TEMPERATURE = 3.0
 Make = Callable[[RankSupernet, Classification, int, int], Method]
 
@@ -50,7 +51,7 @@ Make = Callable[[RankSupernet, Classification, int, int], Method]
 def _joint(sampling: type[Sampling]) -> Make:
     """Low-rank gradients at their own size: those of a trained network's dense pass are near zero, and so would the
     rescaled ones be."""
-    return lambda net, task, seed, _: Joint(net, task.loss, seed=seed, rescale=False, sampling=sampling(net.space))
+    return lambda net, task, seed, _: Joint(net, task.loss, seed=seed, rescale=False, sampling=sampling(net.space, types=projecting(net)))
 
 
 def _target(net: RankSupernet, share: float) -> Configuration:

@@ -202,3 +202,18 @@ def test_an_augmentation_that_closes_over_variables_is_refused() -> None:
     amount = 2.0
     with pytest.raises(InvalidArgument, match="dataclass"):
         make(augment=lambda x, generator: x + amount)
+
+
+def test_a_task_can_be_cut() -> None:
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    task = Classification(train=(x[:20], y[:20]), validation=(x[20:30], y[20:30]), test=(x[30:], y[30:]), learning_rate=0.1)
+    fewer = task.cut(test=4)
+    assert fewer.sizes() == {"train": 20, "validation": 10, "test": 4} and task.sizes()["test"] == 10
+    assert fewer.fingerprint() == task.fingerprint()  # the test set is no part of it
+    assert task.cut(train=10).fingerprint() != task.fingerprint()
+    model = nn.Linear(3, 2)
+    hits = model(x[30:34]).argmax(1) == y[30:34]
+    assert fewer.measure(model, "test")["accuracy"] == hits.double().mean().item()
+    for wrong in ({"test": 0}, {"test": 11}, {"dev": 1}):
+        with pytest.raises(InvalidArgument, match="this task has"):
+            task.cut(**wrong)
