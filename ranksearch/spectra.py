@@ -15,6 +15,8 @@ from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments,
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, Sites, canonical_weight
 
+SHIPPED = 256 << 20  # bytes of prepared states that go along when spectra are pickled
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -65,8 +67,16 @@ class Spectra:
         self._profiles: dict[tuple[str, str], Profile] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What can be computed again does not travel to workers."""
-        return self.__dict__ | {"_states": OrderedDict(), "_profiles": {}}
+        """Profiles do not travel to workers, which build and do not choose; the states do, the most recently used first, up
+        to ``SHIPPED`` bytes: some types take a while to prepare."""
+        states: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
+        left = SHIPPED
+        for key, (state, size) in reversed(self._states.items()):
+            if size <= left:
+                states[key] = (state, size)
+                states.move_to_end(key, last=False)
+                left -= size
+        return self.__dict__ | {"_states": states, "_profiles": {}}
 
     def decomposition(self, name: str) -> AnyDecomposition:
         """The decomposition of that name, if it is among those of this study."""
