@@ -92,7 +92,7 @@ def main() -> None:
     if given.metric != "weight":
         fisher = given.metric == "fisher"
         statistics = space_metric.statistics(model, sites, task, calibration=given.statistics, gradients=fisher)
-        moments = space_metric.moments(statistics, given.metric, center=space_metric.centred(model))
+        moments = space_metric.moments(statistics, given.metric)
     spectra = Spectra(model, sites, [known[name] for name in names], moments=moments)
     spaces = {"all": build_space(spectra)}
     spaces |= {name: build_space(spectra, types=[name]) for name in names}

@@ -33,7 +33,6 @@ from ranksearch.local_search import CalibrationLoss, polish
 from ranksearch.proxies import Calibrated, DiagonalFisher, Energy, Frobenius, LastFeature, SingleSiteLoss, TableProxy
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, CostName, SearchSpace, build_space
-from ranksearch.space_metric import centred
 from ranksearch.spectra import Spectra
 from ranksearch.statistics import Statistics, collect
 from ranksearch.surgery import build, recalibrate
@@ -66,9 +65,9 @@ PROXIES = {  # name -> metric of the space whose additive problem is solved for 
     "activation": "activation",
     "fisher": "fisher",
     "fisher_centred": "fisher_centred",
-    "last_feature": "best",
-    "single_site_loss": "best",
-    "calibrated": "best",
+    "last_feature": "fisher",
+    "single_site_loss": "fisher",
+    "calibrated": "fisher",
 }
 OURS = (*PROXIES, "polish")
 
@@ -78,6 +77,10 @@ TEMPERATURE = 3.0  # of the softmax, for statistics and measured losses
 
 def _soft_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(outputs / TEMPERATURE, targets)
+
+
+def _dense_only(values: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(len(values)) == len(values) - 1, 0.0, 1e9)
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,7 @@ class Setting:
         return {}
 
     def space(self, metric: str) -> tuple[Spectra, SearchSpace]:
-        """Spectra and space in one metric, built once; ``best`` is the Fisher metric, centred where there is batch norm."""
-        metric = ("fisher_centred" if centred(self.model) else "fisher") if metric == "best" else metric
+        """Spectra and space in one metric, built once."""
         if metric not in self.spaces:
             sites = find_sites(self.model, self.task.example())
             moments: dict[str, Moments] | None = None
@@ -118,7 +120,7 @@ class Setting:
     def loss(self) -> CalibrationLoss:
         """Cross entropy to the dense network's softened answers on calibration images, under batch statistics, of
         networks with Fisher factors: less noisy than the loss to the labels, and needs none."""
-        spectra, _ = self.space("best")
+        spectra, _ = self.space("fisher")
         with torch.no_grad():
             batches = [(x, (self.model(x) / TEMPERATURE).softmax(1)) for x in self.task.calibration(self.measured)]
         return CalibrationLoss(spectra, batches, _soft_loss, normalization="batch")
@@ -126,7 +128,7 @@ class Setting:
     def table(self, rule: str) -> Table:
         """The additive table of a proxy, computed once; the measured ones site by site."""
         if rule not in self.tables:
-            spectra, space = self.space(PROXIES.get(rule, "best"))
+            spectra, space = self.space(PROXIES.get(rule, "fisher"))
             proxy: TableProxy = Energy()
             if rule in ("frobenius", "activation"):
                 proxy = Frobenius()
@@ -138,7 +140,12 @@ class Setting:
                 batches = list(self.task.calibration(self.measured))
                 feature = LastFeature(self.model, lambda configuration: build(spectra, configuration), batches)
                 proxy = SingleSiteLoss(lambda configuration: float(feature.score(space, space.indices(configuration)[None])[0]))
-            self.tables[rule] = proxy.table(space)
+            table = proxy.table(space)
+            if rule == "last_feature":  # what comes after the feature has no error in it: it stays dense
+                unseen = feature.uncovered(space)
+                columns = zip(space.ladders, table.values, strict=True)
+                table = Table(tuple(_dense_only(v) if l.site.name in unseen else v for l, v in columns), "sum")
+            self.tables[rule] = table
         return self.tables[rule]
 
     @cached_property
@@ -159,7 +166,7 @@ def choose(rule: str, setting: Setting, cost: CostName, budget: float) -> tuple[
         allocator = allocator or EVBMF(spectra)
         found = allocator.allocate(Problem(space, Frobenius().table(space), budgets))
         return spectra, space.configuration(found.indices), {}
-    spectra, space = setting.space(PROXIES.get(rule, "best"))
+    spectra, space = setting.space(PROXIES.get(rule, "fisher"))
     table, notes = (calibrated(setting, space, cost, budget) if rule == "calibrated" else (setting.table(rule), {}))
     found = Additive().allocate(Problem(space, table, budgets))
     notes["gap"] = found.gap

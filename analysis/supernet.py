@@ -5,8 +5,8 @@
     python analysis/supernet.py --dataset digits --epochs 6 --seeds 0 1 2 --folder RUNS --out docs/figures/supernet_digits.md
 
 Every method starts from the same trained network and sees the same batches at the same learning rates; ``control`` is plain
-fine-tuning. Afterwards all are treated alike: second moments of the trained network, the space of all types in the centred
-Fisher metric, the exact additive optimum at each budget, batch norm re-estimated on training data, measured. A second
+fine-tuning. Afterwards all are treated alike: second moments of the trained network, the space of all types in the Fisher
+metric, the exact additive optimum at each budget, batch norm re-estimated on training data, measured. A second
 column per budget takes SVD alone and the rule of Decomposable-Net, as that paper does. Runs and cells that exist are kept;
 a stopped run goes on from its last checkpoint. Writes a table, its rows as JSON, and a plot."""
 
@@ -96,10 +96,10 @@ def subject(arguments: argparse.Namespace, seed: int) -> Subject:
 
 
 def prepare(model: nn.Module, task: Classification, batches: int) -> tuple[Spectra, SearchSpace]:
-    """Spectra and space of the mixture in the centred Fisher metric of a network as it is now."""
+    """Spectra and space of the mixture in the Fisher metric of a network as it is now."""
     sites = find_sites(model, task.example())
     statistics = collect(model, sites, task.calibration(batches), samples=2, temperature=TEMPERATURE, seed=0)
-    moments: dict[str, Moments] = statistics.moments("fisher", center=True)
+    moments: dict[str, Moments] = statistics.moments("fisher")
     spectra = Spectra(model, sites, [d for d in DECOMPOSITIONS if d.name in TYPES], moments=moments)
     return spectra, build_space(spectra)
 

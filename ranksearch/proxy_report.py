@@ -130,10 +130,9 @@ def without_moments(spectra: Spectra) -> dict[str, str]:
     return {name: "no statistics: its error is in the weight metric, in another unit than the others'" for name in names}
 
 
-def statistics_proxies(spectra: Spectra, statistics: Statistics, *, center: bool) -> list[TableProxy]:
+def statistics_proxies(spectra: Spectra, statistics: Statistics) -> list[TableProxy]:
     """Those that need statistics with gradients and the diagonal of the Fisher."""
-    both = (ActivationError(spectra, statistics, center=center), FisherError(spectra, statistics, center=center))
-    return [*both, DiagonalFisher(spectra, statistics)]
+    return [ActivationError(spectra, statistics), FisherError(spectra, statistics), DiagonalFisher(spectra, statistics)]
 
 
 def left_out(*, calibrated: bool) -> dict[str, str]:

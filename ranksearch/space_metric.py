@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.decompositions import Moments
 from ranksearch.home import home
@@ -18,12 +17,6 @@ MetricName = Literal["weight", "activation", "fisher"]
 TEMPERATURE = 3.0  # of the softmax that labels are sampled from: a trained network is nearly certain of its own images
 SAMPLES = 2  # labels per example
 SEED = 0  # of the sampled labels; not the study's: studies that differ in their seed alone have one space and one store
-
-
-def centred(model: nn.Module) -> bool:
-    """Whether inputs are taken about their mean: where batch norm is re-estimated, a shift of a layer's mean output
-    costs nothing. True for networks with batch norm."""
-    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules())
 
 
 def settings(metric: MetricName, calibration: int) -> str:
@@ -56,12 +49,15 @@ def statistics(model: nn.Module, sites: Sites, task: Task, *, calibration: int, 
     return collect(model, sites, task.labelled(calibration), output="labels", loss=task.loss, diagonal=diagonal, cache=cache)
 
 
-def moments(found: Statistics, metric: MetricName, *, center: bool) -> dict[str, Moments]:
+def moments(found: Statistics, metric: MetricName) -> dict[str, Moments]:
     """The moments of a metric for `Spectra`. A site of which nothing is known (never called, no gradient reaches it,
-    inputs that never change) is left out: its errors are then taken in the weight metric."""
+    inputs that are zero) is left out: its errors are then taken in the weight metric.
+
+    Inputs are not taken about their mean. Where batch norm is re-estimated a shift of a layer's mean output costs nothing,
+    but the covariance was no better there (`docs/results.md`), and far worse where it is not."""
     if metric == "weight":
         return {}
-    every = found.moments(metric, center=center)
+    every = found.moments(metric)
     needed = ("input", "output") if metric == "fisher" else ("input",)
     return {name: m for name, m in every.items() if all(_alive(getattr(m, part)) for part in needed) and m.metric != "weight"}
 

@@ -94,14 +94,14 @@ class Study:
         """The prepared decompositions of every site, in the metric of the space.
 
         Other metrics than the weights' take statistics from ``space.calibration`` batches first, cached under
-        ``$RANKSEARCH_HOME/cache``, with what was measured best as defaults (`ranksearch.space_metric`): inputs about their
-        mean where there is batch norm, labels sampled from the model at temperature 3."""
+        ``$RANKSEARCH_HOME/cache``, with what was measured best as defaults (`ranksearch.space_metric`): labels
+        sampled from the model at temperature 3."""
         name = self.spec.metric
         moments = None
         if name != "weight":
             batches, gradients = self.spec.calibration, name == "fisher"
             found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=gradients)
-            moments = space_metric.moments(found, name, center=space_metric.centred(self.model))
+            moments = space_metric.moments(found, name)
         return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments)
 
     @cached_property
@@ -382,9 +382,9 @@ class Study:
         data = proxy_report.measured(records, self.space, name, larger_is_better=larger, fidelity=fidelity)
         proxies = proxy_report.solved(proxy_report.free_proxies(), data.space, proxy_report.without_moments(self.spectra))
         if calibrate:
-            batches, center = self.spec.calibration, space_metric.centred(self.model)
+            batches = self.spec.calibration
             found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=True, diagonal=True)
-            proxies += proxy_report.solved(proxy_report.statistics_proxies(self.spectra, found, center=center), data.space)
+            proxies += proxy_report.solved(proxy_report.statistics_proxies(self.spectra, found), data.space)
         return data, proxies, proxy_report.given(data, records, proxy_names(record.fidelity for record in records))
 
     def configuration(self, id: str) -> Configuration:

@@ -153,7 +153,7 @@ def test_every_proxy_is_judged_or_left_out_with_a_reason() -> None:
 
     spectra = _spectra()
     found = collect(spectra.model, spectra.sites, [torch.randn(32, 24)], diagonal=True)
-    judged = {p.name for p in (*proxy_report.free_proxies(), *proxy_report.statistics_proxies(spectra, found, center=False))}
+    judged = {p.name for p in (*proxy_report.free_proxies(), *proxy_report.statistics_proxies(spectra, found))}
     classes = [getattr(proxies, name) for name in proxies.__all__]
     names = {c.name for c in classes if isinstance(c, type) and getattr(c, "name", None)}
     assert judged | set(proxy_report.left_out(calibrated=True)) == names and not judged & set(proxy_report.left_out(calibrated=True))

@@ -180,11 +180,6 @@ def test_a_layer_that_sees_nothing_keeps_the_weight_metric() -> None:
     assert proxy_report.without_moments(study.spectra).keys() == {"side"}
 
 
-def test_batch_norm_decides_about_the_mean() -> None:
-    assert space_metric.centred(Odd()) and not space_metric.centred(nn.Sequential(nn.Linear(2, 2)))
-    assert not space_metric.centred(nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False)))
-
-
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="'hessian' is none of weight, activation, fisher"):
         mixture().but(metric="hessian")

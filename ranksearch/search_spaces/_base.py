@@ -29,8 +29,8 @@ class SpaceSpec:
         metric: what errors are taken in and factors are best in: ``weight`` (the default) needs no data;
             ``activation`` weighs by the inputs that layers see, ``fisher`` by these and by what the loss feels at their
             outputs, so that layers can be compared and summed: best without or with little fine-tuning. See
-            `ranksearch.space_metric` for how the moments are collected (inputs about their mean in networks with batch norm,
-            softmax temperature 3, two sampled labels per example).
+            `ranksearch.space_metric` for how the moments are collected (softmax temperature 3, two sampled labels per
+            example).
         calibration: batches of training data for the moments; unused in the weight metric.
     """
 
