@@ -16,7 +16,7 @@ from ranksearch.runners import WAIT, Wait
 from ranksearch.samplers import Sampler
 from ranksearch.space import COSTS, Configuration, CostName, SearchSpace
 
-SHARES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of the dense cost: where the search starts
+SHARES = (0.7, 0.5, 0.4, 0.3, 0.2, 0.1)  # of the dense cost: where the search starts
 PATIENCE = 200  # duplicates in a row before the space is searched for something new
 
 

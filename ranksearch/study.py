@@ -193,8 +193,11 @@ class Study:
         machine = study_run.machine(runner, workers, address, by_value)
         conditions = [Condition.parse(text) for text in constraints]
 
-        self._profile(tell)
         goal, kind = Goal(self.baseline, self.directions, wanted), samplers[sampler]
+        if supernet is False and not conditions and (done := self._known(goal, seed)) >= trials:  # nothing to profile for
+            tell(Planned(done, done))
+            return
+        self._profile(tell)
         limits = study_run.limits(self.space, conditions)
         campaign = Campaign(self.space, goal, self.fidelity, seed, trials, kind, limits, lambda: self._evaluator)
         screening = None if supernet is False else self._screening(supernet, screen or 100, conditions, goal, kind, seed)
@@ -203,6 +206,15 @@ class Study:
                 screening.run(store, machine, tell)
             first = [] if screening is None else screening.best(store, self.space, trials // 2)
             campaign.run(store, machine, tell, first=first)
+
+    def _known(self, goal: Goal, seed: int) -> int:
+        with self._open(write=True) as store:
+            return len(goal.known(store, self.fidelity, seed))
+
+    @property
+    def profiled(self) -> bool:
+        """Whether the space is computed already."""
+        return "space" in vars(self)
 
     def _profile(self, tell: Callable[[Stage], None]) -> None:
         if self.spec.metric != "weight":

@@ -216,7 +216,7 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     print(front_table(study, frame))
     if failed:
         print("\nfailed: " + "; ".join(f"{number} x {text[:160]}" for text, number in Counter(errors).most_common(3)))
-    if (line := best_proxy(study, objectives)) is not None:
+    if study.profiled and (line := best_proxy(study, objectives)) is not None:
         print(f"\n{line}\n  {command('proxies')}")
     factorized = [row["id"] for row in frame.to_dict("records") if row["on_front"] and not row["is_dense"]]
     pick = factorized[len(factorized) // 2] if factorized else "ID"
