@@ -185,3 +185,8 @@ def test_bad_settings_are_refused() -> None:
         mixture().but(metric="hessian")
     with pytest.raises(InvalidArgument, match="calibration=0"):
         mixture().but(calibration=0)
+
+
+def test_the_mixture_goes_without_cp() -> None:
+    names = {d.name for d in mixture().decompositions}
+    assert names - {d.name for d in mixture(cp=False).decompositions} == {"cp"}

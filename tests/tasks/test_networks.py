@@ -75,7 +75,9 @@ def test_weights_are_loaded(tmp_path: Path) -> None:
 
 def test_counters_of_batch_norm_may_be_missing(tmp_path: Path) -> None:
     path = _saved(tmp_path, lambda state: [state.pop(key) for key in list(state) if key.endswith("num_batches_tracked")])
-    load_weights(digits_net(), path)
+    model = load_weights(digits_net(), path)
+    counters = [tensor for key, tensor in model.state_dict().items() if key.endswith("num_batches_tracked")]
+    assert counters and not any(int(counter) for counter in counters)
 
 
 def _nan(state: dict[str, torch.Tensor]) -> None:
@@ -124,4 +126,6 @@ SHARED = Path(os.environ.get("RANKSEARCH_SHARED", "nowhere"))
     ],
 )
 def test_trained_weights_fit(name: str, model: nn.Module) -> None:
-    load_weights(model, SHARED / "models" / f"{name}.safetensors")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    loaded = load_weights(model, SHARED / "models" / f"{name}.safetensors")
+    assert not torch.equal(loaded.state_dict()["conv1.weight"], before["conv1.weight"])
