@@ -4,17 +4,20 @@ kept, its state cached within a bound, since states are several times larger tha
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, Rank, cheaper
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, Sites, canonical_weight
 
+SMALL = 1 << 18  # parameters of a layer up to which it is factorized on one thread
 SHIPPED = 256 << 20  # bytes of prepared states that go along when spectra are pickled
 
 
@@ -91,7 +94,8 @@ class Spectra:
             self._states.move_to_end(key)
             return self._states[key][0]
         weight = canonical_weight(self.model.get_submodule(site.name), site)
-        state = self.decomposition(name).prepare(site, weight, self.moments.get(site.name))
+        with _threads(site):
+            state = self.decomposition(name).prepare(site, weight, self.moments.get(site.name))
         self._states[key] = (state, _bytes(state))
         while sum(size for _, size in self._states.values()) > self._cache_bytes and len(self._states) > 1:
             self._states.popitem(last=False)
@@ -99,7 +103,8 @@ class Spectra:
 
     def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
         """Factors of one option, float64."""
-        return self.decomposition(name).factors(self.state(site, name), rank)
+        with _threads(site):
+            return self.decomposition(name).factors(self.state(site, name), rank)
 
     def profile(self, site: Site, name: str) -> Profile | None:
         """The options of one decomposition at one site; None where it is undefined."""
@@ -108,7 +113,8 @@ class Spectra:
         if decomposition.undefined(site) is not None:
             return None
         if key not in self._profiles:
-            errors = decomposition.errors(self.state(site, name))
+            with _threads(site):
+                errors = decomposition.errors(self.state(site, name))
             params, macs = decomposition.costs(site, errors.ranks)
             keep = np.arange(len(params)) if name == "dense" else np.flatnonzero(cheaper(site, params, macs))
             keep = keep[np.lexsort((macs[keep], params[keep]))]
@@ -117,6 +123,21 @@ class Spectra:
                 errors.operator[keep], errors.norm, errors.frobenius_is, errors.operator_is,
             )  # fmt: skip
         return self._profiles[key]
+
+
+@contextmanager
+def _threads(site: Site) -> Iterator[None]:
+    """One thread for small layers: their thousands of small operations lose more to waking a second one than they gain, many
+    times over on a busy machine; and their factors are the same whatever the thread count."""
+    before = torch.get_num_threads()
+    if before == 1 or site.cost.params >= SMALL:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _bytes(state: Any) -> int:

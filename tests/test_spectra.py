@@ -72,3 +72,24 @@ def test_the_cache_is_bounded(spectra: Spectra, monkeypatch: pytest.MonkeyPatch)
     for site in (first, first, second, first):
         small.state(site, "svd")
     assert seen == [(first.name, "svd"), (second.name, "svd"), (first.name, "svd")]
+
+
+def test_small_layers_are_factorized_on_one_thread(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    svd = next(d for d in TYPES if d.name == "svd")
+    prepare = type(svd).prepare
+
+    def watched(self, site, weight, moments=None):
+        seen.append(torch.get_num_threads())
+        return prepare(self, site, weight, moments)
+
+    monkeypatch.setattr(type(svd), "prepare", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        spectra.profile(spectra.sites.sites[0], "svd")
+        monkeypatch.setattr(module, "SMALL", 1)
+        spectra.profile(spectra.sites.sites[1], "svd")
+        assert seen == [1, 2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
