@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank, cheaper
 from ranksearch.decompositions._chain import Link, chain_costs, chain_module
 from ranksearch.decompositions._metric import channel_moment, refine, refit_output, residual_energy
 from ranksearch.decompositions._spectrum import is_weight_metric, ratio, spectrum, truncate, whitener
 from ranksearch.sites import Site
 
 LEVELS = 10  # widths of the outer bonds, a factor of sqrt(2) apart; the middle bond has two more
-WORK = 2e10  # multiply-adds that measuring all options in a metric may take; fewer options on larger weights
+MEASURED = 64  # ranks that errors are measured at in a metric, at most
+WORK = 2e10  # multiply-adds that measuring all of them may take, about; fewer ranks on larger weights
 
 
 @dataclass(frozen=True)
@@ -140,18 +141,15 @@ class TensorTrain(Decomposition[TrainState]):
         return Errors(ranks, ratio(residual, total), bound, total**0.5, operator_is="bound")
 
     def _measured(self, state: TrainState, ranks: np.ndarray) -> Errors:
-        """Errors in a metric of the factors before their last sweeps (`factors`), which only lower them: a bound."""
+        """Errors in a metric of the very factors that `factors` gives, of some of the ranks cheaper than dense and the full."""
         c_out, d = state.site.c_out, state.weight[0].numel()
-        affordable = max(24, int(WORK / (2 * c_out * d * d)))
-        if len(ranks) > affordable:
-            ranks = ranks[np.linspace(0, len(ranks) - 1, affordable).round().astype(int)]
+        saving = ranks[:-1][cheaper(state.site, *self.costs(state.site, ranks[:-1]))]
+        count = min(len(saving), MEASURED, max(24, int(WORK / (2 * c_out * d * d))))
+        ranks = np.concatenate([saving[np.linspace(0, len(saving) - 1, count).round().astype(int)], ranks[-1:]])
         norm = residual_energy(state.weight[None], state.moments) ** 0.5
-        energy = np.zeros(len(ranks))
-        for k, row in enumerate(ranks.tolist()):
-            residual = state.weight - self.compose(state.site, self._start(state, tuple(row)))
-            energy[k] = residual_energy(residual[None], state.moments)
+        energy = np.array([self._energy(state, self.factors(state, tuple(row))) for row in ranks.tolist()])
         nothing = np.zeros(len(ranks)) if norm == 0 else np.full(len(ranks), np.nan)
-        return Errors(ranks, ratio(energy, norm**2), nothing, norm, frobenius_is="bound", operator_is="bound")
+        return Errors(ranks, ratio(energy, norm**2), nothing, norm, frobenius_is="measured", operator_is="measured")
 
     def _start(self, state: TrainState, rank: Rank) -> tuple[Tensor, ...]:
         """Truncation; in a metric with the output factor of a convolution refitted in closed form."""
