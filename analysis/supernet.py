@@ -34,8 +34,7 @@ from ranksearch.space import Configuration, SearchSpace, build_space
 from ranksearch.spectra import Spectra
 from ranksearch.statistics import collect
 from ranksearch.supernet import RankSupernet, train
-from ranksearch.supernet.methods import METHODS, Joint, Method
-from ranksearch.supernet.methods._base import projecting
+from ranksearch.supernet.methods import METHODS, Joint, Method, projecting
 from ranksearch.supernet.sampling import FrontGuided, Sampling, SmallRank, UniformCost
 from ranksearch.surgery import build, recalibrate
 from ranksearch.tasks import Classification

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ranksearch.supernet.methods._base import LossModule, Method
+from ranksearch.supernet.methods._base import LossModule, Method, projecting
 from ranksearch.supernet.methods.distortion import Distortion
 from ranksearch.supernet.methods.joint import Joint
 from ranksearch.supernet.methods.plain import Plain
@@ -12,4 +12,4 @@ from ranksearch.supernet.methods.trp import TRP
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, Joint, Sandwich, TRP, Distortion, Regularized)}
 
-__all__ = ["METHODS", "TRP", "Distortion", "Joint", "LossModule", "Method", "Plain", "Regularized", "Sandwich", "sized"]
+__all__ = ["METHODS", "TRP", "Distortion", "Joint", "LossModule", "Method", "Plain", "Regularized", "Sandwich", "projecting", "sized"]
