@@ -38,15 +38,34 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
+from ranksearch import space_metric
+from ranksearch.allocators import Additive, Problem
 from ranksearch.errors import InvalidArgument
 from ranksearch.honesty import proxy_agreement
-from ranksearch.proxies import PROXIES, ActivationError, DiagonalFisher, Energy, FisherError, ScoreProxy, TableProxy, score
+from ranksearch.local_search import CalibrationLoss
+from ranksearch.proxies import (
+    PROXIES,
+    ActivationError,
+    Calibrated,
+    DiagonalFisher,
+    Energy,
+    FisherError,
+    LastFeature,
+    ScoreProxy,
+    SingleSiteLoss,
+    TableProxy,
+    score,
+    tables,
+)  # fmt: skip
 from ranksearch.space import COSTS, DENSE, Configuration, Ladder, SearchSpace
 from ranksearch.spectra import Spectra
 from ranksearch.statistics import Statistics
 from ranksearch.store import Record
+from ranksearch.surgery import recalibrate
 from ranksearch.table import Table
+from ranksearch.tasks import Task
 
 LEAST = 3  # measured configurations below which nothing is said about a fidelity
 COLUMNS = (
@@ -55,7 +74,9 @@ COLUMNS = (
 )  # fmt: skip
 SCORE_COLUMNS = ("proxy", "fidelity", "id", "score", "measured", "params_rel", "macs_rel")
 _TEXT, _WHOLE = {"proxy", "fidelity", "metric", "uncovered", "id"}, {"count", "k", *(f"pairs_{cost}" for cost in COSTS)}
-RUNS_NETWORKS = "runs the network for every configuration or option: make it with `ranksearch.proxies` where that pays"
+RUN_NETWORKS = ("last_feature", "single_site_loss", "calibrated")
+SAMPLE = 32  # measurements that `calibrated` is fitted to and checked on
+SAMPLE_SPREAD = 0.8  # of the logarithm of the random weights whose optima are measured
 
 
 @dataclass(frozen=True)
@@ -135,19 +156,70 @@ def statistics_proxies(spectra: Spectra, statistics: Statistics) -> list[TablePr
     return [ActivationError(spectra, statistics), FisherError(spectra, statistics), DiagonalFisher(spectra, statistics)]
 
 
-def left_out(*, calibrated: bool) -> dict[str, str]:
+def network_proxies(
+    spectra: Spectra, task: Task, space: SearchSpace, judged: SearchSpace, *, batches: int, seed: int = 0
+) -> tuple[list[TableProxy | ScoreProxy], dict[str, str]]:
+    """Those that run networks, on labelled calibration batches, batch norm by batch statistics or re-estimated on them:
+    `SingleSiteLoss` and `LastFeature` as they are, `Calibrated` on `Energy`, fitted to exact optima of randomly weighted
+    tables at random budgets.
+
+    Args:
+        space: of the study.
+        judged: the same with the measured options alone.
+        batches: calibration batches.
+
+    Returns:
+        The proxies, with their tables for ``judged``, and for those that cannot be made the reason.
+    """
+    labelled = list(task.labelled(batches))
+    inputs = [x for x, _ in labelled]
+    loss = CalibrationLoss(spectra, labelled, task.loss, normalization="batch")
+
+    def network(configuration: Configuration) -> nn.Module:
+        model = loss.build(configuration)
+        recalibrate(model, inputs)
+        return model
+
+    made: list[TableProxy | ScoreProxy] = list(solved([SingleSiteLoss(loss)], judged))
+    missing: dict[str, str] = {}
+    proxy = Calibrated(Energy(), loss, _near_the_fronts(space, SAMPLE, seed))
+    weights = proxy.fit(space).weights
+    table = Table(tuple(w * v for w, v in zip(weights, Energy().table(judged).values, strict=True)), "sum")
+    made.append(_Solved(proxy.name, table, {**without_moments(spectra), **proxy.uncovered(space)}))
+    try:
+        made.append(LastFeature(spectra.model, network, inputs))
+    except InvalidArgument as error:  # nothing of the network is a feature
+        missing[LastFeature.name] = str(error)
+    return made, missing
+
+
+def _near_the_fronts(space: SearchSpace, count: int, seed: int) -> np.ndarray:
+    """Exact optima of randomly weighted energies at random budgets: near the front, yet different; int64, shape: (count, n_sites)."""
+    random = np.random.default_rng(seed)
+    base, found = Energy().table(space), []
+    for number in range(count):
+        cost = COSTS[number % len(COSTS)]
+        weights = np.exp(random.normal(0.0, SAMPLE_SPREAD, len(base.values)))
+        table = Table(tuple(w * v for w, v in zip(weights, base.values, strict=True)), "sum")
+        least = space.smallest(cost) / max(getattr(space.baseline, cost), 1)
+        share = float(random.uniform(max(0.1, least), 0.9)) if least < 0.9 else 1.0
+        found.append(Additive().allocate(Problem(space, table, {cost: share})).indices)
+    return np.array(found)
+
+
+def left_out(*, calibrated: bool, measured: bool) -> dict[str, str]:
     """The proxies that are not judged, and why."""
-    reasons = {name: RUNS_NETWORKS for name in ("last_feature", "single_site_loss", "calibrated")}
+    reasons = {} if measured else {name: "runs networks, which was not asked for" for name in RUN_NETWORKS}
     if not calibrated:
         reasons |= {name: "needs a calibration pass, which was not asked for" for name in ("activation", "fisher", "fwsvd")}
     return reasons
 
 
 class _Solved(TableProxy):
-    """A table proxy whose table is computed once."""
+    """A table proxy whose table was computed."""
 
-    def __init__(self, proxy: TableProxy, space: SearchSpace, more: Mapping[str, str]) -> None:
-        self.name, self._table, self._uncovered = proxy.name, proxy.table(space), dict(more) | dict(proxy.uncovered(space))
+    def __init__(self, name: str, table: Table, uncovered: Mapping[str, str]) -> None:
+        self.name, self._table, self._uncovered = name, table, dict(uncovered)
 
     def table(self, space: SearchSpace) -> Table:
         return self._table
@@ -158,7 +230,8 @@ class _Solved(TableProxy):
 
 def solved(proxies: Sequence[TableProxy], space: SearchSpace, uncovered: Mapping[str, str] | None = None) -> list[TableProxy]:
     """The same proxies with their tables for one space computed, and what they do not cover besides what they know."""
-    return [_Solved(proxy, space, uncovered or {}) for proxy in proxies]
+    found = zip(proxies, tables(proxies, space), strict=True)
+    return [_Solved(proxy.name, table, dict(uncovered or {}) | dict(proxy.uncovered(space))) for proxy, table in found]
 
 
 def agreements(data: Measured, proxies: Sequence[TableProxy | ScoreProxy], *, k: int = 5, tolerance: float = 0.05) -> pd.DataFrame:
@@ -232,6 +305,63 @@ def given(data: Measured, records: Iterable[Record], cheap: Mapping[str, str]) -
 def joined(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Rows of one after those of the other, both of the same columns."""
     return pd.concat([first, second], ignore_index=True).astype(first.dtypes.to_dict())
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was measured, and the proxies of it."""
+
+    data: Measured
+    proxies: Sequence[TableProxy | ScoreProxy]
+    given: Sequence[tuple[Measured, Given]]  # see `given`
+    left_out: Mapping[str, str]
+
+    def agreements(self, *, k: int = 5, tolerance: float = 0.05) -> pd.DataFrame:
+        frame = agreements(self.data, self.proxies, k=k, tolerance=tolerance)
+        for both, proxy in self.given:
+            frame = joined(frame, agreements(both, [proxy], k=k, tolerance=tolerance))
+        frame.attrs["left_out"] = dict(self.left_out)
+        return frame
+
+    def scores(self) -> pd.DataFrame:
+        frame = scores(self.data, self.proxies)
+        for both, proxy in self.given:
+            frame = joined(frame, scores(both, [proxy]))
+        return frame
+
+
+def judge(data: Measured, spectra: Spectra, task: Task, space: SearchSpace, *, calibration: int, batches: int) -> Judged:
+    """Every proxy of what was measured.
+
+    Args:
+        data: in the options of ``space`` that were measured.
+        calibration: batches for the statistics (cached); 0: leave out the proxies that need data.
+        batches: of those that run networks; 0: leave these out.
+    """
+    proxies: list[TableProxy | ScoreProxy] = [*solved(free_proxies(), data.space, without_moments(spectra))]
+    missing = left_out(calibrated=calibration > 0, measured=min(calibration, batches) > 0)
+    if calibration:
+        found = space_metric.statistics(spectra.model, spectra.sites, task, calibration=calibration, gradients=True, diagonal=True)
+        proxies += solved(statistics_proxies(spectra, found), data.space)
+        if batches:
+            run, cannot = network_proxies(spectra, task, space, data.space, batches=batches)
+            proxies += [_Scored(proxy, data) if isinstance(proxy, ScoreProxy) else proxy for proxy in run]
+            missing |= cannot
+    return Judged(data, proxies, (), missing)
+
+
+class _Scored(ScoreProxy):
+    """A score proxy whose scores were computed."""
+
+    def __init__(self, proxy: ScoreProxy, data: Measured) -> None:
+        self.name, self._uncovered = proxy.name, dict(proxy.uncovered(data.space))
+        self._given = Given(proxy.name, data.indices, proxy.score(data.space, data.indices))
+
+    def score(self, space: SearchSpace, indices: np.ndarray) -> np.ndarray:
+        return self._given.score(space, indices)
+
+    def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
+        return self._uncovered
 
 
 def _typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

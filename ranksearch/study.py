@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,6 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity, Request
 from ranksearch.events import Event, Finished, Planned, Stage
 from ranksearch.home import home
-from ranksearch.proxies import TableProxy
 from ranksearch.runners import Runner
 from ranksearch.samplers import SAMPLERS, Sampler
 from ranksearch.search_spaces import SpaceSpec, mixture
@@ -74,6 +74,7 @@ class Study:
         self.seed = seed
         self.options: dict[str, Any] = {}  # what the study file was called with; stored with the study
         self._url: str | None = None
+        self._judgement: tuple[tuple[Any, ...], proxy_report.Judged] | None = None  # of what the store had when it was last asked
         self.directions: dict[str, Literal["min", "max"]] = {c: "min" for c in COSTS}
         self.directions |= {m.name: m.direction for m in task.metrics}
         self.objectives = self._check_objectives(objectives)
@@ -348,8 +349,9 @@ class Study:
             return frames.layers(store.records(), describe=describe)
 
     def proxies(
-        self, *, metric: str | None = None, fidelity: str | None = None, k: int = 5, tolerance: float = 0.05, calibrate: bool = True
-    ) -> pd.DataFrame:
+        self, *, metric: str | None = None, fidelity: str | None = None, k: int = 5, tolerance: float = 0.05, calibrate: bool = True,
+        batches: int = 2,
+    ) -> pd.DataFrame:  # fmt: skip
         """How well each proxy predicted what was measured: one row per proxy and fidelity; columns and what is left out
         (``attrs["left_out"]``): see `ranksearch.proxy_report`. The dense network is not among the configurations. What a
         supernet measured is one more proxy of the fidelities that share at least three configurations with it.
@@ -359,45 +361,41 @@ class Study:
             fidelity: as for `front`; default: each that has enough evaluations.
             k, tolerance: see `ranksearch.honesty.agreement`.
             calibrate: take statistics from calibration batches (cached) for the proxies that need them.
+            batches: calibration batches for the proxies that run networks, minutes for a large study; 0 leaves them out.
 
         Raises:
             StoreError: there is no store.
-            InvalidArgument: an unknown metric or fidelity, or fewer than three measured configurations.
+            InvalidArgument: an unknown metric or fidelity, ``batches`` below 0, or fewer than three measured configurations.
         """
-        data, proxies, more = self._judged(metric, fidelity, calibrate)
-        frame = proxy_report.agreements(data, proxies, k=k, tolerance=tolerance)
-        for both, proxy in more:
-            frame = proxy_report.joined(frame, proxy_report.agreements(both, [proxy], k=k, tolerance=tolerance))
-        frame.attrs["left_out"] = proxy_report.left_out(calibrated=calibrate)
-        return frame
+        return self._judged(metric, fidelity, calibrate, batches).agreements(k=k, tolerance=tolerance)
 
-    def proxy_scores(self, *, metric: str | None = None, fidelity: str | None = None, calibrate: bool = True) -> pd.DataFrame:
-        """What every proxy scored beside what was measured, one row per proxy, fidelity and configuration; see `proxies`."""
-        data, proxies, more = self._judged(metric, fidelity, calibrate)
-        frame = proxy_report.scores(data, proxies)
-        for both, proxy in more:
-            frame = proxy_report.joined(frame, proxy_report.scores(both, [proxy]))
-        return frame
+    def proxy_scores(
+        self, *, metric: str | None = None, fidelity: str | None = None, calibrate: bool = True, batches: int = 2
+    ) -> pd.DataFrame:
+        """What every proxy scored beside what was measured, one row per proxy, fidelity and configuration; see `proxies`, after
+        which it costs nothing more."""
+        return self._judged(metric, fidelity, calibrate, batches).scores()
 
-    def _judged(
-        self, name: str | None, fidelity: str | None, calibrate: bool
-    ) -> tuple[proxy_report.Measured, list[TableProxy], list[tuple[proxy_report.Measured, proxy_report.Given]]]:
+    def _judged(self, name: str | None, fidelity: str | None, calibrate: bool, batches: int) -> proxy_report.Judged:
         names = [m.name for m in self.task.metrics]
         name = name or next((o for o in self.objectives if o in names), names[0])
         if name not in names:
             raise InvalidArgument(f"metric={name!r}: this task reports {', '.join(names)}; name one of these")
+        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 0:
+            raise InvalidArgument(f"batches={batches!r}: must be a whole number, 0 to leave out the proxies that run networks")
         with self._open(write=False) as store:
             records = list(store.records())
         if fidelity is not None and records:
             fidelity = fidelity_key(fidelity, {record.fidelity for record in records}, self.fidelity.key)
-        larger = self.directions[name] == "max"
-        data = proxy_report.measured(records, self.space, name, larger_is_better=larger, fidelity=fidelity)
-        proxies = proxy_report.solved(proxy_report.free_proxies(), data.space, proxy_report.without_moments(self.spectra))
-        if calibrate:
-            batches = self.spec.calibration
-            found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=True, diagonal=True)
-            proxies += proxy_report.solved(proxy_report.statistics_proxies(self.spectra, found), data.space)
-        return data, proxies, proxy_report.given(data, records, proxy_names(record.fidelity for record in records))
+        key = (name, fidelity, calibrate, batches, tuple((r.configuration_id, r.fidelity, r.seed, r.status) for r in records))
+        if self._judgement is None or self._judgement[0] != key:
+            larger = self.directions[name] == "max"
+            data = proxy_report.measured(records, self.space, name, larger_is_better=larger, fidelity=fidelity)
+            calibration = self.spec.calibration if calibrate else 0
+            cheap = proxy_names(record.fidelity for record in records)
+            judged = proxy_report.judge(data, self.spectra, self.task, self.space, calibration=calibration, batches=batches)
+            self._judgement = key, replace(judged, given=proxy_report.given(data, records, cheap))
+        return self._judgement[1]
 
     def configuration(self, id: str) -> Configuration:
         """The configuration of an id, or of an unambiguous beginning of one."""

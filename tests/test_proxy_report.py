@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import numpy as np
@@ -16,9 +17,10 @@ from ranksearch.proxies import Energy, Frobenius, ScoreProxy, TableProxy
 from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, Configuration, SearchSpace, build_space
 from ranksearch.spectra import Spectra
-from ranksearch.statistics import collect
 from ranksearch.store import Record
+from ranksearch.surgery import build
 from ranksearch.table import Table
+from ranksearch.tasks import Metric, Task
 
 TUNED, PLAIN = "full:epochs=1,recalibration=8", "full:epochs=0,recalibration=8"
 
@@ -151,11 +153,71 @@ def test_sites_without_moments_are_told_only_where_others_have_some() -> None:
 def test_every_proxy_is_judged_or_left_out_with_a_reason() -> None:
     from ranksearch import proxies
 
-    spectra = _spectra()
-    found = collect(spectra.model, spectra.sites, [torch.randn(32, 24)], diagonal=True)
-    judged = {p.name for p in (*proxy_report.free_proxies(), *proxy_report.statistics_proxies(spectra, found))}
     classes = [getattr(proxies, name) for name in proxies.__all__]
     names = {c.name for c in classes if isinstance(c, type) and getattr(c, "name", None)}
-    assert judged | set(proxy_report.left_out(calibrated=True)) == names and not judged & set(proxy_report.left_out(calibrated=True))
-    free = {p.name for p in proxy_report.free_proxies()}
-    assert free | set(proxy_report.left_out(calibrated=False)) == names
+    space = build_space(_spectra())
+    data = proxy_report.measured(records(space, 8), space, "accuracy", larger_is_better=True)
+    for calibration, batches in ((2, 2), (2, 0), (0, 2), (0, 0)):
+        judged = proxy_report.judge(data, _spectra(), Regression(), space, calibration=calibration, batches=batches)
+        found, without = {p.name for p in judged.proxies}, set(judged.left_out)
+        assert found | without == names and not found & without
+        assert ("fisher" in found) == (calibration > 0) and ("calibrated" in found) == (calibration > 0 and batches > 0)
+        frame, scores = judged.agreements(), judged.scores()
+        assert set(frame["proxy"]) == found and scores["score"].notna().all() and len(scores) == len(found) * 2 * len(data.ids)
+
+
+class Regression(Task):
+    """Answers of a fixed linear map of random inputs."""
+
+    metrics = (Metric("loss", "min"),)
+
+    def fingerprint(self) -> str:
+        return "regression"
+
+    def example(self) -> torch.Tensor:
+        return torch.zeros(1, 24)
+
+    def labelled(self, batches: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        random = torch.Generator().manual_seed(0)
+        for _ in range(batches):
+            x = torch.randn(16, 24, generator=random)
+            yield x, x[:, :4].cumsum(1)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs - targets).square().mean()
+
+    def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
+        raise AssertionError("not asked for")
+
+    def measure(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
+        raise AssertionError("not asked for")
+
+
+def test_proxies_that_run_networks_say_what_those_networks_do() -> None:
+    """Against the losses of networks built one by one; the last feature of a network that ends in its only linear layer is
+    not moved by that layer."""
+    spectra, task = _spectra(), Regression()
+    space = build_space(spectra)
+    data = proxy_report.measured(records(space, 8), space, "accuracy", larger_is_better=True)
+    found, missing = proxy_report.network_proxies(spectra, task, space, data.space, batches=3)
+    assert not missing
+    single, calibrated, feature = found
+    assert (single.name, calibrated.name, feature.name) == ("single_site_loss", "calibrated", "last_feature")
+
+    def loss(configuration: Configuration) -> float:
+        model = build(spectra, configuration)
+        with torch.no_grad():
+            return float(np.mean([task.loss(model(x), y).item() for x, y in task.labelled(3)]))
+
+    assert isinstance(single, TableProxy) and isinstance(calibrated, TableProxy)
+    rises = []
+    for ladder, column in zip(data.space.ladders, single.table(data.space).values, strict=True):
+        best = int(np.argmin(ladder.column("frobenius")[:-1]))  # always measured, and nothing better raises it
+        option = ladder.options[best]
+        rises.append(loss(Configuration({ladder.site.name: (option.decomposition, option.rank)})) - loss(DENSE))
+        assert column[best] == pytest.approx(max(rises[-1], 0), rel=1e-4, abs=1e-6)
+    assert max(rises) > 0
+    assert all((v >= 0).all() and v[-1] == 0 for v in calibrated.table(data.space).values)
+    last = [len(l.options) - 1 for l in data.space.ladders]
+    last[-1] = 0  # only the last layer is factorized: what it is given stays
+    assert feature.score(data.space, np.array([last]))[0] == pytest.approx(0, abs=1e-12) and "4" in feature.uncovered(data.space)

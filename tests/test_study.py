@@ -145,9 +145,11 @@ def test_proxies_are_judged_on_what_was_measured(store: str) -> None:
     study = make()
     _run(study, store, trials=12)
     frame, scores = study.proxies(), study.proxy_scores()
-    assert frame["proxy"].tolist() == ["energy", "frobenius", "operator_norm", "activation", "fisher", "fwsvd"]
+    ran = ["single_site_loss", "calibrated", "last_feature"]
+    assert frame["proxy"].tolist() == ["energy", "frobenius", "operator_norm", "activation", "fisher", "fwsvd", *ran]
     assert set(frame["count"]) == {11} and set(frame["metric"]) == {"accuracy"} and set(frame["fidelity"]) == {study.fidelity.key}
-    assert len(scores) == 6 * 11 and frame.attrs["left_out"].keys() == {"last_feature", "single_site_loss", "calibrated"}
+    assert len(scores) == 9 * 11 and frame.attrs["left_out"] == {} and scores["score"].notna().all()
+    assert study.proxies(batches=0).attrs["left_out"].keys() == set(ran)
     measured = study.evaluations().set_index("id")["accuracy"]
     for name, rows in scores.groupby("proxy"):
         tau = kendalltau(rows["score"], -measured[rows["id"]].to_numpy()).statistic
@@ -155,6 +157,8 @@ def test_proxies_are_judged_on_what_was_measured(store: str) -> None:
     assert len(study.proxies(calibrate=False)) == 3
     with pytest.raises(InvalidArgument, match="metric='macs': this task reports accuracy, loss"):
         study.proxies(metric="macs")
+    with pytest.raises(InvalidArgument, match="batches=-1: must be a whole number"):
+        study.proxies(batches=-1)
     empty = make_attached(store + ".none")
     with pytest.raises(StoreError):
         empty.proxies()

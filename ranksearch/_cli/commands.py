@@ -247,7 +247,11 @@ def _proxies_parameters() -> list[click.Parameter]:
         click.Option(["--objective"], metavar="NAME", help="The measured metric.  [default: the first that is an objective]"),
         click.Option(["--fidelity"], metavar="KEY", help="One fidelity of the store.  [default: each that has enough evaluations]"),
         click.Option(["--top"], type=click.IntRange(min=1), default=5, metavar="K", help="How many count as the best.  [default: 5]"),
-        click.Option(["--no-calibration"], is_flag=True, help="Leave out the proxies that need a pass over training data."),
+        click.Option(["--no-calibration"], is_flag=True, help="Leave out the proxies that need training data."),
+        click.Option(
+            ["--batches"], type=click.IntRange(min=0), default=2, metavar="N",
+            help="Calibration batches for the proxies that run networks; 0 leaves these out.  [default: 2]",
+        ),
         _formats(),
         click.Option(["--out"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file."),
         click.Option(["--plot"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
@@ -257,6 +261,7 @@ def _proxies_parameters() -> list[click.Parameter]:
 
 def proxies(
     file: StudyFile, given: Mapping[str, Any], objective: str | None, fidelity: str | None, top: int, no_calibration: bool,
+    batches: int,
     format_: str | None, out: Path | None, plot: Path | None, store: str | None,
 ) -> None:  # fmt: skip
     """Show how well each proxy predicted what this study measured: rank correlations, recall of the best, and what trusting
@@ -266,8 +271,9 @@ def proxies(
     format_ = _format_of(format_, out, plot)
     study = _open(file, given, store, session=_session(), stored=True)
     shown.report(
-        study, objective=objective, fidelity=fidelity, k=top, calibrate=not no_calibration, format_=format_, out=out, plot=plot
-    )
+        study, objective=objective, fidelity=fidelity, k=top, calibrate=not no_calibration, batches=batches, format_=format_, out=out,
+        plot=plot,
+    )  # fmt: skip
 
 
 def _build_parameters() -> list[click.Parameter]:

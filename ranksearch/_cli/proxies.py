@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 
 def report(
-    study: Study, *, objective: str | None, fidelity: str | None, k: int, calibrate: bool, format_: str, out: Path | None, plot: Path | None
-) -> None:
+    study: Study, *, objective: str | None, fidelity: str | None, k: int, calibrate: bool, batches: int, format_: str, out: Path | None,
+    plot: Path | None,
+) -> None:  # fmt: skip
     """Print or write the report, and draw it if asked."""
     from ranksearch._cli.results import write_frame
     from ranksearch.plots import plot_proxies
 
-    frame = study.proxies(metric=objective, fidelity=fidelity, k=k, calibrate=calibrate)
+    frame = study.proxies(metric=objective, fidelity=fidelity, k=k, calibrate=calibrate, batches=batches)
     write_frame(frame, format_, out, lambda: proxies_table(frame))
     if plot is not None:
-        scores = study.proxy_scores(metric=objective, fidelity=fidelity, calibrate=calibrate)
+        scores = study.proxy_scores(metric=objective, fidelity=fidelity, calibrate=calibrate, batches=batches)
         plot_proxies(frame, scores, title=f"{study.name}: measured networks against what proxies said of them", path=plot)
         print(f"drawn to {plot}", file=sys.stderr)
 

@@ -4,6 +4,7 @@ statistics, a calibration batch or a measurement."""
 from __future__ import annotations
 
 from ranksearch.proxies._base import ScoreProxy, TableProxy, score
+from ranksearch.proxies._residual import tables
 from ranksearch.proxies.activation import ActivationError
 from ranksearch.proxies.calibrated import Calibrated
 from ranksearch.proxies.energy import Energy
@@ -18,5 +19,5 @@ PROXIES: tuple[TableProxy, ...] = (Frobenius(), OperatorNorm())
 
 __all__ = [
     "PROXIES", "ActivationError", "Calibrated", "DiagonalFisher", "Energy", "FisherError", "Frobenius", "LastFeature",
-    "OperatorNorm", "ScoreProxy", "SingleSiteLoss", "TableProxy", "score",
+    "OperatorNorm", "ScoreProxy", "SingleSiteLoss", "TableProxy", "score", "tables",
 ]  # fmt: skip

@@ -6,18 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ranksearch.decompositions._spectrum import split_groups
-from ranksearch.proxies._base import TableProxy
-from ranksearch.proxies._residual import quadratic, residual_table
+from ranksearch.proxies._residual import Form, ResidualProxy, quadratic
 from ranksearch.sites import canonical_weight
 from ranksearch.space import SearchSpace
 from ranksearch.spectra import Spectra
 from ranksearch.statistics import Statistics
-from ranksearch.table import Table
 
 TINY = 1e-300  # a site whose inputs are all zero has no error
 
 
-class ActivationError(TableProxy):
+class ActivationError(ResidualProxy):
     """Sum over sites of |(W - W_r) A^(1/2)|^2 / |W A^(1/2)|^2, whatever metric the factors were made in.
 
     Args:
@@ -31,14 +29,14 @@ class ActivationError(TableProxy):
     def __init__(self, spectra: Spectra, statistics: Statistics, *, center: bool = False) -> None:
         self.spectra, self.statistics, self.center = spectra, statistics, center
 
-    def table(self, space: SearchSpace) -> Table:
+    def form(self, space: SearchSpace) -> Form:
         moments = {l.site.name: self.statistics.input_moment(l.site.name, center=self.center) for l in space.ladders}
         norms = {}
         for ladder in space.ladders:
             site = ladder.site
             weight = split_groups(site, canonical_weight(self.spectra.model.get_submodule(site.name), site)).double().flatten(2)
             norms[site.name] = max(quadratic(weight, moments[site.name], None), TINY)
-        return residual_table(space, self.spectra, lambda site, r: quadratic(r, moments[site.name], None) / norms[site.name])
+        return lambda site, residual: quadratic(residual, moments[site.name], None) / norms[site.name]
 
     def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
         names = {ladder.site.name for ladder in space.ladders}

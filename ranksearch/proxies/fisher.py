@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ranksearch.proxies._base import TableProxy
-from ranksearch.proxies._residual import quadratic, residual_table
+from torch import Tensor
+
+from ranksearch.proxies._residual import Form, ResidualProxy, quadratic
+from ranksearch.sites import Site
 from ranksearch.space import SearchSpace
 from ranksearch.spectra import Spectra
 from ranksearch.statistics import Statistics
-from ranksearch.table import Table
 
 
-class FisherError(TableProxy):
+class FisherError(ResidualProxy):
     """In nats per example, so sites are comparable and their sum means something. Second order: large changes, and
     the interaction of sites, are beyond it.
 
@@ -29,12 +30,14 @@ class FisherError(TableProxy):
     def __init__(self, spectra: Spectra, statistics: Statistics, *, center: bool = False, exact_trace: bool = False) -> None:
         self.spectra, self.statistics, self.center, self.exact_trace = spectra, statistics, center, exact_trace
 
-    def table(self, space: SearchSpace) -> Table:
+    def form(self, space: SearchSpace) -> Form:
         moments = self.statistics.moments("fisher", center=self.center)
         scales = {l.site.name: (self.statistics.fisher_ratio(l.site.name) if self.exact_trace else None) or 1.0 for l in space.ladders}
-        return residual_table(
-            space, self.spectra, lambda site, r: 0.5 * scales[site.name] * quadratic(r, moments[site.name].input, moments[site.name].output)
-        )
+
+        def form(site: Site, residual: Tensor) -> float:
+            return 0.5 * scales[site.name] * quadratic(residual, moments[site.name].input, moments[site.name].output)
+
+        return form
 
     def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
         names = {ladder.site.name for ladder in space.ladders}

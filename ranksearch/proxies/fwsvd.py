@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from ranksearch.decompositions._spectrum import split_groups
 from ranksearch.errors import InvalidArgument
-from ranksearch.proxies._base import TableProxy
-from ranksearch.proxies._residual import residual_table
+from ranksearch.proxies._residual import Form, ResidualProxy
+from ranksearch.sites import Site
 from ranksearch.space import SearchSpace
 from ranksearch.spectra import Spectra
 from ranksearch.statistics import Statistics
-from ranksearch.table import Table
 
 
-class DiagonalFisher(TableProxy):
+class DiagonalFisher(ResidualProxy):
     """In nats per example. No interaction of weights, not even within a layer.
 
     Args:
@@ -29,7 +30,7 @@ class DiagonalFisher(TableProxy):
     def __init__(self, spectra: Spectra, statistics: Statistics, *, rows: bool = False) -> None:
         self.spectra, self.statistics, self.rows = spectra, statistics, rows
 
-    def table(self, space: SearchSpace) -> Table:
+    def form(self, space: SearchSpace) -> Form:
         weights = {}
         for ladder in space.ladders:
             site, s = ladder.site, self.statistics.of[ladder.site.name]
@@ -41,11 +42,11 @@ class DiagonalFisher(TableProxy):
             diagonal = split_groups(site, s.fisher_diagonal).flatten(2) / max(s.sampled, 1)
             weights[site.name] = diagonal.mean(dim=1, keepdim=True) if self.rows else diagonal
 
-        def form(site, residual) -> float:
+        def form(site: Site, residual: Tensor) -> float:
             weight = weights[site.name]
             return 0.0 if weight is None else float((weight.to(residual) * residual.square()).sum() / 2)
 
-        return residual_table(space, self.spectra, form)
+        return form
 
     def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
         return {
