@@ -81,17 +81,21 @@ class Subject:
 
     model: nn.Module
     task: Classification
+    spectra: Spectra
+    space: SearchSpace
 
 
 def subject(arguments: argparse.Namespace, seed: int) -> Subject:
     if arguments.dataset == "digits":
         schooling = digits(learning_rate=0.1, schedule="one_cycle")
         model = trained(digits_net, schooling, epochs=12, seed=seed, cache=home() / "cache")
-        return Subject(model, digits(learning_rate=arguments.learning_rate))
+        task = digits(learning_rate=arguments.learning_rate)
+        return Subject(model, task, *prepare(model, task, arguments.statistics))
     task = cifar10(
         arguments.data, validation=5000, learning_rate=arguments.learning_rate, augment=CropAndFlip() if arguments.augment else None
     )
-    return Subject(load_weights(cifar_resnet(20), arguments.weights).eval(), task)
+    model = load_weights(cifar_resnet(20), arguments.weights).eval()
+    return Subject(model, task, *prepare(model, task, arguments.statistics))
 
 
 def prepare(model: nn.Module, task: Classification, batches: int) -> tuple[Spectra, SearchSpace]:
@@ -108,8 +112,7 @@ def trained_network(name: str, start: Subject, seed: int, arguments: argparse.Na
     path = arguments.folder / f"{arguments.dataset}-{name}-{arguments.epochs:g}-{seed}.safetensors"
     model = start.model
     if not path.exists():
-        spectra, space = prepare(model, start.task, arguments.statistics)
-        supernet = RankSupernet(model, space, spectra=spectra)
+        supernet = RankSupernet(model, start.space, spectra=start.spectra)
         if arguments.channels_last:
             supernet.to(memory_format=torch.channels_last)
         steps = round(arguments.epochs * (start.task.sizes()["train"] // start.task.batch_size))

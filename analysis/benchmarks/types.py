@@ -3,7 +3,8 @@
     python analysis/benchmarks/types.py --weights resnet20_cifar10.safetensors [--resnet50]
 
 Writes a table and a plot under ``docs/``. ResNet-20 has trained weights. There are none of ResNet-50 here: ``--resnet50``
-takes random weights with a power-law spectrum and says so; what it shows is cost and time, not how trained layers behave."""
+takes random weights with a power-law spectrum and says so; what it shows is cost and time, not how trained layers behave.
+`tensor_ring` is left out of layers above ``--ring-limit`` parameters, where it takes minutes each."""
 
 from __future__ import annotations
 
@@ -36,11 +37,13 @@ class Curve:
     seconds: float
 
 
-def curves(sites: Sequence[tuple[Site, Tensor]]) -> list[Curve]:
+def curves(sites: Sequence[tuple[Site, Tensor]], ring_limit: int) -> list[Curve]:
     """One curve per type that is defined for these sites, which are alike in shape."""
     found = []
     for decomposition in DECOMPOSITIONS:
         if decomposition.name == "dense" or decomposition.undefined(sites[0][0]) is not None:
+            continue
+        if decomposition.name == "tensor_ring" and sites[0][0].cost.params > ring_limit:
             continue
         began, errors = time.perf_counter(), []
         for site, weight in sites:
@@ -62,7 +65,7 @@ def resnet20(weights: Path, per_shape: int) -> dict[str, list[tuple[Site, Tensor
 
 
 def resnet50(limit: int) -> dict[str, list[tuple[Site, Tensor]]]:
-    """The layer shapes of ResNet-50 up to ``limit`` parameters, with synthetic weights."""
+    """The layer shapes of ResNet-50 up to ``limit`` parameters, smallest first, with synthetic weights."""
     shapes = [(64, 3, 7)]
     for width in (64, 128, 256, 512):
         shapes += [(width, width, 3), (4 * width, width, 1), (width, 4 * width, 1), (width, 2 * width if width > 64 else 64, 1)]
@@ -151,7 +154,8 @@ def plot(measured: dict[str, list[Curve]], path: Path, title: str) -> None:
     ordered = [n for n in names if n in labels]
     figure.suptitle(title, fontsize=11)
     figure.legend([labels[n] for n in ordered], ordered, loc="lower center", ncols=min(6, len(ordered)), fontsize=9, frameon=False)
-    figure.tight_layout(rect=(0, 0.35 / figure.get_figheight() * (1 + (len(ordered) - 1) // 6), 1, 1))
+    height = figure.get_figheight()
+    figure.tight_layout(rect=(0, 0.35 / height * (1 + (len(ordered) - 1) // 6), 1, 1 - 0.3 / height))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -162,7 +166,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="safetensors of a trained CIFAR ResNet-20")
     parser.add_argument("--per-shape", type=int, default=2, help="how many sites of each shape are averaged")
     parser.add_argument("--resnet50", action="store_true", help="also the shapes of ResNet-50, synthetic weights")
-    parser.add_argument("--limit", type=int, default=200_000, help="the largest ResNet-50 layer, in parameters")
+    parser.add_argument("--limit", type=int, default=10_000_000, help="the largest ResNet-50 layer, in parameters")
+    parser.add_argument("--ring-limit", type=int, default=150_000, help="the largest layer that tensor_ring is tried on, in parameters")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -171,19 +176,20 @@ def main() -> None:
         "Least relative Frobenius error of the weight, without fine-tuning, within a share of the dense parameters of the site. Types that "
         "save storage only (`tensor_ring`, `adaptive`) compete; where one wins, the best of plain layers stands below it. "
         f"Made by `analysis/benchmarks/types.py --weights {args.weights.name} --per-shape {args.per_shape}"
-        f"{f' --resnet50 --limit {args.limit}' if args.resnet50 else ''}`, one thread.",
+        f"{f' --resnet50 --limit {args.limit}' if args.resnet50 else ''} --ring-limit {args.ring_limit}`, one thread. `tensor_ring` is not "
+        f"tried above {args.ring_limit:,} parameters, where it takes minutes per layer. Curves of `cp` and `adaptive` that end flat on "
+        "large layers stop at the largest rank that their fits are given time for.",
     ]
     runs = [("ResNet-20", "trained on CIFAR-10", "types_resnet20.png", resnet20(args.weights, args.per_shape))]
     if args.resnet50:
         note = f"no trained weights: random, power-law spectra with exponent {EXPONENT} in both channel modes"
-        note += f"; layers up to {args.limit:,} parameters"
         runs.append(("ResNet-50 shapes", note, "types_resnet50_synthetic.png", resnet50(args.limit)))
     for title, note, image, groups in runs:
-        measured = {}
+        measured: dict[str, list[Curve]] = {}
         for shape, sites in groups.items():
-            measured[shape] = curves(sites)
+            measured[shape] = curves(sites, args.ring_limit)
             print(shape, {c.name: round(c.seconds, 2) for c in measured[shape]}, flush=True)
-        plot(measured, args.out / "figures" / image, f"{title} ({note.split(';')[0]})")
+        plot(measured, args.out / "figures" / image, f"{title} ({note})")
         parts += [f"## {title}", f"{note[0].upper()}{note[1:]}.", table(measured), f"![{title}](figures/{image})"]
         parts += ["Seconds for one site, all ranks:", seconds(measured)]
     args.out.mkdir(parents=True, exist_ok=True)
