@@ -96,13 +96,13 @@ def test_key_holds_all_that_decides_the_training(tmp_path: Path) -> None:
 
 
 def test_types_that_do_not_project_are_left_out_and_named(tmp_path: Path) -> None:
-    study = attached(tmp_path / "s.db", make(space=mixture().but(decompositions=named("svd", "cp"))))
+    study = attached(tmp_path / "s.db", make(space=mixture().but(decompositions=named("svd", "tensor_train"))))
     events: list = []
     trained = study.train_supernet("joint", epochs=0.3, on_event=events.append)
     assert {o.decomposition for ladder in trained.space.ladders for o in ladder.options} == {"svd", "dense"}
-    assert list(trained.left_out) == ["cp"] and trained.left_out["cp"] > 0
-    assert any(isinstance(e, Stage) and "cp (" in e.text for e in events)
-    nothing = attached(tmp_path / "t.db", make(space=mixture().but(decompositions=named("cp"))))
+    assert list(trained.left_out) == ["tensor_train"] and trained.left_out["tensor_train"] > 0
+    assert any(isinstance(e, Stage) and "tensor_train (" in e.text for e in events)
+    nothing = attached(tmp_path / "t.db", make(space=mixture().but(decompositions=named("tensor_train"))))
     with pytest.raises(InvalidArgument, match="no option of it is a projection"):
         nothing.train_supernet()
 
@@ -170,7 +170,7 @@ def test_evaluator_travels_and_says_what_it_cannot_do(store: str) -> None:
     request = Request(study.configuration(row["id"]), trained.fidelity, 0)
     outcome = copy(request)
     assert outcome.metrics["accuracy"] == row["accuracy"] and outcome.metrics["loss"] == pytest.approx(row["loss"], rel=1e-6)
-    wrong = Configuration.from_json('{"0": ["cp", [2]]}')
+    wrong = Configuration.from_json('{"0": ["tensor_ring", [2]]}')
     failed = copy(Request(wrong, trained.fidelity, 0))
     assert failed.status == "failed" and "no projection" in str(failed.error)
     trained.build(request.configuration)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ranksearch.supernet._bases import Bases, Projection
 from ranksearch.supernet.network import RankSupernet
-from ranksearch.supernet.projections import PROJECTIONS, Bases, Projection
+from ranksearch.supernet.projections import PROJECTIONS
 from ranksearch.supernet.proxy import SupernetProxy
 from ranksearch.supernet.train import Event, Progress, load_trained, train
 

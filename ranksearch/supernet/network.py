@@ -20,9 +20,12 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 from ranksearch.space import DENSE, Configuration, SearchSpace
 from ranksearch.spectra import Spectra
-from ranksearch.supernet.projections import PROJECTIONS, Bases, Halves, Side, Wanted, solve
+from ranksearch.supernet._bases import Bases, Side, moved
+from ranksearch.supernet.cp_projection import CPProjection
+from ranksearch.supernet.projections import PROJECTIONS, GramProjection, Halves, Wanted, solve
 
-Key = tuple[str, str, Rank]  # site, decomposition, labels of the rank
+Key = tuple[str, str, Rank]  # site, decomposition, the part of the rank that its basis depends on
+REFIT = 25  # refreshes between two fits of a fitted type's bases, which take tens of milliseconds each
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Choice:
     @property
     def key(self) -> Key:
         """What its basis is known by."""
-        return self.site.name, self.decomposition, self.rank[: PROJECTIONS[self.decomposition].labels]
+        return self.site.name, self.decomposition, PROJECTIONS[self.decomposition].key(self.rank)
 
 
 class RankSupernet(nn.Module):
@@ -47,7 +50,8 @@ class RankSupernet(nn.Module):
         model: copied; it is never changed.
         space: what `activate` is given configurations of; types that do not project are refused there.
         spectra: sites, decompositions and the metric: the bases are those of the weight whitened by its moments.
-        refresh: optimiser steps (`tick`) between two eigendecompositions; the paper's first version has 2.
+        refresh: optimiser steps (`tick`) between two eigendecompositions; the paper's first version has 2. CP, which is
+            fitted iteratively, from where it was, waits ``REFIT`` times as long.
 
     With the dense configuration active it computes what ``model`` computes, bit for bit. Any other pass has batch-norm
     statistics of its own (``low_buffers``); scale, shift and biases are shared (Decomposable-Net, arXiv 1910.13141).
@@ -91,6 +95,8 @@ class RankSupernet(nn.Module):
                 self.low_buffers.register_buffer(self._low_names[full], buffer.detach().clone())
         self._bases: dict[Key, Bases] = {}
         self._halves: dict[Key, Halves] = {}
+        self._spectra = spectra  # where the first fit of a fitted type starts
+        self._kernels: dict[Key, tuple[Tensor, ...]] = {}  # where the next one does
         self._stamp = 0  # counts refreshes: part of the cache key of projected weights
         self._ticks = 0
         self._projected: dict[str, tuple[Any, Tensor]] = {}
@@ -240,13 +246,18 @@ class RankSupernet(nn.Module):
         if not missing:
             return
         with torch.inference_mode(False), torch.no_grad(), self._no_autocast():
-            wanted: list[Wanted] = []
+            wanted: dict[Key, Wanted] = {}
             for key, choice in missing.items():
                 projection, weight = PROJECTIONS[choice.decomposition], canonical(self.weight(key[0]), choice.site)
-                if key not in self._halves:
-                    self._halves[key] = projection.metric(choice.site, weight, key[2], self._moments.get(key[0]))
-                wanted.append((projection, choice.site, weight, key[2], self._halves[key]))
-            self._bases.update(zip(missing, solve(wanted), strict=True))
+                if isinstance(projection, GramProjection):
+                    if key not in self._halves:
+                        self._halves[key] = projection.metric(choice.site, weight, key[2], self._moments.get(key[0]))
+                    wanted[key] = (projection, choice.site, weight, key[2], self._halves[key])
+                elif isinstance(projection, CPProjection):
+                    start = self._kernels.get(key) or self._spectra.factors(choice.site, choice.decomposition, choice.rank)[1:]
+                    self._bases[key] = found = projection.fit(choice.site, weight, start, self._moments.get(key[0]))
+                    self._kernels[key] = projection.kernels(found)
+            self._bases.update(zip(wanted, solve(list(wanted.values())), strict=True))
 
     def refresh(self) -> None:
         """Drop all bases: the next pass makes those that it needs from the weights as they are then."""
@@ -255,10 +266,15 @@ class RankSupernet(nn.Module):
         self._stamp += 1
 
     def tick(self) -> None:
-        """To be called once after every optimiser step: drops the bases every ``refresh_every`` steps."""
+        """To be called once after every optimiser step: drops the bases every ``refresh_every`` steps, those that are fitted
+        (CP) every ``REFIT`` times that."""
         self._ticks += 1
-        if self._ticks % self.refresh_every == 0:
+        if self._ticks % (REFIT * self.refresh_every) == 0:
             self.refresh()
+        elif self._ticks % self.refresh_every == 0:
+            self._bases = {key: bases for key, bases in self._bases.items() if PROJECTIONS[key[1]].fitted}
+            self._projected.clear()
+            self._stamp += 1
 
     def bases_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The bases in use and the count of ticks, for a checkpoint that goes on exactly: tensors by name, and JSON."""
@@ -268,7 +284,11 @@ class RankSupernet(nn.Module):
             entries.append([key[0], key[1], list(key[2]), bases.left, len(bases.sides)])
             for j, side in enumerate(bases.sides):
                 tensors |= {f"{i}.{j}.out": side.out, f"{i}.{j}.into": side.into, f"{i}.{j}.energies": side.energies}
-        return tensors, {"ticks": self._ticks, "entries": entries}
+        kernels = []
+        for i, (key, modes) in enumerate(self._kernels.items()):
+            kernels.append([key[0], key[1], list(key[2]), len(modes)])
+            tensors |= {f"kernels.{i}.{j}": mode for j, mode in enumerate(modes)}
+        return tensors, {"ticks": self._ticks, "entries": entries, "kernels": kernels}
 
     def load_bases_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Inverse of `bases_state`, once the weights are loaded."""
@@ -278,6 +298,10 @@ class RankSupernet(nn.Module):
             device = self.weight(name).device
             parts = (tuple(tensors[f"{i}.{j}.{part}"].to(device) for part in ("out", "into", "energies")) for j in range(sides))
             self._bases[name, decomposition, tuple(labels)] = Bases(bool(left), tuple(Side(*part) for part in parts))
+        self._kernels = {
+            (name, decomposition, tuple(rank)): tuple(tensors[f"kernels.{i}.{j}"] for j in range(modes))
+            for i, (name, decomposition, rank, modes) in enumerate(state["kernels"])
+        }
 
     # ---- weights, buffers -----------------------------------------------------------------------------------------
 
@@ -340,7 +364,9 @@ class RankSupernet(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> RankSupernet:
         super()._apply(fn, recurse)
+        fitted = {key: bases for key, bases in self._bases.items() if PROJECTIONS[key[1]].fitted}
         self.refresh()
+        self._bases.update({key: moved(bases, self.weight(key[0])) for key, bases in fitted.items()})
         self._halves.clear()
         return self
 

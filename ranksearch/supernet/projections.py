@@ -4,11 +4,11 @@ an SVD (Decomposable-Net, arXiv 1910.13141, first version).
 
 One eigendecomposition of the smaller Gram matrix serves every rank of a type at a site. With moments the basis is that of
 the whitened weight and the projector is oblique, still linear in W; types whose factors have no closed form in the metric
-stand at their unrefined start."""
+stand at their unrefined start. CP, which no Gram matrix gives, is in `cp_projection`."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,23 +23,8 @@ from ranksearch.decompositions._spectrum import balance, half, shrunk, split_gro
 from ranksearch.decompositions._tiles import split
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
-
-
-@dataclass(frozen=True)
-class Side:
-    """A family of nested projectors P_r = out[..., :r] @ into[:, :r, :] on one side of a batch of matrices."""
-
-    out: Tensor  # shape: (b, size, k), strongest first
-    into: Tensor  # shape: (b, k, size); into @ out = identity; in the weight metric the transpose of out
-    energies: Tensor  # squared singular values when the basis was made, shape: (b, k)
-
-
-@dataclass(frozen=True)
-class Bases:
-    """What all ranks of one type with the same labels share at a site. One side; (input, output) for Tucker-2."""
-
-    left: bool  # the side projects columns (from the left) or rows; of no meaning with two sides
-    sides: tuple[Side, ...]
+from ranksearch.supernet._bases import Bases, Projection, Side, working_dtype
+from ranksearch.supernet.cp_projection import CPProjection
 
 
 @dataclass(frozen=True)
@@ -55,18 +40,8 @@ class Halves:
 NO_HALVES = Halves()
 
 
-class Projection(ABC):
-    """How one decomposition type is seen as a projection of the dense canonical weight. Final and stateless."""
-
-    name: str
-    labels: int = 0  # leading entries of a rank that choose the folding (see `Decomposition.labels`)
-
-    @abstractmethod
-    def full(self, site: Site, labels: Rank) -> Rank:
-        """The largest rank (without labels).
-
-        Raises:
-            InvalidArgument: the labels do not fit the site."""
+class GramProjection(Projection):
+    """Types whose bases are eigenvectors of Gram matrices of the weight: one decomposition serves every rank."""
 
     @abstractmethod
     def halves(self, site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
@@ -80,35 +55,8 @@ class Projection(ABC):
     def assemble(self, site: Site, labels: Rank, halves: Halves, found: Sequence[tuple[Tensor, Tensor]]) -> Bases:
         """Bases from (eigenvalues, eigenvectors) of `grams`, ascending as `torch.linalg.eigh` gives them."""
 
-    @abstractmethod
-    def factors(self, site: Site, weight: Tensor, bases: Bases, rank: Rank, *, balanced: bool = False) -> tuple[Tensor, ...]:
-        """Factors of one rank, in the layout of the decomposition's own ``factors``.
-
-        Differentiable in ``weight``, shape (c_out, c_in / groups, kh, kw); the bases are constants.
-
-        Args:
-            balanced: split singular values evenly between two factors, as extracted layers do; the product is the same.
-        """
-
-    def split_rank(self, site: Site, rank: Rank) -> tuple[Rank, Rank]:
-        """(labels, widths) of a rank.
-
-        Raises:
-            InvalidArgument: not a rank of this type at this site."""
-        labels, widths = tuple(rank[: self.labels]), tuple(rank[self.labels :])
-        full = self.full(site, labels)
-        if len(widths) != len(full) or any(not 1 <= r <= f for r, f in zip(widths, full, strict=True)):
-            raise InvalidArgument(f"{self.name}{tuple(rank)} at {site.name!r}: widths must be from 1 to {full}")
-        return labels, widths
-
     def bases(self, site: Site, weight: Tensor, rank: Rank, moments: Moments | None = None) -> Bases:
-        """Bases for all ranks that share the labels of ``rank``, without gradient.
-
-        Args:
-            weight: canonical, shape (c_out, c_in / groups, kh, kw). Bases are in its dtype, float32 for half precision.
-
-        O(k^2 n + k^3) for matrices k x n, k the shorter side.
-        """
+        """As `Projection.bases`; O(k^2 n + k^3) for matrices k x n, k the shorter side."""
         labels, _ = self.split_rank(site, rank)
         return solve([(self, site, weight, labels, self.metric(site, weight, labels, moments))])[0]
 
@@ -121,12 +69,7 @@ class Projection(ABC):
         return Halves(*(None if t is None else t.to(kind) for t in (found.row, found.column, found.taps, found.input)))
 
 
-Wanted = tuple[Projection, Site, Tensor, Rank, Halves]
-
-
-def working_dtype(weight: Tensor) -> torch.dtype:
-    """float64 stays float64; everything else has its bases in float32."""
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+Wanted = tuple[GramProjection, Site, Tensor, Rank, Halves]
 
 
 def solve(wanted: Sequence[Wanted]) -> list[Bases]:
@@ -159,7 +102,7 @@ Fold = Callable[[Site, Tensor, Rank], Tensor]  # canonical weight -> matrices (b
 
 
 @dataclass(frozen=True)
-class MatrixProjection(Projection):
+class MatrixProjection(GramProjection):
     """Types that truncate a batch of matrices: the weight in some folding."""
 
     name: str
@@ -284,7 +227,7 @@ def _halves_filters(site: Site, moments: Moments, labels: Rank, like: Tensor) ->
 
 
 @dataclass(frozen=True)
-class Tucker2Projection(Projection):
+class Tucker2Projection(GramProjection):
     """Projections of the input and of the output channels: the higher-order SVD's bases, W x U_o U_o^T x U_i U_i^T."""
 
     name: str = "tucker2"
@@ -341,5 +284,6 @@ PROJECTIONS: dict[str, Projection] = {
         MatrixProjection("grouped_svd", _fold_tiles, _halves_tiles, labels=1, tiled=True),
         MatrixProjection("decoupled", _fold_filters, _halves_filters),
         MatrixProjection("tiled_svd", _fold_tiles, _halves_tiles, labels=2, tiled=True),
+        CPProjection(),
     )
 }

@@ -132,6 +132,8 @@ def load_trained(supernet: RankSupernet, folder: str | Path) -> int:
     if state["identity"]["space"] != supernet.space.fingerprint:
         raise InvalidArgument(f"folder={str(folder)!r} holds a supernet of another space: train one of this space")
     _load_weights(supernet, state)
+    supernet.load_bases_state(state["bases"]["tensors"], state["bases"]["layout"])
+    supernet.refresh()  # fitted ones go on from where they were, on the weights as they are
     return int(state["step"])
 
 

@@ -73,5 +73,5 @@ def test_bad_arguments() -> None:
         SupernetProxy(net, task(), batches=-1)
     proxy = SupernetProxy(net, task())
     assert proxy.covers(net.space.configuration(net.space.sample(1, 0)[0]))
-    assert not proxy.covers(Configuration({"0": ("cp", (1,))}))
+    assert not proxy.covers(Configuration({"0": ("tensor_train", (1, 1))}))
     assert proxy.uncovered(net.space) == {}
