@@ -127,17 +127,18 @@ def trained_network(name: str, start: Subject, seed: int, arguments: argparse.Na
 
 
 def cells(network: nn.Module, task: Classification, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per budget and selection, the dense network first."""
-    split = "test" if arguments.test else "validation"
+    """One row per budget, selection and split, the dense network first."""
+    splits = arguments.splits
 
-    def measured(model: nn.Module) -> float:
+    def measured(model: nn.Module) -> dict[Any, float]:
         recalibrate(model, task.calibration(arguments.recalibration))
-        return task.measure(model, split)["accuracy"]
+        return {split: task.measure(model, split)["accuracy"] for split in splits}
 
     spectra, space = prepare(network, task, arguments.statistics)
     plain = Spectra(network, spectra.sites, [d for d in DECOMPOSITIONS if d.name == "svd"])
     svd_space = build_space(plain)
-    rows = [{"budget": 1.0, "selection": "dense", "macs": 1.0, "accuracy": task.measure(network, split)["accuracy"]}]
+    dense = {split: task.measure(network, split)["accuracy"] for split in splits}
+    rows = [{"budget": 1.0, "selection": "dense", "macs": 1.0, "split": split, "accuracy": dense[split]} for split in splits]
     for budget in arguments.budgets:
         for selection, (s, sp) in {"exact": (spectra, space), "svd": (plain, svd_space)}.items():
             if sp.smallest("macs") > budget * sp.baseline.macs:
@@ -146,8 +147,9 @@ def cells(network: nn.Module, task: Classification, arguments: argparse.Namespac
                 indices = Additive().allocate(Problem(sp, Energy().table(sp), {"macs": budget})).indices
             else:
                 indices = DecomposableNet(decompositions=None).allocate(Problem(sp, Frobenius().table(sp), {"macs": budget})).indices
-            accuracy = measured(build(s, sp.configuration(indices)))
-            rows.append({"budget": budget, "selection": selection, "macs": sp.cost(indices).macs / sp.baseline.macs, "accuracy": accuracy})
+            common = {"budget": budget, "selection": selection, "macs": sp.cost(indices).macs / sp.baseline.macs}
+            found = measured(build(s, sp.configuration(indices)))
+            rows += [common | {"split": split, "accuracy": accuracy} for split, accuracy in found.items()]
     return rows
 
 
@@ -198,7 +200,7 @@ def main() -> None:
     parser.add_argument("--statistics", type=int, default=16, help="batches for the second moments")
     parser.add_argument("--recalibration", type=int, default=16, help="batches for batch norm")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--test", action="store_true", help="measure on the test split: for final numbers only")
+    parser.add_argument("--test", action="store_true", help="measure on the test split too: for final numbers only")
     parser.add_argument("--folder", type=Path, required=True, help="where trained networks and checkpoints go")
     parser.add_argument("--out", type=Path, required=True, help="markdown file; rows (.json) and plot (.png) go beside it")
     arguments = parser.parse_args()
@@ -207,27 +209,30 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     path = arguments.out.with_suffix(".json")
-    split = "test" if arguments.test else "validation"
+    arguments.splits = ("validation", "test") if arguments.test else ("validation",)
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     done = {(row["method"], row["seed"], row["split"], row["epochs"]) for row in rows}
     for seed in arguments.seeds:
         start = subject(arguments, seed)
         for name in arguments.methods:
-            if (name, seed, split, arguments.epochs) in done:
+            if all((name, seed, split, arguments.epochs) in done for split in arguments.splits):
                 continue
             network = trained_network(name, start, seed, arguments)
-            keys = {"method": name, "seed": seed, "split": split, "epochs": arguments.epochs}
+            keys = {"method": name, "seed": seed, "epochs": arguments.epochs}
+            rows = [row for row in rows if (row["method"], row["seed"], row["epochs"]) != (name, seed, arguments.epochs)]
             rows += [keys | row for row in cells(network, start.task, arguments)]
             print(json.dumps(rows[-1]), flush=True)
-            write(rows, arguments, split)
-    write(rows, arguments, split)
+            write(rows, arguments)
+    write(rows, arguments)
 
 
-def write(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace, split: str) -> None:
+def write(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """The tables of the last split, its plot, and the rows of all."""
     out = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(list(rows), indent=1))
-    mine = [row for row in rows if row["split"] == split]
+    split = arguments.splits[-1]
+    mine = [row for row in rows if (row["split"], row["epochs"]) == (split, arguments.epochs)]
     parts = [f"Accuracy on {split}, {arguments.epochs:g} epochs; budgets of MACs across.\n"]
     parts += ["All types, Fisher metric, exact allocation:\n", table(mine, "exact", arguments.budgets), ""]
     parts += ["SVD alone, the rule of Decomposable-Net:\n", table(mine, "svd", arguments.budgets), ""]
