@@ -63,10 +63,10 @@ def measured(
     """One configuration in the supernet, extracted, and fine-tuned."""
     said = proxy.measure(configuration)
     network = supernet.extract(configuration)
-    recalibrate(network, task.calibration(RECALIBRATION))
+    recalibrate(network, task.normalization(RECALIBRATION))
     extracted = task.measure(network)
     task.fine_tune(network, epochs=epochs, seed=0)
-    recalibrate(network, task.calibration(RECALIBRATION))
+    recalibrate(network, task.normalization(RECALIBRATION))
     tuned = task.measure(network)
     return {
         "supernet_accuracy": said["accuracy"], "supernet_loss": said["loss"], "extracted_accuracy": extracted["accuracy"],

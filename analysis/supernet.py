@@ -34,7 +34,7 @@ from ranksearch.space import Configuration, SearchSpace, build_space
 from ranksearch.spectra import Spectra
 from ranksearch.statistics import collect
 from ranksearch.supernet import RankSupernet, train
-from ranksearch.supernet.methods import METHODS, Joint, Method, projecting
+from ranksearch.supernet.methods import METHODS, Joint, Method, Sandwich, projecting
 from ranksearch.supernet.sampling import FrontGuided, Sampling, SmallRank, UniformCost
 from ranksearch.surgery import build, recalibrate
 from ranksearch.tasks import Classification
@@ -44,13 +44,19 @@ from ranksearch.tasks.training import trained
 
 TYPES = ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "cp")
 TEMPERATURE = 3.0
+HIGH = 0.6  # share of the MACs up to which configurations are drawn
 Make = Callable[[RankSupernet, Classification, int, int], Method]
 
 
-def _joint(sampling: type[Sampling]) -> Make:
+def _front(net: RankSupernet) -> Sampling:
+    """Near the exact fronts of the value that budgets are met with afterwards, up to where networks are as good as dense."""
+    return FrontGuided(net.space, high=HIGH, proxies=[Energy()], types=projecting(net))
+
+
+def _joint(sampling: Callable[[RankSupernet], Sampling]) -> Make:
     """Low-rank gradients at their own size: those of a trained network's dense pass are near zero, and so would the
     rescaled ones be."""
-    return lambda net, task, seed, _: Joint(net, task.loss, seed=seed, rescale=False, sampling=sampling(net.space, types=projecting(net)))
+    return lambda net, task, seed, _: Joint(net, task.loss, seed=seed, rescale=False, sampling=sampling(net))
 
 
 def _target(net: RankSupernet, share: float) -> Configuration:
@@ -63,10 +69,10 @@ RUNS: dict[str, Make] = {
     "control": lambda net, task, seed, _: METHODS["plain"](net, task.loss, seed=seed),
     "joint": lambda net, task, seed, _: METHODS["joint"](net, task.loss, seed=seed),
     "joint_ratio": lambda net, task, seed, _: Joint(net, task.loss, seed=seed, rescale=False),
-    "joint_front": _joint(FrontGuided),
-    "joint_uniform_cost": _joint(UniformCost),
-    "joint_small_rank": _joint(SmallRank),
-    "sandwich": lambda net, task, seed, _: METHODS["sandwich"](net, task.loss, seed=seed, random=1),
+    "joint_front": _joint(_front),
+    "joint_uniform_cost": _joint(lambda net: UniformCost(net.space, high=HIGH, types=projecting(net))),
+    "joint_small_rank": _joint(lambda net: SmallRank(net.space, types=projecting(net))),
+    "sandwich": lambda net, task, seed, _: Sandwich(net, task.loss, seed=seed, random=1, weight=0.5, sampling=_front(net)),
     "trp": lambda net, task, seed, _: METHODS["trp"](net, task.loss, seed=seed),
     "distortion": lambda net, task, seed, steps: METHODS["distortion"](
         net, task.loss, seed=seed, target=_target(net, 0.4), period=max(5, min(200, steps // 10))
@@ -131,7 +137,7 @@ def cells(network: nn.Module, task: Classification, arguments: argparse.Namespac
     splits = arguments.splits
 
     def measured(model: nn.Module) -> dict[Any, float]:
-        recalibrate(model, task.calibration(arguments.recalibration))
+        recalibrate(model, task.normalization(arguments.recalibration))
         return {split: task.measure(model, split)["accuracy"] for split in splits}
 
     spectra, space = prepare(network, task, arguments.statistics)

@@ -90,7 +90,7 @@ class Evaluator:
         if fidelity.epochs:
             self.task.fine_tune(model, epochs=fidelity.epochs, seed=request.seed)
         if fidelity.recalibration:
-            recalibrate(model, self.task.calibration(fidelity.recalibration))
+            recalibrate(model, self.task.normalization(fidelity.recalibration))
         return model.eval()
 
     def __call__(self, request: Request) -> Outcome:

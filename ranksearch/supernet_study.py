@@ -93,7 +93,7 @@ class SupernetEvaluator:
         try:
             net.activate(configuration)
             if self.recalibration:
-                net.recalibrate(self.task.calibration(self.recalibration))
+                net.recalibrate(self.task.normalization(self.recalibration))
             return net.extract().eval()
         finally:
             net.activate(active)

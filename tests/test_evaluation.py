@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cloudpickle
 import pytest
 import torch
@@ -12,14 +14,25 @@ from ranksearch.evaluation import Evaluator, Fidelity, Request
 from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, Configuration
 from ranksearch.spectra import Spectra
+from ranksearch.surgery import recalibrate
 from ranksearch.tasks import Classification
 
 
-def _evaluator(learning_rate: float = 0.05) -> Evaluator:
+@dataclass(frozen=True)
+class Brighter:
+    """An augmentation that shifts every batch by a random amount around 3."""
+
+    def __call__(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return x + 3 + torch.rand(len(x), 1, 1, 1, generator=generator)
+
+
+def _evaluator(learning_rate: float = 0.05, augment: Brighter | None = None) -> Evaluator:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 3, 6, 6, generator=generator)
     y = (x.mean(dim=(1, 2, 3)) > 0).long()
-    task = Classification(train=(x[:120], y[:120]), validation=(x[120:], y[120:]), batch_size=32, learning_rate=learning_rate)
+    task = Classification(
+        train=(x[:120], y[:120]), validation=(x[120:], y[120:]), batch_size=32, learning_rate=learning_rate, augment=augment
+    )
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
     return Evaluator(Spectra(net, find_sites(net, task.example())), task)
@@ -36,6 +49,22 @@ def test_the_same_request_gives_the_same_metrics_and_the_dense_model_is_untouche
     assert first.status == "done" and first.metrics == again.metrics and set(first.metrics) == {"accuracy", "loss"}
     assert evaluator(Request(LOW, Fidelity(epochs=2, recalibration=2), seed=4)).metrics != first.metrics
     assert all(torch.equal(before[k], v) for k, v in evaluator.spectra.model.state_dict().items())
+
+
+def test_batch_norm_is_estimated_on_what_training_shows() -> None:
+    """Weights trained on augmented images meet other statistics on plain ones; second moments and measured losses are of
+    plain ones all the same."""
+    task = _evaluator(augment=Brighter()).task
+    assert isinstance(task, Classification)
+    mean = torch.cat(list(task.normalization(4))).mean() - torch.cat(list(task.calibration(4))).mean()
+    assert 3.3 < float(mean) < 3.7
+    evaluator = _evaluator(augment=Brighter())
+    network = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=4), 0))
+    reference = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=0), 0))
+    recalibrate(reference, task.normalization(4))
+    assert torch.equal(network[1].running_mean, reference[1].running_mean)  # type: ignore[index]
+    recalibrate(reference, task.calibration(4))
+    assert not torch.allclose(network[1].running_mean, reference[1].running_mean, atol=0.1)  # type: ignore[index]
 
 
 def test_fine_tuning_and_recalibration_happen() -> None:

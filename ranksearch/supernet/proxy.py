@@ -83,7 +83,7 @@ class SupernetProxy(ScoreProxy):
     def _calibration(self) -> list[Any]:
         if self._inputs is None:
             device = device_of(self.supernet)
-            self._inputs = [_moved(batch, device) for batch in self.task.calibration(self.batches)]
+            self._inputs = [_moved(batch, device) for batch in self.task.normalization(self.batches)]
         return self._inputs
 
     @contextmanager

@@ -89,8 +89,13 @@ class Task(ABC):
         """
 
     def calibration(self, batches: int) -> Iterator[Any]:
-        """The inputs of `labelled`: for batch-norm statistics and second moments."""
+        """The inputs of `labelled`: for second moments and measured losses."""
         return (inputs for inputs, _ in self.labelled(batches))
+
+    def normalization(self, batches: int) -> Iterator[Any]:
+        """Inputs for batch-norm statistics: as training shows them, augmented if it augments, since that is what the weights
+        are used to; the same ones at every call. Those of `calibration` unless a task says otherwise."""
+        return self.calibration(batches)
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:

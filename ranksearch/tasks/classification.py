@@ -96,6 +96,8 @@ class Classification(Task):
             "momentum": momentum, "weight_decay": weight_decay,
             "schedule": schedule, "augment": _identity(augment), "affine": [t.tolist() for t in self._affine],
         }  # fmt: skip
+        if augment is not None:
+            self._protocol["normalization"] = "augmented"
 
     def sizes(self) -> dict[str, int]:
         """How many examples each split has."""
@@ -139,13 +141,21 @@ class Classification(Task):
         """See `Task.labelled`. Ends early where the training set does."""
         if batches < 1:
             raise InvalidArgument(f"batches={batches}: must be 1 or more")
-        return self._draw(batches)
+        return self._draw(batches, None)
 
-    def _draw(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def normalization(self, batches: int) -> Iterator[Tensor]:
+        """See `Task.normalization`: the images of `labelled`, augmented."""
+        if batches < 1:
+            raise InvalidArgument(f"batches={batches}: must be 1 or more")
+        return (inputs for inputs, _ in self._draw(batches, self.augment))
+
+    def _draw(self, batches: int, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = self._splits["train"]
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(CALIBRATION_SEED))
+        generator = torch.Generator().manual_seed(CALIBRATION_SEED)
+        order = torch.randperm(len(y), generator=generator)
         for chosen in order.split(self.batch_size)[:batches]:
-            yield self._inputs(x[chosen], torch.device("cpu")), y[chosen]
+            batch = x[chosen] if augment is None else augment(x[chosen], generator)
+            yield self._inputs(batch, torch.device("cpu")), y[chosen]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy. outputs: logits, shape: (n, classes); targets: shape (n,)."""

@@ -107,6 +107,11 @@ def test_calibration_gives_the_labelled_inputs_and_always_the_same(pair: tuple[T
     assert all(torch.equal(a, b) for a, b in zip(inputs, task.calibration(3), strict=True))
     with pytest.raises(InvalidArgument, match="batches=0"):
         task.labelled(0)
+    shown = list(task.normalization(3))
+    assert [x.shape for x in shown] == [x.shape for x in inputs]
+    assert all(torch.equal(a, b) for a, b in zip(shown, task.normalization(3), strict=True))
+    with pytest.raises(InvalidArgument, match="batches=0"):
+        task.normalization(0)
 
 
 def test_the_loss_of_labelled_batches_has_a_gradient(pair: tuple[Task, nn.Module]) -> None:
