@@ -4,6 +4,7 @@ never by rebuilding modules."""
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class RankSupernet(nn.Module):
         self._halves: dict[Key, Halves] = {}
         self._spectra = spectra  # where the first fit of a fitted type starts
         self._kernels: dict[Key, tuple[Tensor, ...]] = {}  # where the next one does
+        self._fitted_to: dict[Key, int] = {}  # checksum of the weight that a fitted basis was made for
         self._stamp = 0  # counts refreshes: part of the cache key of projected weights
         self._ticks = 0
         self._projected: dict[str, tuple[Any, Tensor]] = {}
@@ -257,11 +259,16 @@ class RankSupernet(nn.Module):
                     start = self._kernels.get(key) or self._spectra.factors(choice.site, choice.decomposition, choice.rank)[1:]
                     self._bases[key] = found = projection.fit(choice.site, weight, start, self._moments.get(key[0]))
                     self._kernels[key] = projection.kernels(found)
+                    self._fitted_to[key] = _checksum(weight)
             self._bases.update(zip(wanted, solve(list(wanted.values())), strict=True))
 
     def refresh(self) -> None:
-        """Drop all bases: the next pass makes those that it needs from the weights as they are then."""
-        self._bases.clear()
+        """Drop all bases: the next pass makes those that it needs from the weights as they are then. Fitted ones of weights
+        that have not changed stay, so that what is measured does not depend on how often this was called."""
+        sums: dict[str, int] = {}
+        for name in {key[0] for key in self._bases if key in self._fitted_to}:
+            sums[name] = _checksum(canonical(self.weight(name), self.sites[name]))
+        self._bases = {key: bases for key, bases in self._bases.items() if sums.get(key[0], -1) == self._fitted_to.get(key)}
         self._projected.clear()
         self._stamp += 1
 
@@ -286,22 +293,23 @@ class RankSupernet(nn.Module):
                 tensors |= {f"{i}.{j}.out": side.out, f"{i}.{j}.into": side.into, f"{i}.{j}.energies": side.energies}
         kernels = []
         for i, (key, modes) in enumerate(self._kernels.items()):
-            kernels.append([key[0], key[1], list(key[2]), len(modes)])
+            kernels.append([key[0], key[1], list(key[2]), len(modes), self._fitted_to[key]])
             tensors |= {f"kernels.{i}.{j}": mode for j, mode in enumerate(modes)}
         return tensors, {"ticks": self._ticks, "entries": entries, "kernels": kernels}
 
     def load_bases_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Inverse of `bases_state`, once the weights are loaded."""
+        self._bases.clear()
         self.refresh()
         self._ticks = int(state["ticks"])
         for i, (name, decomposition, labels, left, sides) in enumerate(state["entries"]):
             device = self.weight(name).device
             parts = (tuple(tensors[f"{i}.{j}.{part}"].to(device) for part in ("out", "into", "energies")) for j in range(sides))
             self._bases[name, decomposition, tuple(labels)] = Bases(bool(left), tuple(Side(*part) for part in parts))
-        self._kernels = {
-            (name, decomposition, tuple(rank)): tuple(tensors[f"kernels.{i}.{j}"] for j in range(modes))
-            for i, (name, decomposition, rank, modes) in enumerate(state["kernels"])
-        }
+        self._kernels.clear(), self._fitted_to.clear()
+        for i, (name, decomposition, rank, modes, checksum) in enumerate(state["kernels"]):
+            key = (name, decomposition, tuple(rank))
+            self._kernels[key], self._fitted_to[key] = tuple(tensors[f"kernels.{i}.{j}"] for j in range(modes)), checksum
 
     # ---- weights, buffers -----------------------------------------------------------------------------------------
 
@@ -369,6 +377,10 @@ class RankSupernet(nn.Module):
         self._bases.update({key: moved(bases, self.weight(key[0])) for key, bases in fitted.items()})
         self._halves.clear()
         return self
+
+
+def _checksum(weight: Tensor) -> int:
+    return zlib.crc32(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _loaded(module: nn.Module, _incompatible: Any) -> None:

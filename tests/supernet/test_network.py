@@ -343,6 +343,10 @@ def test_fitted_bases_wait_longer_and_go_on_from_where_they_were() -> None:
     assert net.bases(choice) is not before
     assert (net.low_weight(choice) - net.weight(choice.site.name)).norm() < stale
     assert torch.equal(net.low_weight(choice), twin.low_weight(choice))
+    kept = net.bases(choice)
+    net.refresh()
+    assert net.bases(choice) is kept, "the weight has not changed: another sweep would make results depend on who asked before"
+    assert pickle.loads(pickle.dumps(net)).low_weight(choice).equal(net.low_weight(choice))
 
 
 def test_bad_arguments() -> None:
