@@ -135,12 +135,21 @@ def test_errors_are_one_line_with_the_remedy(study: str, tmp_path: Path, capsys)
     store = ["--store", str(tmp_path / "s.db")]
     assert "did you mean 'sandwich'?" in error(capsys, "train-supernet", study, "--method", "sandwitch")
     assert "did you mean 'small_rank'?" in error(capsys, "train-supernet", study, "--sampling", "small_ranks")
+    wrong = {
+        "random": "write NAME=VALUE", "2x=3": "write NAME=VALUE", "randm=1": "did you mean 'random'?", "random=-1": "random=-1",
+        "weight=heavy": "weight='heavy'", "distillation=soft": "distillation='soft'",
+    }  # fmt: skip
+    for text, message in wrong.items():
+        assert message in error(capsys, "train-supernet", study, "--set", text), text
+    assert "given twice" in error(capsys, "train-supernet", study, "--set", "random=1", "--set", "random=2")
+    assert "target='small'" in error(capsys, "train-supernet", study, "--method", "distortion", "--set", "target=small")
     assert "epochs=-1.0: must be a finite number above 0" in error(capsys, "train-supernet", study, "--epochs", "-1")
     assert "--screen 5 needs --supernet" in error(capsys, "search", study, "--screen", "5")
     line = error(capsys, "search", study, "--supernet", "--runner", "local", *store)
     assert "no supernet of this study is trained" in line and "ranksearch train-supernet STUDY" in line
     for seed in ("0", "1"):
-        assert cli.main(["train-supernet", study, "--method", "joint", "--epochs", "0.3", "--seed", seed, *store]) == 0
+        command = ["train-supernet", study, "--method", "joint", "--epochs", "0.3", "--set", "rescale=false", "--seed", seed, *store]
+        assert cli.main(command) == 0
     line = error(capsys, "search", study, "--supernet", "joint", "--runner", "local", *store)
     assert "several are trained" in line and "seed 0" in line and "seed 1" in line
 

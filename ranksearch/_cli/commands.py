@@ -138,25 +138,28 @@ def _train_parameters() -> list[click.Parameter]:
         click.Option(["--method"], default="sandwich", metavar="NAME", help="Training method.  [default: sandwich]"),
         click.Option(["--epochs"], type=float, default=6.0, metavar="X", help="Passes over the training data.  [default: 6]"),
         click.Option(["--sampling"], metavar="NAME", help="Where configurations are drawn from.  [default: the method's own]"),
+        click.Option(["--set"], multiple=True, metavar="NAME=VALUE", help="A hyper-parameter of the method; repeatable."),
         click.Option(["--seed"], type=int, metavar="N", help="Instead of the study's seed."),
         _store(),
     ]
 
 
 def train_supernet(
-    file: StudyFile, given: Mapping[str, Any], method: str, epochs: float, sampling: str | None, store: str | None, seed: int | None = None
-) -> None:
+    file: StudyFile, given: Mapping[str, Any], method: str, epochs: float, sampling: str | None, set: tuple[str, ...], store: str | None,
+    seed: int | None = None,
+) -> None:  # fmt: skip
     """Train one network for all sizes: a supernet, which then measures hundreds of configurations in minutes. Running it
     again goes on where it stopped."""
     from ranksearch._cli import supernets
     from ranksearch.supernet_study import checked
 
-    checked(method, sampling, {})  # before the study is loaded
+    options = supernets.assigned(set)
+    checked(method, sampling, options)  # before the study is loaded
     session = _session()
     print(f"loading {file.path} ...", file=sys.stderr, flush=True)
     study = _open(file, given, store, session=session, stored=True)
     with supernets.TrainingProgress(session) as progress:
-        trained = study.train_supernet(method, epochs=epochs, sampling=sampling, seed=seed, on_event=progress.event)
+        trained = study.train_supernet(method, epochs=epochs, sampling=sampling, seed=seed, on_event=progress.event, **options)
     session.check()
     supernets.shown(study, trained, _command(file, given, store))
 

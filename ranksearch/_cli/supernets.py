@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ranksearch._cli.session import Session
 from ranksearch._cli.tables import percent, table
+from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
 
 if TYPE_CHECKING:
@@ -77,6 +79,25 @@ class TrainingProgress:
         )  # fmt: skip
         self._task = self._bar.add_task("", total=total, completed=done, loss="")
         self._bar.start()
+
+
+def assigned(texts: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` as Python values: what JSON can read is that, everything else text.
+
+    Raises:
+        InvalidArgument: no name, no "=", or a name given twice."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidArgument(f"--set {text!r}: write NAME=VALUE, such as random=1")
+        if name in found:
+            raise InvalidArgument(f"--set {text!r}: {name} is given twice")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def shown(study: Study, trained: TrainedSupernet, command: Callable[[str], str]) -> None:

@@ -73,6 +73,8 @@ class Distortion(Method):
         check_number("ramp", ramp, above=0)
         if ramp > 1:
             raise InvalidArgument(f"ramp={ramp!r}: must be in (0, 1], a share of the steps")
+        if target is not None and not isinstance(target, Configuration):
+            raise InvalidArgument(f"target={target!r}: must be a Configuration, or None")
         super().__init__(supernet, loss, seed=seed)
         self.period, self.schedule, self.steps, self.ramp = period, schedule, steps, ramp
         self.untouched: dict[str, str] = {}  # sites that are never distorted, and why

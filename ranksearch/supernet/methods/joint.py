@@ -55,6 +55,8 @@ class Joint(Method):
         check_number("weight", weight, above=0, below=1)
         if gradient not in ("projection", "svd"):
             raise InvalidArgument(f"gradient={gradient!r} is none of projection, svd")
+        if not isinstance(rescale, bool):
+            raise InvalidArgument(f"rescale={rescale!r}: must be true or false")
         if sampling is None:
             sampling = default_ratio(supernet, [t for t in projecting(supernet) if gradient == "projection" or t in FOLDINGS])
         if gradient == "svd":

@@ -48,6 +48,8 @@ class Sandwich(Method):
     ) -> None:
         check_count("random", random, 0)
         check_number("weight", weight, above=0)
+        if distillation is not None and not callable(distillation):
+            raise InvalidArgument(f"distillation={distillation!r}: must be callable as distillation(outputs, teacher), or None")
         sampling = FrontGuided(supernet.space, types=projecting(supernet)) if sampling is None else sampling
         super().__init__(supernet, loss, sampling=sampling, seed=seed)
         self.random, self.weight = random, weight
