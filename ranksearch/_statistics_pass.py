@@ -69,6 +69,8 @@ class Collector:
 
     def observe_input(self, value: Tensor) -> None:
         site = self.site
+        if len(value) == 1 < self.size:  # one input for the whole batch, such as the indices of positions
+            value = value.expand(self.size, *value.shape[1:])
         if self.counts is not None:
             indices = value.detach().flatten()
             self.counts += torch.bincount(indices, minlength=site.c_in).to(self.counts)
@@ -116,12 +118,17 @@ class Collector:
         assert self.gradient is not None
         self.gradient += (rows @ rows.mT).to(self.gradient)
         # one sample of G is one example: |sum_p g_p g_p^T| is at most sum_p |g_p|^2, which overstates the noise
-        per_example = rows.square().sum(dim=1).reshape(site.groups, self.size, -1).sum(dim=2).double()
+        per_example = rows.square().sum(dim=1).reshape(site.groups, self._apart(gradient), -1).sum(dim=2).double()
         self.gradient_fourth += per_example.square().sum(dim=1).to(self.gradient_fourth)
         if self.squares is not None:
-            self._accumulate_weight_gradient(g, value)
+            self._accumulate_weight_gradient(g, value, self._apart(gradient))
 
-    def _accumulate_weight_gradient(self, g: Tensor, value: Tensor) -> None:
+    def _apart(self, gradient: Tensor) -> int:
+        """How many examples a gradient tells apart: where all share one output it is the sum of theirs, whose square is, in
+        the mean over sampled labels, the sum of their squares."""
+        return 1 if len(gradient) == 1 else self.size
+
+    def _accumulate_weight_gradient(self, g: Tensor, value: Tensor, examples: int) -> None:
         site = self.site
         inputs = images(site, value)
         per_example = []
@@ -133,7 +140,7 @@ class Collector:
             per_example.append(part @ matrix.permute(2, 0, 3, 1))  # (n, g, o, d)
         gradient = torch.cat(per_example)
         # a linear layer's tokens are rows of one example
-        gradient = gradient.reshape(self.size, -1, *gradient.shape[1:]).sum(dim=1)
+        gradient = gradient.reshape(examples, -1, *gradient.shape[1:]).sum(dim=1)
         self._weight_gradient = gradient if self._weight_gradient is None else self._weight_gradient + gradient
 
     def end_sample(self) -> None:

@@ -336,3 +336,41 @@ def test_accumulator_bytes_is_what_they_hold():
     statistics = collect(model, sites, [x], diagonal=True)
     held = sum(8 * getattr(s, k).numel() for s in statistics.of.values() for k in ("input", "gradient", "fisher_diagonal"))
     assert accumulator_bytes(sites, diagonal=True) == held
+
+
+class Positions(nn.Module):
+    """Tokens plus positions, looked up once for the whole batch (as transformers does) or for every example."""
+
+    def __init__(self, shared: bool, projected: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.positions = nn.Embedding(11, 6), nn.Embedding(5, 6)
+        self.project = nn.Linear(6, 6) if projected else nn.Identity()
+        self.head = nn.Linear(30, 3)
+        self.shared = shared
+
+    def forward(self, x):
+        places = torch.arange(5)[None]
+        places = places if self.shared else places.expand(len(x), 5)
+        return self.head(torch.tanh(self.tokens(x) + self.project(self.positions(places))).flatten(1))
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_what_the_whole_batch_shares_counts_for_every_example(projected):
+    x = torch.randint(11, (64, 5), generator=torch.Generator().manual_seed(1))
+    found = {}
+    for shared in (True, False):
+        model = Positions(shared, projected)
+        batches = [x[i : i + 16] for i in range(0, 64, 16)]
+        options = {"samples": 200, "diagonal": projected, "seed": 0}
+        found[shared] = collect(model, find_sites(model, x[:1]), batches, **options)
+    name = "project" if projected else "positions"
+    one, every = (found[shared].of[name] for shared in (True, False))
+    assert (one.examples, one.rows) == (every.examples, every.rows)
+    a, b = (found[shared].input_moment(name, shrink=False) for shared in (True, False))
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+    # gradients of the shared output are sums over the batch: alike in the mean over sampled labels
+    g, h = (found[shared].output_moment(name, shrink=False) for shared in (True, False))
+    assert (g - h).norm() < 0.15 * h.norm()
+    if projected:
+        assert (one.fisher_diagonal - every.fisher_diagonal).norm() < 0.2 * every.fisher_diagonal.norm()

@@ -71,7 +71,7 @@ def pretrained_encoder(folder: str | Path) -> tuple[nn.Module, Any]:
     except ImportError as error:
         raise MissingDependency("text encoders need transformers: pip install 'ranksearch[transformers]'") from error
     try:
-        encoder = AutoModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False, torch_dtype=torch.float32)
+        encoder = AutoModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False).float()
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise InvalidArgument(f"encoder={str(folder)!r}: cannot be loaded ({error})") from error
