@@ -6,9 +6,10 @@
 
 Every method starts from the same trained network and sees the same batches at the same learning rates; ``control`` is plain
 fine-tuning. Afterwards all are treated alike: second moments of the trained network, the space of all types in the Fisher
-metric, the exact additive optimum at each budget, batch norm re-estimated on training data, measured. A second
-column per budget takes SVD alone and the rule of Decomposable-Net, as that paper does. Runs and cells that exist are kept;
-a stopped run goes on from its last checkpoint. Writes a table, its rows as JSON, and a plot."""
+metric, the exact additive optimum at each budget, batch norm re-estimated on training data, measured. ``--alone`` sets
+networks beside them that were trained for one budget only, in as many epochs. A second table takes SVD alone and the rule of
+Decomposable-Net, as that paper does. Runs and cells that exist are kept; a stopped run goes on from its last checkpoint.
+Writes both tables, their rows as JSON, and a plot."""
 
 from __future__ import annotations
 
@@ -159,10 +160,20 @@ def cells(network: nn.Module, task: Classification, arguments: argparse.Namespac
     return rows
 
 
+def alone(start: Subject, budget: float, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What retraining for one budget gives in as many epochs: the network of the exact optimum, fine-tuned by itself."""
+    indices = Additive().allocate(Problem(start.space, Energy().table(start.space), {"macs": budget})).indices
+    network = build(start.spectra, start.space.configuration(indices))
+    start.task.fine_tune(network, epochs=arguments.epochs, seed=seed)
+    recalibrate(network, start.task.normalization(arguments.recalibration))
+    common = {"budget": budget, "selection": "exact", "macs": start.space.cost(indices).macs / start.space.baseline.macs}
+    return [common | {"split": split, "accuracy": start.task.measure(network, split)["accuracy"]} for split in arguments.splits]
+
+
 def table(rows: Sequence[dict[str, Any]], selection: str, budgets: Sequence[float]) -> str:
     """Methods down, budgets across; mean and, over several seeds, standard deviation."""
     lines = ["| method | dense | " + " | ".join(f"{b:g}" for b in budgets) + " |", "|" + "---|" * (len(budgets) + 2)]
-    for method in dict.fromkeys(row["method"] for row in rows):
+    for method in dict.fromkeys(row["method"] for row in rows if row["selection"] == selection):
         texts = []
         for budget, kind in ((1.0, "dense"), *((b, selection) for b in budgets)):
             found = [100 * r["accuracy"] for r in rows if (r["method"], r["budget"], r["selection"]) == (method, budget, kind)]
@@ -182,7 +193,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         mine = [r for r in rows if r["method"] == method and r["selection"] in ("exact", "dense")]
         budgets = sorted({r["budget"] for r in mine})
         means = [100 * np.mean([r["accuracy"] for r in mine if r["budget"] == b]) for b in budgets]
-        axes.plot(budgets, means, marker="o", markersize=4, color=f"C{number}", linewidth=2 if method == "control" else 1.3, label=method)
+        style = {"linestyle": "none", "marker": "x"} if method == "alone" else {"marker": "o", "markersize": 4}
+        axes.plot(budgets, means, color=f"C{number}", linewidth=2 if method == "control" else 1.3, label=method, **style)
     axes.set_xlabel("MACs, share of dense")
     axes.set_ylabel("accuracy, %")
     axes.grid(alpha=0.3)
@@ -200,6 +212,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=6.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2, 0.27, 0.3, 0.4, 0.5, 0.6, 0.8])
+    parser.add_argument("--alone", type=float, nargs="*", default=[], help="budgets that a network is also trained for by itself")
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--augment", action="store_true", help="random crops and mirroring (CIFAR-10)")
     parser.add_argument("--channels-last", action="store_true", help="memory layout in training: faster on some CPUs")
@@ -229,6 +242,12 @@ def main() -> None:
             rows += [keys | row for row in cells(network, start.task, arguments)]
             print(json.dumps(rows[-1]), flush=True)
             write(rows, arguments)
+        for budget in arguments.alone:
+            keys = {"method": "alone", "seed": seed, "epochs": arguments.epochs}
+            if not any(all(row[k] == v for k, v in {**keys, "budget": budget}.items()) for row in rows):
+                rows += [keys | row for row in alone(start, budget, seed, arguments)]
+                print(json.dumps(rows[-1]), flush=True)
+                write(rows, arguments)
     write(rows, arguments)
 
 
