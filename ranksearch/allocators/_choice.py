@@ -340,11 +340,16 @@ def _milp(
     constraints = [LinearConstraint(columns, equal, equal)]  # type: ignore[arg-type]
     upper, lower = np.concatenate([np.ones(count), room / grain]), 0.0
     for _ in range(20):
-        result = milp(
-            objective, integrality=integral, bounds=Bounds(0, upper), constraints=constraints,  # type: ignore[arg-type]
-            # HiGHS' presolve finds little here, and its repair of rounded solutions prints to the standard output
-            options={"mip_rel_gap": 0.0, "time_limit": seconds, "presolve": False},
-        )  # fmt: skip
+        try:
+            result = milp(
+                objective, integrality=integral, bounds=Bounds(0, upper), constraints=constraints,  # type: ignore[arg-type]
+                # HiGHS' presolve finds little here, and its repair of rounded solutions prints to the standard output
+                options={"mip_rel_gap": 0.0, "time_limit": seconds, "presolve": False},
+            )  # fmt: skip
+        except ValueError as error:  # from inside HiGHS ("vector::reserve"), on rare problems that are sound; the gap tells
+            if not known:
+                raise RanksearchError(f"no allocation found: HiGHS failed ({error}); change the budget a little") from error
+            return None, lower
         if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound):
             lower = max(result.mip_dual_bound * unit + base, lower)
         if result.x is None:

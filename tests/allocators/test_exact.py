@@ -244,3 +244,27 @@ def test_two_budgets_that_exclude_each_other_name_what_each_allows():
         with pytest.raises(InfeasibleBudget, match=r"smallest params within the other budgets is 18 \(0\.9000 of dense\).*macs .* is 18"):
             allocator.allocate(Problem(space, given_table, {"params": 9, "macs": 9}))
         assert allocator.allocate(Problem(space, given_table, {"params": 10, "macs": 10})).cost.params == 10
+
+
+def test_a_failure_inside_highs_leaves_the_best_known_and_an_honest_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    values = [np.sort(rng.random(30))[::-1].copy() for _ in range(12)]
+    costs = [np.sort(rng.integers(1, 10_000, 30))[:, None] for _ in range(12)]
+    for limit in range(30_000, 60_000, 1_000):
+        limits = np.array([limit])
+        exact = solve(values, costs, limits)
+        with monkeypatch.context() as patch:
+
+            def failing(*args, **kwargs):
+                raise ValueError("vector::reserve")
+
+            patch.setattr("ranksearch.allocators._choice.milp", failing)
+            found = solve(values, costs, limits)
+        assert exact is not None and found is not None
+        assert sum(int(c[i, 0]) for c, i in zip(costs, found.indices, strict=True)) <= limit
+        assert found.bound <= exact.value + 1e-12 and found.value >= exact.value - 1e-12
+        if found.remaining:  # HiGHS was asked
+            assert found.bound < found.value
+            break
+    else:
+        raise AssertionError("no instance needed HiGHS")
