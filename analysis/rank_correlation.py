@@ -80,14 +80,17 @@ def table(rows: Sequence[dict[str, Any]], scores: dict[str, np.ndarray]) -> str:
     macs = np.array([r["macs"] for r in rows])
     found = {name: agreement(score, value, macs, tolerance=2 * NEAR) for name, score in scores.items()}
     lines = ["| proxy | Kendall | Spearman | tau at like MACs | recall of the best 5 | regret | blind |", "|" + "---|" * 7]
-    for name, a in sorted(found.items(), key=lambda item: -item[1].kendall):
-        cells = [name, *(f"{x:.2f}" for x in (a.kendall, a.spearman, a.kendall_matched, a.recall, 100 * a.regret, 100 * a.regret_chance))]
+    for name, a in sorted(found.items(), key=lambda item: -np.nan_to_num(item[1].kendall, nan=-2)):
+        said = (a.kendall, a.spearman, a.kendall_matched, a.recall, 100 * a.regret)
+        says = a.kendall == a.kendall  # not one score for all: then there is no order to judge
+        cells = [name, *(f"{x:.2f}" if says else "-" for x in said), f"{100 * a.regret_chance:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def plot(rows: Sequence[dict[str, Any]], scores: dict[str, np.ndarray], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(3.1 * len(scores), 3.2), layout="constrained")
     for axes, (name, score) in zip(figure.subplots(1, len(scores), sharey=True), scores.items(), strict=True):
@@ -96,6 +99,7 @@ def plot(rows: Sequence[dict[str, Any]], scores: dict[str, np.ndarray], path: Pa
         axes.set_xlabel(name + (", %" if name == "supernet accuracy" else ""))
         if name not in ("supernet accuracy", "supernet loss"):
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("fine-tuned accuracy, %")
     figure.colorbar(points, ax=figure.axes, label="MACs, share of dense")
@@ -142,7 +146,7 @@ def main() -> None:
     scores["macs"] = -np.array([r["macs"] for r in rows])  # what counting alone says
     text = f"{len(rows)} configurations, supernet trained for {steps} steps, {a.epochs:g} epochs of fine-tuning; validation accuracy.\n\n"
     a.out.write_text(text + table(rows, scores) + "\n")
-    plot(rows, {k: v for k, v in scores.items() if k != "macs"}, a.out.with_suffix(".png"))
+    plot(rows, {k: v for k, v in scores.items() if k != "macs" and np.ptp(v) > 0}, a.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
