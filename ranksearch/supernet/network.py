@@ -306,7 +306,8 @@ class RankSupernet(nn.Module):
             device = self.weight(name).device
             parts = (tuple(tensors[f"{i}.{j}.{part}"].to(device) for part in ("out", "into", "energies")) for j in range(sides))
             self._bases[name, decomposition, tuple(labels)] = Bases(bool(left), tuple(Side(*part) for part in parts))
-        self._kernels.clear(), self._fitted_to.clear()
+        self._kernels.clear()
+        self._fitted_to.clear()
         for i, (name, decomposition, rank, modes, checksum) in enumerate(state["kernels"]):
             key = (name, decomposition, tuple(rank))
             self._kernels[key], self._fitted_to[key] = tuple(tensors[f"kernels.{i}.{j}"] for j in range(modes)), checksum
