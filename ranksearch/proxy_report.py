@@ -270,12 +270,20 @@ def scores(data: Measured, proxies: Sequence[TableProxy | ScoreProxy]) -> pd.Dat
 class Given(ScoreProxy):
     """Scores that were measured before, such as a supernet's: the metric at another fidelity, lower is better."""
 
-    def __init__(self, name: str, indices: np.ndarray, values: np.ndarray) -> None:
-        self.name = name
+    def __init__(self, name: str, indices: np.ndarray, values: np.ndarray, uncovered: Mapping[str, str] | None = None) -> None:
+        self.name, self._uncovered = name, dict(uncovered or {})
         self._scores = {row.tobytes(): float(value) for row, value in zip(indices, values, strict=True)}
 
     def score(self, space: SearchSpace, indices: np.ndarray) -> np.ndarray:
         return np.array([self._scores[row.tobytes()] for row in np.atleast_2d(indices)])
+
+    def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
+        return self._uncovered
+
+
+def _scored(proxy: ScoreProxy, data: Measured) -> Given:
+    """A score proxy whose scores of what was measured are computed once."""
+    return Given(proxy.name, data.indices, proxy.score(data.space, data.indices), proxy.uncovered(data.space))
 
 
 def given(data: Measured, records: Iterable[Record], cheap: Mapping[str, str]) -> list[tuple[Measured, Given]]:
@@ -345,23 +353,9 @@ def judge(data: Measured, spectra: Spectra, task: Task, space: SearchSpace, *, c
         proxies += solved(statistics_proxies(spectra, found), data.space)
         if batches:
             run, cannot = network_proxies(spectra, task, space, data.space, batches=batches)
-            proxies += [_Scored(proxy, data) if isinstance(proxy, ScoreProxy) else proxy for proxy in run]
+            proxies += [_scored(proxy, data) if isinstance(proxy, ScoreProxy) else proxy for proxy in run]
             missing |= cannot
     return Judged(data, proxies, (), missing)
-
-
-class _Scored(ScoreProxy):
-    """A score proxy whose scores were computed."""
-
-    def __init__(self, proxy: ScoreProxy, data: Measured) -> None:
-        self.name, self._uncovered = proxy.name, dict(proxy.uncovered(data.space))
-        self._given = Given(proxy.name, data.indices, proxy.score(data.space, data.indices))
-
-    def score(self, space: SearchSpace, indices: np.ndarray) -> np.ndarray:
-        return self._given.score(space, indices)
-
-    def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
-        return self._uncovered
 
 
 def _typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

@@ -264,8 +264,7 @@ def _proxies_parameters() -> list[click.Parameter]:
 
 def proxies(
     file: StudyFile, given: Mapping[str, Any], objective: str | None, fidelity: str | None, top: int, no_calibration: bool,
-    batches: int,
-    format_: str | None, out: Path | None, plot: Path | None, store: str | None,
+    batches: int, format_: str | None, out: Path | None, plot: Path | None, store: str | None,
 ) -> None:  # fmt: skip
     """Show how well each proxy predicted what this study measured: rank correlations, recall of the best, and what trusting
     it costs at a budget."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,10 +147,15 @@ def _grid(top: int) -> list[int]:
 
 def _compose(factors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
     """Sum of rank-one tensors, shape: (n_1, ..., n_d)."""
-    product = factors[1]
-    for factor in factors[2:]:
+    return (factors[0] @ rank_one(factors[1:]).mT).reshape([f.shape[0] for f in factors])
+
+
+def rank_one(factors: Sequence[Tensor]) -> Tensor:
+    """The rank-one tensors of factors of shape (n_k, r), flattened into columns (Khatri-Rao), shape: (n_1 ... n_d, r)."""
+    product = factors[0]
+    for factor in factors[1:]:
         product = (product[:, None, :] * factor[None, :, :]).flatten(0, 1)
-    return (factors[0] @ product.mT).reshape([f.shape[0] for f in factors])
+    return product
 
 
 def _ladder(tensor: Tensor, grid: list[int]) -> tuple[dict[int, tuple[Tensor, ...]], list[int]]:
@@ -245,9 +251,7 @@ def _leading(tensor: Tensor, count: int) -> list[Tensor]:
 
 def _weighted(factors: tuple[Tensor, ...], dense: Tensor, moments: Moments) -> tuple[Tensor, ...]:
     """A few alternating weighted least-squares sweeps; the first step, of the output factor, is in closed form."""
-    rank = factors[0].shape[1]
-    rows = _compose((torch.eye(rank, dtype=dense.dtype, device=dense.device), *factors[1:])).flatten(1)
-    fitted = (refit_output(dense.flatten(1), rows, moments), *factors[1:])
+    fitted = (refit_output(dense.flatten(1), rank_one(factors[1:]).mT, moments), *factors[1:])
 
     def compose(parts: Any) -> Tensor:
         return _compose(tuple(parts)).reshape(1, *dense.shape)

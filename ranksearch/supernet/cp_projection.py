@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ranksearch.decompositions import Moments, Rank
 from ranksearch.decompositions._metric import refine, refit_output
-from ranksearch.decompositions.cp import CP
+from ranksearch.decompositions.cp import CP, rank_one
 from ranksearch.sites import Site
 from ranksearch.supernet._bases import Bases, Projection, Side, moved
 
@@ -61,18 +61,16 @@ class CPProjection(Projection):
         if sweeps and bool(dense.any()):
 
             def compose(parts: Sequence[Tensor]) -> Tensor:
-                return (parts[0] @ _columns(parts[1:]).mT).reshape(1, *dense.shape)
+                return (parts[0] @ rank_one(parts[1:]).mT).reshape(1, *dense.shape)
 
             with torch.no_grad():
-                out = refit_output(dense.flatten(1), _columns(kernels).mT, metric)
+                out = refit_output(dense.flatten(1), rank_one(kernels).mT, metric)
             _, *kernels = refine(compose, (out, *kernels), dense[None], metric, sweeps=sweeps)
         with torch.no_grad():
             kernels = [k / k.norm(dim=0).clamp_min(torch.finfo(k.dtype).tiny) for k in kernels]
-            columns = _columns(kernels)
-            seen = columns if metric.input is None else metric.input[0].double() @ columns
-            gram = columns.mT @ seen
-            inverse = torch.linalg.pinv((gram + gram.mT) / 2, rtol=1e-12, hermitian=True)
-            whole = Side(columns[None], (inverse @ seen.mT)[None], torch.zeros(1, columns.shape[1]))
+            columns = rank_one(kernels)
+            projector = refit_output(torch.eye(len(columns), dtype=columns.dtype), columns.mT, metric).mT  # of any weight
+            whole = Side(columns[None], projector[None].contiguous(), torch.zeros(1, columns.shape[1]))
             modes = [Side(k[None].contiguous(), k.mT[None].contiguous(), torch.zeros(1, k.shape[1])) for k in kernels]
             return moved(Bases(False, (whole, *modes)), weight)
 
@@ -85,11 +83,3 @@ class CPProjection(Projection):
             out = out * (even / norm.clamp_min(torch.finfo(norm.dtype).tiny))
             kernels = [k * even for k in kernels]
         return (out, *kernels)
-
-
-def _columns(kernels: Sequence[Tensor]) -> Tensor:
-    """Their rank-one kernels as columns, shape: (d, r)."""
-    product = kernels[0]
-    for factor in kernels[1:]:
-        product = (product[:, None, :] * factor[None, :, :]).flatten(0, 1)
-    return product
