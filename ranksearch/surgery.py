@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.attention import without_fused_paths
+from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, run
 from ranksearch.space import Configuration
@@ -21,7 +22,7 @@ from ranksearch.spectra import Spectra
 def build(spectra: Spectra, configuration: Configuration) -> nn.Module:
     """A new network in which every site that ``configuration`` names is factorized.
 
-    The factors are those that are best in the metric of ``spectra``; dtype, device, training mode and
+    The factors are those that are best in the metric of ``spectra``; dtype, device, memory format, training mode and
     ``requires_grad`` follow the original. Nothing is shared with it.
 
     Raises:
@@ -30,21 +31,26 @@ def build(spectra: Spectra, configuration: Configuration) -> nn.Module:
     replacements: dict[str, nn.Module] = {}
     for name, decomposition_name, rank in configuration.choices:
         site = spectra.sites[name]
-        decomposition = spectra.decomposition(decomposition_name)
-        reason = decomposition.undefined(site)
+        reason = spectra.decomposition(decomposition_name).undefined(site)
         if reason is not None:
             raise InvalidArgument(f"configuration {configuration.id}: {decomposition_name} is not defined for {name!r}: {reason}")
-        original = spectra.model.get_submodule(site.name)
-        weight = original.get_parameter("weight")
-        factors = tuple(f.to(weight.dtype) for f in spectra.factors(site, decomposition_name, rank))
-        bias = original._parameters.get("bias")
-        layer = decomposition.module(site, factors, None if bias is None else bias.detach())
-        if isinstance(original, nn.Embedding):
-            table = next(module for module in layer.modules() if isinstance(module, nn.Embedding))
-            table.padding_idx, table.scale_grad_by_freq = original.padding_idx, original.scale_grad_by_freq
-        layer.train(original.training).requires_grad_(weight.requires_grad)
-        replacements[site.name] = layer
+        replacements[site.name] = factorized(spectra, site, decomposition_name, rank)
     return replace_sites(spectra.model, [spectra.sites[name] for name in replacements], replacements)
+
+
+def factorized(spectra: Spectra, site: Site, decomposition: str, rank: Rank) -> nn.Module:
+    """The layer that stands in for ``site`` at an option of a decomposition that is defined for it: a module of its own,
+    with dtype, device, memory format, training mode and ``requires_grad`` of the original."""
+    original = spectra.model.get_submodule(site.name)
+    weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
+    factors = tuple(f.to(weight.dtype) for f in spectra.factors(site, decomposition, rank))
+    layer = spectra.decomposition(decomposition).module(site, factors, None if bias is None else bias.detach().clone())
+    if isinstance(original, nn.Embedding):
+        table = next(module for module in layer.modules() if isinstance(module, nn.Embedding))
+        table.padding_idx, table.scale_grad_by_freq = original.padding_idx, original.scale_grad_by_freq
+    if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+        layer.to(memory_format=torch.channels_last)
+    return layer.train(original.training).requires_grad_(weight.requires_grad)
 
 
 def replace_sites(model: nn.Module, sites: Iterable[Site], replacements: Mapping[str, nn.Module]) -> nn.Module:

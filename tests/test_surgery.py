@@ -197,6 +197,20 @@ def test_frozen_and_typed_like_the_original() -> None:
     assert built[0].training
 
 
+def test_the_memory_format_is_that_of_the_original() -> None:
+    net, x = _net(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    configuration = Configuration({"conv": ("tucker2", (2, 5)), "twice": ("spatial", (4,)), "head": ("svd", (2,))})
+    plain = build(Spectra(net, find_sites(net, x[:1])), configuration)
+    net.to(memory_format=torch.channels_last)
+    built = build(Spectra(net, find_sites(net, x[:1])), configuration)
+    assert built.twice[0].weight.is_contiguous(memory_format=torch.channels_last) and not built.twice[0].weight.is_contiguous()
+    assert plain.twice[0].weight.is_contiguous() and not plain.twice[0].weight.is_contiguous(memory_format=torch.channels_last)
+    seen = []
+    built.twice.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    assert torch.allclose(built(x), plain(x), rtol=1e-10, atol=1e-10)
+    assert all(output.is_contiguous(memory_format=torch.channels_last) for output in seen) and len(seen) == 2
+
+
 def test_unknown_site_and_undefined_decomposition() -> None:
     layer = nn.Sequential(nn.Linear(8, 8))
     spectra = Spectra(layer, find_sites(layer, torch.randn(1, 8)))

@@ -1,10 +1,15 @@
 """Time of exact allocation, as one line of JSON: whole minimax front, whole Lagrangian hull, one exact additive optimum.
 
     python analysis/benchmarks/allocate.py [--sites 100] [--options 200] [--repeats 5] [--budget 0.5] [--seed 0]
+    python analysis/benchmarks/allocate.py --resnet50 [--max-options N] [--no-baseline]
 
 Baselines, measured in the same run on the same instances: the minimax front by a Python loop over thresholds, the hull
 by a Python monotone chain per site, and the MILP over all options without fixing any. Instances resemble the ladders
 of a convolutional network: layer shapes of ResNet-50, spectra that decay as a power, noise from mixed types.
+
+``--resnet50`` takes the ladders that ranksearch builds for the 53 convolutions of ResNet-50 with every type (minutes of
+preparation, not timed). The weights are synthetic, one per shape; each site has the errors of its shape to a power of its
+own. `tensor_ring` is left out above ``RING`` parameters, where it takes minutes per layer.
 """
 
 from __future__ import annotations
@@ -13,15 +18,23 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
+from spectra import resnet50, weight
+from torch import nn
 
 from ranksearch.allocators import lagrangian_hull, minimax_front
 from ranksearch.allocators._choice import solve
+from ranksearch.decompositions import Errors
+from ranksearch.sites import Cost, Site, Sites
+from ranksearch.space import COSTS, build_space
+from ranksearch.spectra import Profile, Spectra
 
 Arrays = list[np.ndarray]
+RING = 150_000  # parameters of a layer up to which tensor_ring takes part
 
 
 def instance(sites: int, options: int, seed: int) -> tuple[Arrays, Arrays]:
@@ -41,6 +54,49 @@ def instance(sites: int, options: int, seed: int) -> tuple[Arrays, Arrays]:
         values.append(np.append(value * rng.uniform(0.9, 1.1, options - 1), 0.0))
         costs.append(np.append(cost, dense))
     return values, costs
+
+
+class SharedShapes(Spectra):
+    """Spectra in which sites of one shape share a decomposed weight; their errors differ by an exponent."""
+
+    def __init__(self, sites: list[Site]) -> None:
+        super().__init__(nn.Module(), Sites(tuple(sites), (), sum((s.cost for s in sites), Cost(0, 0))))
+        self.exponents = {site.name: 1.0 for site in sites}
+        self.errors: dict[tuple[tuple[int, ...], str], Errors] = {}
+
+    def profile(self, site: Site, name: str) -> Profile | None:
+        decomposition = self.decomposition(name)
+        if decomposition.undefined(site) is not None or (name == "tensor_ring" and site.cost.params > RING):
+            return None
+        key = (site.shape, name)
+        if key not in self.errors:
+            self.errors[key] = decomposition.errors(decomposition.prepare(site, weight(site, seed=0)))
+        errors = self.errors[key]
+        params, macs = decomposition.costs(site, errors.ranks)
+        values = errors.frobenius ** self.exponents[site.name]
+        return Profile(
+            site.name, name, errors.ranks, params, macs, values, errors.operator, errors.norm, errors.frobenius_is, errors.operator_is
+        )
+
+
+def ladders(repeats: int, seed: int, max_options: int | None) -> Iterator[tuple[Arrays, Arrays, Arrays]]:
+    """Squared relative errors, params and MACs of the ladders of ResNet-50, every time with other exponents."""
+    sites = resnet50()
+    spectra = SharedShapes(sites)
+    for repeat in range(repeats):
+        exponents = np.random.default_rng(seed + repeat).uniform(0.5, 1.5, len(sites))
+        spectra.exponents = {site.name: float(e) for site, e in zip(sites, exponents, strict=True)}
+        found = build_space(spectra, max_options=max_options).ladders
+        params, macs = ([ladder.column(name).astype(np.int64) for ladder in found] for name in COSTS)
+        yield [np.square(ladder.column("frobenius")) for ladder in found], params, macs
+
+
+def synthetic(repeats: int, sites: int, options: int, seed: int) -> Iterator[tuple[Arrays, Arrays, Arrays]]:
+    """Values, params and MACs of ``instance``, with a number of output positions per site."""
+    for repeat in range(repeats):
+        values, params = instance(sites, options, seed + repeat)
+        positions = np.random.default_rng(repeat).choice([1, 4, 16, 64], sites)
+        yield values, params, [c * p for c, p in zip(params, positions, strict=True)]
 
 
 def loop_front(values: Arrays, costs: Arrays) -> list[tuple[float, int]]:
@@ -91,17 +147,23 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-baseline", action="store_true", help="leave the baselines out: they take minutes on large instances")
+    parser.add_argument("--resnet50", action="store_true", help="the ladders of ResNet-50, all types, instead of --sites and --options")
+    parser.add_argument("--max-options", type=int, default=None, help="options per ladder of ResNet-50")
     given = parser.parse_args()
+    torch.set_num_threads(1)
 
     names = ("minimax_front", "minimax_front_loop", "hull", "hull_loop", "milp", "milp_two_budgets", "milp_without_fixing")
     times: dict[str, list[float]] = {name: [] for name in names}
-    gaps, remaining, points = [], [], []
-    for repeat in range(given.repeats):
-        values, costs = instance(given.sites, given.options, given.seed + repeat)
+    gaps, remaining, points, sizes = [], [], [], []
+    if given.resnet50:
+        source = ladders(given.repeats, given.seed, given.max_options)
+    else:
+        source = synthetic(given.repeats, given.sites, given.options, given.seed)
+    for repeat, (values, costs, macs) in enumerate(source):
+        sizes.append([len(v) for v in values])
         limit = np.array([int(given.budget * sum(int(c[-1]) for c in costs))])
         columns = [c[:, None] for c in costs]
-        second = np.random.default_rng(repeat).choice([1, 4, 16, 64], given.sites)  # output positions: MACs beside params
-        both = [np.stack([c, c * s], axis=1) for c, s in zip(costs, second, strict=True)]
+        both = [np.stack(pair, axis=1) for pair in zip(costs, macs, strict=True)]
         limits = (given.budget * np.sum([c[-1] for c in both], axis=0)).astype(np.int64)
 
         seconds, front = timed(lambda v=values, c=costs: minimax_front(v, c))
@@ -137,7 +199,9 @@ def main() -> None:
         if baseline in medians
     }
     print(json.dumps({
-        "benchmark": "allocate", "sites": given.sites, "options": given.options, "budget": given.budget, "repeats": given.repeats,
+        "benchmark": "allocate", "instance": "resnet50" if given.resnet50 else "synthetic", "sites": len(sizes[0]),
+        "options": int(np.median([sum(s) for s in sizes])), "longest_ladder": max(map(max, sizes)),
+        "budget": given.budget, "repeats": given.repeats,
         "seconds": {name: round(t, 5) for name, t in medians.items()},
         "slowest_seconds": {name: round(max(t), 5) for name, t in times.items() if t},
         "times_faster_than_baseline": {name: round(r, 1) for name, r in ratios.items()},
