@@ -1,7 +1,8 @@
 """Factorized without any training: every rule of choosing types and ranks, at the same budgets, on held-out data.
 Writes a markdown table and the rows as JSON; cells that the JSON already has, made with the same settings, are kept, so
 that a long run can be stopped and widened. Rules: published ones on weight (or, as their papers say, whitened)
-spectra; ours solve their proxy's problem exactly, ``polish`` goes on from the best of them with measured moves."""
+spectra; ours solve their proxy's problem exactly, ``polish`` goes on from the best of them with measured moves;
+``RULE_reconstructed`` fits the last factors of the rule's network to the dense network's responses."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
 from ranksearch.local_search import CalibrationLoss, polish
 from ranksearch.proxies import Calibrated, DiagonalFisher, Energy, Frobenius, LastFeature, SingleSiteLoss, TableProxy
+from ranksearch.reconstruction import reconstruct
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, CostName, SearchSpace, build_space
 from ranksearch.spectra import Spectra
@@ -69,8 +71,9 @@ PROXIES = {  # name -> metric of the space whose additive problem is solved for 
     "single_site_loss": "fisher",
     "calibrated": "fisher",
 }
+RECONSTRUCTED = {f"{rule}_reconstructed": rule for rule in ("balf", "fisher")}  # last factors fitted to the dense responses
 OURS = (*PROXIES, "polish")
-
+RULES = (*PUBLISHED, *OURS, *RECONSTRUCTED)
 
 TEMPERATURE = 3.0  # of the softmax, for statistics and measured losses
 
@@ -198,9 +201,11 @@ def calibrated(setting: Setting, space: SearchSpace, cost: CostName, budget: flo
     return setting.fitted[key], notes
 
 
-def evaluate(setting: Setting, spectra: Spectra, configuration: Configuration, split: Any) -> dict[str, float]:
-    """Accuracy as it is, and with batch norm re-estimated on training images."""
+def evaluate(setting: Setting, spectra: Spectra, configuration: Configuration, split: Any, fit: bool) -> dict[str, float]:
+    """Accuracy as it is, and with batch norm re-estimated on training images; ``fit``: last factors fitted before."""
     model = build(spectra, configuration).eval()
+    if fit:
+        reconstruct(model, setting.model, setting.task.calibration(setting.measured))
     found = {"plain": setting.task.measure(model, split)["accuracy"]} if setting.plain else {}
     recalibrate(model, setting.task.calibration(setting.batches))
     again = setting.task.measure(model, split)
@@ -228,7 +233,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5, 0.4, 0.3])
     parser.add_argument("--costs", nargs="+", default=["params", "macs"], choices=["params", "macs"])
-    parser.add_argument("--rules", nargs="+", default=[*PUBLISHED, *OURS], choices=[*PUBLISHED, *OURS])
+    parser.add_argument("--rules", nargs="+", default=RULES, choices=RULES)
     parser.add_argument("--types", nargs="+", default=list(TYPES), choices=list(TYPES))
     parser.add_argument("--images", type=int, default=5000, help="held-out images")
     parser.add_argument("--test", action="store_true", help="measure on the test split: for final numbers only")
@@ -316,7 +321,7 @@ def one(rule: str, setting: Setting, cost: CostName, budget: float, split: str) 
     row: dict[str, Any] = {"rule": rule, "cost": cost, "budget": budget, "split": split}
     start = time.perf_counter()
     try:
-        spectra, configuration, notes = choose(rule, setting, cost, budget)
+        spectra, configuration, notes = choose(RECONSTRUCTED.get(rule, rule), setting, cost, budget)
     except (InfeasibleBudget, InvalidArgument) as error:
         return row | {"error": str(error)}
     row["seconds"] = round(time.perf_counter() - start, 1)
@@ -326,7 +331,8 @@ def one(rule: str, setting: Setting, cost: CostName, budget: float, split: str) 
     used: dict[str, int] = {}
     for _, decomposition, _ in configuration.choices:
         used[decomposition] = used.get(decomposition, 0) + 1
-    return row | evaluate(setting, spectra, configuration, split) | notes | {"used": used, "configuration": configuration.to_json()}
+    row |= evaluate(setting, spectra, configuration, split, rule in RECONSTRUCTED)
+    return row | notes | {"used": used, "configuration": configuration.to_json()}
 
 
 def write(out: Path, rows: Sequence[dict[str, Any]], dense: float, split: str, options: dict[str, Any]) -> None:

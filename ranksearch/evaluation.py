@@ -1,4 +1,4 @@
-"""One full evaluation: configuration -> network -> fine-tuned -> batch norm re-estimated -> measured."""
+"""One full evaluation: configuration -> network -> reconstructed -> fine-tuned -> batch norm re-estimated -> measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ranksearch.errors import InvalidArgument
+from ranksearch.reconstruction import reconstruct
 from ranksearch.space import Configuration
 from ranksearch.spectra import Spectra
 from ranksearch.surgery import build, recalibrate
@@ -26,17 +27,21 @@ class Fidelity:
     epochs: float = 1.0  # of fine-tuning
     recalibration: int = 8  # batches for batch-norm re-estimation; 0: the statistics stay as they are
     name: str = "full"
+    reconstruction: int = 0  # batches that last factors are fitted on, see `reconstruct`; 0: they stay as they are
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epochs) and self.epochs >= 0):
             raise InvalidArgument(f"epochs={self.epochs}: must be a finite number, 0 or more")
         if self.recalibration < 0:
             raise InvalidArgument(f"recalibration={self.recalibration}: must be 0 or more batches")
+        if self.reconstruction < 0:
+            raise InvalidArgument(f"reconstruction={self.reconstruction}: must be 0 or more batches")
 
     @property
     def key(self) -> str:
         """How the store names it."""
-        return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}"
+        fitted = f",reconstruction={self.reconstruction}" if self.reconstruction else ""
+        return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}{fitted}"
 
     @staticmethod
     def parse(key: str) -> Fidelity:
@@ -44,11 +49,11 @@ class Fidelity:
 
         Raises:
             InvalidArgument: no key of a fidelity."""
-        found = re.fullmatch(r"(.+):epochs=([^,]+),recalibration=(\d+)", key)
+        found = re.fullmatch(r"(.+):epochs=([^,]+),recalibration=(\d+)(?:,reconstruction=(\d+))?", key)
         try:
             if found is None:
                 raise ValueError(key)
-            return Fidelity(float(found[2]), int(found[3]), found[1])
+            return Fidelity(float(found[2]), int(found[3]), found[1], int(found[4] or 0))
         except ValueError as error:
             raise InvalidArgument(f"fidelity={key!r} is none; one is written like {Fidelity().key}") from error
 
@@ -82,11 +87,13 @@ class Evaluator:
         self.task = task
 
     def network(self, request: Request) -> nn.Module:
-        """The network of a request, fine-tuned and with batch norm re-estimated. The same request gives the same
-        network on the same machine and thread count."""
+        """The network of a request, reconstructed, fine-tuned and with batch norm re-estimated. The same request gives the
+        same network on the same machine and thread count."""
         torch.manual_seed(request.seed)
         model = build(self.spectra, request.configuration)
         fidelity = request.fidelity
+        if fidelity.reconstruction:
+            reconstruct(model, self.spectra.model, self.task.calibration(fidelity.reconstruction))
         if fidelity.epochs:
             self.task.fine_tune(model, epochs=fidelity.epochs, seed=request.seed)
         if fidelity.recalibration:

@@ -7,6 +7,8 @@ with the test set (``task.measure(model, "test")``) before quoting a number."""
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
+
 from ranksearch.evaluation import Fidelity
 from ranksearch.search_spaces import mixture
 from ranksearch.study import Study
@@ -19,6 +21,7 @@ def study(
     data: Annotated[Path, "folder with train-*.parquet and test-*.parquet (Hugging Face layout: img, label)"],
     weights: Annotated[Path, "trained weights of the ResNet-20, a safetensors file"],
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.2,
+    reconstruction: Annotated[int, "batches that the last factor of every layer is fitted on before; 0: none"] = 0,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
     augment: Annotated[bool, "random crops and mirroring in fine-tuning; pays only over many epochs"] = False,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are best in and errors are taken in"] = "fisher",
@@ -26,6 +29,7 @@ def study(
 ) -> Study:
     """Compress a ResNet-20 trained on CIFAR-10."""
     model = load_weights(cifar_resnet(20), weights).eval()
+    model.to(memory_format=torch.channels_last)  # thin layers run faster so
     task = cifar10(data, learning_rate=learning_rate, augment=CropAndFlip() if augment else None)
-    fidelity = Fidelity(epochs=epochs, recalibration=8)
+    fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction)
     return Study("cifar10_resnet20", model=model, task=task, space=mixture().but(metric=metric), fidelity=fidelity, seed=seed)

@@ -14,6 +14,7 @@ from ranksearch.tasks.training import trained
 def study(
     *,
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 2.0,
+    reconstruction: Annotated[int, "batches that the last factor of every layer is fitted on before; 0: none"] = 0,
     training_epochs: Annotated[float, "epochs in which the network to be compressed is trained"] = 12.0,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are best in and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the training, the search and every evaluation"] = 0,
@@ -21,5 +22,5 @@ def study(
     """Compress a residual network of 172,000 parameters that reads handwritten digits."""
     schooling = digits(learning_rate=0.1, schedule="one_cycle")
     model = trained(digits_net, schooling, epochs=training_epochs, seed=seed, cache=home() / "cache")
-    fidelity = Fidelity(epochs=epochs, recalibration=8)
+    fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction)
     return Study("digits", model=model, task=digits(), space=mixture().but(metric=metric), fidelity=fidelity, seed=seed)

@@ -21,6 +21,7 @@ def study(
     source: Annotated[str, "name of the parquet file in the folder, without .parquet"] = "tweets",
     length: Annotated[int, "tokens per sentence; longer ones are cut"] = 48,
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
+    reconstruction: Annotated[int, "batches that the last factor of every layer is fitted on before; 0: none"] = 0,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are best in and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the search and every evaluation"] = 0,
@@ -31,4 +32,5 @@ def study(
     model = SentenceClassifier(network, task.classes).eval()
     fit_probe(model, task, cache=home() / "cache")
     space = mixture().but(metric=metric, calibration=32)
-    return Study(f"minilm_{source}", model=model, task=task, space=space, fidelity=Fidelity(epochs=epochs, recalibration=0), seed=seed)
+    fidelity = Fidelity(epochs=epochs, recalibration=0, reconstruction=reconstruction)
+    return Study(f"minilm_{source}", model=model, task=task, space=space, fidelity=fidelity, seed=seed)

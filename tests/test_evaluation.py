@@ -78,6 +78,29 @@ def test_fine_tuning_and_recalibration_happen() -> None:
     assert all(torch.equal(v, evaluator.spectra.model.state_dict()[k]) for k, v in dense.state_dict().items())
 
 
+def test_last_factors_are_fitted_before_anything_else() -> None:
+    evaluator = _evaluator()
+    plain = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=0), 0))
+    fitted = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=0, reconstruction=2), 0))
+    dense, x = evaluator.spectra.model.eval(), next(iter(evaluator.task.calibration(1)))
+    assert torch.equal(plain[0][0].weight, fitted[0][0].weight)  # type: ignore[index]
+    assert not torch.equal(plain[0][1].weight, fitted[0][1].weight)  # type: ignore[index]
+    with torch.no_grad():
+        plain[1].train(), fitted[1].train()  # type: ignore[union-attr]
+        assert (fitted(x) - dense(x)).square().sum() < (plain(x) - dense(x)).square().sum()
+    tuned = Fidelity(epochs=2, recalibration=2, reconstruction=2)
+    assert evaluator(Request(LOW, tuned, 0)).metrics == evaluator(Request(LOW, tuned, 0)).metrics
+    assert evaluator(Request(LOW, tuned, 0)).metrics != evaluator(Request(LOW, Fidelity(epochs=2, recalibration=2), 0)).metrics
+
+
+def test_keys_of_fidelities_come_back() -> None:
+    for fidelity in (Fidelity(), Fidelity(0.5, 0, "quick"), Fidelity(epochs=0, reconstruction=4)):
+        assert Fidelity.parse(fidelity.key) == fidelity
+    assert Fidelity(1, 8).key == "full:epochs=1,recalibration=8"  # what earlier studies hold
+    with pytest.raises(InvalidArgument, match="reconstruction"):
+        Fidelity.parse("full:epochs=1,recalibration=8,reconstruction=x")
+
+
 def test_faults_of_a_configuration_are_outcomes() -> None:
     evaluator = _evaluator()
     outcome = evaluator(Request(Configuration({"9": ("svd", (1,))}), Fidelity(), 0))
@@ -95,7 +118,7 @@ def test_evaluators_travel_without_their_caches() -> None:
     assert size < 200_000  # 87 kB of data and weights, no spectra
 
 
-@pytest.mark.parametrize("bad", [{"epochs": -1}, {"epochs": float("nan")}, {"recalibration": -1}])
+@pytest.mark.parametrize("bad", [{"epochs": -1}, {"epochs": float("nan")}, {"recalibration": -1}, {"reconstruction": -1}])
 def test_bad_fidelities_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InvalidArgument):
         Fidelity(**bad)  # type: ignore[arg-type]
