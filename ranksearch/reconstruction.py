@@ -59,12 +59,12 @@ class _Moments:
 def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any], *, ridge: float = 0.01) -> tuple[Reconstructed, ...]:
     """Fit the last factor (and its bias) of every factorized layer, in place, in the order in which the network uses them.
 
-    Layer by layer, min over W of sum |W x - y|^2 + ridge mean(x^2) |W - W0|^2: x what reaches the last factor in
-    ``network``, y what the dense layer gives in ``reference`` for the same example, W0 the factor as it is. Later layers
-    so make up for what earlier ones lost: the asymmetric reconstruction of Zhang et al. (arXiv 1505.06798, section 3.3),
-    in closed form and for every type that ends in a plain layer. Costs stay as they are. Batch norms normalize by their batch meanwhile and
-    keep their running statistics: `recalibrate` afterwards. Takes about one forward pass of both networks over the
-    batches for every two layers.
+    Layer by layer, min over W of mean |W x - y|^2 + ridge mean(x_i^2) |W - W0|^2: x what reaches the last factor in
+    ``network`` (patches of a convolution), y what the dense layer gives in ``reference`` for the same example, W0 the
+    factor as it is. Later layers so make up for what earlier ones lost: the asymmetric reconstruction of Zhang et al.
+    (arXiv 1505.06798, section 3.3), in closed form and for every type that ends in a plain layer. Costs stay as they are.
+    Batch norms normalize by their batch meanwhile and keep their running statistics: `recalibrate` afterwards. Takes one
+    forward pass of both networks per layer, up to it.
 
     Args:
         network: from `build`, with the paths of ``reference``.
