@@ -111,8 +111,11 @@ def _in_order(network: nn.Module, lasts: Mapping[str, Site], example: Any) -> li
     order: dict[str, None] = {}
     with ExitStack() as stack:
         for path, site in lasts.items():
-            handle = network.get_submodule(site.name).register_forward_pre_hook(lambda _module, _args, path=path: order.setdefault(path))
-            stack.callback(handle.remove)
+
+            def used(_module: nn.Module, _args: Any, path: str = path) -> None:
+                order.setdefault(path)
+
+            stack.callback(network.get_submodule(site.name).register_forward_pre_hook(used).remove)
         run(network, example)
     return list(order)
 

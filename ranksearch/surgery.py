@@ -49,7 +49,7 @@ def factorized(spectra: Spectra, site: Site, decomposition: str, rank: Rank) -> 
         table = next(module for module in layer.modules() if isinstance(module, nn.Embedding))
         table.padding_idx, table.scale_grad_by_freq = original.padding_idx, original.scale_grad_by_freq
     if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
-        layer.to(memory_format=torch.channels_last)
+        layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return layer.train(original.training).requires_grad_(weight.requires_grad)
 
 
