@@ -4,8 +4,8 @@ responses, given the inputs that the layer really has behind the factorized laye
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ranksearch._lockstep import Pass, passes
 from ranksearch._statistics_math import chunks, gradients, images, lower, to_patch_order
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, canonical_weight, find_sites, module_kind, run
@@ -30,25 +31,29 @@ class Reconstructed:
     after: float
 
 
-class _Enough(Exception):
-    """Ends a forward pass: everything that is asked of it has been seen."""
-
-
 @dataclass
 class _Moments:
-    """Second moments of a layer's inputs x and wanted responses y, float64, groups first."""
+    """Second moments of a last factor's inputs x (im2col rows, a one behind them for the bias) and the wanted responses y,
+    float64, groups first."""
 
+    bias: bool
     inputs: Tensor | float = 0.0  # sum of x x^T, shape (groups, d, d)
     cross: Tensor | float = 0.0  # sum of y x^T, shape (groups, c_out / groups, d)
     energy: Tensor | float = 0.0  # sum of y y over all outputs
-    rows: int = 0
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Shapes (groups, d, n) and (groups, c_out / groups, n)."""
-        self.inputs = self.inputs + (x @ x.mT).double()
-        self.cross = self.cross + (y @ x.mT).double()
-        self.energy = self.energy + y.double().square().sum()
-        self.rows += x.shape[2]
+    def add(self, site: Site, given: Tensor, wanted: Tensor) -> None:
+        """One use: lowered inputs against the responses at the same positions, part by part."""
+        targets = gradients(site, wanted)  # (batch, c_out, positions)
+        start = 0
+        for part in chunks(site, images(site, given), CHUNK):
+            x = lower(site, part).flatten(2)  # (groups, d, batch * positions)
+            if self.bias:
+                x = torch.cat([x, x.new_ones((x.shape[0], 1, x.shape[2]))], dim=1)
+            y = targets[start : start + len(part)].transpose(0, 1).flatten(1).reshape(site.groups, -1, x.shape[2])
+            self.inputs = self.inputs + (x @ x.mT).double()
+            self.cross = self.cross + (y @ x.mT).double()
+            self.energy = self.energy + y.double().square().sum()
+            start += len(part)
 
     def error(self, weight: Tensor) -> float:
         """Mean squared error of ``weight``, shape (groups, c_out / groups, d), relative to the energy of y."""
@@ -63,13 +68,15 @@ def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any]
     ``network`` (patches of a convolution), y what the dense layer gives in ``reference`` for the same example, W0 the
     factor as it is. Later layers so make up for what earlier ones lost: the asymmetric reconstruction of Zhang et al.
     (arXiv 1505.06798, section 3.3), in closed form and for every type that ends in a plain layer. Costs stay as they are.
-    Batch norms normalize by their batch meanwhile and keep their running statistics: `recalibrate` afterwards. Takes one
-    forward pass of both networks per layer, up to it.
+    Batch norms normalize by their batch meanwhile and keep their running statistics: `recalibrate` afterwards.
+
+    All batches go through both networks together, layer by layer, so that one forward pass is enough: what they hold between
+    two layers is in memory for all batches at once. Layers that are used several times take a pass of their own.
 
     Args:
         network: from `build`, with the paths of ``reference``.
         reference: the dense network.
-        batches: of inputs, as for `recalibrate`; held in memory.
+        batches: of inputs, as for `recalibrate`.
         ridge: pull towards the present factor, relative to the mean energy of an input.
 
     Returns:
@@ -89,8 +96,20 @@ def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any]
         return ()
     sites = {site.name: site for site in find_sites(network, held[0])}
     lasts = {path: sites[last] for path, last in factorized if last in sites}
-    with torch.no_grad(), _steady(network), _steady(reference, batch=False):
-        return tuple(_fit(network, reference, path, lasts[path], held, ridge) for path in _in_order(network, lasts, held[0]))
+    once = [path for path, site in lasts.items() if len(site.calls) == 1]
+    with torch.no_grad(), _steady(network), _steady(reference, batch=False), ExitStack() as stack:
+        given = stack.enter_context(_observed(network, {path: lasts[path].name for path in once}, held, output=False))
+        wanted = stack.enter_context(_observed(reference, {path: path for path in once}, held, output=True))
+        found: dict[str, Reconstructed] = {}
+        for path in _in_order(network, lasts, held[0]):
+            moments = _Moments(bias=lasts[path].bias)
+            # uses after the first depend on it: a layer with several takes passes of its own, to the end
+            pairs = zip(given, wanted, strict=True)
+            values = _next(pairs, path, found) if path in once else _all_uses(network, reference, path, lasts[path], held)
+            for x, y in values:
+                moments.add(lasts[path], x, y)
+            found[path] = _fit(network.get_submodule(lasts[path].name), path, lasts[path], moments, ridge)
+        return tuple(found.values())
 
 
 def _factorized(network: nn.Module, reference: nn.Module) -> Iterator[tuple[str, str]]:
@@ -120,23 +139,43 @@ def _in_order(network: nn.Module, lasts: Mapping[str, Site], example: Any) -> li
     return list(order)
 
 
-def _fit(network: nn.Module, reference: nn.Module, path: str, site: Site, batches: Sequence[Any], ridge: float) -> Reconstructed:
-    last = network.get_submodule(site.name)
-    bias = last._parameters.get("bias")
-    moments = _Moments()
+def _observed(network: nn.Module, stops: Mapping[str, str], batches: Sequence[Any], *, output: bool) -> AbstractContextManager[list[Pass]]:
+    return passes(network, batches, {path: network.get_submodule(name) for path, name in stops.items()}, output=output)
+
+
+def _next(pairs: Iterable[tuple[Pass, Pass]], path: str, done: Collection[str]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs of a layer's last factor and the dense layer's outputs, from passes that wait at layers that are done; a pass that
+    waits elsewhere uses the layers in another order, or not at all."""
+    for pair in pairs:
+        for one in pair:
+            if one.place is None or one.place in done:
+                one.advance()
+        x, y = (one.value if one.place == path else None for one in pair)
+        if x is not None and y is not None:
+            yield x, y
+
+
+def _all_uses(network: nn.Module, reference: nn.Module, path: str, site: Site, batches: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same from fresh passes, use by use."""
     for batch in batches:
-        wanted = _observe(reference, reference.get_submodule(path), batch, len(site.calls), output=True)
-        given = _observe(network, last, batch, len(site.calls), output=False)
-        for x, y in zip(given, wanted, strict=True):
-            _add(moments, site, x, y, bias is not None)
+        with (
+            _observed(network, {path: site.name}, [batch], output=False) as (given,),
+            _observed(reference, {path: path}, [batch], output=True) as (wanted,),
+        ):
+            while pair := list(_next([(given, wanted)], path, {path})):
+                yield from pair
+
+
+def _fit(last: nn.Module, path: str, site: Site, moments: _Moments, ridge: float) -> Reconstructed:
+    """Solve for the last factor of one layer, and set it."""
+    bias = last._parameters.get("bias")
     weight = canonical_weight(last, site).double()
     now = weight.reshape(site.groups, -1, *weight.shape[1:]).permute(0, 1, 3, 4, 2).flatten(2)  # (tap, channel), as rows are
     if bias is not None:
         now = torch.cat([now, bias.detach().double().reshape(site.groups, -1, 1)], dim=2)
-    inputs = torch.as_tensor(moments.inputs)
+    inputs = torch.as_tensor(moments.inputs, device=now.device).expand(now.shape[0], now.shape[2], now.shape[2])
     pull = ridge * inputs.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None] + 1e-12 * inputs.abs().amax(dim=(1, 2), keepdim=True)
-    eye = torch.eye(inputs.shape[1], dtype=torch.float64, device=inputs.device)
-    factor, failed = torch.linalg.cholesky_ex(inputs + pull * eye)
+    factor, failed = torch.linalg.cholesky_ex(inputs + pull * torch.eye(now.shape[2], dtype=now.dtype, device=now.device))
     before = moments.error(now)
     if bool((failed != 0).any()):  # no input at all, or one that is not finite: nothing to learn from
         return Reconstructed(path, before, before)
@@ -151,38 +190,6 @@ def _fit(network: nn.Module, reference: nn.Module, path: str, site: Site, batche
     parameter = last.get_parameter("weight")
     parameter.copy_(fitted.reshape(parameter.shape))
     return Reconstructed(path, before, after)
-
-
-def _add(moments: _Moments, site: Site, given: Tensor, wanted: Tensor, bias: bool) -> None:
-    """One call: lowered inputs against the responses at the same positions, part by part."""
-    value = images(site, given)
-    targets = gradients(site, wanted)  # (batch, c_out, positions)
-    start = 0
-    for part in chunks(site, value, CHUNK):
-        rows = lower(site, part).flatten(2)  # (groups, d, batch * positions)
-        if bias:
-            rows = torch.cat([rows, rows.new_ones((rows.shape[0], 1, rows.shape[2]))], dim=1)
-        target = targets[start : start + len(part)].transpose(0, 1).flatten(1)
-        moments.add(rows, target.reshape(site.groups, -1, target.shape[1]))
-        start += len(part)
-
-
-def _observe(network: nn.Module, module: nn.Module, batch: Any, calls: int, *, output: bool) -> list[Tensor]:
-    """Inputs or outputs of one layer, call by call; the rest of the forward pass is spared."""
-    seen: list[Tensor] = []
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> None:
-        seen.append(result if output else (args[0] if args else kwargs["input"]))
-        if len(seen) == calls:
-            raise _Enough
-
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        with suppress(_Enough):
-            run(network, batch)
-    finally:
-        handle.remove()
-    return seen
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -209,3 +210,51 @@ def test_no_batches() -> None:
     net, short, _ = _nets()
     with pytest.raises(InvalidArgument, match="batches is empty"):
         reconstruct(short, net, [])
+
+
+class Fussy(Net):
+    """Refuses batches whose first number is negative, after its first layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if x.flatten()[0] < 0:
+            raise RuntimeError("no such batch")
+        y = self.bn(y).relu()
+        return self.head((y + self.twice(self.twice(y).relu())).mean(dim=(2, 3)))
+
+
+def test_what_the_network_raises_comes_out_and_nothing_is_left_behind() -> None:
+    torch.manual_seed(4)
+    net, x = Fussy().eval(), torch.randn(8, 3, 8, 8).abs()
+    short = _factorized(net, x, **CHOICES)
+    before, threads = copy.deepcopy(short.state_dict()), threading.active_count()
+    with pytest.raises(RuntimeError, match="no such batch"):
+        reconstruct(short, net, [x, x, -x])
+    assert threading.active_count() == threads
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in [*net.modules(), *short.modules()])
+    assert torch.equal(short.state_dict()["bn.running_mean"], before["bn.running_mean"])
+    assert torch.equal(short.state_dict()["head.1.weight"], before["head.1.weight"])
+
+
+class Moody(nn.Module):
+    """Uses one of its layers for some batches only, and holds gradients on where it pleases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = self.one(x).relu()
+            if x.shape[0] == 6:
+                x = self.two(x).relu()
+            return self.three(x)
+
+
+def test_layers_that_only_some_batches_use() -> None:
+    net, x = Moody().eval(), torch.randn(16, 12)
+    choices = {"one": ("svd", (4,)), "two": ("svd", (4,)), "three": ("svd", (2,))}
+    short = build(Spectra(net, find_sites(net, x[:6])), Configuration(choices))
+    found = reconstruct(short, net, [x[:6], x[6:]])
+    assert [r.site for r in found] == ["one", "two", "three"] and all(r.after < r.before for r in found)
+    assert torch.is_grad_enabled()
