@@ -95,7 +95,7 @@ class Setting:
     statistics: Statistics
     names: tuple[str, ...]  # of decompositions
     batches: int  # for batch-norm re-estimation
-    measured: int  # batches that `polish` and `calibrated` measure the loss on
+    measured: int  # batches that `polish` and `calibrated` measure the loss on, and last factors are fitted on
     evaluations: int
     sample: int  # measurements for `calibrated`
     max_options: int | None

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ranksearch._lockstep import Pass, passes
 from ranksearch._statistics_math import chunks, gradients, images, lower, to_patch_order
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import Site, canonical_weight, find_sites, module_kind, run
+from ranksearch.sites import Site, canonical_weight, evaluating, find_sites, module_kind, run
 
 CHUNK = 64 << 20  # bytes of lowered inputs held at once
 
@@ -97,7 +97,7 @@ def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any]
     sites = {site.name: site for site in find_sites(network, held[0])}
     lasts = {path: sites[last] for path, last in factorized if last in sites}
     once = [path for path, site in lasts.items() if len(site.calls) == 1]
-    with torch.no_grad(), _steady(network), _steady(reference, batch=False), ExitStack() as stack:
+    with evaluating(network), evaluating(reference), _batch_statistics(network), ExitStack() as stack:
         given = stack.enter_context(_observed(network, {path: lasts[path].name for path in once}, held, output=False))
         wanted = stack.enter_context(_observed(reference, {path: path for path in once}, held, output=True))
         found: dict[str, Reconstructed] = {}
@@ -193,12 +193,10 @@ def _fit(last: nn.Module, path: str, site: Site, moments: _Moments, ridge: float
 
 
 @contextmanager
-def _steady(network: nn.Module, *, batch: bool = True) -> Iterator[None]:
-    """Evaluation mode, batch norms by their batch if ``batch``; modes and running statistics come back as they were."""
-    modes = {module: module.training for module in network.modules()}
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if batch else []
+def _batch_statistics(network: nn.Module) -> Iterator[None]:
+    """In evaluation mode batch norms normalize by their batch; running statistics come back as they were."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
-    network.eval()
     for norm in norms:  # without running statistics evaluation takes those of the batch
         norm.running_mean = norm.running_var = None
     try:
@@ -206,5 +204,3 @@ def _steady(network: nn.Module, *, batch: bool = True) -> Iterator[None]:
     finally:
         for norm, mean, variance in kept:
             norm.running_mean, norm.running_var = mean, variance
-        for module, mode in modes.items():
-            module.training = mode

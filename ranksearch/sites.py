@@ -170,7 +170,7 @@ def find_sites(
     batch = _batch_size(example)
     calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     modules = dict(model.named_modules())  # unique modules, first path wins
-    with _hooks(modules, calls), _evaluating(model), FlopCounterMode(display=False) as counter:
+    with _hooks(modules, calls), evaluating(model), FlopCounterMode(display=False) as counter:
         try:
             run(model, example)
         except Exception as error:
@@ -254,7 +254,8 @@ def _batch_size(example: Any) -> int:
 
 
 @contextmanager
-def _evaluating(model: nn.Module):
+def evaluating(model: nn.Module):
+    """Evaluation mode without gradients and without fused kernels; modes come back as they were."""
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel bypasses submodules and the counter
