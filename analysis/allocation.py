@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ranksearch import space_metric
 from ranksearch.allocators import Additive, Allocator, Minimax, Problem, Uniform
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
+from ranksearch.networks.surgery import build, recalibrate
 from ranksearch.sites import find_sites
 from ranksearch.space import Ladder, SearchSpace, build_space
-from ranksearch.spectra import Spectra
-from ranksearch.surgery import build, recalibrate
-from ranksearch.table import Table
+from ranksearch.space.spectra import Spectra
+from ranksearch.space.table import Table
+from ranksearch.statistics import metric as space_metric
 from ranksearch.tasks.classification import Classification
 from ranksearch.tasks.images import cifar10
 from ranksearch.tasks.networks import cifar_resnet, load_weights

@@ -30,15 +30,15 @@ from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
-from ranksearch.local_search import CalibrationLoss, polish
+from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.surgery import build, recalibrate
 from ranksearch.proxies import Calibrated, DiagonalFisher, Energy, Frobenius, LastFeature, SingleSiteLoss, TableProxy
-from ranksearch.reconstruction import reconstruct
+from ranksearch.search.local_search import CalibrationLoss, polish
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, CostName, SearchSpace, build_space
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
+from ranksearch.space.table import Table
 from ranksearch.statistics import Statistics, collect
-from ranksearch.surgery import build, recalibrate
-from ranksearch.table import Table
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import cifar10, fashion_mnist
 from ranksearch.tasks.networks import cifar_resnet, load_weights

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from supernet import prepare
 
-from ranksearch.honesty import agreement
+from ranksearch.agreement.measures import agreement
+from ranksearch.networks.surgery import recalibrate
 from ranksearch.proxies import PROXIES, Energy
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.supernet import RankSupernet, SupernetProxy, load_trained
 from ranksearch.supernet.methods import projecting
 from ranksearch.supernet.sampling import FrontGuided, UniformCost
-from ranksearch.surgery import recalibrate
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import CropAndFlip, cifar10
 from ranksearch.tasks.networks import cifar_resnet, load_weights

@@ -15,8 +15,7 @@ import torch
 from ranksearch.allocators import Additive, Problem
 from ranksearch.evaluation import Evaluator, Fidelity, Request
 from ranksearch.proxies import Energy
-from ranksearch.search_spaces import mixture
-from ranksearch.space import CostName
+from ranksearch.space import CostName, mixture
 from ranksearch.study import Study
 from ranksearch.tasks.images import cifar10
 from ranksearch.tasks.networks import cifar_resnet, load_weights

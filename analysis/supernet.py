@@ -29,15 +29,15 @@ from ranksearch.allocators import Additive, Problem
 from ranksearch.allocators.decomposable_net import DecomposableNet
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.home import home
+from ranksearch.networks.surgery import build, recalibrate
 from ranksearch.proxies import Energy, Frobenius
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, SearchSpace, build_space
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import collect
 from ranksearch.supernet import RankSupernet, train
 from ranksearch.supernet.methods import METHODS, Joint, Method, Sandwich, projecting
 from ranksearch.supernet.sampling import FrontGuided, Sampling, SmallRank, UniformCost
-from ranksearch.surgery import build, recalibrate
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import CropAndFlip, cifar10, digits
 from ranksearch.tasks.networks import cifar_resnet, digits_net, load_weights

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ranksearch.decompositions import DECOMPOSITIONS
     from ranksearch.errors import RanksearchError
     from ranksearch.evaluation import Fidelity
-    from ranksearch.export import load
+    from ranksearch.networks.export import load
     from ranksearch.sites import find_sites
     from ranksearch.space import Configuration, SearchSpace
     from ranksearch.study import Study
@@ -29,7 +29,7 @@ _HOMES = {
     "Study": "study",
     "Task": "tasks",
     "find_sites": "sites",
-    "load": "export",
+    "load": "networks.export",
 }
 
 __all__ = [

@@ -12,24 +12,27 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from ranksearch import export, frames, proxy_report, space_metric, study_run
-from ranksearch._database import Place
-from ranksearch.conditions import Condition
+from ranksearch.agreement import report as proxy_report
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity, Request
-from ranksearch.events import Event, Finished, Planned, Stage
 from ranksearch.home import home
+from ranksearch.networks import export
+from ranksearch.results import frames
+from ranksearch.results.conditions import Condition
 from ranksearch.runners import Runner
 from ranksearch.samplers import SAMPLERS, Sampler
-from ranksearch.search_spaces import SpaceSpec, mixture
+from ranksearch.search import campaign as study_run
+from ranksearch.search.campaign import Campaign, Goal
+from ranksearch.search.events import Event, Finished, Planned, Stage
 from ranksearch.sites import Cost, Sites
-from ranksearch.space import COSTS, DENSE, Configuration, SearchSpace
-from ranksearch.spectra import Spectra
+from ranksearch.space import COSTS, DENSE, Configuration, SearchSpace, SpaceSpec, mixture
+from ranksearch.space.spectra import Spectra
+from ranksearch.statistics import metric as space_metric
 from ranksearch.store import Store
-from ranksearch.study_run import Campaign, Goal
+from ranksearch.store.database import Place
 from ranksearch.supernet import Event as Step
-from ranksearch.supernet_study import Shelf, SupernetEvaluator, TrainedSupernet, checked, fidelity_key, is_supernet, proxy_names
+from ranksearch.supernet.study import Shelf, SupernetEvaluator, TrainedSupernet, checked, fidelity_key, is_supernet, proxy_names
 from ranksearch.tasks import Task
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ class Study:
         name: names the default store.
         model: the trained network; never changed.
         task: data, fine-tuning and metrics.
-        space: which types, layers and ranks to choose from, see `ranksearch.search_spaces`; default `mixture`.
+        space: which types, layers and ranks to choose from, see `ranksearch.space`; default `mixture`.
         objectives: what the front is made of: metrics of the task, ``params``, ``macs``.
         fidelity: how each candidate is evaluated.
         seed: of the search and of every evaluation.
@@ -95,7 +98,7 @@ class Study:
         """The prepared decompositions of every site, in the metric of the space.
 
         Other metrics than the weights' take statistics from ``space.calibration`` batches first, cached under
-        ``$RANKSEARCH_HOME/cache``, with what was measured best as defaults (`ranksearch.space_metric`): labels
+        ``$RANKSEARCH_HOME/cache``, with what was measured best as defaults (`ranksearch.statistics.metric`): labels
         sampled from the model at temperature 3."""
         name = self.spec.metric
         moments = None
@@ -291,7 +294,7 @@ class Study:
     # -- results -----------------------------------------------------------------------------------------------
 
     def evaluations(self) -> pd.DataFrame:
-        """Every evaluation in the store, one row each; columns: see `ranksearch.frames`."""
+        """Every evaluation in the store, one row each; columns: see `ranksearch.results.frames`."""
         with self._open(write=False) as store:
             return frames.evaluations(store.records(), self.baseline, [(m.name, m.direction) for m in self.task.metrics])
 
@@ -353,13 +356,13 @@ class Study:
         batches: int = 2,
     ) -> pd.DataFrame:  # fmt: skip
         """How well each proxy predicted what was measured: one row per proxy and fidelity; columns and what is left out
-        (``attrs["left_out"]``): see `ranksearch.proxy_report`. The dense network is not among the configurations. What a
+        (``attrs["left_out"]``): see `ranksearch.agreement.report`. The dense network is not among the configurations. What a
         supernet measured is one more proxy of the fidelities that share at least three configurations with it.
 
         Args:
             metric: of the task; default: the first of the objectives that is one.
             fidelity: as for `front`; default: each that has enough evaluations.
-            k, tolerance: see `ranksearch.honesty.agreement`.
+            k, tolerance: see `ranksearch.agreement.measures.agreement`.
             calibrate: take statistics from calibration batches (cached) for the proxies that need them.
             batches: calibration batches for the proxies that run networks, minutes for a large study; 0 leaves them out.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 
 from ranksearch.evaluation import Fidelity
-from ranksearch.search_spaces import mixture
+from ranksearch.space import mixture
 from ranksearch.study import Study
 from ranksearch.tasks.images import CropAndFlip, cifar10
 from ranksearch.tasks.networks import cifar_resnet, load_weights

@@ -6,7 +6,7 @@ import torch
 
 from ranksearch.evaluation import Fidelity
 from ranksearch.home import home
-from ranksearch.search_spaces import mixture
+from ranksearch.space import mixture
 from ranksearch.study import Study
 from ranksearch.tasks.images import digits
 from ranksearch.tasks.networks import digits_net

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from ranksearch.evaluation import Fidelity
 from ranksearch.home import home
-from ranksearch.search_spaces import mixture
+from ranksearch.space import mixture
 from ranksearch.study import Study
 from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_encoder, sentences
 

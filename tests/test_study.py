@@ -11,9 +11,8 @@ from torch import nn
 
 from ranksearch.errors import InfeasibleBudget, InvalidArgument, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
-from ranksearch.search import exact_starts
-from ranksearch.search_spaces import SpaceSpec, named
-from ranksearch.space import DENSE
+from ranksearch.search.loop import exact_starts
+from ranksearch.space import DENSE, SpaceSpec, named
 from ranksearch.study import Finished, Planned, Study
 from ranksearch.tasks import Classification
 

@@ -31,7 +31,7 @@ from ranksearch.allocators._choice import solve
 from ranksearch.decompositions import Errors
 from ranksearch.sites import Cost, Site, Sites
 from ranksearch.space import COSTS, build_space
-from ranksearch.spectra import Profile, Spectra
+from ranksearch.space.spectra import Profile, Spectra
 
 Arrays = list[np.ndarray]
 RING = 150_000  # parameters of a layer up to which tensor_ring takes part

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from ranksearch.allocators import Problem, Uniform
 from ranksearch.decompositions import DECOMPOSITIONS
-from ranksearch.reconstruction import reconstruct
+from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
 from ranksearch.space import build_space
-from ranksearch.spectra import Spectra
-from ranksearch.surgery import build
+from ranksearch.space.spectra import Spectra
 from ranksearch.tasks.networks import cifar_resnet
 
 FORMATS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}

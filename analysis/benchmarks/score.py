@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from ranksearch.table import Table
+from ranksearch.space.table import Table
 
 
 def main() -> None:

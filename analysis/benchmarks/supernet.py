@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ranksearch.search_spaces.mixture import mixture
 from ranksearch.space import Configuration
-from ranksearch.spectra import Spectra
+from ranksearch.space.specs import mixture
+from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import RankSupernet
 from ranksearch.supernet.methods import METHODS, Method
 from ranksearch.supernet.sampling import SAMPLINGS

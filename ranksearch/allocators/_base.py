@@ -13,7 +13,7 @@ import numpy as np
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.sites import Cost
 from ranksearch.space import CostName, SearchSpace
-from ranksearch.table import Reduction, Table
+from ranksearch.space.table import Reduction, Table
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
 from ranksearch.allocators._choice import Hull, Solution, lagrangian_hull, solve
 from ranksearch.space import CostName, SearchSpace
-from ranksearch.table import Table
+from ranksearch.space.table import Table
 
 __all__ = ["Additive", "Hull", "additive_front", "lagrangian_hull"]
 

@@ -10,10 +10,10 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
-from ranksearch.decompositions._spectrum import split_groups
+from ranksearch.decompositions.spectrum import split_groups
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.sites import canonical_weight
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 
 # Nakajima et al. 2013, theorem 2 and corollary 1: the threshold's constant for alpha -> 0
 TAU = 2.5129

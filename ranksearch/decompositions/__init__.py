@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ranksearch.decompositions._base import AnyDecomposition, Decomposition, Errors, Moments, Rank, cheaper
 from ranksearch.decompositions.adaptive import Adaptive
 from ranksearch.decompositions.cp import CP
+from ranksearch.decompositions.decomposition import AnyDecomposition, Decomposition, Errors, Moments, Rank, cheaper
 from ranksearch.decompositions.decoupled import Decoupled
 from ranksearch.decompositions.dense import Dense
 from ranksearch.decompositions.grouped_svd import GroupedSVD

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions._metric import residual_energy
-from ranksearch.decompositions._network import (
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.network import (
     CAP,
     Bonds,
     Reduced,
@@ -30,6 +29,7 @@ from ranksearch.decompositions._network import (
     stored_module,
     widen,
 )  # fmt: skip
+from ranksearch.decompositions.refinement import residual_energy
 from ranksearch.decompositions.tensor_ring import storage_undefined
 from ranksearch.decompositions.tensor_train import _factors
 from ranksearch.errors import InvalidArgument

@@ -18,10 +18,10 @@ from tensorly import decomposition as tensorly_decomposition
 from tensorly.cp_tensor import CPTensor
 from torch import Tensor, nn
 
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._metric import channel_moment, refine, refit_output, residual_energy
-from ranksearch.decompositions._spectrum import is_weight_metric, whitener
+from ranksearch.decompositions.chain import Link, chain_costs, chain_module
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.refinement import channel_moment, refine, refit_output, residual_energy
+from ranksearch.decompositions.spectrum import is_weight_metric, whitener
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._folding import Metric, bounded, fold_metric, largest
-from ranksearch.decompositions._spectrum import Spectrum, half, ratio, spectrum, spectrum_errors, split_groups, truncate
+from ranksearch.decompositions.chain import Link, chain_costs, chain_module
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.spectrum import Spectrum, half, ratio, spectrum, spectrum_errors, split_groups, truncate
+from ranksearch.decompositions.weighted_truncation import Metric, bounded, fold_metric, largest
 from ranksearch.sites import Site
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
-from ranksearch.decompositions import _tiles
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions._chain import chain_costs, chain_module
-from ranksearch.decompositions._tiles import TileState
+from ranksearch.decompositions import tiles
+from ranksearch.decompositions.chain import chain_costs, chain_module
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.tiles import TileState
 from ranksearch.sites import Site
 
 
@@ -22,7 +22,7 @@ class GroupedSVD(Decomposition[TileState]):
     def __init__(self, *, max_groups: int = 16) -> None:
         self.max_groups = max_groups
 
-    def _cuts(self, site: Site) -> list[_tiles.Cut]:
+    def _cuts(self, site: Site) -> list[tiles.Cut]:
         return [(1, g) for g in range(2, min(self.max_groups, site.c_in) + 1) if site.c_in % g == 0]
 
     def undefined(self, site: Site) -> str | None:
@@ -37,28 +37,28 @@ class GroupedSVD(Decomposition[TileState]):
         return None
 
     def ranks(self, site: Site) -> np.ndarray:
-        return _tiles.tile_ranks(site, self._cuts(site))[:, 1:]
+        return tiles.tile_ranks(site, self._cuts(site))[:, 1:]
 
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return chain_costs(site, _tiles.links(site, 1, ranks[:, 0], ranks[:, 1]), len(ranks))
+        return chain_costs(site, tiles.links(site, 1, ranks[:, 0], ranks[:, 1]), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> TileState:
-        return _tiles.prepare(site, weight, _tiles.tile_ranks(site, self._cuts(site)), moments)
+        return tiles.prepare(site, weight, tiles.tile_ranks(site, self._cuts(site)), moments)
 
     def errors(self, state: TileState) -> Errors:
-        e = _tiles.errors(state)
+        e = tiles.errors(state)
         return Errors(e.ranks[:, 1:], e.frobenius, e.operator, e.norm, e.frobenius_is, e.operator_is)
 
     def factors(self, state: TileState, rank: Rank) -> tuple[Tensor, ...]:
-        return _tiles.factors(state, 1, rank[0], rank[1])  # shapes: (1, g, co, r), (1, g, r, ci / g * kh * kw)
+        return tiles.factors(state, 1, rank[0], rank[1])  # shapes: (1, g, co, r), (1, g, r, ci / g * kh * kw)
 
     def describe(self, site: Site, rank: Rank) -> str:
         return f"{rank[0]} groups, r={rank[1]}"
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
-        return _tiles.compose(site, *factors)
+        return tiles.compose(site, *factors)
 
     def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
         left, right = factors
-        links = _tiles.links(site, 1, left.shape[1], left.shape[3])
-        return chain_module(site, links, _tiles.weights(site, left, right), bias)
+        links = tiles.links(site, 1, left.shape[1], left.shape[3])
+        return chain_module(site, links, tiles.weights(site, left, right), bias)

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from ranksearch.decompositions import _folding
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._folding import Folded
-from ranksearch.decompositions._spectrum import split_groups
+from ranksearch.decompositions import weighted_truncation
+from ranksearch.decompositions.chain import Link, chain_costs, chain_module
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.spectrum import split_groups
+from ranksearch.decompositions.weighted_truncation import Folded
 from ranksearch.sites import Site
 
 
@@ -57,13 +57,13 @@ class Spatial(Decomposition[Folded]):
         split = (0, 1, 3, 2, 4) if self._first == 1 else (0, 1, 4, 2, 3)
         blocks = blocks.permute(split).flatten(3).contiguous()  # (g, o, k_second, i * k_first)
         order = (1, 0, 2) if self._first == 1 else (2, 0, 1)
-        return _folding.prepare(blocks, moments, order, site.shape[1:], _folding.measured_ranks(site, self))
+        return weighted_truncation.prepare(blocks, moments, order, site.shape[1:], weighted_truncation.measured_ranks(site, self))
 
     def errors(self, state: Folded) -> Errors:
-        return _folding.errors(state)
+        return weighted_truncation.errors(state)
 
     def factors(self, state: Folded, rank: Rank) -> tuple[Tensor, ...]:
-        return _folding.factors(state, rank[0])  # shapes: (g, co * k_second, r), (g, r, ci * k_first)
+        return weighted_truncation.factors(state, rank[0])  # shapes: (g, co * k_second, r), (g, r, ci * k_first)
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._spectrum import Spectrum, half, spectrum, spectrum_errors, split_groups, truncate
+from ranksearch.decompositions.chain import Link, chain_costs, chain_module
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.spectrum import Spectrum, half, spectrum, spectrum_errors, split_groups, truncate
 from ranksearch.sites import Site
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ranksearch.decompositions import _folding
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._folding import Folded
-from ranksearch.decompositions._spectrum import split_groups
+from ranksearch.decompositions import weighted_truncation
+from ranksearch.decompositions.chain import Link, chain_costs, chain_module
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.spectrum import split_groups
+from ranksearch.decompositions.weighted_truncation import Folded
 from ranksearch.sites import Site
 
 
@@ -45,13 +45,13 @@ class SVDIn(Decomposition[Folded]):
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Folded:
         blocks = split_groups(site, weight).double().flatten(3).transpose(2, 3).contiguous()  # (g, o, kh kw, c)
-        return _folding.prepare(blocks, moments, (1, 2, 0), site.shape[1:], _folding.measured_ranks(site, self))
+        return weighted_truncation.prepare(blocks, moments, (1, 2, 0), site.shape[1:], weighted_truncation.measured_ranks(site, self))
 
     def errors(self, state: Folded) -> Errors:
-        return _folding.errors(state)
+        return weighted_truncation.errors(state)
 
     def factors(self, state: Folded, rank: Rank) -> tuple[Tensor, ...]:
-        return _folding.factors(state, rank[0])  # shapes: (g, co * kh * kw, r), (g, r, ci)
+        return weighted_truncation.factors(state, rank[0])  # shapes: (g, co * kh * kw, r), (g, r, ci)
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions._metric import residual_energy
-from ranksearch.decompositions._network import Bonds, Reduced, contract, core_shapes, even, fit, pairs, reduce, start, stored_module, widen
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.network import Bonds, Reduced, contract, core_shapes, even, fit, pairs, reduce, start, stored_module, widen
+from ranksearch.decompositions.refinement import residual_energy
 from ranksearch.decompositions.tensor_train import _factors
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site

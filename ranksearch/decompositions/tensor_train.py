@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank, cheaper
-from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._metric import channel_moment, refine, refit_output, residual_energy
-from ranksearch.decompositions._spectrum import is_weight_metric, ratio, spectrum, truncate, whitener
+from ranksearch.decompositions.chain import Link, chain_costs, chain_module
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank, cheaper
+from ranksearch.decompositions.refinement import channel_moment, refine, refit_output, residual_energy
+from ranksearch.decompositions.spectrum import is_weight_metric, ratio, spectrum, truncate, whitener
 from ranksearch.sites import Site
 
 LEVELS = 10  # widths of the outer bonds, a factor of sqrt(2) apart; the middle bond has two more

@@ -6,13 +6,13 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
-from ranksearch.decompositions import _tiles
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions._chain import chain_costs, chain_module
-from ranksearch.decompositions._tiles import TileState
+from ranksearch.decompositions import tiles
+from ranksearch.decompositions.chain import chain_costs, chain_module
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.tiles import TileState
 from ranksearch.sites import Site
 
-CUTS: tuple[_tiles.Cut, ...] = ((2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (4, 4))  # (row tiles, input-channel tiles)
+CUTS: tuple[tiles.Cut, ...] = ((2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (4, 4))  # (row tiles, input-channel tiles)
 
 
 class TiledSVD(Decomposition[TileState]):
@@ -21,10 +21,10 @@ class TiledSVD(Decomposition[TileState]):
     name = "tiled_svd"
     labels = 2
 
-    def __init__(self, *, cuts: tuple[_tiles.Cut, ...] = CUTS) -> None:
+    def __init__(self, *, cuts: tuple[tiles.Cut, ...] = CUTS) -> None:
         self.cuts = cuts
 
-    def _cuts(self, site: Site) -> list[_tiles.Cut]:
+    def _cuts(self, site: Site) -> list[tiles.Cut]:
         return [(p, t) for p, t in self.cuts if site.c_out % p == 0 and site.c_in % t == 0 and p < site.c_out]
 
     def undefined(self, site: Site) -> str | None:
@@ -41,27 +41,27 @@ class TiledSVD(Decomposition[TileState]):
         return None
 
     def ranks(self, site: Site) -> np.ndarray:
-        return _tiles.tile_ranks(site, self._cuts(site))
+        return tiles.tile_ranks(site, self._cuts(site))
 
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return chain_costs(site, _tiles.links(site, ranks[:, 0], ranks[:, 1], ranks[:, 2]), len(ranks))
+        return chain_costs(site, tiles.links(site, ranks[:, 0], ranks[:, 1], ranks[:, 2]), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> TileState:
-        return _tiles.prepare(site, weight, self.ranks(site), moments)
+        return tiles.prepare(site, weight, self.ranks(site), moments)
 
     def errors(self, state: TileState) -> Errors:
-        return _tiles.errors(state)
+        return tiles.errors(state)
 
     def factors(self, state: TileState, rank: Rank) -> tuple[Tensor, ...]:
-        return _tiles.factors(state, *rank)  # shapes: (p, t, co / p, r), (p, t, r, ci / t * kh * kw)
+        return tiles.factors(state, *rank)  # shapes: (p, t, co / p, r), (p, t, r, ci / t * kh * kw)
 
     def describe(self, site: Site, rank: Rank) -> str:
         return f"{rank[0]} x {rank[1]} tiles, r={rank[2]}"
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
-        return _tiles.compose(site, *factors)
+        return tiles.compose(site, *factors)
 
     def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
         left, right = factors
-        links = _tiles.links(site, left.shape[0], left.shape[1], left.shape[3])
-        return chain_module(site, links, _tiles.weights(site, left, right), bias)
+        links = tiles.links(site, left.shape[0], left.shape[1], left.shape[3])
+        return chain_module(site, links, tiles.weights(site, left, right), bias)

@@ -10,11 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions import _folding
-from ranksearch.decompositions._base import Decomposition, Errors, Moments, Rank, cheaper
-from ranksearch.decompositions._chain import Link, chain_costs, chain_module
-from ranksearch.decompositions._folding import Metric, Weighted, alternate, coordinates, fold_metric, geometric, residual_norms, weighted
-from ranksearch.decompositions._spectrum import half, ratio, split_groups
+from ranksearch.decompositions import weighted_truncation
+from ranksearch.decompositions.chain import Link, chain_costs, chain_module
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank, cheaper
+from ranksearch.decompositions.spectrum import half, ratio, split_groups
+from ranksearch.decompositions.weighted_truncation import (
+    Metric,
+    Weighted,
+    alternate,
+    coordinates,
+    fold_metric,
+    geometric,
+    residual_norms,
+    weighted,
+)
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
@@ -216,7 +225,7 @@ def _anchor(state: TuckerState, r_in: int, r_out: int) -> int:
     """The output rank that the input basis of a pair is refined for: the next of c_out, c_out / 2, c_out / 4, ...; c_out
     alone where sweeps are so long that only a few can be made."""
     anchor = state.weight.shape[1]
-    if _folding.work(state.weight, r_in) * FEW <= _folding.WORK:
+    if weighted_truncation.work(state.weight, r_in) * FEW <= weighted_truncation.WORK:
         while anchor // 2 >= r_out:
             anchor //= 2
     return anchor
@@ -232,7 +241,7 @@ def _refine(state: TuckerState, r_in: int, r_out: int, seen: Weighted) -> tuple[
         core, last = _truncate(state, regression, r_out)
         return torch.einsum("gop,gpqs->gosq", last, core), float(regression.values[:, :r_out].sum()), regression
 
-    sweeps = _folding.affordable(state.weight, r_in)
+    sweeps = weighted_truncation.affordable(state.weight, r_in)
     _, rows, regression = alternate(metric, seen, state.input_basis[..., :r_in].mT, fit, sweeps)
     return rows.mT, regression
 

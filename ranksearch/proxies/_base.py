@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ranksearch.space import SearchSpace
-from ranksearch.table import Table
+from ranksearch.space.table import Table
 
 
 class TableProxy(ABC):

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from ranksearch.decompositions._spectrum import split_groups
+from ranksearch.decompositions.spectrum import split_groups
 from ranksearch.proxies._base import TableProxy
 from ranksearch.sites import Site, canonical_weight
 from ranksearch.space import SearchSpace
-from ranksearch.spectra import Spectra
-from ranksearch.table import Table
+from ranksearch.space.spectra import Spectra
+from ranksearch.space.table import Table
 
 Form = Callable[[Site, Tensor], float]  # residual, float64, shape: (groups, c_out / groups, d) -> value
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ranksearch.decompositions._spectrum import split_groups
+from ranksearch.decompositions.spectrum import split_groups
 from ranksearch.proxies._residual import Form, ResidualProxy, quadratic
 from ranksearch.sites import canonical_weight
 from ranksearch.space import SearchSpace
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
 
 TINY = 1e-300  # a site whose inputs are all zero has no error

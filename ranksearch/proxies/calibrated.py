@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies._base import TableProxy
 from ranksearch.space import Configuration, SearchSpace
-from ranksearch.table import Table
+from ranksearch.space.table import Table
 
 # how far a weight may be from the common one: an allocator would otherwise give away every site whose weight came out
 # near zero by chance, since few dozen measurements cannot tell a small effect from none

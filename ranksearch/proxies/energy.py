@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ranksearch.proxies._base import TableProxy
 from ranksearch.space import SearchSpace
-from ranksearch.table import Table
+from ranksearch.space.table import Table
 
 
 class Energy(TableProxy):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ranksearch.proxies._residual import Form, ResidualProxy, quadratic
 from ranksearch.sites import Site
 from ranksearch.space import SearchSpace
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
 
 

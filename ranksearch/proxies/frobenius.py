@@ -6,7 +6,7 @@ import numpy as np
 
 from ranksearch.proxies._base import TableProxy
 from ranksearch.space import SearchSpace
-from ranksearch.table import Table
+from ranksearch.space.table import Table
 
 
 class Frobenius(TableProxy):

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ranksearch.decompositions._spectrum import split_groups
+from ranksearch.decompositions.spectrum import split_groups
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies._residual import Form, ResidualProxy
 from ranksearch.sites import Site
 from ranksearch.space import SearchSpace
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
 
 

@@ -21,7 +21,7 @@ class LastFeature(ScoreProxy):
 
     Args:
         model: the dense network.
-        build: makes a configuration's network (see `ranksearch.surgery.build`), batch norm re-estimated or not as
+        build: makes a configuration's network (see `ranksearch.networks.surgery.build`), batch norm re-estimated or not as
             it will be used.
         batches: inputs, held in memory.
         module: path of the module whose input is the feature.

@@ -9,7 +9,7 @@ import numpy as np
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies._base import TableProxy
 from ranksearch.space import Configuration, Ladder, SearchSpace
-from ranksearch.table import Table
+from ranksearch.space.table import Table
 
 
 class SingleSiteLoss(TableProxy):
@@ -19,7 +19,7 @@ class SingleSiteLoss(TableProxy):
     monotonically in that error, so every option has a value and a worse error never scores better.
 
     Args:
-        measure: loss of a configuration on calibration data, see `ranksearch.local_search.CalibrationLoss`.
+        measure: loss of a configuration on calibration data, see `ranksearch.search.local_search.CalibrationLoss`.
         points: measurements per site. In all: sites x points + 1.
     """
 

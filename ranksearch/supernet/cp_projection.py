@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions import Moments, Rank
-from ranksearch.decompositions._metric import refine, refit_output
 from ranksearch.decompositions.cp import CP, rank_one
+from ranksearch.decompositions.refinement import refine, refit_output
 from ranksearch.sites import Site
 from ranksearch.supernet._bases import Bases, Projection, Side, moved
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ranksearch import surgery
-from ranksearch.attention import without_fused_paths
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
+from ranksearch.networks import surgery
 from ranksearch.sites import Site
+from ranksearch.sites.attention import without_fused_paths
 from ranksearch.space import DENSE, Configuration, SearchSpace
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 from ranksearch.supernet._bases import Bases, Side, moved
 from ranksearch.supernet.cp_projection import CPProjection
 from ranksearch.supernet.projections import PROJECTIONS, GramProjection, Halves, Wanted, solve

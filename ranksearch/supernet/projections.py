@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from ranksearch.decompositions import Moments, Rank
-from ranksearch.decompositions._folding import fold_metric
-from ranksearch.decompositions._spectrum import balance, half, shrunk, split_groups
-from ranksearch.decompositions._tiles import split
+from ranksearch.decompositions.spectrum import balance, half, shrunk, split_groups
+from ranksearch.decompositions.tiles import split
+from ranksearch.decompositions.weighted_truncation import fold_metric
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 from ranksearch.supernet._bases import Bases, Projection, Side, working_dtype

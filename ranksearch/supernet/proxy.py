@@ -16,7 +16,7 @@ from ranksearch.space import Configuration, SearchSpace
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.supernet.projections import PROJECTIONS
 from ranksearch.tasks import Task
-from ranksearch.tasks._base import Split, device_of
+from ranksearch.tasks.task import Split, device_of
 
 
 class SupernetProxy(ScoreProxy):

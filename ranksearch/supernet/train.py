@@ -18,7 +18,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.supernet import _checkpoint
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.tasks import Diverged, Task
-from ranksearch.tasks._base import Training, device_of, mode
+from ranksearch.tasks.task import Training, device_of, mode
 
 if TYPE_CHECKING:
     from ranksearch.supernet.methods import Method

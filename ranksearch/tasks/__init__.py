@@ -1,8 +1,8 @@
 """What the user brings: data, fine-tuning, metrics. ``TASKS`` is the table of task types; data sets, networks and
 training from scratch are beside it."""
 
-from ranksearch.tasks._base import Diverged, Metric, Task, Training
 from ranksearch.tasks.classification import Classification
+from ranksearch.tasks.task import Diverged, Metric, Task, Training
 
 TASKS: tuple[type[Task], ...] = (Classification,)
 

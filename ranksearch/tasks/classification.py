@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranksearch.errors import InvalidArgument, InvalidModel
-from ranksearch.tasks._base import Diverged, Metric, Split, Task, Training, device_of, mode
+from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training, device_of, mode
 
 Array = Tensor | np.ndarray
 Augment = Callable[[Tensor, torch.Generator], Tensor]

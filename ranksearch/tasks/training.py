@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ranksearch.errors import InvalidModel
-from ranksearch.tasks._base import Task
 from ranksearch.tasks._cache import write_cache
 from ranksearch.tasks.networks import load_weights
+from ranksearch.tasks.task import Task
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.sites import find_sites
 from ranksearch.space import SearchSpace, build_space
-from ranksearch.spectra import Spectra
-from ranksearch.table import Table
+from ranksearch.space.spectra import Spectra
+from ranksearch.space.table import Table
 
 TYPES = [d for d in DECOMPOSITIONS if d.name in ("dense", "svd", "spatial", "tucker2")]
 

@@ -14,7 +14,7 @@ from ranksearch.allocators._choice import solve
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.sites import Cost, Site
 from ranksearch.space import COSTS, Ladder, Option, SearchSpace
-from ranksearch.table import Table
+from ranksearch.space.table import Table
 
 SETTINGS = settings(max_examples=120, deadline=None)
 

@@ -21,7 +21,7 @@ from ranksearch.errors import InfeasibleBudget
 from ranksearch.proxies import Frobenius
 from ranksearch.sites import find_sites
 from ranksearch.space import build_space
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 
 TYPES = {d.name: d for d in DECOMPOSITIONS}
 

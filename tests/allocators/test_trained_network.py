@@ -15,7 +15,7 @@ from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.proxies import Frobenius
 from ranksearch.sites import find_sites
 from ranksearch.space import SearchSpace, build_space
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 from ranksearch.tasks.networks import cifar_resnet, load_weights
 
 WEIGHTS = Path(os.environ.get("RANKSEARCH_SHARED", "nowhere")) / "models" / "resnet20_cifar10.safetensors"

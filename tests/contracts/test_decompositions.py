@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, describe
-from ranksearch.decompositions._base import Errors
+from ranksearch.decompositions.decomposition import Errors
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, canonical_weight, find_sites
 

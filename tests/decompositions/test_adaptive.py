@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions import adaptive as module
-from ranksearch.decompositions._network import contract, core_shapes, fit, pairs, reduce, start, stored, widen
 from ranksearch.decompositions.adaptive import Adaptive, cut_ranks, edges, learn, topology
+from ranksearch.decompositions.network import contract, core_shapes, fit, pairs, reduce, start, stored, widen
 from ranksearch.sites import Site
 
 NAMES = ("a", "b", "c", "d")

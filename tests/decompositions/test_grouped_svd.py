@@ -9,8 +9,8 @@ import pytest
 import torch
 from oracles import assert_no_neighbour_is_better, conv, descend, moments, squared_error
 
-from ranksearch.decompositions import _tiles
-from ranksearch.decompositions._base import AnyDecomposition
+from ranksearch.decompositions import tiles
+from ranksearch.decompositions.decomposition import AnyDecomposition
 from ranksearch.decompositions.grouped_svd import GroupedSVD
 from ranksearch.decompositions.tiled_svd import TiledSVD
 
@@ -65,10 +65,10 @@ def test_every_divisor_up_to_the_limit() -> None:
 
 
 def test_thinned_ranks_keep_multiples_of_powers_of_two() -> None:
-    kept = _tiles.thinned(np.arange(1, 401))
+    kept = tiles.thinned(np.arange(1, 401))
     assert kept[:4].tolist() == [1, 2, 4, 8] and kept[-1] == 400 and len(kept) <= 60
     assert (kept[4:] % 8 == 0).all()
-    assert np.array_equal(_tiles.thinned(np.arange(1, 40)), np.arange(1, 40))
+    assert np.array_equal(tiles.thinned(np.arange(1, 40)), np.arange(1, 40))
 
 
 @every
@@ -82,13 +82,13 @@ def test_refinement_in_the_metric(decomposition: AnyDecomposition, output: bool)
         cut = (1, *row) if len(row) == 2 else row
         seen = []
         for sweeps in (0, 1, 2, 40):
-            factors = _tiles.factors(state, *cut, sweeps=sweeps)
+            factors = tiles.factors(state, *cut, sweeps=sweeps)
             seen.append(squared_error(site, weight - decomposition.compose(site, factors), m))
         assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(seen))
         k = np.flatnonzero((errors.ranks == row).all(axis=1))[0]
         assert seen[0] == pytest.approx((errors.frobenius[k] * errors.norm) ** 2, rel=1e-4)
         assert seen[2] < seen[0] or cut[1] == 1  # one input tile: the metric couples no two tiles unless it has an output
-        reached = descend(decomposition, site, weight, m, _tiles.factors(state, *cut, sweeps=40))
+        reached = descend(decomposition, site, weight, m, tiles.factors(state, *cut, sweeps=40))
         assert seen[-1] <= reached * 1.05 + 1e-9 * seen[0]
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from oracles import assert_no_neighbour_is_better, conv, descend, moments, squared_error
 
-from ranksearch.decompositions import AnyDecomposition, Moments, _folding
-from ranksearch.decompositions._spectrum import shrunk
+from ranksearch.decompositions import AnyDecomposition, Moments, weighted_truncation
 from ranksearch.decompositions.spatial import Spatial
+from ranksearch.decompositions.spectrum import shrunk
 from ranksearch.decompositions.svd_in import SVDIn
 
 TYPES = (Spatial(first="width"), Spatial(first="height"), SVDIn())
@@ -48,7 +48,7 @@ def test_refinement_never_hurts_and_reaches_the_minimum(decomposition: AnyDecomp
     for rank in (1, 2, 3):
         seen = []
         for sweeps in (0, 1, 3, None, 100):
-            factors = _folding.factors(state, rank, sweeps=sweeps)
+            factors = weighted_truncation.factors(state, rank, sweeps=sweeps)
             seen.append(squared_error(site, weight - decomposition.compose(site, factors), m))
         assert all(b <= a * (1 + 1e-6) + 1e-9 * total for a, b in itertools.pairwise(seen))
         # the factors given are those measured, to the shrinkage of the moments
@@ -57,7 +57,7 @@ def test_refinement_never_hurts_and_reaches_the_minimum(decomposition: AnyDecomp
         plain = squared_error(site, weight - decomposition.reconstruct(site, decomposition.prepare(site, weight), (rank,)), m)
         assert seen[0] < plain + 1e-9 * total  # the metric pays
         # near a minimum: another optimizer, which may jump to another one, finds little left to gain
-        reached = descend(decomposition, site, weight, m, _folding.factors(state, rank))
+        reached = descend(decomposition, site, weight, m, weighted_truncation.factors(state, rank))
         assert seen[3] - reached <= 0.12 * seen[3] + 1e-9 * total
 
 
@@ -91,7 +91,7 @@ def test_errors_of_a_grid_are_those_of_its_factors(decomposition: AnyDecompositi
 
 @pytest.mark.parametrize(("top", "count"), [(0, 16), (1, 16), (6, 16), (30, 16), (448, 16), (448, 9)])
 def test_grid_is_geometric(top: int, count: int) -> None:
-    grid = _folding.geometric(top, count)
+    grid = weighted_truncation.geometric(top, count)
     assert len(grid) == (top if top < 7 else max(count, 9)) and (np.diff(grid) > 0).all()
     if top:
         assert grid[0] == 1 and top / 2 < grid[-1] <= top and (grid[1:] <= 2 * grid[:-1]).all()

@@ -7,7 +7,7 @@ import torch
 from oracles import assert_no_neighbour_is_better, conv, descend, moments, squared_error
 
 from ranksearch.decompositions import Moments
-from ranksearch.decompositions._spectrum import half, shrunk, spectrum
+from ranksearch.decompositions.spectrum import half, shrunk, spectrum
 from ranksearch.decompositions.svd import SVD
 
 

@@ -11,8 +11,8 @@ import torch
 from oracles import assert_no_neighbour_is_better, conv, descend, moments, squared_error
 from tensorly.decomposition import partial_tucker
 
-from ranksearch.decompositions import Moments, _folding
-from ranksearch.decompositions._spectrum import shrunk
+from ranksearch.decompositions import Moments, weighted_truncation
+from ranksearch.decompositions.spectrum import shrunk
 from ranksearch.decompositions.tucker2 import Tucker2
 from ranksearch.errors import InvalidArgument
 
@@ -51,7 +51,7 @@ def test_refinement_never_hurts_and_reaches_the_minimum(monkeypatch: pytest.Monk
     for rank in ((1, 1), (2, 2), (2, 1), (2, 4), (2, 3)):
         seen = []
         for sweeps in (0, 1, 3, 20):
-            monkeypatch.setattr(_folding, "SWEEPS", sweeps)
+            monkeypatch.setattr(weighted_truncation, "SWEEPS", sweeps)
             seen.append(squared_error(site, weight - tucker2.reconstruct(site, state, rank), m))
         slack = 1e-6 if rank != (2, 3) else 0.01  # its input basis is refined for the next output rank, 4
         assert all(b <= a * (1 + slack) + 1e-9 * total for a, b in itertools.pairwise(seen))

@@ -9,7 +9,7 @@ from torch import nn
 
 from ranksearch.decompositions import SVD, Moments, SVDIn
 from ranksearch.errors import InvalidArgument
-from ranksearch.local_search import CalibrationLoss
+from ranksearch.networks.surgery import build
 from ranksearch.proxies import (
     PROXIES,
     ActivationError,
@@ -22,12 +22,12 @@ from ranksearch.proxies import (
     SingleSiteLoss,
     score,
 )
+from ranksearch.search.local_search import CalibrationLoss
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
+from ranksearch.space.table import Table
 from ranksearch.statistics import collect
-from ranksearch.surgery import build
-from ranksearch.table import Table
 
 
 class Fixture:

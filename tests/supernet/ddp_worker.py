@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ranksearch.search_spaces._base import SpaceSpec, named
-from ranksearch.spectra import Spectra
+from ranksearch.space.specs import SpaceSpec, named
+from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import RankSupernet
 from ranksearch.supernet.methods import METHODS
 

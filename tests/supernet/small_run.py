@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ranksearch.search_spaces._base import SpaceSpec, named
-from ranksearch.spectra import Spectra
+from ranksearch.space.specs import SpaceSpec, named
+from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import RankSupernet
 from ranksearch.supernet.methods import METHODS
 from ranksearch.tasks import Classification

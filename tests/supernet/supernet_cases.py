@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.sites import Site, canonical_weight, find_sites
 from ranksearch.space import Configuration, SearchSpace, build_space
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import PROJECTIONS, RankSupernet
 
 TYPES = tuple(d for d in DECOMPOSITIONS if d.name == "dense" or d.name in PROJECTIONS)

@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
-from ranksearch.search_spaces import named
 from ranksearch.sites import find_sites
-from ranksearch.space import DENSE, Configuration, SearchSpace, build_space
-from ranksearch.spectra import Spectra
+from ranksearch.space import DENSE, Configuration, SearchSpace, build_space, named
+from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import RankSupernet
 from ranksearch.supernet.methods import METHODS, TRP, Distortion, Joint, LossModule, Method, Plain, Regularized, Sandwich, sized
 from ranksearch.supernet.methods._foldings import FOLDINGS, MODES

@@ -11,12 +11,12 @@ import supernet_cases as cases
 import torch
 from torch import Tensor, nn
 
-from ranksearch import surgery
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
+from ranksearch.networks import surgery
 from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, Configuration, build_space
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import PROJECTIONS, RankSupernet
 from ranksearch.supernet.network import REFIT
 

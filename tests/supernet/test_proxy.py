@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_run import supernet, task
 
-from ranksearch import surgery
 from ranksearch.errors import InvalidArgument
+from ranksearch.networks import surgery
 from ranksearch.proxies import score
 from ranksearch.space import DENSE, Configuration
 from ranksearch.supernet import SupernetProxy

@@ -12,10 +12,9 @@ from torch import nn
 from ranksearch.allocators import Additive, Minimax, Problem
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies import PROXIES
-from ranksearch.search_spaces import named
 from ranksearch.sites import canonical_weight, find_sites
-from ranksearch.space import DENSE, SearchSpace, build_space
-from ranksearch.spectra import Spectra
+from ranksearch.space import DENSE, SearchSpace, build_space, named
+from ranksearch.space.spectra import Spectra
 from ranksearch.supernet.sampling import SAMPLINGS, FrontGuided, Ratio, SmallRank, UniformCost, restrict
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ranksearch.errors import InvalidArgument, InvalidModel
+from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration
-from ranksearch.spectra import Spectra
-from ranksearch.surgery import build
+from ranksearch.space.spectra import Spectra
 from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_encoder, sentences
 
 transformers = pytest.importorskip("transformers")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions._spectrum import split_groups
+from ranksearch.decompositions.spectrum import split_groups
 from ranksearch.sites import Site
 
 

@@ -9,13 +9,13 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from ranksearch import surgery
 from ranksearch.allocators import Problem, STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
+from ranksearch.networks import surgery
 from ranksearch.sites import Site
 from ranksearch.space import Configuration, build_space
-from ranksearch.spectra import Spectra
+from ranksearch.space.spectra import Spectra
 from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number
 from ranksearch.supernet.methods._foldings import MODES, Folding, polar, unfoldings
 from ranksearch.supernet.network import RankSupernet, canonical

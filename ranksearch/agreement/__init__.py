@@ -1,0 +1,1 @@
+"""How well proxies predicted what was measured."""

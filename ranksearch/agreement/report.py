@@ -1,0 +1,363 @@
+"""How well the proxies predicted what a study measured: tidy DataFrames with stable columns.
+
+`agreements`: one row per proxy and fidelity. Lower is better in every score and, inside, in every measurement.
+
+| column | type | meaning |
+| --- | --- | --- |
+| proxy | string | see `docs/proxies.md` |
+| fidelity | string | of the measurements: the store's key, such as with or without fine-tuning |
+| metric | string | the measured metric |
+| count | int | configurations compared: measured, on the study's ladders, not the dense network |
+| kendall | float | Kendall's tau-b of score and measurement over all pairs; 1 is perfect, 0 is chance |
+| spearman | float | Spearman's rank correlation |
+| recall | float | share of the k measured best among the k best scored |
+| k | int | at most half of count |
+| kendall_COST | float | tau over the pairs whose params (macs) differ by at most the tolerance |
+| pairs_COST | int | how many pairs that are |
+| regret_COST | float | mean over budgets of the metric lost by trusting the proxy among configurations of about that cost |
+| chance_COST | float | the same for a blind choice |
+| uncovered | string | what the proxy does not see in this study, "site: reason; ..." |
+
+NaN where there is too little to compare. ``attrs["left_out"]`` maps proxies that are missing to the reason.
+
+`scores`: one row per proxy, fidelity and configuration.
+
+| column | type | meaning |
+| --- | --- | --- |
+| proxy, fidelity, id | string | as above, and the configuration |
+| score | float | of the proxy |
+| measured | float | the metric as the task reports it, mean over seeds |
+| params_rel, macs_rel | float | costs as shares of the dense network's |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from ranksearch.agreement.measures import proxy_agreement
+from ranksearch.allocators import Additive, Problem
+from ranksearch.errors import InvalidArgument
+from ranksearch.networks.surgery import recalibrate
+from ranksearch.proxies import (
+    PROXIES,
+    ActivationError,
+    Calibrated,
+    DiagonalFisher,
+    Energy,
+    FisherError,
+    LastFeature,
+    ScoreProxy,
+    SingleSiteLoss,
+    TableProxy,
+    score,
+    tables,
+)  # fmt: skip
+from ranksearch.search.local_search import CalibrationLoss
+from ranksearch.space import COSTS, DENSE, Configuration, Ladder, SearchSpace
+from ranksearch.space.spectra import Spectra
+from ranksearch.space.table import Table
+from ranksearch.statistics import Statistics
+from ranksearch.statistics import metric as space_metric
+from ranksearch.store import Record
+from ranksearch.tasks import Task
+
+LEAST = 3  # measured configurations below which nothing is said about a fidelity
+COLUMNS = (
+    "proxy", "fidelity", "metric", "count", "kendall", "spearman", "recall", "k",
+    *(f"{name}_{cost}" for cost in COSTS for name in ("kendall", "pairs", "regret", "chance")), "uncovered",
+)  # fmt: skip
+SCORE_COLUMNS = ("proxy", "fidelity", "id", "score", "measured", "params_rel", "macs_rel")
+_TEXT, _WHOLE = {"proxy", "fidelity", "metric", "uncovered", "id"}, {"count", "k", *(f"pairs_{cost}" for cost in COSTS)}
+RUN_NETWORKS = ("last_feature", "single_site_loss", "calibrated")
+SAMPLE = 32  # measurements that `calibrated` is fitted to and checked on
+SAMPLE_SPREAD = 0.8  # of the logarithm of the random weights whose optima are measured
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a study measured, without the dense network, which every proxy scores 0: it would only flatter them."""
+
+    space: SearchSpace  # the study's, cut down to the options that were measured
+    ids: tuple[str, ...]
+    indices: np.ndarray  # int64, shape: (n, n_sites), in ``space``
+    metric: str
+    sign: int  # -1 where larger is better
+    values: Mapping[str, np.ndarray]  # fidelity -> metric as reported, mean over seeds, shape: (n,); NaN: not measured
+
+
+def measured(
+    records: Iterable[Record], space: SearchSpace, metric: str, *, larger_is_better: bool, fidelity: str | None = None
+) -> Measured:
+    """The finished evaluations of a store, by fidelity; of one only, if named. Configurations that are not on the
+    ladders (of an earlier, other space) and fidelities with fewer than ``LEAST`` of them are left out.
+
+    Raises:
+        InvalidArgument: no fidelity has ``LEAST``, or the store does not have the one that is named.
+    """
+    records = list(records)
+    known = sorted({record.fidelity for record in records})
+    if fidelity is not None and known and fidelity not in known:
+        raise InvalidArgument(f"fidelity={fidelity!r}: nothing was measured at it; the store has {', '.join(known)}")
+    found: dict[str, dict[str, list[float]]] = {}
+    rows: dict[str, np.ndarray] = {}
+    for record in records:
+        wanted = record.status == "done" and record.configuration_id != DENSE.id and fidelity in (None, record.fidelity)
+        if not wanted or metric not in record.metrics:
+            continue
+        if record.configuration_id not in rows:
+            try:
+                rows[record.configuration_id] = space.indices(Configuration.from_json(record.configuration))
+            except InvalidArgument:  # not on the ladders
+                continue
+        found.setdefault(record.fidelity, {}).setdefault(record.configuration_id, []).append(record.metrics[metric])
+    enough = {name: values for name, values in sorted(found.items()) if len(values) >= LEAST}
+    if not enough:
+        most = max((len(values) for values in found.values()), default=0)
+        at = f" at fidelity {fidelity}" if fidelity else ""
+        raise InvalidArgument(
+            f"{most} factorized networks of this space are measured{at}; at least {LEAST} are needed to judge proxies: search on with "
+            "more trials"
+        )
+    ids = tuple(id for id in rows if any(id in values for values in enough.values()))
+    small, indices = _reduced(space, np.array([rows[id] for id in ids]))
+    values = {name: np.array([np.mean(v[id]) if id in v else np.nan for id in ids]) for name, v in enough.items()}
+    return Measured(small, ids, indices, metric, -1 if larger_is_better else 1, values)
+
+
+def _reduced(space: SearchSpace, indices: np.ndarray) -> tuple[SearchSpace, np.ndarray]:
+    """The space with only the options in use and dense, so that a table costs one value per measured option."""
+    used = [np.unique(np.append(indices[:, s], len(ladder.options) - 1)) for s, ladder in enumerate(space.ladders)]
+    ladders = tuple(Ladder(l.site, tuple(l.options[i] for i in kept)) for l, kept in zip(space.ladders, used, strict=True))
+    columns = [np.searchsorted(kept, indices[:, s]) for s, kept in enumerate(used)]
+    return SearchSpace(ladders, space.baseline, metric=space.metric), np.stack(columns, axis=1)
+
+
+def free_proxies() -> list[TableProxy]:
+    """The proxies that need nothing but the space; they see errors in its metric."""
+    return [Energy(), *PROXIES]
+
+
+def without_moments(spectra: Spectra) -> dict[str, str]:
+    """Sites of which the metric of the space knows nothing: their errors, in the weight metric, are beside the others'."""
+    if not spectra.moments:
+        return {}
+    names = [site.name for site in spectra.sites if site.name not in spectra.moments]
+    return {name: "no statistics: its error is in the weight metric, in another unit than the others'" for name in names}
+
+
+def statistics_proxies(spectra: Spectra, statistics: Statistics) -> list[TableProxy]:
+    """Those that need statistics with gradients and the diagonal of the Fisher."""
+    return [ActivationError(spectra, statistics), FisherError(spectra, statistics), DiagonalFisher(spectra, statistics)]
+
+
+def network_proxies(
+    spectra: Spectra, task: Task, space: SearchSpace, judged: SearchSpace, *, batches: int, seed: int = 0
+) -> tuple[list[TableProxy | ScoreProxy], dict[str, str]]:
+    """Those that run networks, on labelled calibration batches, batch norm by batch statistics or re-estimated on them:
+    `SingleSiteLoss` and `LastFeature` as they are, `Calibrated` on `Energy`, fitted to exact optima of randomly weighted
+    tables at random budgets.
+
+    Args:
+        space: of the study.
+        judged: the same with the measured options alone.
+        batches: calibration batches.
+
+    Returns:
+        The proxies, with their tables for ``judged``, and for those that cannot be made the reason.
+    """
+    labelled = list(task.labelled(batches))
+    inputs = [x for x, _ in labelled]
+    loss = CalibrationLoss(spectra, labelled, task.loss, normalization="batch")
+
+    def network(configuration: Configuration) -> nn.Module:
+        model = loss.build(configuration)
+        recalibrate(model, inputs)
+        return model
+
+    made: list[TableProxy | ScoreProxy] = list(solved([SingleSiteLoss(loss)], judged))
+    missing: dict[str, str] = {}
+    proxy = Calibrated(Energy(), loss, _near_the_fronts(space, SAMPLE, seed))
+    weights = proxy.fit(space).weights
+    table = Table(tuple(w * v for w, v in zip(weights, Energy().table(judged).values, strict=True)), "sum")
+    made.append(_Solved(proxy.name, table, {**without_moments(spectra), **proxy.uncovered(space)}))
+    try:
+        made.append(LastFeature(spectra.model, network, inputs))
+    except InvalidArgument as error:  # nothing of the network is a feature
+        missing[LastFeature.name] = str(error)
+    return made, missing
+
+
+def _near_the_fronts(space: SearchSpace, count: int, seed: int) -> np.ndarray:
+    """Exact optima of randomly weighted energies at random budgets: near the front, yet different; int64, shape: (count, n_sites)."""
+    random = np.random.default_rng(seed)
+    base, found = Energy().table(space), []
+    for number in range(count):
+        cost = COSTS[number % len(COSTS)]
+        weights = np.exp(random.normal(0.0, SAMPLE_SPREAD, len(base.values)))
+        table = Table(tuple(w * v for w, v in zip(weights, base.values, strict=True)), "sum")
+        least = space.smallest(cost) / max(getattr(space.baseline, cost), 1)
+        share = float(random.uniform(max(0.1, least), 0.9)) if least < 0.9 else 1.0
+        found.append(Additive().allocate(Problem(space, table, {cost: share})).indices)
+    return np.array(found)
+
+
+def left_out(*, calibrated: bool, measured: bool) -> dict[str, str]:
+    """The proxies that are not judged, and why."""
+    reasons = {} if measured else {name: "runs networks, which was not asked for" for name in RUN_NETWORKS}
+    if not calibrated:
+        reasons |= {name: "needs a calibration pass, which was not asked for" for name in ("activation", "fisher", "fwsvd")}
+    return reasons
+
+
+class _Solved(TableProxy):
+    """A table proxy whose table was computed."""
+
+    def __init__(self, name: str, table: Table, uncovered: Mapping[str, str]) -> None:
+        self.name, self._table, self._uncovered = name, table, dict(uncovered)
+
+    def table(self, space: SearchSpace) -> Table:
+        return self._table
+
+    def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
+        return self._uncovered
+
+
+def solved(proxies: Sequence[TableProxy], space: SearchSpace, uncovered: Mapping[str, str] | None = None) -> list[TableProxy]:
+    """The same proxies with their tables for one space computed, and what they do not cover besides what they know."""
+    found = zip(proxies, tables(proxies, space), strict=True)
+    return [_Solved(proxy.name, table, dict(uncovered or {}) | dict(proxy.uncovered(space))) for proxy, table in found]
+
+
+def agreements(data: Measured, proxies: Sequence[TableProxy | ScoreProxy], *, k: int = 5, tolerance: float = 0.05) -> pd.DataFrame:
+    """One row per proxy and fidelity; columns: see the top of this module.
+
+    Args:
+        k: how many count as the best.
+        tolerance: how far costs may differ to be matched, as a share of the larger.
+    """
+    oriented = {name: data.sign * values for name, values in data.values.items()}
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in proxy_agreement(data.space, proxies, data.indices, oriented, k=k, tolerance=tolerance):
+        base = {name: row[name] for name in ("proxy", "fidelity", "count", "kendall", "spearman", "recall", "k")}
+        uncovered = "; ".join(f"{site}: {reason}" for site, reason in row["uncovered"].items())
+        into = merged.setdefault((row["proxy"], row["fidelity"]), base | {"metric": data.metric, "uncovered": uncovered})
+        names = {"kendall": "kendall_matched", "pairs": "pairs_matched", "regret": "regret", "chance": "regret_chance"}
+        into |= {f"{name}_{row['cost']}": row[source] for name, source in names.items()}
+    return _typed(list(merged.values()), COLUMNS)
+
+
+def scores(data: Measured, proxies: Sequence[TableProxy | ScoreProxy]) -> pd.DataFrame:
+    """One row per proxy, fidelity and configuration; columns: see the top of this module."""
+    rows = []
+    costs = {cost: data.space.cost_tables[cost].score(data.indices) / max(getattr(data.space.baseline, cost), 1) for cost in COSTS}
+    for proxy in proxies:
+        found = score(proxy, data.space, data.indices)
+        for fidelity, values in data.values.items():
+            for i in np.flatnonzero(np.isfinite(values)):
+                shares = {f"{cost}_rel": costs[cost][i] for cost in COSTS}
+                rows.append(
+                    {"proxy": proxy.name, "fidelity": fidelity, "id": data.ids[i], "score": found[i], "measured": values[i]} | shares
+                )
+    return _typed(rows, SCORE_COLUMNS)
+
+
+class Given(ScoreProxy):
+    """Scores that were measured before, such as a supernet's: the metric at another fidelity, lower is better."""
+
+    def __init__(self, name: str, indices: np.ndarray, values: np.ndarray, uncovered: Mapping[str, str] | None = None) -> None:
+        self.name, self._uncovered = name, dict(uncovered or {})
+        self._scores = {row.tobytes(): float(value) for row, value in zip(indices, values, strict=True)}
+
+    def score(self, space: SearchSpace, indices: np.ndarray) -> np.ndarray:
+        return np.array([self._scores[row.tobytes()] for row in np.atleast_2d(indices)])
+
+    def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
+        return self._uncovered
+
+
+def _scored(proxy: ScoreProxy, data: Measured) -> Given:
+    """A score proxy whose scores of what was measured are computed once."""
+    return Given(proxy.name, data.indices, proxy.score(data.space, data.indices), proxy.uncovered(data.space))
+
+
+def given(data: Measured, records: Iterable[Record], cheap: Mapping[str, str]) -> list[tuple[Measured, Given]]:
+    """What cheap fidelities said as proxies of the others, each with the configurations that have both: those pairs that
+    have at least ``LEAST``.
+
+    Args:
+        records: of the store, of all fidelities.
+        cheap: fidelity -> name of the proxy.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        if record.fidelity in cheap and record.status == "done" and data.metric in record.metrics:
+            found.setdefault(record.fidelity, {}).setdefault(record.configuration_id, []).append(record.metrics[data.metric])
+    pairs = []
+    for fidelity, values in found.items():
+        rows = np.array([i for i, id in enumerate(data.ids) if id in values], dtype=np.int64)
+        others = {name: column[rows] for name, column in data.values.items() if name not in cheap}
+        others = {name: column for name, column in others.items() if np.isfinite(column).sum() >= LEAST}
+        if others:
+            ids, indices = tuple(data.ids[i] for i in rows), data.indices[rows]
+            proxy = Given(cheap[fidelity], indices, data.sign * np.array([np.mean(values[id]) for id in ids]))
+            pairs.append((replace(data, ids=ids, indices=indices, values=others), proxy))
+    return pairs
+
+
+def joined(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Rows of one after those of the other, both of the same columns."""
+    return pd.concat([first, second], ignore_index=True).astype(first.dtypes.to_dict())
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was measured, and the proxies of it."""
+
+    data: Measured
+    proxies: Sequence[TableProxy | ScoreProxy]
+    given: Sequence[tuple[Measured, Given]]  # see `given`
+    left_out: Mapping[str, str]
+
+    def agreements(self, *, k: int = 5, tolerance: float = 0.05) -> pd.DataFrame:
+        frame = agreements(self.data, self.proxies, k=k, tolerance=tolerance)
+        for both, proxy in self.given:
+            frame = joined(frame, agreements(both, [proxy], k=k, tolerance=tolerance))
+        frame.attrs["left_out"] = dict(self.left_out)
+        return frame
+
+    def scores(self) -> pd.DataFrame:
+        frame = scores(self.data, self.proxies)
+        for both, proxy in self.given:
+            frame = joined(frame, scores(both, [proxy]))
+        return frame
+
+
+def judge(data: Measured, spectra: Spectra, task: Task, space: SearchSpace, *, calibration: int, batches: int) -> Judged:
+    """Every proxy of what was measured.
+
+    Args:
+        data: in the options of ``space`` that were measured.
+        calibration: batches for the statistics (cached); 0: leave out the proxies that need data.
+        batches: of those that run networks; 0: leave these out.
+    """
+    proxies: list[TableProxy | ScoreProxy] = [*solved(free_proxies(), data.space, without_moments(spectra))]
+    missing = left_out(calibrated=calibration > 0, measured=min(calibration, batches) > 0)
+    if calibration:
+        found = space_metric.statistics(spectra.model, spectra.sites, task, calibration=calibration, gradients=True, diagonal=True)
+        proxies += solved(statistics_proxies(spectra, found), data.space)
+        if batches:
+            run, cannot = network_proxies(spectra, task, space, data.space, batches=batches)
+            proxies += [_scored(proxy, data) if isinstance(proxy, ScoreProxy) else proxy for proxy in run]
+            missing |= cannot
+    return Judged(data, proxies, (), missing)
+
+
+def _typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    kinds = {c: "string" if c in _TEXT else "int64" if c in _WHOLE else "float64" for c in columns}
+    return pd.DataFrame(list(rows), columns=list(columns)).astype(kinds)

@@ -1,0 +1,5 @@
+"""``python -m ranksearch.cli`` is the command ``ranksearch``."""
+
+from ranksearch.cli.main import script
+
+script()

@@ -1,0 +1,176 @@
+"""A command that takes a study file and, after reading it, the options that the file declares."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ranksearch.cli.session import Session, default_store
+from ranksearch.errors import StudyFileError
+
+if TYPE_CHECKING:
+    from ranksearch.studyfile import StudyFile, StudyOption
+
+PREFIX = "study_option_"  # keeps parameters of a study apart from ours
+YIELDING = {"seed"}  # our options that a study may declare as its own
+
+
+class MaybeValued(click.Option):
+    """An option that may stand without its value: the value is then empty text."""
+
+
+class Group(click.Group):
+    """Proposes the command that was meant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            close = difflib.get_close_matches(name, self.commands, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"commands are {', '.join(self.commands)}"
+            if name.endswith(".py"):
+                hint = f"put a command before it: ranksearch search {name}"
+            ctx.fail(f"no such command {name!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+class StudyCommand(click.Command):
+    """``STUDY`` is read before the rest is parsed; its options are added to this command's, in a group of their own.
+    The callback gets ``file``, the loaded `StudyFile`, and ``given``, the study's options on the command line.
+
+    Args:
+        keeps: names of parameters that stay this command's where the study has an option of that name; the study's is
+            then written ``--study-NAME``.
+    """
+
+    def __init__(self, *args: Any, keeps: Collection[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keeps = frozenset(keeps)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        path = self._find(args)
+        file: StudyFile | None = None
+        own = list(self.params)
+        if path is not None:
+            session = ctx.find_object(Session)
+            if session is not None:  # an interrupt may come before the arguments are parsed
+                session.searching, session.training = self.name == "search", self.name == "train-supernet"
+                session.store = _given(args, "--store") or default_store(Path(path).stem)
+            from ranksearch.studyfile import load
+
+            file = load(path)
+            kept = {name for p in own if p.name in self.keeps for name in _names(p)}
+            self.params = [*self._without(own, file), *(_click_option(option, renamed=option.flag in kept) for option in file.options)]
+        args = self._with_values(args, path)
+        ctx.meta["file"] = file
+        ctx.meta["label"] = path
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            names = [name for parameter in self.get_params(ctx) for name in _names(parameter) if name.startswith("--")]
+            close = difflib.get_close_matches(error.option_name, names, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"see ranksearch {self.name} {path or 'STUDY'} --help"
+            raise click.UsageError(f"no such option {error.option_name}; {hint}", ctx) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        file: StudyFile = ctx.meta["file"]
+        names = {PREFIX + option.name: option.name for option in file.options}
+        given = {}
+        for name in [n for n in ctx.params if n in names]:
+            value = ctx.params.pop(name)
+            if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+                given[names[name]] = value
+        ctx.params.pop("study", None)
+        return ctx.invoke(self.callback, file=file, given=given, **ctx.params) if self.callback else None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own, declared = [], []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                (declared if (parameter.name or "").startswith(PREFIX) else own).append(record)
+        file: StudyFile | None = ctx.meta.get("file")
+        if declared and file is not None:
+            with formatter.section(f"Options of {file.path}"):
+                formatter.write_dl(declared)
+        with formatter.section("Options"):
+            formatter.write_dl(own)
+        if file is None:
+            formatter.write_paragraph()
+            formatter.write_text(f"A study may take options of its own: ranksearch {self.name} STUDY --help shows them.")
+
+    def _find(self, args: list[str]) -> str | None:
+        """STUDY, wherever it stands: the first argument that is no option and no option's value; one that ends in .py
+        goes before one that might be the value of an option of the study."""
+        options = [p for p in self.params if isinstance(p, click.Option) and not p.is_flag and not isinstance(p, MaybeValued)]
+        valued = {name for p in options for name in p.opts}
+        found, skip = [], False
+        for index, argument in enumerate(args):
+            if skip:
+                skip = False
+            elif argument == "--":
+                found += args[index + 1 :]
+                break
+            elif argument.startswith("-") and argument != "-":
+                skip = argument in valued
+            else:
+                found.append(argument)
+        return next((a for a in found if a.endswith(".py")), found[0] if found else None)
+
+    def _with_values(self, args: list[str], path: str | None) -> list[str]:
+        """The arguments, an empty value with every `MaybeValued` option that has none."""
+        maybe = {name for p in self.params if isinstance(p, MaybeValued) for name in p.opts}
+        following = [*args[1:], None][: len(args)]
+        return [
+            f"{argument}=" if argument in maybe and (then is None or then.startswith("-") or then == path) else argument
+            for argument, then in zip(args, following, strict=True)
+        ]
+
+    def _without(self, own: list[click.Parameter], file: StudyFile) -> list[click.Parameter]:
+        """Our parameters but those that the study declares itself."""
+        declared = {option.flag for option in file.options}
+        kept = []
+        for parameter in own:
+            clash = declared & set(_names(parameter))
+            if not clash or parameter.name in self.keeps:
+                kept.append(parameter)
+            elif parameter.name not in YIELDING:
+                raise StudyFileError(f"{file.path}: its option {clash.pop()} is the command's own; name the parameter of study() otherwise")
+        return kept
+
+
+def _names(parameter: click.Parameter) -> list[str]:
+    return [*parameter.opts, *parameter.secondary_opts]
+
+
+def _given(args: list[str], name: str) -> str | None:
+    """The value of an option in arguments that are not parsed yet."""
+    for argument, following in zip(args, [*args[1:], None], strict=True):
+        if argument == name:
+            return following
+        if argument.startswith(name + "="):
+            return argument[len(name) + 1 :]
+    return None
+
+
+def _click_option(option: StudyOption, *, renamed: bool = False) -> click.Option:
+    kinds: dict[Any, Any] = {Path: click.Path(path_type=Path), int: int, float: float, str: str}
+    text = option.help
+    if option.required:
+        text = f"{text}  [required]".strip()
+    elif option.default is not None:
+        text = f"{text}  [default: {option.default}]".strip()
+    flag = f"--study-{option.flag[2:]}" if renamed else option.flag
+    names = [PREFIX + option.name, flag]
+    if option.type is bool and not option.choices:
+        names[1] = f"{flag}/--no-{flag[2:]}"
+        return click.Option(names, default=None, help=text)
+    kind = click.Choice([str(choice) for choice in option.choices]) if option.choices else kinds[option.type]
+    metavar = None if option.choices else {Path: "PATH", int: "N", float: "X", str: "TEXT"}[option.type]
+    return click.Option(names, type=kind, default=None, help=text, metavar=metavar)

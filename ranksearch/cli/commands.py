@@ -1,0 +1,364 @@
+"""The commands. Heavy packages are imported when a command runs, not before: ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from ranksearch.cli.arguments import Group, MaybeValued, StudyCommand
+from ranksearch.cli.session import Session, default_store
+from ranksearch.errors import InvalidArgument, StoreError
+
+if TYPE_CHECKING:
+    from ranksearch.study import Study
+    from ranksearch.studyfile import StudyFile
+
+STORE_HELP = "A path (SQLite) or any SQLAlchemy URL.  [default: the study's name in $RANKSEARCH_HOME or .ranksearch]"
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
+
+def execute(arguments: Sequence[str], session: Session) -> int:
+    """Run a command line; returns the exit code. Errors of ranksearch, OSError and KeyboardInterrupt pass through."""
+    try:
+        command = root()  # not its main(): that ends the process by itself when a pipe breaks
+        with command.make_context("ranksearch", list(arguments), obj=session) as context:
+            command.invoke(context)
+        return 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    except click.UsageError as error:
+        text = " ".join(error.format_message().split())
+        print(f"error: {text[:1].lower()}{text[1:].rstrip('.')}", file=sys.stderr)
+        return 2
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
+    except click.ClickException as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        return 2
+
+
+def root() -> click.Group:
+    """The command ``ranksearch``, new: commands take on the options of a study as they read it."""
+    from ranksearch import __version__
+
+    group = Group(
+        "ranksearch",
+        help="Search the ranks and decomposition types of every layer of a trained network.\n\nSTUDY is a Python file that declares "
+        "a study. Begin with: ranksearch profile STUDY, then ranksearch search STUDY.",
+        context_settings=SETTINGS,
+    )
+    group.params.append(_version(__version__))
+    for name, function, parameters, short in (
+        ("profile", profile, _profile_parameters, "What there is to choose, before anything is paid for."),
+        ("train-supernet", train_supernet, _train_parameters, "Train one network for all sizes."),
+        ("search", search, _search_parameters, "Evaluate networks, and go on where it stopped."),
+        ("front", front, _front_parameters, "The networks that no other one beats."),
+        ("proxies", proxies, _proxies_parameters, "How well cheap scores predicted what was measured."),
+        ("build", build, _build_parameters, "One of them as plain PyTorch, on disk."),
+    ):
+        texts = {"help": function.__doc__, "short_help": short}
+        keeps = ("method", "epochs", "sampling") if name == "train-supernet" else ()
+        command = StudyCommand(name, callback=function, params=parameters(), context_settings=SETTINGS, keeps=keeps, **texts)
+        group.add_command(command)
+    return group
+
+
+def _version(version: str) -> click.Option:
+    def show(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            click.echo(f"ranksearch {version}")
+            ctx.exit()
+
+    return click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=show, help="Show the version.")
+
+
+def _study() -> click.Argument:
+    return click.Argument(["study"], metavar="STUDY")
+
+
+def _store() -> click.Option:
+    return click.Option(["--store"], metavar="URL|PATH", help=STORE_HELP)
+
+
+def _format() -> click.Option:
+    return click.Option(["--format", "format_"], type=click.Choice(["table", "csv", "json"]), default="table", help="[default: table]")
+
+
+def _formats() -> click.Option:
+    choices = click.Choice(["table", "csv", "json", "parquet"])
+    return click.Option(["--format", "format_"], type=choices, help="[default: as --out is named]")
+
+
+def _format_of(format_: str | None, out: Path | None, plot: Path | None) -> str:
+    """The format to write, checked together with the file names before any work."""
+    from ranksearch.cli import results
+    from ranksearch.results import plots
+
+    format_ = format_ or results.format_of(out)
+    if format_ == "parquet" and out is None:
+        raise InvalidArgument("--format parquet needs --out FILE: it is no text")
+    if plot is not None:
+        plots.check_path(plot)
+    return format_
+
+
+def _fidelity() -> click.Option:
+    text = "Of the measurements: a key of the store, its beginning, or a supernet's method or key.  [default: the study's]"
+    return click.Option(["--fidelity"], metavar="KEY|supernet", help=text)
+
+
+def _objective() -> click.Option:
+    return click.Option(["--objective"], multiple=True, metavar="NAME", help="Instead of the study's objectives; repeatable.")
+
+
+def _profile_parameters() -> list[click.Parameter]:
+    return [_study(), _store(), _format()]
+
+
+def profile(file: StudyFile, given: Mapping[str, Any], store: str | None, format_: str) -> None:
+    """Show what a search would work on: sites, their options and costs, and what was skipped and why."""
+    from ranksearch.cli import results
+
+    study = _open(file, given, store, session=_session(), stored=True)
+    if study.spec.metric != "weight":
+        print(f"collecting statistics for the {study.spec.metric} metric ...", file=sys.stderr, flush=True)
+    results.profile(study, format_)
+
+
+def _train_parameters() -> list[click.Parameter]:
+    return [
+        _study(),
+        click.Option(["--method"], default="sandwich", metavar="NAME", help="Training method.  [default: sandwich]"),
+        click.Option(["--epochs"], type=float, default=6.0, metavar="X", help="Passes over the training data.  [default: 6]"),
+        click.Option(["--sampling"], metavar="NAME", help="Where configurations are drawn from.  [default: the method's own]"),
+        click.Option(["--set"], multiple=True, metavar="NAME=VALUE", help="A hyper-parameter of the method; repeatable."),
+        click.Option(["--seed"], type=int, metavar="N", help="Instead of the study's seed."),
+        _store(),
+    ]
+
+
+def train_supernet(
+    file: StudyFile, given: Mapping[str, Any], method: str, epochs: float, sampling: str | None, set: tuple[str, ...], store: str | None,
+    seed: int | None = None,
+) -> None:  # fmt: skip
+    """Train one network for all sizes: a supernet, which then measures hundreds of configurations in minutes. Running it
+    again goes on where it stopped."""
+    from ranksearch.cli import supernets
+    from ranksearch.supernet.study import checked
+
+    options = supernets.assigned(set)
+    checked(method, sampling, options)  # before the study is loaded
+    session = _session()
+    print(f"loading {file.path} ...", file=sys.stderr, flush=True)
+    study = _open(file, given, store, session=session, stored=True)
+    with supernets.TrainingProgress(session) as progress:
+        trained = study.train_supernet(method, epochs=epochs, sampling=sampling, seed=seed, on_event=progress.event, **options)
+    session.check()
+    supernets.shown(study, trained, _command(file, given, store))
+
+
+def _search_parameters() -> list[click.Parameter]:
+    return [
+        _study(),
+        click.Option(
+            ["--trials"], type=click.IntRange(min=1), default=40, metavar="N",
+            help="Evaluations the study is to have, those in the store among them.  [default: 40]",
+        ),
+        click.Option(
+            ["--constraint", "--where", "where"], multiple=True, metavar="CONDITION",
+            help='Evaluate only what satisfies it, such as "macs <= 0.5"; repeatable.',
+        ),
+        _objective(),
+        click.Option(["--sampler"], type=click.Choice(["nsga2", "random", "tpe"]), default="nsga2", help="[default: nsga2]"),
+        click.Option(["--seed"], type=int, metavar="N", help="Instead of the study's seed."),
+        click.Option(["--workers"], type=click.IntRange(min=1), metavar="N", help="Evaluations at the same time.  [default: one per core]"),
+        click.Option(["--runner"], type=click.Choice(["ray_tune", "local"]), default="ray_tune", help="[default: ray_tune]"),
+        click.Option(["--address"], metavar="HOST:PORT", help="A running Ray cluster, or auto.  [default: this machine alone]"),
+        MaybeValued(
+            ["--supernet"], metavar="[METHOD|KEY]",
+            help="Screen with a trained supernet first, and begin with its front; which one need be said only if there are several.",
+        ),
+        click.Option(["--screen"], type=click.IntRange(min=1), metavar="N", help="Configurations to screen.  [default: 100]"),
+        _store(),
+    ]
+
+
+def search(
+    file: StudyFile, given: Mapping[str, Any], trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
+    workers: int | None, runner: str, address: str | None, supernet: str | None, screen: int | None, store: str | None,
+    seed: int | None = None,
+) -> None:  # fmt: skip
+    """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
+    store is never evaluated again."""
+    from ranksearch.cli import results
+    from ranksearch.cli.progress import Progress
+
+    session = _session()
+    if screen is not None and supernet is None:
+        raise InvalidArgument(f"--screen {screen} needs --supernet: what is screened with")
+    print(f"loading {file.path} ...", file=sys.stderr, flush=True)
+    study = _open(file, given, store, session=session, stored=False)
+    with Progress(study, session) as progress:
+        study.run(
+            trials=trials, workers=workers, runner=cast(Any, runner), address=address, sampler=sampler, constraints=where, seed=seed,
+            objectives=objective or None, by_value=file.modules, on_event=progress.event,
+            supernet=False if supernet is None else supernet or True, screen=screen,
+        )  # fmt: skip
+    session.check()
+    results.searched(study, _command(file, given, store), objective or None, trials)
+
+
+def _front_parameters() -> list[click.Parameter]:
+    return [
+        _study(),
+        click.Option(["--where"], multiple=True, metavar="CONDITION", help='Such as "macs < 0.4 and accuracy > 0.98 * baseline".'),
+        _objective(),
+        click.Option(["--all", "all_"], is_flag=True, help="Dominated networks too."),
+        _fidelity(),
+        _formats(),
+        click.Option(["--out"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file."),
+        click.Option(["--plot"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
+        _store(),
+    ]
+
+
+def front(
+    file: StudyFile, given: Mapping[str, Any], where: tuple[str, ...], objective: tuple[str, ...], all_: bool, fidelity: str | None,
+    format_: str | None, out: Path | None, plot: Path | None, store: str | None,
+) -> None:  # fmt: skip
+    """Show the networks that no other one beats, of all that are in the store."""
+    from ranksearch.cli import results
+
+    format_ = _format_of(format_, out, plot)
+    study = _open(file, given, store, session=_session(), stored=True)
+    condition = " and ".join(f"({text})" for text in where) if len(where) > 1 else next(iter(where), None)
+    results.front(study, condition, objective or None, all=all_, fidelity=fidelity, format_=format_, out=out)
+    if plot is not None:
+        results.plotted(study, condition, objective or None, plot, fidelity=fidelity)
+
+
+def _proxies_parameters() -> list[click.Parameter]:
+    return [
+        _study(),
+        click.Option(["--objective"], metavar="NAME", help="The measured metric.  [default: the first that is an objective]"),
+        click.Option(["--fidelity"], metavar="KEY", help="One fidelity of the store.  [default: each that has enough evaluations]"),
+        click.Option(["--top"], type=click.IntRange(min=1), default=5, metavar="K", help="How many count as the best.  [default: 5]"),
+        click.Option(["--no-calibration"], is_flag=True, help="Leave out the proxies that need training data."),
+        click.Option(
+            ["--batches"], type=click.IntRange(min=0), default=2, metavar="N",
+            help="Calibration batches for the proxies that run networks; 0 leaves these out.  [default: 2]",
+        ),
+        _formats(),
+        click.Option(["--out"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file."),
+        click.Option(["--plot"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
+        _store(),
+    ]
+
+
+def proxies(
+    file: StudyFile, given: Mapping[str, Any], objective: str | None, fidelity: str | None, top: int, no_calibration: bool,
+    batches: int, format_: str | None, out: Path | None, plot: Path | None, store: str | None,
+) -> None:  # fmt: skip
+    """Show how well each proxy predicted what this study measured: rank correlations, recall of the best, and what trusting
+    it costs at a budget."""
+    from ranksearch.cli import proxies as shown
+
+    format_ = _format_of(format_, out, plot)
+    study = _open(file, given, store, session=_session(), stored=True)
+    shown.report(
+        study, objective=objective, fidelity=fidelity, k=top, calibrate=not no_calibration, batches=batches, format_=format_, out=out,
+        plot=plot,
+    )  # fmt: skip
+
+
+def _build_parameters() -> list[click.Parameter]:
+    return [
+        _study(),
+        click.Argument(["id"], metavar="ID"),
+        click.Option(
+            ["--out"], required=True, type=click.Path(path_type=Path), metavar="DIR",
+            help="Where to write: model.safetensors and manifest.json.",
+        ),
+        click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
+        _fidelity(),
+        click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
+        click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),
+        _store(),
+    ]
+
+
+def build(
+    file: StudyFile, given: Mapping[str, Any], id: str, out: Path, onnx: bool, torch_export: bool, force: bool, store: str | None,
+    fidelity: str | None,
+) -> None:  # fmt: skip
+    """Build a network of the front, by its ID or the beginning of it, and write it as plain PyTorch."""
+    from ranksearch.cli import results
+    from ranksearch.networks import export
+
+    export.check_target(out, force=force, onnx=onnx)  # before minutes go into it
+    study = _open(file, given, store, session=_session(), stored=True)
+    print(f"building {id} ...", file=sys.stderr, flush=True)
+    results.built(study.export(id, out, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity))
+
+
+def _session() -> Session:
+    return click.get_current_context().find_object(Session) or Session()
+
+
+def _open(file: StudyFile, given: Mapping[str, Any], store: str | None, *, session: Session, stored: bool) -> Study:
+    """The study with its store attached. With ``stored``, options that are not given are those that the store was
+    searched with."""
+    session.check()
+    session.store = store or default_store(file.path.stem)
+    options = dict(given)
+    known = _stored_options(file, session.store) if stored else {}
+    missing = [o.flag for o in file.options if o.required and o.name not in {**known, **options}]
+    if missing:
+        where = f"; the store {session.store!r} does not have them either" if stored else ""
+        raise InvalidArgument(f"{file.path} needs {', '.join(missing)}{where}")
+    study = file.create({**known, **options})
+    if store is None and study.name != file.path.stem:
+        session.store = default_store(study.name)
+        again = _stored_options(file, session.store) if stored else {}
+        if any(study.options.get(name) != value for name, value in {**again, **options}.items() if name not in options):
+            study = file.create({**again, **options})
+    study.attach(session.store)
+    session.check()
+    return study
+
+
+def _stored_options(file: StudyFile, store: str) -> dict[str, Any]:
+    from ranksearch.store import Store
+
+    if "://" not in store and not Path(store).exists():
+        return {}
+    try:
+        with Store.open(store, create=False) as opened:
+            options = opened.details.get("options", {})
+    except StoreError:
+        return {}  # the study's own access to the store tells what is wrong with it
+    known = {option.name for option in file.options}
+    return {name: value for name, value in options.items() if name in known} if isinstance(options, dict) else {}
+
+
+def _command(file: StudyFile, given: Mapping[str, Any], store: str | None) -> Callable[[str], str]:
+    """The command line of another command for the same study."""
+    import shlex
+
+    def line(name: str) -> str:
+        words = ["ranksearch", name, str(file.path)]
+        if name in ("search", "train-supernet"):
+            for option in file.options:
+                if option.name in given:
+                    value = given[option.name]
+                    words += [option.flag if value else f"--no-{option.flag[2:]}"] if isinstance(value, bool) else [option.flag, str(value)]
+        return shlex.join([*words, *(["--store", store] if store else [])])
+
+    return line

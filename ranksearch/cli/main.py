@@ -1,0 +1,90 @@
+"""The command line: ``ranksearch profile | train-supernet | search | front | proxies | build STUDY``. Here is only what turns
+every end of a command into an exit code: 0, 2 for errors (one line, no traceback), 130 after Ctrl-C. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+TRACEBACK = "RANKSEARCH_TRACEBACK"  # set: deliberate errors show where they come from, too
+
+
+def script() -> None:
+    """Entry point of the console script."""
+    code = main()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python winds down: no traceback either
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    from ranksearch.cli.session import Session
+
+    session = Session()
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        session.interrupted = True
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGINT, interrupt) if main_thread else None
+    try:
+        from ranksearch.cli.commands import execute
+
+        code = execute(sys.argv[1:] if arguments is None else list(arguments), session)
+        sys.stdout.flush()
+        return code
+    except BaseException as error:
+        # an import that is interrupted may fail with another error than KeyboardInterrupt
+        if session.interrupted or isinstance(error, KeyboardInterrupt):
+            return _interrupted(session)
+        return _explain(error)
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _interrupted(session) -> int:
+    if session.searching:
+        count = session.stored
+        stored = "no evaluation is" if count == 0 else "1 evaluation is" if count == 1 else f"{count} evaluations are"
+        _say(f"interrupted: {stored} stored; run the same command to go on")
+    elif session.training:
+        at = "" if session.trained is None else " at step {:,} of {:,}".format(*session.trained)
+        _say(f"interrupted{at}; run the same command to go on from the last checkpoint")
+    else:
+        _say("interrupted")
+    return 130
+
+
+def _explain(error: BaseException) -> int:
+    """The exit code of an error, which is told in one line. What nobody foresaw is raised again."""
+    from ranksearch.errors import RanksearchError
+
+    if isinstance(error, BrokenPipeError):  # the reader has gone: nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    foreseen = isinstance(error, (RanksearchError, OSError))
+    if not foreseen or os.environ.get(TRACEBACK):
+        raise error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" ({error.filename})" if error.filename else ""
+        _say(f"error: no space left on the disk{place}; free some and run the same command: it goes on from what is stored")
+    elif isinstance(error, OSError) and error.errno is not None:
+        _say(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error.strerror}")
+    else:
+        _say("error: " + " ".join(str(error).split()))
+    return 2
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # stderr is closed: the exit code must do
+        return

@@ -1,0 +1,244 @@
+"""What commands print on stdout: profiles, fronts, and the commands to try next."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ranksearch.cli.proxies import best_proxy
+from ranksearch.cli.tables import count, percent, plural, table
+from ranksearch.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ranksearch.sites import Site
+    from ranksearch.space.spectra import Spectra
+    from ranksearch.study import Study
+
+SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
+
+
+def format_of(out: Path | None) -> str:
+    """The format that a file's name asks for."""
+    return "table" if out is None else SUFFIXES.get(out.suffix.lower(), "table")
+
+
+# -- profile ---------------------------------------------------------------------------------------------------------
+
+
+def profile(study: Study, format_: str) -> None:
+    """Print sites, options, costs, and what was skipped; even of a study whose space is empty."""
+    rows = _site_rows(study)
+    skipped = [{"name": s.name, "type": s.type, "params": s.params, "reason": s.reason} for s in study.sites.skipped]
+    total = study.baseline
+    if format_ == "csv":
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([*rows[0], "skipped"] if rows else ["site", "skipped"])
+        writer.writerows([*(json.dumps(v) if isinstance(v, dict) else v for v in row.values()), ""] for row in rows)
+        width = len(rows[0]) if rows else 1
+        writer.writerows([s["name"], s["type"], "", s["params"], *[""] * (width - 4), s["reason"]] for s in skipped)
+        print(out.getvalue(), end="")
+    elif format_ == "json":
+        data = {"study": study.name, "params": total.params, "macs": total.macs, "sites": rows, "skipped": skipped}
+        if rows:
+            space = study.space
+            data |= {"size": str(space.size), "smallest": {"params": space.smallest("params"), "macs": space.smallest("macs")}}
+        print(json.dumps(data, indent=2))
+    else:
+        print(f"{study.name}: {plural(len(rows), 'site')}; dense network {total.params:,} params, {total.macs:,} MACs per example\n")
+        _profile_table(rows, skipped, total)
+    space = study.space  # raises where there is nothing to choose
+    if format_ == "table":
+        digits = str(space.size)
+        size = f"{space.size:,}" if len(digits) < 10 else f"about {digits[0]}.{digits[1]}e{len(digits) - 1}"
+        least = {name: space.smallest(name) / max(getattr(total, name), 1) for name in ("params", "macs")}
+        params, macs = percent(least["params"]), percent(least["macs"])
+        print(f"\n{size} configurations; the smallest has {params} of the params, the fastest {macs} of the MACs")
+        print(f"objectives: {', '.join(study.objectives)}; fidelity {study.fidelity.key}; errors in the {space.metric} metric")
+
+
+def _site_rows(study: Study) -> list[dict[str, Any]]:
+    rows = []
+    decompositions = {name: d for name, d in study.spectra.decompositions.items() if name != "dense"}
+    for site in study.sites:
+        cheaper = {name: len(d.options(site)) for name, d in decompositions.items() if d.undefined(site) is None}
+        undefined = {name: reason for name, d in decompositions.items() if (reason := d.undefined(site)) is not None}
+        kernel = "x".join(str(n) for n in site.shape)
+        half = _half(study.spectra, site, cheaper)
+        kind = site.kind if site.head is None else f"{site.kind} + head"
+        rows.append({
+            "site": site.name, "kind": kind, "shape": kernel, "params": site.cost.params, "macs": site.cost.macs, "options": cheaper,
+            "at_half": half, "undefined": undefined, "aliases": " ".join(site.paths[1:]),
+        })  # fmt: skip
+    return rows
+
+
+def _half(spectra: Spectra, site: Site, names: Iterable[str]) -> str:
+    """The option of least error with at most half of the site's params, in words; empty where there is none."""
+    best: tuple[float, str] = (math.inf, "")
+    for name in names:
+        profile = spectra.profile(site, name)
+        fits = [] if profile is None else [i for i in range(len(profile.params)) if 2 * profile.params[i] <= site.cost.params]
+        for i in fits:
+            if profile is not None and profile.frobenius[i] < best[0]:
+                rank = tuple(int(r) for r in profile.ranks[i])
+                words = spectra.decomposition(name).describe(site, rank)
+                best = (float(profile.frobenius[i]), f"{name} {words}: error {profile.frobenius[i]:.2f}")
+    return best[1]
+
+
+def _profile_table(rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]], total: Any) -> None:
+    if rows:
+        cells = [
+            (
+                r["site"], r["kind"], r["shape"], f"{r['params']:,}", percent(r["params"] / max(total.params, 1)), f"{r['macs']:,}",
+                percent(r["macs"] / max(total.macs, 1)), ", ".join(f"{name} {n:,}" for name, n in r["options"].items()), r["at_half"],
+            )
+            for r in rows
+        ]  # fmt: skip
+        header = ("site", "kind", "shape", "params", "of all", "MACs", "of all ", "options cheaper than dense", "best at half the params")
+        print(table(header, cells, left=("site", "kind", "shape", *header[-2:])))
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for name, reason in row["undefined"].items():
+            reasons.setdefault((name, reason), []).append(row["site"])
+    if reasons:
+        print("\nnot defined:")
+        header = ("type", "sites", "reason")
+        print(table(header, [(name, _some(sites), reason) for (name, reason), sites in reasons.items()], left=header))
+    if skipped:
+        print("\nskipped:")
+        header = ("module", "type", "params", "reason")
+        cells = [(s["name"] or "(the model)", s["type"], f"{s['params']:,}", s["reason"]) for s in skipped]
+        print(table(header, cells, left=("module", "type", "reason")))
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+# -- fronts ----------------------------------------------------------------------------------------------------------
+
+
+def front(
+    study: Study, where: str | None, objectives: Sequence[str] | None, *, all: bool, fidelity: str | None, format_: str, out: Path | None
+) -> None:
+    """Print or write a front."""
+    frame = study.front(where, objectives, all=all, fidelity=fidelity)
+    write_frame(frame, format_, out, lambda: front_table(study, frame))
+
+
+def write_frame(frame: pd.DataFrame, format_: str, out: Path | None, as_table: Callable[[], str]) -> None:
+    """Print a frame or write it to a file."""
+    if format_ == "parquet":
+        assert out is not None
+        _write(out, lambda path: frame.to_parquet(path, index=False))
+    else:
+        if format_ == "csv":
+            text = str(frame.to_csv(index=False, lineterminator="\n"))
+        elif format_ == "json":
+            text = f"{frame.to_json(orient='records', indent=2, date_format='iso')}\n"
+        else:
+            text = as_table() + "\n"
+        if out is None:
+            print(text, end="")
+        else:
+            _write(out, lambda path: path.write_text(text, encoding="utf-8"))
+    if out is not None:
+        print(f"{plural(len(frame), 'row')} written to {out}", file=sys.stderr)
+
+
+def plotted(study: Study, where: str | None, objectives: Sequence[str] | None, path: Path, *, fidelity: str | None = None) -> None:
+    """Draw a front over relative MACs: the first objective that is a metric, or the task's first."""
+    from ranksearch.results.plots import plot_front
+
+    names = [metric.name for metric in study.task.metrics]
+    metric = next((name for name in objectives or study.objectives if name in names), names[0])
+    title = f"{study.name}: {metric} of measured networks" + (f"\n{where}" if where else "")
+    plot_front(study.front(where, objectives, all=True, fidelity=fidelity), metric=metric, title=title, path=path)
+    print(f"drawn to {path}", file=sys.stderr)
+
+
+def front_table(study: Study, frame: pd.DataFrame) -> str:
+    """A front as a table: metrics, their change against the dense network, and costs relative to it."""
+    if not len(frame):
+        return "no evaluation is stored that satisfies this; search on, or loosen --where"
+    dense = next((row for row in frame.to_dict("records") if row["is_dense"]), None)
+    metrics = [metric.name for metric in study.task.metrics]
+    header = ["id", *[name for metric in metrics for name in (metric, "change")], "% MACs", "% params", "MACs", "params", ""]
+    rows = []
+    for row in frame.to_dict("records"):
+        cells: list[Any] = [row["id"]]
+        for metric in metrics:
+            change = "" if dense is None else f"{row[metric] - dense[metric]:+.4f}"
+            cells += [f"{row[metric]:.4f}", change]
+        cells += [percent(row["macs_rel"]), percent(row["params_rel"]), count(row["macs"]), count(row["params"])]
+        cells.append("dense" if row["is_dense"] else "" if row["on_front"] else "dominated")
+        rows.append(cells)
+    return table(header, rows, left=("id", ""))
+
+
+def _write(out: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file as a whole or not at all."""
+    if not out.parent.is_dir():
+        raise InvalidArgument(f"--out {out}: there is no directory {out.parent}; make it first")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# -- the ends of search and build --------------------------------------------------------------------------------------
+
+
+def searched(study: Study, command: Callable[[str], str], objectives: Sequence[str] | None, trials: int) -> None:
+    """Print the front that a search came to, and what to try next."""
+    evaluations = study.evaluations()
+    errors = [" ".join(str(row["error"]).split()) for row in evaluations.to_dict("records") if row["status"] != "done"]
+    failed = len(errors)
+    frame = study.front(None, objectives)
+    noted = f", {failed} of them failed" if failed else ""
+    screened = evaluations["fidelity"].str.startswith("supernet-").sum()
+    noted = (f", {screened:,} of them screened with a supernet" if screened else "") + noted
+    print(f"\n{study.name}: {plural(len(evaluations), 'evaluation')} stored{noted}. None of these beats another; dense for comparison:\n")
+    print(front_table(study, frame))
+    if failed:
+        print("\nfailed: " + "; ".join(f"{number} x {text[:160]}" for text, number in Counter(errors).most_common(3)))
+    if study.profiled and (line := best_proxy(study, objectives)) is not None:
+        print(f"\n{line}\n  {command('proxies')}")
+    factorized = [row["id"] for row in frame.to_dict("records") if row["on_front"] and not row["is_dense"]]
+    pick = factorized[len(factorized) // 2] if factorized else "ID"
+    metric = study.task.metrics[0]
+    bound = f"{metric.name} > 0.98 * baseline" if metric.direction == "max" else f"{metric.name} < 1.02 * baseline"
+    print("\nnext:")
+    print(f'  {command("front")} --where "macs < 0.5 and {bound}"')
+    print(f"  {command('build')} {pick} --out {study.name}-{pick}")
+    print(f"  {command('search')} --trials {max(2 * trials, len(evaluations) - screened + trials)}")
+    if screened:
+        print(f"  {command('front')} --fidelity supernet")
+
+
+def built(directory: Path) -> None:
+    """Print what was written."""
+    from ranksearch.networks.export import read_manifest
+
+    manifest = read_manifest(directory)
+    base = manifest["baseline"]
+    print(f"{manifest['id']} written to {directory}")
+    rows = [(name, f"{value:.4f}", f"{manifest['measured'].get(name, float('nan')):.4f}") for name, value in manifest["metrics"].items()]
+    print(table(("metric", "in the store", "measured now"), rows, left=("metric",)))
+    for name, label in (("params", "params"), ("macs", "MACs")):
+        print(f"{manifest[name]:,} {label}, {percent(manifest[name] / max(base[name], 1))} of the dense network's")
+    print("files: " + ", ".join(sorted([*manifest["files"], "manifest.json"])))

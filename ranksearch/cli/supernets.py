@@ -1,0 +1,124 @@
+"""What ``train-supernet`` shows: progress on stderr, and what the supernet measures at a few sizes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ranksearch.cli.session import Session
+from ranksearch.cli.tables import percent, table
+from ranksearch.errors import InvalidArgument
+from ranksearch.space import DENSE
+
+if TYPE_CHECKING:
+    from ranksearch.search.events import Stage
+    from ranksearch.study import Study
+    from ranksearch.supernet import Event
+    from ranksearch.supernet.study import TrainedSupernet
+
+
+class TrainingProgress:
+    """Pass `event` to ``Study.train_supernet``; a context manager. A bar with the loss (a mean that forgets) and the time
+    left; lines where stderr is no terminal."""
+
+    FORGET = 0.05
+
+    def __init__(self, session: Session, *, terminal: bool | None = None) -> None:
+        self.session = session
+        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+        self.loss: float | None = None
+        self.steps = 0  # made in this run
+        self._start, self._last = time.monotonic(), 0.0
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def event(self, event: Stage | Event) -> None:
+        """Show an event."""
+        from ranksearch.search.events import Stage
+
+        self.session.check()
+        if isinstance(event, Stage):
+            print(f"{event.text} ...", file=sys.stderr, flush=True)
+            self._start = time.monotonic()
+            return
+        self.session.trained = (event.step, event.steps)
+        self.steps += 1
+        if self.steps == 1:
+            if event.step > 1:
+                print(f"going on after step {event.step - 1:,} of {event.steps:,}", file=sys.stderr, flush=True)
+            if self.terminal:
+                self._open(event.steps, event.step)
+        self.loss = event.loss if self.loss is None else (1 - self.FORGET) * self.loss + self.FORGET * event.loss
+        if self._bar is not None:
+            self._bar.update(self._task, completed=event.step, loss=f"loss {self.loss:.4g}")
+        elif time.monotonic() - self._last >= 2 or event.step == event.steps:
+            self._last = time.monotonic()
+            seconds = (time.monotonic() - self._start) / self.steps * (event.steps - event.step)
+            left = f"; {seconds // 60:.0f}:{seconds % 60:02.0f} left" if event.step < event.steps else ""
+            print(f"{event.step:>5,}/{event.steps:,} steps  loss {self.loss:.4g}{left}", file=sys.stderr, flush=True)
+
+    def _open(self, total: int, done: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        # stdout stays untouched: it carries results
+        self._bar = Progress(
+            BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), console=Console(stderr=True), transient=True, redirect_stdout=False,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total, completed=done, loss="")
+        self._bar.start()
+
+
+def assigned(texts: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` as Python values: what JSON can read is that, everything else text.
+
+    Raises:
+        InvalidArgument: no name, no "=", or a name given twice."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidArgument(f"--set {text!r}: write NAME=VALUE, such as random=1")
+        if name in found:
+            raise InvalidArgument(f"--set {text!r}: {name} is given twice")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def shown(study: Study, trained: TrainedSupernet, command: Callable[[str], str]) -> None:
+    """Print what a trained supernet measures at a few sizes, and what to do with it."""
+    from ranksearch.supernet.study import sizes
+
+    entry = trained.entry
+    print("measuring a few sizes ...", file=sys.stderr, flush=True)
+    metrics = [metric.name for metric in study.task.metrics]
+    dense = trained.evaluate(DENSE)
+    rows = [["dense", *[text for m in metrics for text in (f"{dense[m]:.4f}", "")], "100.0 %", "100.0 %"]]
+    cost_name = "MACs" if study.baseline.macs else "params"
+    for share, configuration in sizes(trained):
+        found, cost = trained.evaluate(configuration), trained.space.cost(trained.space.indices(configuration))
+        change = [text for m in metrics for text in (f"{found[m]:.4f}", f"{found[m] - dense[m]:+.4f}")]
+        shares = (percent(cost.macs / max(study.baseline.macs, 1)), percent(cost.params / max(study.baseline.params, 1)))
+        rows.append([f"at most {100 * share:g} % {cost_name}", *change, *shares])
+    header = ["size", *[name for metric in metrics for name in (metric, "change")], "% MACs", "% params"]
+    print(f"\n{study.name}: supernet {entry.name} is trained. By activation, batch norm re-estimated, no other training:\n")
+    print(table(header, rows, left=("size",)))
+    print(f"\nin {study.shelf.folder / entry.key}\n\nnext:")
+    which = f"--supernet {entry.key[:8]}"
+    print(f"  {command('search')} {which} --screen 100 --trials 40")
+    print(f"  {command('front')} --fidelity {entry.key[:8]}")

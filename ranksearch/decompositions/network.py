@@ -1,0 +1,220 @@
+"""Tensor networks over the modes of a weight: one core per mode, a bond between any two of them (the fully connected
+network of Zheng et al. 2021; a bond of width 1 is no edge), fitted by alternating least squares, and stored as the cores
+of a parametrized dense layer. A node past the modes is a *hub*: a core with bonds only, the centre of a Tucker form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ranksearch.decompositions.chain import Link, chain_module
+from ranksearch.errors import RanksearchError
+from ranksearch.sites import Site
+
+Bonds = tuple[int, ...]  # widths of all pairs of nodes, upper triangle row by row
+CAP = 64  # a mode is reduced to so many leading directions before a network is fitted
+
+
+def pairs(nodes: int) -> list[tuple[int, int]]:
+    """All pairs of nodes in the order of ``Bonds``."""
+    return [(i, j) for i in range(nodes) for j in range(i + 1, nodes)]
+
+
+def core_shapes(sizes: Sequence[int], bonds: Bonds) -> list[tuple[int, ...]]:
+    """Shapes of the cores: the bonds to all other nodes in order, then the mode (a hub has none)."""
+    nodes = round((1 + math.sqrt(1 + 8 * len(bonds))) / 2)
+    width = dict(zip(pairs(nodes), bonds, strict=True))
+    return [
+        (*(width[min(k, j), max(k, j)] for j in range(nodes) if j != k), *((sizes[k],) if k < len(sizes) else ()))
+        for k in range(nodes)
+    ]  # fmt: skip
+
+
+def stored(sizes: Sequence[int], bonds: Bonds) -> int:
+    """Numbers stored in the cores."""
+    return sum(math.prod(shape) for shape in core_shapes(sizes, bonds))
+
+
+def contract(cores: Sequence[Tensor], modes: int, skip: int | None = None) -> Tensor:
+    """The tensor of a network, shape (n_1, ..., n_modes); without node ``skip``, shape (the other modes in order,
+    then the bonds of the missing node that are wider than 1). Differentiable in the cores."""
+    shapes = tuple(tuple(c.shape) for c in cores)
+    terms, steps, final = _plan(shapes, modes, skip)
+    tensors = [cores[k].reshape(shape) for k, shape in terms]
+    for a, b, left, right, out in steps:
+        second, first = tensors.pop(b), tensors.pop(a)
+        tensors.append(torch.einsum(first, left, second, right, out))
+    return tensors[0].permute(final)
+
+
+@lru_cache(maxsize=4096)
+def _plan(shapes: tuple[tuple[int, ...], ...], modes: int, skip: int | None) -> tuple[Any, Any, Any]:
+    """Pairwise contractions, always the one with the smallest result (greedy)."""
+    nodes = len(shapes)
+    number = {pair: k for k, pair in enumerate(pairs(nodes))}
+    size: dict[int, int] = {}
+    terms, indices = [], []
+    for k, shape in enumerate(shapes):
+        labels = [number[min(k, j), max(k, j)] for j in range(nodes) if j != k] + ([len(number) + k] if k < modes else [])
+        size.update(zip(labels, shape, strict=True))
+        if k != skip:
+            # bonds of width 1 are left out; modes stay
+            kept = [(label, n) for label, n in zip(labels, shape, strict=True) if n > 1 or label >= len(number)]
+            terms.append((k, tuple(n for _, n in kept)))
+            indices.append([label for label, _ in kept])
+    wanted = [len(number) + k for k in range(modes) if k != skip]
+    if skip is not None:
+        ends = (number[min(skip, j), max(skip, j)] for j in range(nodes) if j != skip)
+        wanted += [label for label in ends if size[label] > 1]
+    steps = []
+    while len(indices) > 1:
+        best: tuple[int, int, int, list[int]] | None = None
+        for a, b in pairs(len(indices)):
+            others = {label for c, labels in enumerate(indices) if c not in (a, b) for label in labels} | set(wanted)
+            out = [label for label in dict.fromkeys(indices[a] + indices[b]) if label in others]
+            cost = math.prod(size[label] for label in set(indices[a]) | set(indices[b]))
+            if best is None or cost < best[0]:
+                best = (cost, a, b, out)
+        assert best is not None
+        _, a, b, out = best
+        right, left = indices.pop(b), indices.pop(a)
+        steps.append((a, b, left, right, out))
+        indices.append(out)
+    final = tuple(indices[0].index(label) for label in wanted)
+    return tuple(terms), tuple(steps), final
+
+
+def fit(
+    tensor: Tensor, cores: Sequence[Tensor], *, sweeps: int, nodes: Sequence[int] | None = None, tolerance: float = 0.0
+) -> tuple[list[Tensor], float]:
+    """Alternating least squares: ``sweeps`` times each of ``nodes`` (all) solved for in turn, the others fixed.
+
+    Returns the cores and the squared error; stops early once a sweep lowers the squared error by less than
+    ``tolerance`` of itself. Normal equations with a ridge of rounding size: singular ones have a solution."""
+    current = list(cores)
+    modes = tensor.ndim
+    error = math.inf
+    order = tuple(nodes) if nodes is not None else tuple(reversed(range(len(current))))  # the last first: see `widen`
+    for _ in range(sweeps):
+        before = error
+        for k in order:
+            rest = [m for m in range(modes) if m != k]
+            target = tensor.permute(*rest, k).flatten(0, -2) if k < modes else tensor.reshape(-1, 1)
+            shape = current[k].shape
+            width = math.prod(shape[:-1] if k < modes else shape)
+            frame = contract(current, modes, skip=k).reshape(len(target), width)
+            gram = frame.mT @ frame
+            gram.diagonal().add_(1e-14 * float(gram.diagonal().sum()) + 1e-300)
+            factor, failed = torch.linalg.cholesky_ex(gram)
+            right = frame.mT @ target
+            if bool(failed):
+                solution = torch.linalg.pinv(gram, hermitian=True) @ right
+            else:
+                solution = torch.cholesky_solve(right, factor)
+            current[k] = solution.reshape(shape)
+            if k == order[-1]:
+                error = float((target - frame @ solution).square().sum())
+        if before - error <= tolerance * error:
+            break
+    return current, error
+
+
+def start(tensor: Tensor, nodes: int | None = None) -> list[Tensor]:
+    """The rank-one network of the leading directions of every mode."""
+    count = nodes or tensor.ndim
+    vectors = []
+    for mode in range(tensor.ndim):
+        unfolding = tensor.movedim(mode, 0).flatten(1)
+        vectors.append(torch.linalg.eigh(unfolding @ unfolding.mT)[1][:, -1])
+    cores = [v.reshape(*[1] * (count - 1), -1) for v in vectors]
+    return cores + [tensor.new_ones([1] * (count - 1)) for _ in range(count - tensor.ndim)]
+
+
+def widen(cores: Sequence[Tensor], bonds: Bonds, generator: torch.Generator) -> list[Tensor]:
+    """The same tensor with wider bonds: of the two ends of a bond the first gets random new slices, the second zeros;
+    solving for the second end then makes use of them."""
+    modes = sum(1 for k, c in enumerate(cores) if c.ndim == len(cores))
+    shapes = core_shapes([c.shape[-1] for c in cores[:modes]], bonds)
+    wider = []
+    for k, (core, shape) in enumerate(zip(cores, shapes, strict=True)):
+        scale = float(core.square().mean()) ** 0.5
+        noise = scale * torch.randn(shape, generator=generator, dtype=torch.float64).to(core)
+        ends = [j for j in range(len(cores)) if j != k]
+        for axis, other in enumerate(ends):
+            if other < k:  # the second end of the bond: nothing of the new slices yet
+                noise.narrow(axis, core.shape[axis], shape[axis] - core.shape[axis]).zero_()
+        noise[tuple(slice(0, n) for n in core.shape)] = core
+        wider.append(noise)
+    return wider
+
+
+def even(cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The same network with cores of equal norm, so that weight decay and step sizes treat them alike."""
+    norms = [float(c.norm()) for c in cores]
+    if min(norms) <= 0.0 or not all(map(math.isfinite, norms)):
+        return tuple(cores)
+    level = math.exp(sum(map(math.log, norms)) / len(norms))
+    return tuple(c * (level / n) for c, n in zip(cores, norms, strict=True))
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A tensor in the leading directions of its modes."""
+
+    core: Tensor
+    bases: tuple[Tensor, ...]  # shape: (n_k, kept_k), orthonormal columns
+    lost: float  # squared norm outside
+
+    def lift(self, cores: Sequence[Tensor]) -> list[Tensor]:
+        """Cores of the reduced tensor as cores of the whole one."""
+        return [*(c @ b.mT for c, b in zip(cores, self.bases, strict=False)), *cores[len(self.bases) :]]
+
+
+def reduce(tensor: Tensor) -> Reduced:
+    """At most ``CAP`` directions of every mode (higher-order SVD), and none that the tensor does not have."""
+    bases = []
+    for mode in range(tensor.ndim):
+        unfolding = tensor.movedim(mode, 0).flatten(1)
+        values, vectors = torch.linalg.eigh(unfolding @ unfolding.mT)
+        count = int((values > 1e-14 * values[-1]).sum())
+        bases.append(vectors.flip(-1)[:, : max(1, min(count, CAP))])
+    core = tensor
+    for basis in bases:
+        core = torch.tensordot(core, basis, dims=([0], [0]))  # pyright: ignore[reportArgumentType]  # moves each mode to the end: the order comes round
+    return Reduced(core, tuple(bases), max(0.0, float(tensor.square().sum() - core.square().sum())))
+
+
+class CoreWeight(nn.Module):
+    """Parametrization of a weight by the cores of a tensor network: ``weight = contract(cores)``."""
+
+    def __init__(self, cores: Sequence[Tensor], modes: int) -> None:
+        super().__init__()
+        self.modes = modes
+        self._initial: tuple[Tensor, ...] | None = tuple(c.detach().clone() for c in cores)
+        self._shape: torch.Size | None = None
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        if self._initial is None:
+            raise RanksearchError("weight: a layer stored as cores takes no dense weight; set parametrizations.weight.original0, ...")
+        cores, self._initial, self._shape = self._initial, None, weight.shape
+        return cores
+
+    def forward(self, *cores: Tensor) -> Tensor:
+        assert self._shape is not None
+        return contract(cores, self.modes).reshape(self._shape)
+
+
+def stored_module(site: Site, cores: Sequence[Tensor], modes: int, bias: Tensor | None) -> nn.Module:
+    """The dense layer of ``site`` with its weight parametrized by ``cores``. Wrap inference loops in
+    ``torch.nn.utils.parametrize.cached()``: then the weight is put together once, not once per call."""
+    weight = contract(cores, modes).reshape(site.shape)
+    layer = chain_module(site, [Link(site.c_in, site.c_out, (True, True), site.groups)], (weight,), bias)
+    parametrize.register_parametrization(layer, "weight", CoreWeight(cores, modes))
+    return layer

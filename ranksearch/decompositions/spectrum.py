@@ -1,0 +1,138 @@
+"""Spectra of (batches of) matrices from the eigendecomposition of the smaller Gram matrix in float64: errors of all
+ranks as tail sums, and factors of any rank by one projection (Eckart and Young 1936)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from ranksearch.decompositions.decomposition import Errors, Moments
+from ranksearch.sites import Site
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Spectrum of a batch of matrices that share one rank; their residual is block-diagonal.
+
+    Errors need eigenvalues alone, at about a third of the price of the vectors, so the vectors wait until factors
+    are asked for."""
+
+    matrix: Tensor  # float64, shape: (batch, m, n)
+    energies: Tensor  # float64, shape: (batch, k): squared singular values, descending, k = min(m, n)
+
+    @property
+    def left(self) -> bool:
+        """Whether `basis` spans the columns (left) or the rows (right)."""
+        return self.matrix.shape[1] <= self.matrix.shape[2]
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """Left or right singular vectors, whichever are shorter; shape: (batch, k, k), strongest first."""
+        return torch.linalg.eigh(_gram(self.matrix))[1].flip(-1)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, the basis included."""
+        batch, k = self.energies.shape
+        return 8 * (self.matrix.numel() + batch * k * k + self.energies.numel())
+
+
+def spectrum(matrix: Tensor) -> Spectrum:
+    """Spectrum of ``matrix``, shape (batch, m, n). O(min(m, n)^2 max(m, n)) per matrix, one symmetric eigenproblem."""
+    matrix = matrix.to(torch.float64)
+    return Spectrum(matrix, _gram_values(matrix).flip(-1).clamp_min(0.0))
+
+
+def _gram_values(matrix: Tensor) -> Tensor:
+    """Eigenvalues of the smaller Gram matrix, ascending, shape (batch, k). On the CPU, large matrices go to LAPACK through
+    scipy: its rank-k update computes half the Gram matrix, and its eigensolver is the faster one (measured: 1.5 times)."""
+    if matrix.device.type != "cpu" or min(matrix.shape[1:]) < LARGE:
+        return torch.linalg.eigvalsh(_gram(matrix))
+    left = matrix.shape[1] <= matrix.shape[2]
+    values = []
+    for single in matrix.detach().contiguous().numpy():
+        gram = scipy.linalg.blas.dsyrk(1.0, single.T, trans=left, lower=True)  # of the transpose, which is in BLAS's order  # type: ignore[attr-defined]
+        values.append(scipy.linalg.eigvalsh(gram, lower=True, overwrite_a=True, check_finite=False))
+    return torch.from_numpy(np.stack(values))
+
+
+LARGE = 128  # from this size on a call per matrix costs nothing
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    return matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
+
+
+def spectrum_errors(state: Spectrum) -> Errors:
+    """Errors of ranks 1..k: relative Frobenius and operator norms of the residual, exact (Eckart-Young-Mirsky)."""
+    energies = state.energies.cpu().numpy()
+    tails = np.cumsum(energies[:, ::-1], axis=1)[:, ::-1]  # tails[:, j] = sum of energies from j on
+    zero = np.zeros((len(energies), 1))
+    residual = np.concatenate([tails[:, 1:], zero], axis=1).sum(axis=0)
+    largest = np.concatenate([energies[:, 1:], zero], axis=1).max(axis=0)
+    total, top = float(tails[:, 0].sum()), float(energies[:, 0].max())
+    ranks = np.arange(1, energies.shape[1] + 1, dtype=np.int64)[:, None]
+    return Errors(ranks, ratio(residual, total), ratio(largest, top), total**0.5)
+
+
+def ratio(squared_error: np.ndarray, squared_norm: float) -> np.ndarray:
+    """sqrt(squared_error / squared_norm); a zero weight has no error."""
+    return np.sqrt(squared_error / squared_norm) if squared_norm > 0 else np.zeros_like(squared_error)
+
+
+def truncate(state: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
+    """Best factors of ``rank``: left of shape (batch, m, rank), right (batch, rank, n), of equal norms, so that
+    weight decay and step sizes treat them alike when they are trained."""
+    basis, scale = state.basis[..., :rank], balance(state.energies[:, :rank])
+    if state.left:
+        return basis * scale[:, None, :], (basis.mT @ state.matrix) / scale[..., None]
+    return (state.matrix @ basis) / scale[:, None, :], scale[..., None] * basis.mT
+
+
+def balance(energies: Tensor) -> Tensor:
+    """sigma^(1/2) of every component, 1 where sigma vanishes: splits a component evenly between two factors."""
+    root = energies.clamp_min(0.0) ** 0.25
+    return torch.where(root > root.max() * 1e-6, root, torch.ones_like(root))
+
+
+def split_groups(site: Site, weight: Tensor) -> Tensor:
+    """Canonical weight (c_out, c_in / groups, kh, kw) to (groups, c_out / groups, c_in / groups, kh, kw)."""
+    return weight.reshape(site.groups, site.c_out // site.groups, *weight.shape[1:])
+
+
+def whitener(moment: Tensor | None, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric square root of a second moment (shrunk, see `shrunk`) and its inverse, each (groups, size, size)."""
+    if moment is None:
+        eye = torch.eye(size, dtype=torch.float64, device=like.device).expand(like.shape[0], size, size)
+        return eye, eye
+    values, vectors = torch.linalg.eigh(shrunk(moment, like))
+    root = values.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    return (vectors * root[:, None, :]) @ vectors.mT, (vectors / root[:, None, :]) @ vectors.mT
+
+
+def half(moment: Tensor, like: Tensor) -> Tensor:
+    """Lower triangular C with C C^T = the shrunk moment: |R|^2 = tr(G R A R^T) is |C_G^T R C_A|^2. A third of the price
+    of a symmetric root, and the inverse is a triangular solve."""
+    return torch.linalg.cholesky(shrunk(moment, like))
+
+
+def shrunk(moment: Tensor, like: Tensor) -> Tensor:
+    """The moment as it is used wherever it has to be inverted: float64, plus ``FLOOR`` times (a bound on) its largest
+    eigenvalue times the identity, shape (groups, size, size). Directions that calibration data never showed would
+    otherwise be free. This is the only shrinkage here; a statistical one is up to whoever made the moment."""
+    moment = moment.to(like.device, torch.float64)
+    top = moment.abs().sum(dim=-1).amax(dim=-1)  # the largest row sum, at most sqrt(size) times the eigenvalue
+    floor = torch.where(top > 0, FLOOR * top, torch.ones_like(top))
+    return moment + floor[:, None, None] * torch.eye(moment.shape[-1], dtype=torch.float64, device=like.device)
+
+
+FLOOR = 1e-8
+
+
+def is_weight_metric(moments: Moments | None) -> bool:
+    return moments is None or (moments.input is None and moments.output is None)

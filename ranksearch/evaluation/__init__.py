@@ -1,0 +1,7 @@
+"""One full evaluation of a configuration, and how thorough it is."""
+
+from __future__ import annotations
+
+from ranksearch.evaluation.evaluator import Evaluator, Fidelity, Outcome, Request, outcome_of
+
+__all__ = ["Evaluator", "Fidelity", "Outcome", "Request", "outcome_of"]

@@ -1,0 +1,152 @@
+"""From a configuration to a new network of plain layers, and batch-norm statistics to go with it. The user's model
+is never edited."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ranksearch.decompositions import Rank
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site, run
+from ranksearch.sites.attention import without_fused_paths
+from ranksearch.space import Configuration
+from ranksearch.space.spectra import Spectra
+
+
+def build(spectra: Spectra, configuration: Configuration) -> nn.Module:
+    """A new network in which every site that ``configuration`` names is factorized.
+
+    The factors are those that are best in the metric of ``spectra``; dtype, device, memory format, training mode and
+    ``requires_grad`` follow the original. Nothing is shared with it.
+
+    Raises:
+        InvalidArgument: the configuration names a site or a decomposition that is not there.
+    """
+    replacements: dict[str, nn.Module] = {}
+    for name, decomposition_name, rank in configuration.choices:
+        site = spectra.sites[name]
+        reason = spectra.decomposition(decomposition_name).undefined(site)
+        if reason is not None:
+            raise InvalidArgument(f"configuration {configuration.id}: {decomposition_name} is not defined for {name!r}: {reason}")
+        replacements[site.name] = factorized(spectra, site, decomposition_name, rank)
+    return replace_sites(spectra.model, [spectra.sites[name] for name in replacements], replacements)
+
+
+def factorized(spectra: Spectra, site: Site, decomposition: str, rank: Rank) -> nn.Module:
+    """The layer that stands in for ``site`` at an option of a decomposition that is defined for it: a module of its own,
+    with dtype, device, memory format, training mode and ``requires_grad`` of the original."""
+    original = spectra.model.get_submodule(site.name)
+    weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
+    factors = tuple(f.to(weight.dtype) for f in spectra.factors(site, decomposition, rank))
+    layer = spectra.decomposition(decomposition).module(site, factors, None if bias is None else bias.detach().clone())
+    if isinstance(original, nn.Embedding):
+        table = next(module for module in layer.modules() if isinstance(module, nn.Embedding))
+        table.padding_idx, table.scale_grad_by_freq = original.padding_idx, original.scale_grad_by_freq
+    if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+        layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return layer.train(original.training).requires_grad_(weight.requires_grad)
+
+
+def replace_sites(model: nn.Module, sites: Iterable[Site], replacements: Mapping[str, nn.Module]) -> nn.Module:
+    """A deep copy of ``model`` with the modules of ``sites`` (and all their aliases) exchanged for ``replacements``,
+    by site name; tied heads are derived from them. What is replaced is not copied first."""
+    memo: dict[int, Any] = {}
+    for site in sites:
+        layer = replacements[site.name]
+        _keep_bias(layer, model.get_submodule(site.name), memo)
+        for path in (site.name, *site.aliases):
+            memo[id(model.get_submodule(path))] = layer
+        if site.head is not None:
+            original = model.get_submodule(site.head.name)
+            head = tied_head(layer, original._parameters.get("bias"))
+            head.train(original.training)
+            _keep_bias(head, original, memo)
+            for path in site.head.paths:
+                memo[id(model.get_submodule(path))] = head
+    return without_fused_paths(copy.deepcopy(model, memo))
+
+
+def _keep_bias(layer: nn.Module, original: nn.Module, memo: dict[int, Any]) -> None:
+    """A bias that other modules hold too stays one parameter: their copies take that of ``layer``, by way of ``memo``."""
+    bias = original._parameters.get("bias")
+    for module in layer.modules() if bias is not None else ():
+        if module._parameters.get("bias") is not None:
+            module._parameters["bias"] = memo.setdefault(id(bias), module._parameters["bias"])
+
+
+class TransposedLinear(nn.Module):
+    """x to x W, where ``nn.Linear`` computes x W^T: the way back through a linear layer, with that layer's own weight,
+    which stays one parameter."""
+
+    def __init__(self, weight: nn.Parameter) -> None:  # shape: (in_features, out_features)
+        super().__init__()
+        self.weight = weight
+        self.in_features, self.out_features = weight.shape
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.T)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def tied_head(layer: nn.Module, bias: Tensor | None) -> nn.Module:
+    """The output head of an embedding: h to h E^T + bias for the table E that ``layer`` looks up in, with the same
+    parameters. For E = A B^T, an ``nn.Embedding`` of A and an ``nn.Linear`` of B: h to (h B) A^T + bias.
+
+    Args:
+        layer: an ``nn.Embedding``, or an ``nn.Sequential`` of one and linear layers without bias.
+        bias: of the head, shape (rows,); it is copied.
+
+    Raises:
+        InvalidArgument: another kind of layer.
+    """
+    parts = list(layer) if isinstance(layer, nn.Sequential) else [layer]
+    plain = isinstance(parts[0], nn.Embedding) and all(isinstance(p, nn.Linear) and p.bias is None for p in parts[1:])
+    if not plain:
+        raise InvalidArgument(f"layer={type(layer).__name__} is no embedding followed by linear layers: it has no tied head")
+    table = parts[0].get_parameter("weight")
+    last = nn.Linear(table.shape[1], table.shape[0], bias=bias is not None, device="meta", dtype=table.dtype)  # nothing is stored
+    last.weight = table
+    if bias is not None:
+        last.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+    back: list[nn.Module] = [TransposedLinear(p.get_parameter("weight")) for p in reversed(parts[1:])]
+    return nn.Sequential(*back, last) if back else last
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
+    """Re-estimate the running statistics of every batch norm from ``batches`` of inputs, in place, as the average
+    over batches; nothing else changes. Returns how many batch norms were re-estimated; none: no batch is drawn.
+
+    A network whose layers were replaced sees other activations than the statistics were made for
+    (Decomposable-Net, arXiv 1910.13141, recomputes them; better than a closed form)."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return 0
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.train()
+    try:
+        seen = 0
+        with torch.no_grad():
+            for batch in batches:
+                run(model, batch)
+                seen += 1
+        if not seen:
+            raise InvalidArgument("batches is empty: batch-norm statistics need at least one batch")
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    return len(norms)

@@ -1,0 +1,1 @@
+"""What comes of a study: tidy frames, conditions on them, Pareto fronts, plots."""

@@ -1,0 +1,258 @@
+"""Evaluations as tidy pandas DataFrames with stable columns; nothing here needs the model or torch.
+
+`evaluations`: one row per record, in the order they were added.
+
+| column | type | meaning |
+| --- | --- | --- |
+| id | string | content hash of the configuration |
+| fidelity | string | how thoroughly it was evaluated |
+| seed | int | of the evaluation |
+| status | string | done, or failed |
+| params | int | parameters of the whole network |
+| macs | int | multiply-adds of the whole network, for one example |
+| params_rel | float | params as a share of the dense network's |
+| macs_rel | float | MACs as a share of the dense network's |
+| METRIC | float | each metric of the task, in the task's order; NaN where it failed |
+| METRIC_delta | float | METRIC minus that of the dense network at the same fidelity (mean over its seeds) |
+| factorized | int | number of factorized sites; 0 is the dense network |
+| seconds | float | the evaluation took |
+| origin | string | who proposed it |
+| error | string | why it failed |
+| created | datetime, UTC | when it was finished |
+
+`front`: one row per configuration; values are means over the seeds that finished.
+
+| column | type | meaning |
+| --- | --- | --- |
+| id | string | content hash of the configuration |
+| fidelity | string | how thoroughly it was evaluated |
+| seeds | int | finished evaluations that the row is the mean of; 0: the dense network as given, not evaluated |
+| params | int | parameters of the whole network |
+| macs | int | multiply-adds of the whole network, for one example |
+| params_rel | float | params as a share of the dense network's |
+| macs_rel | float | MACs as a share of the dense network's |
+| METRIC | float | mean of each metric |
+| METRIC_delta | float | mean of METRIC minus that of the dense network |
+| factorized | int | number of factorized sites; 0 is the dense network |
+| seconds | float | mean duration of an evaluation |
+| origin | string | who proposed it first |
+| is_dense | bool | the dense network |
+| on_front | bool | satisfies the condition, and no row that does dominates it |
+
+`layers`: one row per configuration and factorized site.
+
+| column | type | meaning |
+| --- | --- | --- |
+| id | string | content hash of the configuration |
+| site | string | module path of the layer |
+| decomposition | string | how it is factorized; dense where it is not |
+| rank | string | its rank, such as 8 or 4x6; empty for dense |
+| description | string | the rank in words, such as "in 4, out 6"; empty where the study does not have the site |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.results.conditions import Condition
+from ranksearch.results.pareto import non_dominated
+from ranksearch.store import Record
+
+Direction = Literal["min", "max"]
+METRICS = "METRIC"  # stands in the lists below for the pairs of columns METRIC, METRIC_delta of every metric
+EVALUATION_COLUMNS = (
+    "id", "fidelity", "seed", "status", "params", "macs", "params_rel", "macs_rel", METRICS,
+    "factorized", "seconds", "origin", "error", "created",
+)  # fmt: skip
+FRONT_COLUMNS = (
+    "id", "fidelity", "seeds", "params", "macs", "params_rel", "macs_rel", METRICS,
+    "factorized", "seconds", "origin", "is_dense", "on_front",
+)  # fmt: skip
+LAYER_COLUMNS = ("id", "site", "decomposition", "rank", "description")
+_TYPES = {
+    "id": "string", "fidelity": "string", "seed": "int64", "seeds": "int64", "status": "string", "params": "int64", "macs": "int64",
+    "factorized": "int64", "origin": "string", "error": "string", "created": "datetime64[us, UTC]", "is_dense": "bool", "on_front": "bool",
+    "site": "string", "decomposition": "string", "rank": "string", "description": "string",
+}  # fmt: skip
+_DENSE_ID = hashlib.sha256(b"{}").hexdigest()[:12]  # id of the configuration without a factorized site
+
+
+class Costs(Protocol):
+    """Anything with the params and MACs of the dense network."""
+
+    @property
+    def params(self) -> int: ...
+    @property
+    def macs(self) -> int: ...
+
+
+def evaluations(records: Iterable[Record], baseline: Costs, metrics: Sequence[tuple[str, Direction]]) -> pd.DataFrame:
+    """One row per record; columns: see the top of this module.
+
+    Args:
+        records: evaluations, of any fidelity and status.
+        baseline: cost of the dense network.
+        metrics: name and direction of the task's metrics. Costs among them are columns anyway. A delta is METRIC minus
+            the dense network's, whatever the direction.
+
+    Raises:
+        InvalidArgument: a metric twice, named like another column, or without a direction.
+    """
+    names = _metric_names(metrics)
+    rows = []
+    for record in records:
+        row: dict[str, object] = {
+            "id": record.configuration_id, "fidelity": record.fidelity, "seed": record.seed, "status": record.status,
+            "params": record.params, "macs": record.macs,
+            "params_rel": _share(record.params, baseline.params), "macs_rel": _share(record.macs, baseline.macs),
+            "factorized": len(json.loads(record.configuration)), "seconds": record.seconds, "origin": record.origin,
+            "error": record.error, "created": record.created,
+        }  # fmt: skip
+        done = record.status == "done"
+        rows.append(row | {name: record.metrics.get(name, np.nan) if done else np.nan for name in names})
+    frame = _frame(rows, [c for c in _columns(EVALUATION_COLUMNS, names) if not c.endswith("_delta") or c in names])
+    dense = frame.loc[(frame["factorized"] == 0) & (frame["status"] == "done")]
+    for name in names:
+        frame[f"{name}_delta"] = frame[name] - frame["fidelity"].map(dense.groupby("fidelity")[name].mean()).astype("float64")
+    return frame.loc[:, _columns(EVALUATION_COLUMNS, names)]
+
+
+def front(
+    frame: pd.DataFrame,
+    objectives: Mapping[str, Direction],
+    condition: Condition | None = None,
+    baseline: Mapping[str, float] | None = None,
+    *,
+    fidelity: str | None = None,
+    dominated: bool = False,
+) -> pd.DataFrame:
+    """The non-dominated configurations of one fidelity, and the dense network, by rising MACs; columns: see the top of
+    this module. Several seeds of a configuration count as one row, their mean; failed evaluations do not count.
+
+    Args:
+        frame: as `evaluations` gives it; not changed.
+        objectives: columns to optimise and their directions.
+        condition: rows that break it are not on the front and dominate nothing.
+        baseline: metrics, params and MACs of the dense network, for ``baseline`` and relative bounds in the condition;
+            what it lacks is taken from the dense row. When the dense network was not evaluated and all objectives are
+            given here, its row is made from this.
+        fidelity: which one; needed if the frame holds several.
+        dominated: keep the dominated rows, and those that break the condition, with ``on_front`` False.
+
+    Raises:
+        InvalidArgument: no objective, one that is no column, a direction that is none, a condition on an unknown
+            metric, or several fidelities.
+    """
+    metrics = [column for column in frame.columns if f"{column}_delta" in frame.columns]
+    known = [*metrics, "params", "macs", "params_rel", "macs_rel", "seconds"]
+    unknown = [name for name in objectives if name not in known]
+    if unknown or not objectives:
+        raise InvalidArgument(f"objectives={list(objectives)}: unknown {', '.join(unknown) or 'none given'}; known are: {', '.join(known)}")
+    if condition is not None:
+        condition.check([*metrics, "params", "macs", "params_rel", "macs_rel", "factorized", "seconds"])
+    if fidelity is not None:
+        frame = frame.loc[frame["fidelity"] == fidelity]
+    fidelities = sorted(frame["fidelity"].unique())
+    if len(fidelities) > 1:
+        raise InvalidArgument(f"frame holds the fidelities {', '.join(fidelities)}, which are never compared; choose one with fidelity=")
+    columns = _columns(FRONT_COLUMNS, metrics)
+    result = _typed(_means(frame.loc[frame["status"] == "done"], metrics), columns)
+    given = dict(baseline or {})
+    if len(frame) and all(name in given for name in ("params", "macs", *metrics)) and 0 not in result["factorized"].to_numpy():
+        dense = _frame([_given_dense(given, metrics, str(fidelities[0]))], columns)
+        result = pd.concat([result, dense], ignore_index=True) if len(result) else dense
+    admissible = np.ones(len(result), dtype=bool)
+    if condition is not None and len(result):
+        arrays = {name: result[name].to_numpy(dtype=np.float64) for name in condition.names}
+        admissible = condition.mask(arrays, _dense_values(result, metrics) | given)
+    values = result.loc[admissible, list(objectives)].to_numpy(dtype=np.float64)
+    result.loc[admissible, "on_front"] = non_dominated(values, list(objectives.values()))
+    if not dominated:
+        result = result.loc[result["on_front"] | result["is_dense"]]
+    return result.sort_values(by=["macs", "params", "id"], ignore_index=True)
+
+
+def layers(
+    records: Iterable[Record], sites: Sequence[str] | None = None, *, describe: Callable[[str, str, tuple[int, ...]], str] | None = None
+) -> pd.DataFrame:
+    """One row per configuration and site; columns: see the top of this module. A configuration that was evaluated
+    several times comes once.
+
+    Args:
+        records: evaluations.
+        sites: all sites, to have a row for the dense ones too; default: only those that are factorized.
+        describe: (site, decomposition, rank) -> the rank in words; without it they are empty.
+    """
+    rows = []
+    for id, text in {record.configuration_id: record.configuration for record in records}.items():
+        choices = json.loads(text)
+        for site in choices if sites is None else dict.fromkeys([*sites, *choices]):
+            decomposition, rank = choices.get(site, ("dense", ()))
+            words = describe(site, decomposition, tuple(rank)) if describe else ""
+            row = {"id": id, "site": site, "decomposition": decomposition, "rank": "x".join(str(r) for r in rank), "description": words}
+            rows.append(row)
+    return _frame(rows, list(LAYER_COLUMNS))
+
+
+def _means(done: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    groups: Any = done.groupby("id", sort=False)
+    first = groups[["fidelity", "params", "macs", "params_rel", "macs_rel", "factorized", "origin"]].first()
+    seeds = groups.size()
+    values = groups[[*metrics, *(f"{name}_delta" for name in metrics), "seconds"]]
+    # a seed that lacks a metric makes the mean NaN: it is never passed over in silence
+    means = values.mean().where(values.count().eq(seeds, axis=0))
+    rows = first.join(means).assign(seeds=seeds, is_dense=first["factorized"] == 0, on_front=False)
+    return rows.reset_index()
+
+
+def _given_dense(baseline: Mapping[str, float], metrics: Sequence[str], fidelity: str) -> dict[str, object]:
+    row: dict[str, object] = {
+        "id": _DENSE_ID, "fidelity": fidelity, "seeds": 0, "params": int(baseline["params"]), "macs": int(baseline["macs"]),
+        "params_rel": 1.0, "macs_rel": 1.0, "factorized": 0, "seconds": np.nan, "origin": "baseline", "is_dense": True, "on_front": False,
+    }  # fmt: skip
+    for name in metrics:
+        row |= {name: float(baseline[name]), f"{name}_delta": 0.0}
+    return row
+
+
+def _dense_values(rows: pd.DataFrame, metrics: Sequence[str]) -> dict[str, float]:
+    dense = rows.loc[rows["is_dense"]]
+    names = (*metrics, "params", "macs", "params_rel", "macs_rel", "seconds")
+    return {name: float(dense[name].to_numpy()[0]) for name in names} if len(dense) else {}
+
+
+def _metric_names(metrics: Sequence[tuple[str, Direction]]) -> list[str]:
+    names = [name for name, _ in metrics if name not in ("params", "macs")]
+    wrong = [f"{name} ({direction})" for name, direction in metrics if direction not in ("min", "max")]
+    if wrong:
+        raise InvalidArgument(f"metrics: {', '.join(wrong)}: the direction must be 'min' or 'max'")
+    taken = {*EVALUATION_COLUMNS, *FRONT_COLUMNS, "baseline"} | {f"{name}_delta" for name in names}
+    clash = [name for name in names if name in taken] + [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if clash:
+        raise InvalidArgument(f"metrics: {', '.join(clash)} is the name of another column or comes twice; rename the metric")
+    return names
+
+
+def _columns(template: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    return [c for column in template for c in ([c for m in metrics for c in (m, f"{m}_delta")] if column == METRICS else [column])]
+
+
+def _frame(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> pd.DataFrame:
+    """A frame with these columns and their types, also without rows."""
+    return _typed(pd.DataFrame(list(rows), columns=list(columns)), columns)
+
+
+def _typed(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """These columns in this order, with their types; those without a listed type are float64."""
+    return frame.loc[:, list(columns)].astype({column: _TYPES.get(column, "float64") for column in columns})
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")

@@ -1,0 +1,159 @@
+"""Domination, hypervolume and the knee of a front, on plain arrays. Everything is minimised inside; directions are
+converted here, at the edge. Domination and hypervolume are computed by moocore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ranksearch.errors import InvalidArgument
+
+Direction = Literal["min", "max"]
+
+
+def non_dominated(values: ArrayLike, directions: Sequence[Direction]) -> np.ndarray:
+    """Which rows no other row dominates.
+
+    A row dominates another when it is nowhere worse and somewhere better. Equal rows do not dominate each other, so
+    all duplicates of a front row are on the front. A row with NaN is never on the front and dominates nothing.
+
+    Args:
+        values: one row per point, shape: (n, m).
+        directions: "min" or "max" for each of the m columns.
+
+    Returns:
+        bool, shape: (n,).
+
+    Raises:
+        InvalidArgument: shapes or directions that do not fit.
+
+    O(n log n) for m <= 3, O(n (log n)^(m-2)) beyond (Kung, Luccio & Preparata 1975, "On finding the maxima of a set
+    of vectors"; López-Ibáñez, moocore).
+    """
+    points = _minimised(values, directions)
+    sound = np.flatnonzero(~np.isnan(points).any(axis=1))
+    mask = np.zeros(len(points), dtype=bool)
+    mask[sound[_front(points[sound])]] = True
+    return mask
+
+
+def hypervolume(values: ArrayLike, reference: ArrayLike, directions: Sequence[Direction]) -> float:
+    """Volume that the rows dominate, up to the reference point, in the product of the columns' units.
+
+    Rows that are not better than the reference in every column, and rows with NaN, add nothing.
+
+    Args:
+        values: one row per point, shape: (n, m).
+        reference: the worst point of interest, in the same directions, shape: (m,).
+        directions: "min" or "max" for each of the m columns.
+
+    Raises:
+        InvalidArgument: shapes or directions that do not fit, a reference that is not finite, or a value that is
+            infinitely good (the volume would be infinite).
+
+    O(n log n) for m <= 3, O(n^2) for m = 4, O(n^(m-2) log n) beyond (Fonseca, Paquete & López-Ibáñez 2006, "An
+    improved dimension-sweep algorithm for the hypervolume indicator"; Guerreiro & Fonseca 2018 for m = 4).
+    """
+    points = _minimised(values, directions)
+    corner = _minimised(np.asarray(reference, dtype=np.float64).reshape(1, -1), directions)[0]
+    if not np.isfinite(corner).all():
+        raise InvalidArgument(f"reference={np.asarray(reference).tolist()}: every entry must be a finite number")
+    points = points[(points < corner).all(axis=1)]  # False for NaN too
+    if np.isneginf(points).any():
+        raise InvalidArgument("values hold an infinitely good entry, so the hypervolume is infinite; leave that row out")
+    if not len(points):
+        return 0.0
+    if points.shape[1] == 1:
+        return float(corner[0] - points.min())
+    return float(moocore.hypervolume(points, ref=corner))
+
+
+def knee(values: ArrayLike, directions: Sequence[Direction]) -> int:
+    """Index of the knee: the row of the front that lies farthest from the hyperplane through the front's extremes,
+    on the side of the ideal point, with every objective scaled to [0, 1] over the front.
+
+    A front without a bulge towards the ideal (concave, or of one or two rows) has its knee at an extreme: the first
+    such row. Objectives that are constant on the front take no part. If the m best rows of the m objectives do not
+    span a hyperplane with positive intercepts, sum(x) = 1 takes its place.
+
+    Args:
+        values: one row per point, dominated ones allowed, shape: (n, m).
+        directions: "min" or "max" for each of the m columns.
+
+    Raises:
+        InvalidArgument: shapes or directions that do not fit, or no row of finite numbers.
+
+    O(n m + m^3) beside finding the front (Das 1999, "On characterizing the 'knee' of the Pareto curve based on
+    normal-boundary intersection", Structural Optimization 18).
+    """
+    points = _minimised(values, directions)
+    candidates = np.flatnonzero(np.isfinite(points).all(axis=1))
+    if not len(candidates):
+        raise InvalidArgument(f"values of shape {points.shape} hold no row of finite numbers, so there is no knee")
+    candidates = candidates[_front(points[candidates])]
+    front = points[candidates]
+    low, span = front.min(axis=0), np.ptp(front, axis=0)
+    if not (span > 0).any():
+        return int(candidates[0])
+    scaled = ((front - low) / np.where(span > 0, span, 1.0))[:, span > 0]
+    normal = _normal(scaled)
+    distance = (1.0 - scaled @ normal) / np.linalg.norm(normal)
+    # the first of those that rounding cannot tell from the best
+    return int(candidates[np.flatnonzero(distance >= distance.max() - 1e-12)[0]])
+
+
+def _normal(scaled: np.ndarray) -> np.ndarray:
+    """Normal a of the hyperplane a x = 1 through the best row of each objective."""
+    size = scaled.shape[1]
+    # ties in one objective go to the row that is best in the others
+    extremes = np.stack([scaled[np.lexsort((scaled.sum(axis=1), scaled[:, j]))[0]] for j in range(size)])
+    if np.linalg.matrix_rank(extremes) == size:
+        normal = np.linalg.solve(extremes, np.ones(size))
+        if (normal > 0).all():
+            return normal
+    return np.ones(size)
+
+
+def _front(points: np.ndarray) -> np.ndarray:
+    if not len(points):
+        return np.zeros(0, dtype=bool)
+    if points.shape[1] == 1:
+        return points[:, 0] == points[:, 0].min()
+    return np.asarray(moocore.is_nondominated(points, keep_weakly=True), dtype=bool)
+
+
+def _minimised(values: ArrayLike, directions: Sequence[Direction]) -> np.ndarray:
+    """A float64 copy with the columns to maximise negated, shape: (n, m)."""
+    if isinstance(directions, str) or not directions or any(d not in ("min", "max") for d in directions):
+        raise InvalidArgument(f'directions={directions!r}: give "min" or "max" for every column')
+    points = np.array(values, dtype=np.float64)
+    if points.size == 0:
+        points = points.reshape(0, len(directions))
+    if points.ndim != 2 or points.shape[1] != len(directions):
+        raise InvalidArgument(f"values of shape {points.shape} do not fit {len(directions)} directions; the shape must be (n, m)")
+    return points * np.array([1.0 if d == "min" else -1.0 for d in directions])
+
+
+def spread(values: Sequence[Sequence[float]], count: int) -> list[int]:
+    """At most ``count`` rows of the front of ``values`` (all minimised), best first: each adds the most hypervolume to
+    those before it, so that they spread over the whole front. Columns are scaled to [0, 1] over the front."""
+    points = np.array(values, dtype=np.float64)
+    if not len(points):
+        return []
+    directions = ["min"] * points.shape[1]
+    front = np.flatnonzero(non_dominated(points, directions))  # type: ignore[arg-type]
+    _, first = np.unique(points[front], axis=0, return_index=True)
+    front = front[np.sort(first)]
+    low, high = points[front].min(axis=0), points[front].max(axis=0)
+    scaled = (points[front] - low) / np.where(high > low, high - low, 1.0)
+    reference = np.full(points.shape[1], 1.1)
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(front)):
+        rest = [i for i in range(len(front)) if i not in chosen]
+        volumes = [hypervolume(scaled[[*chosen, i]], reference, directions) for i in rest]  # type: ignore[arg-type]
+        chosen.append(rest[int(np.argmax(volumes))])
+    return [int(front[i]) for i in chosen]

@@ -1,0 +1,1 @@
+"""The search: exact starts, the loop, its events, measured local search."""

@@ -1,0 +1,268 @@
+"""Measured local search: from a configuration, moves along the ladders that keep the budgets, kept only where a
+measurement on calibration data says so; and that measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ranksearch.allocators import Additive, Problem
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.networks.surgery import factorized, replace_sites
+from ranksearch.sites import run
+from ranksearch.space import Configuration, CostName, SearchSpace
+from ranksearch.space.spectra import Spectra
+from ranksearch.space.table import Table
+
+SPREAD = 6.0  # how far one round of probes may move a site's weight from the common one
+
+
+@dataclass(frozen=True)
+class Polished:
+    """What a local search found."""
+
+    indices: np.ndarray  # option per site, int64, shape: (n_sites,)
+    value: float  # its measurement
+    start: float  # the measurement of what it was given
+    evaluations: int  # measurements made, the first among them
+    accepted: int  # moves taken
+
+
+def polish(
+    space: SearchSpace,
+    indices: np.ndarray,
+    measure: Callable[[np.ndarray], float],
+    budgets: Mapping[CostName, float],
+    *,
+    evaluations: int = 100,
+    table: Table | None = None,
+    width: int = 3,
+) -> Polished:
+    """Improve a configuration by measured exchanges; never returns one that measured worse than the given one.
+
+    First, with enough evaluations, rounds of probing: every site in turn is set to a cheaper option, and how much worse
+    that measures, against what ``table`` predicts, corrects the table's weight of that site (within ``SPREAD``); the
+    exact optimum of the corrected table is measured. Each round takes one measurement per site and two more.
+
+    Then exchanges: a move takes one site to another option and, where that breaks a budget, a second site to the option
+    that makes room at the least loss. Moves are tried in the order of the corrected table's predicted change, at most
+    ``width`` per site before others have had their turn; a better measurement is kept at once and the moves are ranked
+    anew. Ends after ``evaluations`` measurements, or when no untried move is left. Deterministic if ``measure`` is.
+
+    Args:
+        space: whose ladders are moved on.
+        indices: where to start, shape: (n_sites,); within the budgets.
+        measure: value of option indices to minimise, such as the loss on calibration data.
+        budgets: as for `Problem`: bounds on whole-network costs, up to 1 relative.
+        evaluations: how often ``measure`` may be called, at least 1.
+        table: ranks the moves; relative squared Frobenius errors by default.
+
+    Raises:
+        InvalidArgument: ``evaluations`` below 1 or misshapen indices.
+        InfeasibleBudget: the start breaks a budget.
+    """
+    if evaluations < 1:
+        raise InvalidArgument(f"evaluations={evaluations}: must be at least 1, the start's own")
+    space.configuration(indices)
+    limits = {name: space.limit(name, value) for name, value in budgets.items()}
+    names = tuple(limits)
+    costs = [
+        np.array([[getattr(o.cost, n) for n in names] for o in l.options], dtype=np.int64).reshape(len(l.options), -1)
+        for l in space.ladders
+    ]
+    room = np.array([limits[n] - getattr(space.fixed, n) for n in names], dtype=np.int64)
+    if table is None:
+        table = Table(tuple(np.square(ladder.column("frobenius")) for ladder in space.ladders), "sum")
+    best = np.asarray(indices, dtype=np.int64).copy()
+    if (_total(costs, best) > room).any():
+        raise InfeasibleBudget(f"indices cost {space.cost(best)}, over the budgets {limits}; start from an allocator's answer to them")
+    known: dict[bytes, float] = {}
+
+    def ask(candidate: np.ndarray) -> float:
+        key = candidate.tobytes()
+        if key not in known:
+            known[key] = float(measure(candidate))
+        return known[key]
+
+    start = value = ask(best)
+    accepted = stuck = 0
+    while len(known) + len(best) + 2 <= 0.75 * evaluations and stuck < 2:
+        table = _probe(table, costs, best, value, ask)
+        before = value
+        # the corrected optimum, and the one when every change has a price
+        for target in (table, _reluctant(table, best)):
+            candidate = Additive().allocate(Problem(space, target, budgets)).indices
+            if (found := ask(candidate)) < value:
+                best, value = candidate, found
+                accepted += 1
+        stuck = 0 if value < before else stuck + 1
+    # how well moves that grow a site have done so far: the table's word is taken less where it misled
+    trust = np.ones(len(best))
+    improved = True
+    while len(known) < evaluations:
+        width = width if improved else 2 * width
+        if width > 4 * max(len(c) for c in costs):
+            break
+        improved = False
+        for site, candidate in _moves(table, costs, room, best, trust, width):
+            if candidate.tobytes() in known:
+                continue
+            if len(known) >= evaluations:
+                break
+            if (found := ask(candidate)) < value:
+                best, value, improved = candidate, found, True
+                accepted += 1
+                trust[site] *= 1.5
+                break
+            trust[site] *= 0.7
+    return Polished(best, value, start, len(known), accepted)
+
+
+def _probe(table: Table, costs: Sequence[np.ndarray], now: np.ndarray, value: float, ask: Callable[[np.ndarray], float]) -> Table:
+    """The table with every site's values scaled to what a cheaper option of it measures."""
+    current = np.array([v[i] for v, i in zip(table.values, now, strict=True)])
+    typical = max(float(current.mean()), float(np.mean([v.max() for v in table.values])) * 1e-3, 1e-300)
+    factors = np.full(len(now), np.nan)
+    for site, values in enumerate(table.values):
+        rise = values - current[site]
+        cheaper = np.flatnonzero((costs[site] <= costs[site][now[site]]).all(axis=1) & (rise > 0))
+        if len(cheaper):
+            option = int(cheaper[np.argmin(np.abs(np.log(rise[cheaper] / typical)))])
+            candidate = now.copy()
+            candidate[site] = option
+            factors[site] = max(ask(candidate) - value, 0.0) / rise[option]
+    seen = factors[np.isfinite(factors)]
+    common = float(np.median(seen)) if len(seen) else 0.0
+    if not common > 0:
+        return table
+    weights = np.clip(np.nan_to_num(factors / common, nan=1.0), 1 / SPREAD, SPREAD)
+    # the square root: a probe is one step of a curved function
+    return replace(table, values=tuple(v * w**0.5 for v, w in zip(table.values, weights, strict=True)))
+
+
+def _reluctant(table: Table, now: np.ndarray) -> Table:
+    """The table with a price on leaving the present option: a quarter of the mean value per site."""
+    step = 0.25 * float(np.mean([v[i] for v, i in zip(table.values, now, strict=True)]))
+    moved = []
+    for values, index in zip(table.values, now, strict=True):
+        price = np.full(len(values), step)
+        price[index] = 0.0
+        moved.append(values + price)
+    return replace(table, values=tuple(moved))
+
+
+def _total(costs: Sequence[np.ndarray], indices: np.ndarray) -> np.ndarray:
+    return np.sum([c[i] for c, i in zip(costs, indices, strict=True)], axis=0)
+
+
+def _moves(
+    table: Table, costs: Sequence[np.ndarray], room: np.ndarray, now: np.ndarray, trust: np.ndarray, width: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Feasible neighbours and the site that they grow, best predicted first."""
+    values = table.values
+    slack = room - _total(costs, now)
+    scale = 1 / np.maximum(room, 1)
+    scored: list[tuple[float, int, int, np.ndarray]] = []
+    for site in range(len(now)):
+        gain = values[site][now[site]] - values[site]
+        grow = [int(i) for i in _nearest(np.flatnonzero(gain > 0), gain, width)]
+        for option in grow:
+            rise = costs[site][option] - costs[site][now[site]]
+            if (rise <= slack).all():
+                scored.append(_scored(values, now, {site: option}, site, trust, len(scored)))
+                continue
+            # some other site must give: its option that frees enough at the least loss
+            for other in range(len(now)):
+                if other == site:
+                    continue
+                freed = costs[other][now[other]] - costs[other]
+                enough = np.flatnonzero((freed + slack >= rise).all(axis=1))
+                if len(enough):
+                    loss = values[other][enough]
+                    place = enough[np.lexsort((freed[enough] @ scale, loss))[0]]
+                    scored.append(_scored(values, now, {site: option, other: int(place)}, site, trust, len(scored)))
+    # one per growing site before the second of any
+    scored.sort(key=lambda item: (item[0], item[1]))
+    turn: dict[int, int] = {}
+    ranked = []
+    for score, number, site, candidate in scored:
+        turn[site] = turn.get(site, 0) + 1
+        if turn[site] <= width * 2:
+            ranked.append(((turn[site] - 1) // 2, score, number, site, candidate))
+    ranked.sort(key=lambda item: item[:3])
+    for _, _, _, site, candidate in ranked:
+        yield site, candidate
+
+
+def _nearest(options: np.ndarray, gain: np.ndarray, width: int) -> np.ndarray:
+    """``width`` options from the smallest to larger gains, in growing steps."""
+    ordered = options[np.argsort(gain[options], kind="stable")]
+    steps = np.unique(np.round(np.geomspace(1, max(len(ordered), 1), min(width, max(len(ordered), 1)))).astype(int)) - 1
+    return ordered[steps] if len(ordered) else ordered
+
+
+def _scored(values: Sequence[np.ndarray], now: np.ndarray, changes: Mapping[int, int], site: int, trust: np.ndarray, number: int):
+    candidate = now.copy()
+    change = 0.0
+    for place, option in changes.items():
+        candidate[place] = option
+        step = float(values[place][option] - values[place][now[place]])
+        change += step * trust[site] if place == site else step
+    return change, number, site, candidate
+
+
+class CalibrationLoss:
+    """Mean loss of configurations on labelled calibration batches: what `polish`, `SingleSiteLoss` and `Calibrated`
+    measure with. Layers are built once per option and networks share them.
+
+    Args:
+        spectra: the model and its prepared decompositions.
+        batches: pairs (inputs, targets), held in memory.
+        loss: mean loss of a batch, ``loss(outputs, targets)``.
+        normalization: "running" leaves batch norm as it is; "batch" normalizes each batch by its own statistics, which
+            is what re-estimated statistics converge to, at the price of no further pass.
+    """
+
+    def __init__(
+        self, spectra: Spectra, batches: Sequence[tuple[Any, Any]], loss: Callable[[Any, Any], Tensor],
+        *, normalization: Literal["running", "batch"] = "running",
+    ) -> None:  # fmt: skip
+        if not batches:
+            raise InvalidArgument("batches is empty: a loss needs at least one batch")
+        if normalization not in ("running", "batch"):
+            raise InvalidArgument(f"normalization={normalization!r} is none of running, batch")
+        self.spectra, self.batches, self.loss, self.normalization = spectra, list(batches), loss, normalization
+        self._layers: dict[tuple[str, str, tuple[int, ...]], nn.Module] = {}
+
+    def build(self, configuration: Configuration) -> nn.Module:
+        """The network of a configuration, in evaluation mode; factorized layers are shared between networks."""
+        sites = self.spectra.sites  # a configuration may call a site by another of its paths
+        replacements = {sites[name].name: self._layer(sites[name].name, d, rank) for name, d, rank in configuration.choices}
+        return replace_sites(self.spectra.model, [self.spectra.sites[name] for name in replacements], replacements).eval()
+
+    def _layer(self, name: str, decomposition_name: str, rank: tuple[int, ...]) -> nn.Module:
+        key = (name, decomposition_name, rank)
+        if key not in self._layers:
+            self._layers[key] = factorized(self.spectra, self.spectra.sites[name], decomposition_name, rank).eval()
+        return self._layers[key]
+
+    def __call__(self, configuration: Configuration) -> float:
+        """Mean loss over the batches, weighted by their sizes."""
+        model = self.build(configuration)
+        if self.normalization == "batch":
+            for module in model.modules():
+                if isinstance(module, _BatchNorm) and module.track_running_stats:
+                    module.train()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for inputs, targets in self.batches:
+                size = len(targets) if hasattr(targets, "__len__") else 1
+                total += float(self.loss(run(model, inputs), targets)) * size
+                count += size
+        return total / count

@@ -1,0 +1,7 @@
+"""The factorizable layers of a model: found by running it, packed attention unpacked."""
+
+from __future__ import annotations
+
+from ranksearch.sites.find import Call, Cost, Pair, Rule, Site, Sites, canonical_weight, evaluating, find_sites, module_kind, run
+
+__all__ = ["Call", "Cost", "Pair", "Rule", "Site", "Sites", "canonical_weight", "evaluating", "find_sites", "module_kind", "run"]

@@ -1,0 +1,103 @@
+"""A search space as it is declared, before a model is known: which types, which layers, which ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from torch import nn
+
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Rule, Sites, find_sites
+from ranksearch.space.space import ErrorName, SearchSpace, build_space
+from ranksearch.space.spectra import Spectra
+from ranksearch.statistics.metric import MetricName
+
+
+@dataclass(frozen=True)
+class SpaceSpec:
+    """What a search may choose from.
+
+    Attributes:
+        decompositions: the types; ``dense`` is always one of them.
+        include, exclude: which layers may be factorized, see `find_sites`.
+        round_to: ranks are multiples of this.
+        max_options: at most so many options per ladder; None: all that nothing beats.
+        error: which error decides whether an option is beaten.
+        metric: what errors are taken in and factors are best in: ``weight`` (the default) needs no data;
+            ``activation`` weighs by the inputs that layers see, ``fisher`` by these and by what the loss feels at their
+            outputs, so that layers can be compared and summed: best without or with little fine-tuning. See
+            `ranksearch.statistics.metric` for how the moments are collected (softmax temperature 3, two sampled labels per
+            example).
+        calibration: batches of training data for the moments; unused in the weight metric.
+    """
+
+    decompositions: tuple[AnyDecomposition, ...]
+    include: Rule | Sequence[Rule] = "*"
+    exclude: Rule | Sequence[Rule] = ()
+    round_to: int = 1
+    max_options: int | None = None
+    error: ErrorName = "frobenius"
+    metric: MetricName = "weight"
+    calibration: int = 16
+
+    def __post_init__(self) -> None:
+        if self.round_to < 1 or (self.max_options is not None and self.max_options < 1):
+            raise InvalidArgument(f"round_to={self.round_to}, max_options={self.max_options}: both must be at least 1")
+        if self.metric not in get_args(MetricName):
+            raise InvalidArgument(f"metric={self.metric!r} is none of {', '.join(get_args(MetricName))}")
+        if self.calibration < 1:
+            raise InvalidArgument(f"calibration={self.calibration}: must be at least 1 batch")
+
+    def but(self, **changes: Any) -> SpaceSpec:
+        """The same space with some attributes changed."""
+        return replace(self, **changes)
+
+    def sites(self, model: nn.Module, example: Any) -> Sites:
+        """The sites of a model that this space covers."""
+        return find_sites(model, example, include=self.include, exclude=self.exclude)
+
+    def build(self, spectra: Spectra) -> SearchSpace:
+        """The ladders of prepared spectra."""
+        return build_space(spectra, error=self.error, round_to=self.round_to, max_options=self.max_options)
+
+
+def named(*names: str) -> tuple[AnyDecomposition, ...]:
+    """Decompositions by name, in the order of the table.
+
+    Raises:
+        InvalidArgument: a name that is not in the table.
+    """
+    table = {d.name: d for d in DECOMPOSITIONS}
+    unknown = [name for name in names if name not in table]
+    if unknown:
+        raise InvalidArgument(f"decompositions={unknown}: none of these is known; known are: {', '.join(table)}")
+    return tuple(d for d in DECOMPOSITIONS if d.name in names)
+
+
+def all_types(*, round_to: int = 1, max_options: int | None = None) -> SpaceSpec:
+    """The space in which every layer takes any type that is defined for it; those that are fitted by alternating least
+    squares make the profile slower."""
+    return SpaceSpec(DECOMPOSITIONS, round_to=round_to, max_options=max_options)
+
+
+def mixture(*, cp: bool = True, round_to: int = 1, max_options: int | None = None) -> SpaceSpec:
+    """The default: the types that win, layer by layer, on trained convolutional networks (`docs/types.md`). Every layer is
+    dense, ``svd``, ``svd_in``, ``spatial`` in both orders, ``tucker2`` or ``cp``.
+
+    Args:
+        cp: the smallest error for convolutions by far, and the dearest to profile: seconds for a layer of 64 channels, about
+            a minute for one of 256; the others take milliseconds in the weight metric. Without it large networks are
+            profiled at once.
+        round_to, max_options: see `SpaceSpec`.
+    """
+    names = ("svd", "svd_in", "spatial", "spatial_t", "tucker2", *(("cp",) if cp else ()))
+    return SpaceSpec(named(*names), round_to=round_to, max_options=max_options)
+
+
+def svd_only(*, round_to: int = 1) -> SpaceSpec:
+    """The space of most published work, to compare with: every layer is dense or ``svd`` at any rank that is a multiple of
+    ``round_to``."""
+    return SpaceSpec(named("svd"), round_to=round_to)

@@ -1,0 +1,8 @@
+"""Second moments of what layers see and of what the loss feels at their outputs."""
+
+from __future__ import annotations
+
+from ranksearch.statistics.collection import Statistics, accumulator_bytes, collect
+from ranksearch.statistics.collector import LARGEST
+
+__all__ = ["LARGEST", "Statistics", "accumulator_bytes", "collect"]

@@ -1,0 +1,324 @@
+"""Calibration statistics: one streaming pass over batches gives, per site, the second moment A of its (im2col)
+inputs and G of the loss gradient at its outputs (K-FAC for convolutions: Grosse and Martens, arXiv 1602.01407)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ranksearch.decompositions import Moments
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site, Sites, run
+from ranksearch.statistics.collector import LARGEST, Collector, SiteStatistics, observing
+from ranksearch.statistics.moments import kronecker, ledoit_wolf
+
+Output = Literal["model", "labels"]
+Metric = Literal["activation", "fisher", "output"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The statistics of every site, by name."""
+
+    sites: dict[str, Site]
+    of: dict[str, SiteStatistics]
+    uncovered: dict[str, str] = field(default_factory=dict)  # site -> what is missing there, and why
+
+    def input_moment(self, name: str, *, center: bool = False, shrink: bool = True) -> Tensor | None:
+        """A: the mean of a a^T over examples and positions, shape (groups, d, d); None for a large embedding.
+
+        Args:
+            center: the covariance instead. A shift of a layer's mean output costs nothing where batch norm is
+                re-estimated afterwards, so the covariance is the better metric there.
+            shrink: Ledoit-Wolf, with the examples as independent samples (positions of one image are not).
+        """
+        site, s = self.sites[name], self.of[name]
+        if s.counts is not None:
+            return None if s.counts.numel() > LARGEST else torch.diag_embed(s.counts / max(s.rows, 1))[None]
+        rows = max(s.rows, 1)
+        if s.input is None:
+            assert s.channel is not None and s.tap is not None
+            moment = kronecker(site, s.channel / rows, s.tap / rows)
+        else:
+            moment = s.input / rows
+        shrunk, weight = ledoit_wolf(moment, s.fourth / rows, s.examples)
+        if center:
+            mean = s.mean / rows
+            moment = moment - mean[:, :, None] * mean[:, None, :]
+            # with the weight of the second moment: fourth central moments are not collected
+            spread = moment.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(0)
+            eye = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
+            shrunk = (1 - weight)[:, None, None] * moment + (weight * spread)[:, None, None] * eye
+        return shrunk if shrink else moment
+
+    def output_moment(self, name: str, *, shrink: bool = True) -> Tensor | None:
+        """G: per example the sum over positions of g g^T, g the gradient of that example's loss at the output, averaged
+        over examples (and label samples); shape (groups, c_out / groups, c_out / groups). None if not collected.
+
+        With A the *mean* over positions and G the *sum*, tr(G dW A dW^T) / 2 estimates the rise of the mean loss of
+        an example: the Fisher form E[(sum_p g_p^T dW a_p)^2] / 2, under K-FAC's assumptions that g and a are
+        independent and that gradients of different positions are uncorrelated (arXiv 1602.01407, section 3.1)."""
+        s = self.of[name]
+        if s.gradient is None or s.gradient_fourth is None:
+            return None
+        count = max(s.sampled, 1)
+        moment = s.gradient / count
+        return ledoit_wolf(moment, s.gradient_fourth / count, count)[0] if shrink else moment
+
+    def moments(self, metric: Metric = "fisher", *, center: bool = False, shrink: bool = True) -> dict[str, Moments]:
+        """Moments per site for `Spectra`. "activation" has A alone, "output" G alone, "fisher" both.
+
+        The rows of a large embedding count as equally likely: A = I / rows, kept as a factor of G, so that its error has
+        the unit of the others. Sites that lack what the metric needs (see ``uncovered``) have what there is. Materialises d x d float64 per
+        site and group, also for sites kept in Kronecker form.
+
+        Raises:
+            InvalidArgument: the metric needs gradients that were not collected.
+        """
+        if metric not in ("activation", "fisher", "output"):
+            raise InvalidArgument(f"metric={metric!r} is none of activation, fisher, output")
+        if metric != "activation" and all(s.gradient is None for s in self.of.values()):
+            raise InvalidArgument(f"metric={metric!r} needs output gradients: collect with output='model' or 'labels'")
+        result = {}
+        for name in self.of:
+            a = self.input_moment(name, center=center, shrink=shrink) if metric != "output" else None
+            g = self.output_moment(name, shrink=shrink) if metric != "activation" else None
+            counts = self.of[name].counts
+            if counts is not None and a is None and metric != "output":
+                g = (torch.eye(self.sites[name].c_out, dtype=torch.float64)[None] if g is None else g) / counts.numel()
+            result[name] = Moments(a, g)
+        return result
+
+    def fisher_ratio(self, name: str) -> float | None:
+        """E|dL/dW|^2 over tr(G) tr(A): the exact trace of the Fisher over K-FAC's, from per-example gradients. None
+        unless collected with ``diagonal=True``. Above 1 where gradients of different positions are correlated."""
+        s = self.of[name]
+        a, g = self.input_moment(name, shrink=False), self.output_moment(name, shrink=False)
+        if s.fisher_diagonal is None or a is None or g is None:
+            return None
+        factored = (a.diagonal(dim1=1, dim2=2).sum(1) * g.diagonal(dim1=1, dim2=2).sum(1)).sum()
+        return float(s.fisher_diagonal.sum() / s.sampled / factored) if factored > 0 else None
+
+
+def collect(
+    model: nn.Module,
+    sites: Sites,
+    batches: Iterable[Any],
+    *,
+    output: Output | None = "model",
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    sample: Callable[[Any, torch.Generator], Any] | None = None,
+    samples: int = 1,
+    temperature: float = 1.0,
+    diagonal: bool = False,
+    seed: int = 0,
+    chunk_bytes: int = 64 << 20,
+    cache: str | Path | None = None,
+) -> Statistics:
+    """Collect statistics in one pass, in evaluation mode. The model is left as it was.
+
+    Memory beyond that of a forward-backward pass: per site 8 (groups d^2 + groups (c_out / groups)^2) bytes for the
+    accumulators (see `accumulator_bytes`), twice that while they are read out, and ``chunk_bytes`` for lowered inputs.
+    Deterministic for a seed on the same machine and thread count.
+
+    Args:
+        model: any module; the last of its outputs that is needed is what ``loss`` takes.
+        sites: where to collect.
+        batches: inputs, one forward pass each (tensor, tuple or mapping), batch first; pairs ``(inputs, targets)``
+            for ``output="labels"``.
+        output: "model": gradients for labels sampled from the model's own distribution, the true Fisher; "labels": for
+            the given ones, the empirical Fisher; None: no backward pass.
+        loss: mean loss over the batch, ``loss(outputs, targets)``; cross entropy by default.
+        sample: ``sample(outputs, generator)`` draws targets from the model; categorical over axis 1 by default.
+        samples: label samples per example, one backward pass each.
+        temperature: the logits are divided by it in the default ``loss`` and ``sample``, and the loss multiplied by its
+            square. A network is nearly certain of its training examples, so that few of them make all of G; a
+            temperature above 1 lets all take part.
+        diagonal: also the diagonal of the Fisher, from per-example weight gradients (about one more pass).
+        chunk_bytes: bound on the lowered inputs held at a time.
+        cache: folder; statistics of the same weights, sites, data and settings are read from there. All batches are
+            then held at once.
+
+    Raises:
+        InvalidArgument: no batch, or an impossible combination of arguments.
+    """
+    if output not in ("model", "labels", None):
+        raise InvalidArgument(f"output={output!r} is none of 'model', 'labels', None")
+    if samples < 1 or (samples > 1 and output != "model"):
+        raise InvalidArgument(f"samples={samples}: at least 1, and 1 unless output='model'")
+    if diagonal and output is None:
+        raise InvalidArgument("diagonal=True needs gradients: output='model' or 'labels'")
+    if not (math.isfinite(temperature) and temperature > 0) or (temperature != 1 and (loss or sample)):
+        raise InvalidArgument(f"temperature={temperature}: a positive number, and 1 with a `loss` or `sample` of your own")
+    path = None
+    if cache is not None:
+        batches = list(batches)
+        settings = [output, samples, temperature, diagonal, seed, _name(loss), _name(sample)]
+        path = Path(cache) / f"statistics-{_digest(model, sites, batches, settings)}.safetensors"
+        if path.exists():
+            return _load(path, sites)
+    collectors = {site.name: Collector(site, chunk_bytes, gradient=output is not None, diagonal=diagonal) for site in sites}
+    generators: dict[torch.device, torch.Generator] = {}
+    loss = loss or partial(_cross_entropy, temperature=temperature)
+    sample = sample or partial(_categorical, temperature=temperature)
+    with observing(model, sites, collectors, backward=output is not None):
+        seen = 0
+        for batch in batches:
+            seen += 1
+            inputs, targets = batch if output == "labels" else (batch, None)
+            size = _batch(inputs)
+            for collector in collectors.values():
+                collector.begin(size)
+            with torch.set_grad_enabled(output is not None):
+                outputs = run(model, inputs)
+            for number in range(samples if output is not None else 0):
+                if output == "model":
+                    device = _logits(outputs).device
+                    if device not in generators:
+                        generators[device] = torch.Generator(device).manual_seed(seed)
+                    with torch.no_grad():
+                        targets = sample(outputs, generators[device])
+                value = loss(outputs, targets) * size
+                if value.requires_grad:
+                    value.backward(retain_graph=number + 1 < samples)
+                for collector in collectors.values():
+                    collector.end_sample()
+    if not seen:
+        raise InvalidArgument("batches is empty: statistics need at least one batch")
+    found = {name: collector.result() for name, collector in collectors.items()}
+    statistics = Statistics({site.name: site for site in sites}, found, _uncovered(sites, found, output))
+    if path is not None:
+        _save(path, statistics)
+    return statistics
+
+
+def accumulator_bytes(sites: Iterable[Site], *, diagonal: bool = False) -> int:
+    """Bytes that the float64 accumulators of `collect` hold."""
+    total = 0
+    for site in sites:
+        c, taps = site.c_in // site.groups, site.kernel[0] * site.kernel[1]
+        if site.kind == "embedding":
+            inner = site.c_in
+        elif c * taps > LARGEST:
+            inner = site.groups * (c * c + taps * taps)
+        else:
+            inner = site.groups * (c * taps) ** 2
+        total += 8 * (inner + site.groups * (site.c_out // site.groups) ** 2)
+        total += 8 * site.c_out * c * taps if diagonal else 0
+    return total
+
+
+def _uncovered(sites: Sites, found: Mapping[str, SiteStatistics], output: Output | None) -> dict[str, str]:
+    missing = {}
+    for site in sites:
+        s = found[site.name]
+        if s.rows == 0:
+            missing[site.name] = "not called on any batch: no statistics"
+        elif site.head is not None:
+            missing[site.name] = f"tied to the head {site.head.name!r}: only its use as an embedding is in the statistics"
+        elif s.counts is not None and s.counts.numel() > LARGEST:
+            missing[site.name] = f"an embedding of {s.counts.numel()} rows: these count as equally likely"
+        elif s.channel is not None:
+            missing[site.name] = f"im2col dimension over {LARGEST}: the input moment is a Kronecker product of channels and taps"
+        elif output is not None and s.gradient is not None and not bool(s.gradient.any()):
+            missing[site.name] = "no gradient reached it: the loss does not depend on it"
+    return missing
+
+
+def _logits(outputs: Any) -> Tensor:
+    if isinstance(outputs, Tensor):
+        return outputs
+    if hasattr(outputs, "logits"):
+        return outputs.logits
+    if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
+        return outputs[0]
+    raise InvalidArgument(f"outputs={type(outputs).__name__}: pass `loss` and `sample` for a model that does not return logits")
+
+
+def _cross_entropy(outputs: Any, targets: Any, *, temperature: float) -> Tensor:
+    return F.cross_entropy(_logits(outputs) / temperature, targets) * temperature**2
+
+
+def _categorical(outputs: Any, generator: torch.Generator, *, temperature: float) -> Tensor:
+    probabilities = (_logits(outputs).detach().float() / temperature).movedim(1, -1).softmax(dim=-1)
+    flat = probabilities.reshape(-1, probabilities.shape[-1])
+    return torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1])
+
+
+def _batch(inputs: Any) -> int:
+    for tensor in _tensors(inputs):
+        if tensor.ndim:
+            return tensor.shape[0]
+    raise InvalidArgument(f"batch={type(inputs).__name__} holds no tensor; give the input of one forward pass")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for key in value:
+            yield from _tensors(value[key])
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------
+
+
+def _name(function: Callable[..., Any] | None) -> str:
+    return "" if function is None else f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(type(function)))}"
+
+
+def _digest(model: nn.Module, sites: Sites, batches: Iterable[Any], settings: list[Any]) -> str:
+    digest = hashlib.sha256(repr([sites.sites, settings]).encode())
+    for _, tensor in sorted(model.state_dict().items()):
+        _update(digest, tensor)
+    for tensor in _tensors(batches):
+        _update(digest, tensor)
+    return digest.hexdigest()[:20]
+
+
+def _update(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+_ARRAYS = ("input", "mean", "fourth", "gradient", "gradient_fourth", "channel", "tap", "counts", "fisher_diagonal")
+
+
+def _save(path: Path, statistics: Statistics) -> None:
+    tensors, numbers = {}, {}
+    for name, s in statistics.of.items():
+        numbers[name] = [s.examples, s.rows, s.sampled]
+        tensors |= {f"{name}:{key}": getattr(s, key).cpu().contiguous() for key in _ARRAYS if getattr(s, key) is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.partial")
+    save_file(tensors, unfinished, {"numbers": json.dumps(numbers), "uncovered": json.dumps(statistics.uncovered)})
+    unfinished.replace(path)  # whole or not at all
+
+
+def _load(path: Path, sites: Sites) -> Statistics:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        arrays: dict[str, dict[str, Tensor]] = {}
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            name, _, array = key.rpartition(":")
+            arrays.setdefault(name, {})[array] = file.get_tensor(key)
+    found = {}
+    for name, (examples, rows, sampled) in json.loads(metadata["numbers"]).items():
+        found[name] = SiteStatistics(examples, rows, sampled, **{key: arrays[name].get(key) for key in _ARRAYS})  # type: ignore[arg-type]
+    return Statistics({site.name: site for site in sites}, found, json.loads(metadata["uncovered"]))

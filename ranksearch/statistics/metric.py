@@ -1,0 +1,67 @@
+"""The statistics that a study's metric and its proxies need, collected once with the settings that were measured best
+(`analysis/one_shot.py`), and the moments that errors are taken in."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ranksearch.decompositions import Moments
+from ranksearch.home import home
+from ranksearch.sites import Sites
+from ranksearch.statistics.collection import Statistics, collect
+from ranksearch.tasks import Classification, Task
+
+MetricName = Literal["weight", "activation", "fisher"]
+TEMPERATURE = 3.0  # of the softmax that labels are sampled from: a trained network is nearly certain of its own images
+SAMPLES = 2  # labels per example
+SEED = 0  # of the sampled labels; not the study's: studies that differ in their seed alone have one space and one store
+
+
+def settings(metric: MetricName, calibration: int) -> str:
+    """What the moments of a metric depend on besides the weights and the task; empty for the weight metric."""
+    if metric == "weight":
+        return ""
+    sampled = f",temperature={TEMPERATURE:g},samples={SAMPLES},seed={SEED}" if metric == "fisher" else ""
+    return f"metric={metric},calibration={calibration}{sampled}"
+
+
+def statistics(model: nn.Module, sites: Sites, task: Task, *, calibration: int, gradients: bool, diagonal: bool = False) -> Statistics:
+    """One pass over the first ``calibration`` batches of the task, cached in ``home()/cache/statistics``.
+
+    Gradients are the true Fisher's for `Classification`: labels sampled from the model's own distribution at
+    ``TEMPERATURE``. Nothing says how to sample targets of other tasks: theirs are the empirical Fisher's, of the task's
+    own loss and the given targets. Deterministic on one machine and thread count.
+
+    Args:
+        calibration: batches.
+        gradients: collect the output moments; else inputs alone.
+        diagonal: the diagonal of the Fisher too (`DiagonalFisher` needs it).
+    """
+    cache = home() / "cache" / "statistics" / task.fingerprint()  # the task's own loss is part of its fingerprint
+    if not gradients:
+        return collect(model, sites, task.calibration(calibration), output=None, cache=cache)
+    if isinstance(task, Classification):
+        return collect(
+            model, sites, task.calibration(calibration), samples=SAMPLES, temperature=TEMPERATURE, diagonal=diagonal, seed=SEED, cache=cache
+        )
+    return collect(model, sites, task.labelled(calibration), output="labels", loss=task.loss, diagonal=diagonal, cache=cache)
+
+
+def moments(found: Statistics, metric: MetricName) -> dict[str, Moments]:
+    """The moments of a metric for `Spectra`. A site of which nothing is known (never called, no gradient reaches it,
+    inputs that are zero) is left out: its errors are then taken in the weight metric.
+
+    Inputs are not taken about their mean. Where batch norm is re-estimated a shift of a layer's mean output costs nothing,
+    but the covariance was no better there (`docs/results.md`), and far worse where it is not."""
+    if metric == "weight":
+        return {}
+    every = found.moments(metric)
+    needed = ("input", "output") if metric == "fisher" else ("input",)
+    return {name: m for name, m in every.items() if all(_alive(getattr(m, part)) for part in needed) and m.metric != "weight"}
+
+
+def _alive(moment: Tensor | None) -> bool:
+    """False for a moment that sees nothing; None is the identity, which does."""
+    return moment is None or bool((moment.diagonal(dim1=1, dim2=2).sum(dim=1) > 0).all())

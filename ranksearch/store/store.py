@@ -1,0 +1,313 @@
+"""The database of facts: finished evaluations of one study, added once and never edited. SQLAlchemy Core; SQLite in
+WAL mode by default, PostgreSQL or another database by URL. One process writes at a time, any number read meanwhile."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from ranksearch.errors import InvalidArgument, StoreError
+from ranksearch.store.database import Place, RowLock, WriterLock, configurations_table, evaluations_table, refusing, study_table
+
+SCHEMA = 1
+Status = Literal["done", "failed"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation: a fact. The key is (configuration, fidelity, seed) within the store's fingerprint.
+
+    Raises:
+        InvalidArgument: an unknown status, a configuration that is not a JSON object, or, for status "done", a metric
+            that is not finite, or a number that does not fit 64 bits.
+    """
+
+    configuration_id: str
+    configuration: str  # canonical JSON
+    fidelity: str
+    seed: int
+    status: Status
+    metrics: Mapping[str, float] = field(hash=False)
+    params: int  # of the whole network
+    macs: int  # of the whole network, for one example
+    error: str | None = None
+    seconds: float = 0.0  # the evaluation took
+    origin: str = ""  # who proposed it
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))  # kept in UTC; without a zone: local time
+
+    def __post_init__(self) -> None:
+        if self.status not in ("done", "failed"):
+            raise InvalidArgument(f"status={self.status!r}: must be 'done' or 'failed'")
+        if not _is_object(self.configuration):
+            raise InvalidArgument(f"configuration={self.configuration[:60]!r}: must be a JSON object")
+        metrics = {str(name): float(value) for name, value in self.metrics.items()}
+        wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong and self.status == "done":
+            raise InvalidArgument(f"metrics: {', '.join(wrong)} not finite; record such an evaluation with status 'failed'")
+        for name in ("seed", "params", "macs"):
+            value = int(getattr(self, name))  # numpy's integers are no database's
+            if not -(2**63) <= value < 2**63:
+                raise InvalidArgument(f"{name}={value}: does not fit 64 bits")
+            object.__setattr__(self, name, value)
+        if self.error is not None:  # databases take neither NUL nor lone surrogates
+            object.__setattr__(self, "error", self.error.encode(errors="backslashreplace").decode().replace("\0", "\\x00"))
+        object.__setattr__(self, "seconds", float(self.seconds))
+        object.__setattr__(self, "metrics", metrics)
+        object.__setattr__(self, "created", self.created.astimezone(UTC))
+
+
+class Store:
+    """The evaluations of one study. Made by `Store.open`; a context manager."""
+
+    def __init__(self, engine: sa.Engine, shown: str, lock: WriterLock | None, row: sa.Row[Any]) -> None:
+        self._engine, self._lock, self._closed = engine, lock, False
+        self.url = shown  # without a password
+        self.study: str = row.name
+        self.fingerprint: str = row.fingerprint
+        self.details: dict[str, Any] = json.loads(row.details)
+
+    @classmethod
+    def open(
+        cls,
+        url: str | os.PathLike[str],
+        *,
+        study: str | None = None,
+        fingerprint: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        create: bool = True,
+        write: bool | None = None,
+    ) -> Store:
+        """Open a store.
+
+        Args:
+            url: a path (SQLite), or any SQLAlchemy URL of a synchronous driver.
+            study: name of the study; None: whichever is there.
+            fingerprint: content hash of model and task; None: whichever is there.
+            details: JSON that describes the study (options, objectives, baseline). A writer replaces what the store
+                has; None leaves it. Ignored when reading.
+            create: make the store, and its directory, if there is none; needs ``study`` and ``fingerprint``.
+            write: take the place of the one writer until `close`; default: as ``create``. Reading needs no place.
+
+        Raises:
+            StoreError: it cannot be opened, is not a store, is of another schema, study or fingerprint, or another
+                process writes it. Nothing that was there has then been changed, and nothing is left behind (beside a
+                damaged database SQLite may leave empty files of its own).
+            InvalidArgument: ``create`` without a study or fingerprint, or details that are not JSON.
+        """
+        place = Place(url)
+        write = create if write is None else write
+        if create and (study is None or fingerprint is None):
+            raise InvalidArgument(f"study={study!r}, fingerprint={fingerprint!r}: create=True needs both")
+        try:
+            text = None if details is None else json.dumps(details, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"details: must be JSON: {error}") from error
+        missing = not place.exists()
+        if not (missing and create):
+            reader = cls._open_to_read(place, study, fingerprint)
+            if not write:
+                return reader
+            reader._engine.dispose()  # a store that is refused is not even locked
+        writer = cls._open_to_write(place, study, fingerprint, text)
+        if write:
+            return writer
+        writer.close()
+        return cls._open_to_read(place, study, fingerprint)
+
+    @classmethod
+    def _open_to_read(cls, place: Place, study: str | None, fingerprint: str | None) -> Store:
+        place.check()
+        engine = place.engine(write=False)
+        try:
+            with refusing(place.shown, "opened"):
+                return cls(engine, place.shown, None, _checked_row(engine, place.shown, study, fingerprint))
+        except BaseException:
+            engine.dispose()
+            raise
+
+    @classmethod
+    def _open_to_write(cls, place: Place, study: str | None, fingerprint: str | None, details: str | None) -> Store:
+        engine: sa.Engine | None = None
+        lock: WriterLock | None = None
+        try:
+            with refusing(place.shown, "written"):
+                lock = place.lock()
+                if not place.exists():
+                    place.create({"id": 1, "schema_version": SCHEMA, "name": study, "fingerprint": fingerprint, "details": details or "{}"})
+                engine = place.engine(write=True)
+                row = _checked_row(engine, place.shown, study, fingerprint)
+                lock = lock or RowLock(engine, place.shown)
+                if place.path is not None:
+                    _quick_check(engine, place.shown)
+                if details is not None and details != row.details:
+                    with engine.begin() as connection:
+                        connection.execute(study_table.update().where(study_table.c.id == 1).values(details=details))
+                    row = _checked_row(engine, place.shown, study, fingerprint)
+                return cls(engine, place.shown, lock, row)
+        except BaseException:
+            _let_go(engine, lock)
+            raise
+
+    def add(self, record: Record) -> bool:
+        """Add a fact; when this returns it is on disk. False if the store has one of the same key: that one stays.
+
+        Raises:
+            StoreError: opened for reading, closed, the place of the writer was lost, the configuration's id belongs to
+                another configuration, or the database refuses (a full disk, ...); earlier facts are intact.
+        """
+        if self._lock is None:
+            raise StoreError(f"store {self.url!r} is open for reading; open it with write=True to add evaluations")
+        row: dict[str, Any] = {c.name: getattr(record, c.name) for c in evaluations_table.c if hasattr(record, c.name)}
+        row |= {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat(), "fingerprint": self.fingerprint}
+        same = evaluations_table.select().where(*_key(record.configuration_id, record.fidelity, record.seed, self.fingerprint))
+        with self._use("written") as engine, engine.begin() as connection:
+            self._lock.check(connection)
+            known = connection.scalar(sa.select(configurations_table.c.json).where(configurations_table.c.id == record.configuration_id))
+            if known is None:
+                connection.execute(configurations_table.insert().values(id=record.configuration_id, json=record.configuration))
+            elif known != record.configuration:
+                raise StoreError(f"store {self.url!r}: id {record.configuration_id!r} is that of another configuration, {known[:60]!r}")
+            elif connection.execute(same).first() is not None:
+                return False
+            connection.execute(evaluations_table.insert().values(**row))
+        return True
+
+    def get(self, configuration_id: str, fidelity: str, seed: int) -> Record | None:
+        """The fact of a key, or None."""
+        found = self._select(*_key(configuration_id, fidelity, seed, self.fingerprint))
+        return found[0] if found else None
+
+    def records(self, fidelity: str | None = None, status: Status | None = None) -> list[Record]:
+        """All facts, or those of one fidelity or status, in the order they were added."""
+        conditions = [] if fidelity is None else [evaluations_table.c.fidelity == fidelity]
+        return self._select(*conditions, *([] if status is None else [evaluations_table.c.status == status]))
+
+    def count(self) -> int:
+        """How many facts there are."""
+        with self._use("read") as engine, engine.connect() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(evaluations_table)) or 0)
+
+    def configuration(self, id_prefix: str) -> str:
+        """Canonical JSON of the configuration with this id, or with an id that begins so.
+
+        Raises:
+            InvalidArgument: none or several do.
+        """
+        query = sa.select(configurations_table).where(configurations_table.c.id.startswith(id_prefix, autoescape=True)).limit(6)
+        with self._use("read") as engine, engine.connect() as connection:
+            found = connection.execute(query.order_by(configurations_table.c.id)).all()
+        exact = [row for row in found if row.id == id_prefix] or found
+        if len(exact) == 1:
+            return exact[0].json
+        if not exact or not id_prefix:
+            raise InvalidArgument(f"id={id_prefix!r}: no evaluated configuration has it; `ranksearch front STUDY` lists ids")
+        raise InvalidArgument(f"id={id_prefix!r} is ambiguous: {', '.join(row.id for row in exact)}; give more of it")
+
+    def close(self) -> None:
+        """Let go of the database and of the writer's place. Doing it twice is fine."""
+        if not self._closed:
+            self._closed = True
+            _let_go(self._engine, self._lock)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _select(self, *conditions: sa.ColumnElement[bool]) -> list[Record]:
+        query = sa.select(evaluations_table, configurations_table.c.json).join(configurations_table)
+        query = query.where(*conditions).order_by(evaluations_table.c.number)
+        with self._use("read") as engine, engine.connect() as connection:
+            rows = connection.execute(query).all()
+        try:
+            return [_record(row) for row in rows]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise StoreError(f"store {self.url!r} holds a row that ranksearch did not write: {error}") from error
+
+    @contextmanager
+    def _use(self, doing: str) -> Iterator[sa.Engine]:
+        if self._closed:
+            raise StoreError(f"store {self.url!r} is closed; open it again")
+        with refusing(self.url, doing):
+            yield self._engine
+
+
+def read_details(url: str | os.PathLike[str]) -> dict[str, Any]:
+    """The details that a store's study was last written with.
+
+    Raises:
+        StoreError: as `Store.open`.
+    """
+    with Store.open(url, create=False) as store:
+        return store.details
+
+
+def _checked_row(engine: sa.Engine, shown: str, study: str | None, fingerprint: str | None) -> sa.Row[Any]:
+    """The study's row, if schema, study and fingerprint are those asked for."""
+    with engine.connect() as connection:
+        version = sa.select(study_table.c.schema_version).where(study_table.c.id == 1)
+        if not sa.inspect(connection).has_table(study_table.name) or (found := connection.scalar(version)) is None:
+            raise StoreError(f"store {shown!r} is a database without a study in it; give another --store")
+        if found != SCHEMA:
+            raise StoreError(
+                f"store {shown!r} has schema version {found}, this ranksearch reads version {SCHEMA}; "
+                f"use the {'newer' if found > SCHEMA else 'older'} ranksearch that wrote it, or another --store"
+            )
+        row = connection.execute(study_table.select().where(study_table.c.id == 1)).one()
+    if study is not None and row.name != study:
+        raise StoreError(f"store {shown!r} belongs to study {row.name!r}, not to {study!r}; use another --store")
+    if fingerprint is not None and row.fingerprint != fingerprint:
+        raise StoreError(
+            f"store {shown!r} belongs to study {row.name!r} with fingerprint {row.fingerprint}, but study {row.name!r} now has fingerprint "
+            f"{fingerprint}: weights, data, fine-tuning or the metric of the space differ; use another --store, or what it was made with"
+        )
+    if not _is_object(row.details):
+        raise StoreError(f"store {shown!r} is damaged: its details are not a JSON object; restore a copy, or use another --store")
+    return row
+
+
+def _let_go(engine: sa.Engine | None, lock: WriterLock | None) -> None:
+    if isinstance(lock, RowLock):  # it needs the connections
+        lock.release()
+    if engine is not None:
+        engine.dispose()
+    if lock is not None:  # a file's lock outlives the last checkpoint
+        lock.release()
+
+
+def _quick_check(engine: sa.Engine, shown: str) -> None:
+    with engine.connect() as connection:
+        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if verdict != "ok":
+        raise StoreError(f"store {shown!r} is corrupt: {verdict}; restore a copy, or use another --store")
+
+
+def _key(configuration_id: str, fidelity: str, seed: int, fingerprint: str) -> list[sa.ColumnElement[bool]]:
+    columns = evaluations_table.c
+    return [
+        columns.configuration_id == configuration_id, columns.fidelity == fidelity,
+        columns.seed == seed, columns.fingerprint == fingerprint,
+    ]  # fmt: skip
+
+
+def _record(row: sa.Row[Any]) -> Record:
+    return Record(
+        row.configuration_id, row.json, row.fidelity, row.seed, row.status, json.loads(row.metrics), row.params, row.macs,
+        row.error, row.seconds, row.origin, datetime.fromisoformat(row.created),
+    )  # fmt: skip
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,369 @@
+"""Supernets of a study: trained in a folder of their own, found again by name, measured at as a fidelity of their own.
+
+A folder is named by the content hash of all that decides the training. ``supernet.json`` in it says what it is,
+``supernet.safetensors`` is the checkpoint (see `ranksearch.supernet.train`)."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ranksearch.allocators import Additive, Problem
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.evaluation import Fidelity, Outcome, Request, outcome_of
+from ranksearch.proxies import PROXIES, Energy
+from ranksearch.search.events import Stage
+from ranksearch.space import Configuration, SearchSpace
+from ranksearch.space.spectra import Spectra
+from ranksearch.supernet import PROJECTIONS, RankSupernet, SupernetProxy, load_trained, train
+from ranksearch.supernet import Event as Step
+from ranksearch.supernet.methods import METHODS, Method
+from ranksearch.supernet.sampling import SAMPLINGS, restrict
+from ranksearch.supernet.train import identity
+from ranksearch.tasks import Task
+
+PREFIX = "supernet"
+DRAWING = ("joint", "sandwich")  # the methods that draw configurations
+SHARES = (0.75, 0.5, 0.25)  # of the dense MACs: the sizes that are shown after a training
+REMEDY = "train one: ranksearch train-supernet STUDY, or study.train_supernet()"
+_FILE = "supernet.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the folder of a supernet says it holds."""
+
+    key: str  # content hash of all that decides the training
+    method: str
+    epochs: float
+    seed: int
+    sampling: str | None
+    recalibration: int  # batches that statistics are re-estimated on before a configuration is measured
+    fingerprint: str  # of the study
+    space: str  # fingerprint of the part of the space that projects
+    finished: bool
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the method, as text
+
+    @property
+    def name(self) -> str:
+        """Method and the beginning of the key."""
+        return f"{self.method}-{self.key[:8]}"
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """Measured with this supernet, no training for the configuration."""
+        return Fidelity(epochs=0, recalibration=self.recalibration, name=f"{PREFIX}-{self.name}")
+
+
+class SupernetEvaluator:
+    """Evaluates requests by activating them in a trained supernet. As picklable as `ranksearch.evaluation.evaluator.Evaluator`, the
+    weights with it. The request's seed changes nothing."""
+
+    def __init__(self, supernet: RankSupernet, task: Task, *, recalibration: int) -> None:
+        self.supernet = supernet
+        self.task = task
+        self.recalibration = recalibration
+        self._measure = SupernetProxy(supernet, task, metric=task.metrics[0].name, batches=recalibration)
+
+    def measure(self, configuration: Configuration) -> dict[str, float]:
+        """The task's metrics of an activated configuration, batch norm re-estimated."""
+        return self._measure.measure(configuration)
+
+    def network(self, configuration: Configuration) -> nn.Module:
+        """The configuration as plain layers, batch norm re-estimated: the network that `measure` measures.
+
+        Raises:
+            InvalidArgument: a type that does not project, or a site that is not there."""
+        net = self.supernet
+        net.refresh()
+        active, buffers = net.active, {name: buffer.clone() for name, buffer in net.named_buffers()}
+        try:
+            net.activate(configuration)
+            if self.recalibration:
+                net.recalibrate(self.task.normalization(self.recalibration))
+            return net.extract().eval()
+        finally:
+            net.activate(active)
+            with torch.no_grad():
+                for name, buffer in net.named_buffers():
+                    buffer.copy_(buffers[name])
+
+    def __call__(self, request: Request) -> Outcome:
+        """Evaluate; a configuration that the supernet does not have is a failed outcome."""
+        return outcome_of(request, lambda: self.measure(request.configuration))
+
+
+@dataclass(frozen=True)
+class TrainedSupernet:
+    """A trained supernet of a study."""
+
+    entry: Entry
+    supernet: RankSupernet
+    evaluator: SupernetEvaluator
+    left_out: Mapping[str, int]  # types of the study's space that do not project: how many options
+
+    @property
+    def key(self) -> str:
+        """Content hash of all that decided the training."""
+        return self.entry.key
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """What its measurements are stored as."""
+        return self.entry.fidelity
+
+    @property
+    def space(self) -> SearchSpace:
+        """The part of the study's space that it covers."""
+        return self.supernet.space
+
+    def evaluate(self, configuration: Configuration) -> dict[str, float]:
+        """The task's metrics at a configuration, by activation, batch norm re-estimated."""
+        return self.evaluator.measure(configuration)
+
+    def build(self, configuration: Configuration) -> nn.Module:
+        """The network of a configuration as plain layers: what `evaluate` measures."""
+        return self.evaluator.network(configuration)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where the supernets of one study are, and what they are made of.
+
+    Args:
+        folder: holds one folder per supernet.
+        fingerprint: of the study.
+        space: of the study, types that do not project among them or not.
+    """
+
+    folder: Path
+    model: nn.Module
+    task: Task
+    spectra: Spectra
+    full: SearchSpace
+    fingerprint: str
+
+    def space(self) -> SearchSpace:
+        """The options that are projections of the dense weight."""
+        try:
+            return restrict(self.full, tuple(PROJECTIONS))
+        except InvalidArgument as error:
+            names = ", ".join(PROJECTIONS)
+            text = f"space: no option of it is a projection of the dense weight: {error}; add one of {names}"
+            raise InvalidArgument(text) from error
+
+    def left_out(self) -> dict[str, int]:
+        """The types of the study's space that do not project, and how many options that takes away."""
+        every = Counter(option.decomposition for ladder in self.full.ladders for option in ladder.options)
+        return {name: count for name, count in sorted(every.items()) if name not in PROJECTIONS and name != "dense"}
+
+    def train(
+        self,
+        method: str = "sandwich",
+        *,
+        epochs: float = 6.0,
+        sampling: str | None = None,
+        seed: int = 0,
+        recalibration: int = 16,
+        on_event: Callable[[Stage | Step], None] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> TrainedSupernet:
+        """See `ranksearch.study.Study.train_supernet`."""
+        options = dict(options or {})
+        tell = on_event or (lambda event: None)
+        kind = checked(method, sampling, options)
+        settings = Fidelity(epochs=0, recalibration=recalibration)  # refuses what is no number of batches
+        if not isinstance(epochs, (int, float)) or not 0 < epochs < float("inf"):
+            raise InvalidArgument(f"epochs={epochs!r}: must be a finite number above 0")
+        space, left = self.space(), self.left_out()
+        if left:
+            listed = ", ".join(f"{name} ({count:,} options)" for name, count in left.items())
+            tell(Stage(f"leaving out what is no projection of the dense weight: {listed}"))
+        tell(Stage(f"preparing the supernet: {kind.name}, {len(space.ladders)} sites"))
+        net = RankSupernet(self.model, space, spectra=self.spectra)
+        if sampling is not None:
+            types = {option.decomposition for ladder in space.ladders for option in ladder.options} - {"dense"}
+            options["sampling"] = SAMPLINGS[sampling](space, types=tuple(sorted(types)))
+        made = kind(net, self.task.loss, seed=seed, **options)
+        given = {name: _text(value) for name, value in options.items() if name != "sampling"}
+        facts = [self.fingerprint, identity(net, self.task, made, epochs, seed), given]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        entry = Entry(
+            key, kind.name, float(epochs), int(seed), sampling, settings.recalibration, self.fingerprint, space.fingerprint, False, given
+        )
+        folder = self.folder / key
+        known = _read(folder)
+        if known is None or not known.finished:
+            _write(folder, entry)
+        tell(Stage(f"training {entry.name} in {folder}"))
+        train(net, self.task, made, epochs=epochs, seed=seed, folder=folder, on_event=tell)
+        entry = Entry(**{**vars(entry), "finished": True})
+        _write(folder, entry)
+        net.eval()
+        return TrainedSupernet(entry, net, SupernetEvaluator(net, self.task, recalibration=recalibration), left)
+
+    def entries(self) -> list[Entry]:
+        """Everything on the shelf, of this study or another one, by method and key."""
+        folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        found = [entry for folder in folders if (entry := _read(folder)) is not None]
+        return sorted(found, key=lambda entry: (entry.method, entry.key))
+
+    def find(self, which: str | bool = True) -> Entry:
+        """A trained supernet of this study by method, key or the beginning of one; True or "": the only one.
+
+        Raises:
+            InvalidArgument: there is none, or several; the message lists them.
+        """
+        text = "" if which is True else str(which)
+        asked = f"supernet={text!r}" if text else "supernet"
+        every = self.entries()
+        space = self.space().fingerprint
+        mine = [entry for entry in every if (entry.fingerprint, entry.space) == (self.fingerprint, space)]
+        wanted = text.removeprefix(f"{PREFIX}-").split(":")[0] if text != PREFIX else ""
+        named = [e for e in mine if e.method == wanted or e.key.startswith(wanted) or e.name.startswith(wanted)]
+        done = [entry for entry in named if entry.finished]
+        if len(done) == 1:
+            return done[0]
+        if done:
+            listed = "; ".join(f"{e.key[:8]} ({_about(e)})" for e in done)
+            raise InvalidArgument(f"{asked}: several are trained: {listed}; name one by method or key")
+        if named:
+            listed = "; ".join(f"{entry.key[:8]} ({_about(entry)})" for entry in named)
+            raise InvalidArgument(f"{asked} is not trained to its end: {listed}; the same train-supernet command goes on with it")
+        if mine:
+            listed = ", ".join(f"{entry.method} {entry.key[:8]}" for entry in mine)
+            hint = _meant(wanted, [*METHODS]) if wanted not in METHODS else ""
+            text = f"{asked}: no trained supernet is called that{hint}; this study has {listed}; name one, or {REMEDY}"
+            raise InvalidArgument(text)
+        others = f" ({len(every)} there, of other studies, weights, data or spaces)" if every else ""
+        raise InvalidArgument(f"{asked}: no supernet of this study is trained in {self.folder}{others}; {REMEDY}")
+
+    def load(self, entry: Entry) -> TrainedSupernet:
+        """A trained supernet, ready to be measured with."""
+        net = RankSupernet(self.model, self.space(), spectra=self.spectra)
+        load_trained(net, self.folder / entry.key)
+        net.eval()
+        return TrainedSupernet(entry, net, SupernetEvaluator(net, self.task, recalibration=entry.recalibration), self.left_out())
+
+    def of_fidelity(self, fidelity: Fidelity) -> TrainedSupernet:
+        """The supernet whose measurements are stored as this."""
+        entry = self.find(fidelity.name)
+        return self.load(Entry(**{**vars(entry), "recalibration": fidelity.recalibration}))
+
+
+def checked(method: str, sampling: str | None, options: Mapping[str, Any]) -> type[Method]:
+    """The training method of a name.
+
+    Raises:
+        InvalidArgument: an unknown method, sampling or option, or a sampling for a method that draws nothing."""
+    if method not in METHODS:
+        raise InvalidArgument(f"method={method!r} is none of {', '.join(METHODS)}{_meant(method, [*METHODS])}")
+    kind = METHODS[method]
+    if sampling is not None:
+        if sampling not in SAMPLINGS:
+            raise InvalidArgument(f"sampling={sampling!r} is none of {', '.join(SAMPLINGS)}{_meant(sampling, [*SAMPLINGS])}")
+        if method not in DRAWING:
+            drawing = " or ".join(DRAWING)
+            raise InvalidArgument(f"sampling={sampling!r}: method {method!r} draws no configurations; leave it out, or take {drawing}")
+    own = [n for n in inspect.signature(kind.__init__).parameters if n not in ("self", "supernet", "loss", "sampling", "seed")]
+    for name in options:
+        if name not in own:
+            raise InvalidArgument(f"{name}: method {method!r} has {', '.join(own) or 'no options'}{_meant(name, own)}")
+    return kind
+
+
+def sizes(trained: TrainedSupernet, shares: Sequence[float] = SHARES) -> list[tuple[float, Configuration]]:
+    """The exact optimum of the leading proxy at shares of the dense MACs (params where there are none), those within
+    reach: (share asked for, configuration). The leading proxy is the absolute error in a metric of data, the relative
+    Frobenius error in the weight metric."""
+    space = trained.space
+    table = (PROXIES[0] if space.metric == "weight" else Energy()).table(space)
+    cost = "macs" if space.baseline.macs else "params"
+    found = []
+    for share in shares:
+        try:
+            allocation = Additive().allocate(Problem(space, table, {cost: share}))
+        except InfeasibleBudget:
+            continue  # the space ends before that size
+        found.append((share, space.configuration(allocation.indices)))
+    return found
+
+
+def fidelity_key(text: str, known: Iterable[str], own: str) -> str:
+    """The key of a fidelity of a store from what a user calls it: the key, its name (what is before the colon), the
+    beginning of one, such as ``supernet`` or ``supernet-joint``, or for a supernet its method or key.
+
+    Raises:
+        InvalidArgument: none or several are called that."""
+    keys = sorted({*known, own})
+    short = f"{PREFIX}-{text}"
+    for fits in (
+        lambda key: key == text,
+        lambda key: key.split(":")[0] == text,
+        lambda key: key.startswith(text) or key.startswith(short) or key.split(":")[0].rpartition("-")[2].startswith(text[:8]),
+    ):
+        found = [key for key in keys if text and fits(key)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InvalidArgument(f"fidelity={text!r} may be {', '.join(found)}; name one")
+    raise InvalidArgument(f"fidelity={text!r}: nothing was measured at it; the store has {', '.join(keys)}")
+
+
+def proxy_names(keys: Iterable[str]) -> dict[str, str]:
+    """What the fidelities of supernets among ``keys`` are called as proxies: by method, by method and key where several
+    have one method."""
+    names = {key: key.split(":")[0] for key in keys if is_supernet(key)}
+    methods = Counter(name.rpartition("-")[0] for name in names.values())
+    return {key: method if methods[method := name.rpartition("-")[0]] == 1 else name for key, name in names.items()}
+
+
+def is_supernet(fidelity: str | Fidelity) -> bool:
+    """Whether measurements of this fidelity come from a supernet."""
+    return (fidelity.name if isinstance(fidelity, Fidelity) else fidelity).startswith(f"{PREFIX}-")
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _about(entry: Entry) -> str:
+    sampling = f", sampling {entry.sampling}" if entry.sampling else ""
+    options = "".join(f", {name}={value}" for name, value in entry.options.items())
+    return f"{entry.method}, {entry.epochs:g} {'epoch' if entry.epochs == 1 else 'epochs'}, seed {entry.seed}{sampling}{options}"
+
+
+def _text(value: Any) -> str:
+    """An option of a method in words that tell it from others of its kind."""
+    if isinstance(value, Configuration):
+        return value.id
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) and hasattr(value, "__qualname__") else repr(value)
+
+
+def _read(folder: Path) -> Entry | None:
+    """The entry of a folder; None where there is none that this version wrote."""
+    try:
+        return Entry(**json.loads((folder / _FILE).read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument(f"{folder / _FILE} cannot be read: {error}; remove the folder and train the supernet again") from error
+
+
+def _write(folder: Path, entry: Entry) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{_FILE}.{os.getpid()}.part"
+    part.write_text(json.dumps(asdict(entry), indent=2) + "\n", encoding="utf-8")
+    os.replace(part, folder / _FILE)

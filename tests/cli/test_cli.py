@@ -1,0 +1,484 @@
+"""The command line from end to end: what it prints, what it leaves behind, and every way it can end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ranksearch import __version__
+from ranksearch.cli.main import main as cli
+from ranksearch.errors import StoreError
+from ranksearch.networks import export
+from ranksearch.studyfile import load
+
+STUDY = """
+    from pathlib import Path
+    from typing import Annotated
+    import time
+    import torch
+    from torch import nn
+    from ranksearch.evaluation import Fidelity
+    from ranksearch.study import Study
+    from ranksearch.tasks import Classification
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2)
+        )
+
+    def study(
+        *,
+        data: Annotated[Path, "where the data is"],
+        noise: Annotated[float, "added to the data"] = 0.0,
+        shuffle: bool = False,
+    ) -> Study:
+        '''A network that tells bright from dark.'''
+        if not data.is_dir():
+            raise FileNotFoundError(f"no data in {data}")
+        x = torch.randn(160, 3, 6, 6, generator=torch.Generator().manual_seed(0)) + noise
+        y = (x.mean(dim=(1, 2, 3)) > noise).long()
+        task = Classification(train=(x[:96], y[:96]), validation=(x[96:], y[96:]), batch_size=32, learning_rate=0.05)
+        return Study("bright", model=network(), task=task, fidelity=Fidelity(epochs=0, recalibration=1))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> str:
+    path = tmp_path / "bright.py"
+    path.write_text(textwrap.dedent(STUDY))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> tuple[str, str, str]:
+    """A study file, the store of a finished search, and what the search printed."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "bright.py").write_text(textwrap.dedent(STUDY))
+    path, store = str(folder / "bright.py"), str(folder / "bright.db")
+    out = run("search", path, "--data", str(folder), "--noise", "0.5", "--trials", "10", "--runner", "local", "--store", store)
+    assert out.returncode == 0, out.stderr
+    return path, store, out.stdout + "\x00" + out.stderr
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ranksearch.cli", *arguments], capture_output=True, text=True, timeout=120, **options)
+
+
+def error(capsys, *arguments: str, code: int = 2) -> str:
+    """The one line that a failing command prints on stderr."""
+    assert cli.main(list(arguments)) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.endswith("...")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+# -- help and arguments ----------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom ranksearch import cli\ncode = cli.main(['--help'])\n"
+        "heavy = {'torch', 'ray', 'optuna', 'pandas', 'sqlalchemy', 'numpy', 'scipy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
+    )
+    times = []
+    for _ in range(4):  # the machine may be busy: the best of four
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        times.append(time.perf_counter() - start)
+        assert result.returncode == 0, result.stderr
+    assert all(word in result.stdout for word in ("profile", "search", "front", "build", "STUDY"))
+    assert min(times) < 0.5, times
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ranksearch {__version__}\n"
+
+
+def test_a_study_shows_its_options_in_a_group_of_their_own(study, capsys):
+    for arguments in (["search", study, "--help"], ["search", "--help", study], ["search", "--trials", "3", study, "--help"]):
+        assert cli.main(arguments) == 0
+        shown = capsys.readouterr().out
+        own, ours = shown.split("\nOptions:\n")
+        assert f"Options of {study}" in " ".join(own.split())
+        assert re.search(r"--data PATH +where the data is +\[required\]", own)
+        assert re.search(r"--noise X +added to the data +\[default: 0\.0\]", own)
+        assert "--shuffle / --no-shuffle" in own and "--trials" in ours and "--trials" not in own
+    assert cli.main(["search", "--help"]) == 0
+    assert "options of its own" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "{study}", "--nois", "1"], "no such option --nois; did you mean --noise?"),
+        (["search", "{study}", "--trails", "5"], "no such option --trails; did you mean --trials?"),
+        (["front", "{study}", "--zzz"], "no such option --zzz; see ranksearch front {study} --help"),
+        (["search", "{study}", "--noise", "much"], "'much' is not a valid float"),
+        (["search", "{study}", "--trials", "0"], "0 is not in the range x>=1"),
+        (["search", "{study}", "--sampler", "nsga3"], "'nsga3' is not one of"),
+        (["serch", "{study}"], "no such command 'serch'; did you mean 'search'?"),
+        (["{study}"], "put a command before it: ranksearch search {study}"),
+        (["search"], "missing argument 'STUDY'"),
+        (["build", "{study}", "abc"], "missing option '--out'"),
+        (["search", "{study}", "extra"], "unexpected extra argument"),
+        (["search", "{study}"], "{study} needs --data"),
+        (["front", "{study}", "--format", "parquet"], "--format parquet needs --out FILE"),
+    ],
+)
+def test_wrong_arguments(study, capsys, arguments, message):
+    said = error(capsys, *[a.format(study=study) for a in arguments])
+    assert said.startswith("error: ") and message.format(study=study) in said
+
+
+def test_a_study_may_bring_its_own_seed_and_nothing_else_of_ours(tmp_path, capsys):
+    path = tmp_path / "seeded.py"
+    path.write_text("def study(*, seed: int = 3): ...\n")
+    assert cli.main(["search", str(path), "--help"]) == 0
+    own, ours = capsys.readouterr().out.split("\nOptions:\n")
+    assert "--seed" in own and "--seed" not in ours
+    path.write_text("def study(*, store: str = ''): ...\n")
+    assert "its option --store is the command's own" in error(capsys, "search", str(path))
+
+
+# -- the commands ----------------------------------------------------------------------------------------------------
+
+
+def test_search_prints_progress_a_front_and_what_to_do_next(searched):
+    path, store, printed = searched
+    out, err = printed.split("\x00")
+    assert "profiling 3 sites" in err and "10 evaluations wanted" in err and re.search(r"10/10 +best so far: accuracy", err)
+    assert "bright: 10 evaluations stored" in out
+    rows = [line for line in out.splitlines() if re.match(r"[0-9a-f]{12} ", line)]
+    (dense,) = [line for line in rows if line.endswith("dense")]
+    assert "100.0 %" in dense and "+0.0000" in dense and len(rows) >= 2
+    commands = [line.strip() for line in out.split("next:")[1].strip().splitlines()]
+    assert [c.split()[1] for c in commands] == ["front", "build", "search"]
+    assert all(path in c and store in c for c in commands) and "--noise 0.5" in commands[2]
+
+
+def test_searching_again_adds_to_what_is_stored(searched, tmp_path, capsys):
+    path, store, _ = searched
+    mine = str(tmp_path / "mine.db")
+    shutil.copy(store, mine)
+    data = str(Path(path).parent)
+    for trials in ("10", "13"):
+        command = ["search", path, "--data", data, "--noise", "0.5", "--trials", trials, "--runner", "local", "--store", mine]
+        assert cli.main(command) == 0
+        printed = capsys.readouterr()
+        assert f"{trials} evaluations wanted, 10 of them in the store" in printed.err
+        assert f"{trials} evaluations stored" in printed.out
+    before = load(path).create({"data": data, "noise": 0.5})
+    before.attach(mine)
+    assert before.evaluations()["id"].is_unique
+
+
+def test_front_takes_the_options_from_the_store(searched, capsys):
+    path, store, printed = searched
+    assert cli.main(["front", path, "--store", store]) == 0
+    shown = capsys.readouterr().out.strip()
+    assert shown in printed
+    assert error(capsys, "front", path, "--store", store + "x").startswith(f"error: {path} needs --data")
+
+
+def test_front_in_every_format(searched, tmp_path, capsys):
+    path, store, _ = searched
+    assert cli.main(["front", path, "--store", store, "--format", "csv"]) == 0
+    frame = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert {"id", "accuracy", "macs_rel", "params_rel", "is_dense", "on_front"} <= set(frame) and frame["is_dense"].sum() == 1
+    assert cli.main(["front", path, "--store", store, "--format", "json"]) == 0
+    assert [row["id"] for row in json.loads(capsys.readouterr().out)] == frame["id"].tolist()
+    for name, read in (("f.csv", pd.read_csv), ("f.json", pd.read_json), ("f.parquet", pd.read_parquet)):
+        assert cli.main(["front", path, "--store", store, "--out", str(tmp_path / name)]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == "" and f"{len(frame)} rows written" in printed.err
+        assert read(tmp_path / name)["id"].tolist() == frame["id"].tolist()
+    assert {p.name for p in tmp_path.iterdir()} == {"f.csv", "f.json", "f.parquet"}
+    assert "there is no directory" in error(capsys, "front", path, "--store", store, "--out", str(tmp_path / "no" / "f.csv"))
+
+
+def test_front_with_conditions_objectives_and_all(searched, capsys):
+    path, store, _ = searched
+
+    def ids(*more: str) -> pd.DataFrame:
+        assert cli.main(["front", path, "--store", store, "--format", "csv", *more]) == 0
+        return pd.read_csv(io.StringIO(capsys.readouterr().out))
+
+    everything = ids("--all")
+    assert len(everything) == 10 and everything["on_front"].sum() < 10
+    cheap = ids("--where", "macs < 0.8", "--where", "accuracy > 0 or loss < 9")
+    found = cheap[~cheap["is_dense"] | cheap["on_front"]]
+    assert len(found) and (found["macs_rel"] < 0.8).all()
+    assert len(ids("--objective", "params", "--objective", "macs")) <= len(ids())
+    assert "unknown beauty" in error(capsys, "front", path, "--store", store, "--where", "beauty > 1")
+    assert "objectives=['beauty']" in error(capsys, "front", path, "--store", store, "--objective", "beauty")
+
+
+def test_proxies_in_every_format(searched, tmp_path, capsys):
+    path, store, printed = searched
+    said = re.search(r"proxies: (\w+) ordered the 9 factorized networks best by accuracy \(Kendall tau (-?\d\.\d\d);", printed)
+    assert said and f"ranksearch proxies {path} --store {store}" in printed
+    command = ["proxies", path, "--store", store]
+    assert cli.main([*command, "--no-calibration", "--format", "csv"]) == 0
+    free = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert set(free["proxy"]) == {"energy", "frobenius", "operator_norm"} and set(free["count"]) == {9}
+    best = free.loc[free["kendall"].idxmax()]
+    assert said[1] == best["proxy"] and float(said[2]) == pytest.approx(best["kendall"], abs=0.006)
+    assert cli.main([*command, "--format", "json", "--top", "2", "--objective", "loss"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    tables = {"energy", "frobenius", "operator_norm", "activation", "fisher", "fwsvd"}
+    ran = {"single_site_loss", "calibrated", "last_feature"}
+    assert {row["proxy"] for row in rows} == tables | ran
+    assert {row["k"] for row in rows} == {2} and {row["metric"] for row in rows} == {"loss"}
+    assert cli.main([*command, "--batches", "0", "--plot", str(tmp_path / "p.png")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("accuracy of 9 factorized networks at full:epochs=0,recalibration=1:")
+    assert "(blind choice)" in shown and re.search(r"last_feature, single_site_loss, calibrated: runs networks", shown)
+    taus = [float(tau) for tau in re.findall(r"^\w+ +(-?\d\.\d\d) ", shown, re.M)]
+    assert len(taus) == 6 and taus == sorted(taus, reverse=True)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    for name, read in (("p.csv", pd.read_csv), ("p.json", pd.read_json), ("p.parquet", pd.read_parquet)):
+        assert cli.main([*command, "--no-calibration", "--out", str(tmp_path / name)]) == 0
+        assert "3 rows written" in capsys.readouterr().err and read(tmp_path / name)["proxy"].tolist() == free["proxy"].tolist()
+
+
+def test_proxies_that_cannot_be_judged_are_one_line(searched, study, tmp_path, capsys):
+    path, store, _ = searched
+    command = ("proxies", path, "--store", store)
+    assert "metric='beauty': this task reports accuracy, loss" in error(capsys, *command, "--objective", "beauty")
+    assert "fidelity='none': nothing was measured at it; the store has full:" in error(capsys, *command, "--fidelity", "none")
+    assert "needs --out FILE" in error(capsys, *command, "--format", "parquet")
+    assert "'p.gif': a picture ends in" in error(capsys, *command, "--plot", "p.gif")
+    assert "0 is not in the range" in error(capsys, *command, "--top", "0")
+    data = ("--data", str(tmp_path))
+    assert "does not exist" in error(capsys, "proxies", study, *data)
+    small = str(tmp_path / "small.db")
+    assert cli.main(["search", study, *data, "--trials", "3", "--runner", "local", "--store", small]) == 0
+    assert "Kendall" not in capsys.readouterr().out, "three evaluations say nothing of proxies"
+    assert "2 factorized networks of this space are measured; at least 3" in error(capsys, "proxies", study, "--store", small)
+
+
+def test_profile_tells_that_statistics_are_collected(study, tmp_path, capsys):
+    edited(study, 'Study("bright", ', 'Study("bright", space=mixture().but(metric="fisher", calibration=2), ')
+    edited(study, "import time\n", "from ranksearch.space import mixture\n")
+    assert cli.main(["profile", study, "--data", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "collecting statistics for the fisher metric ..." in printed.err and "errors in the fisher metric" in printed.out
+
+
+def test_build_writes_a_network_that_loads(searched, tmp_path, capsys):
+    path, store, _ = searched
+    assert cli.main(["front", path, "--store", store, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    row = next(r for r in rows if not r["is_dense"])
+    target = tmp_path / "net"
+    assert cli.main(["build", path, row["id"][:8], "--out", str(target), "--store", store]) == 0
+    assert f"{row['id']} written to {target}" in capsys.readouterr().out
+    manifest = export.read_manifest(target)
+    assert manifest["id"] == row["id"] and manifest["metrics"]["accuracy"] == pytest.approx(row["accuracy"])
+    assert manifest["measured"] == pytest.approx(manifest["metrics"]) and manifest["options"]["noise"] == 0.5
+    file = load(path)
+    loaded = export.load(target, file.module.network())
+    assert sum(p.numel() for p in loaded.parameters()) == row["params"]
+    assert file.create(manifest["options"]).task.measure(loaded) == pytest.approx(manifest["measured"])
+    assert "is not empty" in error(capsys, "build", path, row["id"], "--out", str(target), "--store", store)
+    assert cli.main(["build", path, row["id"], "--out", str(target), "--store", store, "--force"]) == 0
+    capsys.readouterr()
+    assert "'ffffffff'" in error(capsys, "build", path, "ffffffff", "--out", str(tmp_path / "other"), "--store", store)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net"]
+
+
+def test_profile_shows_sites_costs_and_what_was_skipped(study, tmp_path, capsys):
+    assert cli.main(["profile", study, "--data", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^0 +conv2d +8x3x3x3 +224 ", shown, re.M) and re.search(r"^1 +BatchNorm2d +16 +no decomposition", shown, re.M)
+    assert re.search(r"^3 +conv2d .* \w+ .*: error 0\.\d\d$", shown, re.M) and "best at half the params" in shown
+    assert re.search(r"^spatial +6 +", shown, re.M) and "configurations; the smallest has" in shown
+    assert cli.main(["profile", study, "--data", str(tmp_path), "--format", "json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [s["site"] for s in data["sites"]] == ["0", "3", "6"]
+    assert data["params"] == sum(s["params"] for s in data["sites"]) + sum(s["params"] for s in data["skipped"])
+    assert data["macs"] == sum(s["macs"] for s in data["sites"])
+    assert cli.main(["profile", study, "--data", str(tmp_path), "--format", "csv"]) == 0
+    frame = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert frame["params"].sum() == data["params"] and frame["skipped"].notna().sum() == len(data["skipped"])
+    assert list(Path(os.environ["RANKSEARCH_HOME"]).iterdir()) == []
+
+
+# -- every way it can end ----------------------------------------------------------------------------------------------
+
+
+def edited(study: str, old: str, new: str) -> str:
+    text = Path(study).read_text()
+    assert old in text
+    Path(study).write_text(text.replace(old, new))
+    return study
+
+
+def test_errors_are_one_line(study, tmp_path, capsys):
+    data = ("--data", str(tmp_path))
+    assert "no such file" in error(capsys, "search", str(tmp_path / "x.py"))
+    assert "study() fails: FileNotFoundError: no data in" in error(capsys, "search", study, "--data", str(tmp_path / "none"))
+    assert "not an upper bound on a cost" in error(capsys, "search", study, *data, "--runner", "local", "--where", "speed < 1")
+    said = error(capsys, "search", study, *data, "--runner", "local", "--constraint", "macs <= 0.0001")
+    assert "the smallest that this space reaches is" in said
+    assert "objectives=['speed']" in error(capsys, "search", study, *data, "--objective", "speed")
+    assert "runner='local'" in error(capsys, "search", study, *data, "--runner", "local", "--workers", "2")
+    (tmp_path / "text.db").write_text("not a database" * 100)
+    assert "text.db" in error(capsys, "search", study, *data, "--runner", "local", "--store", str(tmp_path / "text.db"))
+    assert "does not exist" in error(capsys, "front", study, *data)
+    assert list(Path(os.environ["RANKSEARCH_HOME"]).iterdir()) == []
+
+
+def test_an_empty_space_still_shows_what_was_skipped(study, tmp_path, capsys):
+    edited(study, 'Study("bright", ', 'Study("bright", space=replace(mixture(), exclude="*"), ')
+    edited(study, "import time\n", "from dataclasses import replace\nfrom ranksearch.space import mixture\n")
+    assert cli.main(["profile", study, "--data", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.count("excluded") == 3 and printed.err.startswith("error: the space has no site")
+    assert error(capsys, "search", study, "--data", str(tmp_path), "--runner", "local").startswith("error: the space has no site")
+
+
+def test_nan_weights(study, tmp_path, capsys):
+    edited(study, "    return Study", "    net = network()\n    net[0].weight.data[0] = float('nan')\n    return Study")
+    edited(study, "model=network()", "model=net")
+    assert "holds NaN" in error(capsys, "profile", study, "--data", str(tmp_path))
+
+
+def test_the_store_of_another_study(searched, tmp_path, capsys):
+    path, store, _ = searched
+    said = error(capsys, "search", path, "--data", str(tmp_path), "--noise", "0.25", "--runner", "local", "--store", store)
+    assert store in said
+    other = tmp_path / "other.py"
+    other.write_text(Path(path).read_text().replace('"bright"', '"other"'))
+    said = error(capsys, "search", str(other), "--data", str(tmp_path), "--noise", "0.5", "--runner", "local", "--store", store)
+    assert "bright" in said and "other" in said
+
+
+def test_a_full_disk(study, tmp_path, capsys, monkeypatch):
+    edited(study, "x = torch.randn", "raise OSError(28, 'No space left on device', '/data/x')\n    x = torch.randn")
+    said = error(capsys, "search", study, "--data", str(tmp_path))
+    assert "no space left on the disk (/data/x)" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_behind_stdout(searched):
+    path, store, _ = searched
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ranksearch.cli", "front", path, "--store", store]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode != 0 and "Traceback" not in result.stderr and "space" in result.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(searched):
+    path, store, _ = searched
+    command = [sys.executable, "-m", "ranksearch.cli", "front", path, "--store", store, "--format", "json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+def test_other_exceptions_are_bugs_and_keep_their_traceback(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ranksearch.cli.results.profile", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["profile", study, "--data", str(tmp_path)])
+    monkeypatch.undo()
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(StoreError):
+        cli.main(["front", study, "--data", str(tmp_path), "--store", str(tmp_path / "none.db")])
+
+
+NOTHING = "no evaluation is stored"
+WAIT = "(print('WAITING', flush=True), time.sleep(60))"
+SEARCH = ("--runner", "local", "--trials", "8")
+
+
+@pytest.mark.parametrize(
+    ("stage", "old", "new", "command", "message"),
+    [
+        ("import", "import torch\n", f"{WAIT}\nimport torch\n", "search", NOTHING),
+        ("import that fails", "import torch\n", f"try: {WAIT}\nexcept BaseException: raise ImportError('half')\n", "search", NOTHING),
+        ("making the study", "    x = torch", f"    {WAIT}\n    x = torch", "search", NOTHING),
+        ("profile", "    x = torch", f"    {WAIT}\n    x = torch", "profile", None),
+        ("example", "    return Study", f"    task.example = lambda: {WAIT}\n    return Study", "search", NOTHING),
+        (
+            "third evaluation", "    return Study",
+            f"    calls, real = iter(range(99)), task.measure\n"
+            f"    task.measure = lambda model: {WAIT} if next(calls) == 2 else real(model)\n    return Study",
+            "search", "2 evaluations are stored",
+        ),
+    ],
+)  # fmt: skip
+def test_ctrl_c_at_every_stage(study, tmp_path, stage, old, new, command, message):
+    edited(study, old, new)
+    more = SEARCH if command == "search" else ()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ranksearch.cli", command, study, "--data", str(tmp_path), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    while process.stdout.readline().strip() != "WAITING":
+        assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said, said
+    last = said.strip().splitlines()[-1]
+    assert last == (f"interrupted: {message}; run the same command to go on" if message else "interrupted")
+    if stage == "third evaluation":
+        study = edited(study, new, old)
+        again = run("search", study, "--data", str(tmp_path), *SEARCH)
+        assert again.returncode == 0 and "8 evaluations wanted, 2 of them in the store" in again.stderr
+
+
+def test_profile_shows_every_path_of_a_site_and_tied_heads(tmp_path: Path, capsys) -> None:
+    (tmp_path / "words.py").write_text(textwrap.dedent("""
+        import torch
+        from torch import nn
+        from ranksearch.space import mixture
+        from ranksearch.study import Study
+        from ranksearch.tasks import Classification
+
+        class Words(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed, self.body = nn.Embedding(40, 16), nn.Linear(16, 16)
+                self.again, self.head = self.body, nn.Linear(16, 40)
+                self.head.weight = self.embed.weight
+
+            def forward(self, x):
+                return self.head(self.again(self.body(self.embed(x)).mean(dim=1)))
+
+        def study() -> Study:
+            torch.manual_seed(0)
+            x, y = torch.randint(0, 40, (64, 5)), torch.randint(0, 40, (64,))
+            task = Classification(train=(x[:32], y[:32]), validation=(x[32:], y[32:]), batch_size=16, learning_rate=0.1)
+            return Study("words", model=Words(), task=task)
+    """))
+    assert cli.main(["profile", str(tmp_path / "words.py"), "--format", "json"]) == 0
+    sites = {site["site"]: site for site in json.loads(capsys.readouterr().out)["sites"]}
+    assert {name: (site["kind"], site["aliases"]) for name, site in sites.items()} == {
+        "embed": ("embedding + head", "head"), "body": ("linear", "again")
+    }  # fmt: skip

@@ -1,0 +1,124 @@
+"""Full evaluations: the protocol, its reproducibility, and how a configuration's own fault is recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cloudpickle
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.evaluation import Evaluator, Fidelity, Request
+from ranksearch.networks.surgery import recalibrate
+from ranksearch.sites import find_sites
+from ranksearch.space import DENSE, Configuration
+from ranksearch.space.spectra import Spectra
+from ranksearch.tasks import Classification
+
+
+@dataclass(frozen=True)
+class Brighter:
+    """An augmentation that shifts every batch by a random amount around 3."""
+
+    def __call__(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return x + 3 + torch.rand(len(x), 1, 1, 1, generator=generator)
+
+
+def _evaluator(learning_rate: float = 0.05, augment: Brighter | None = None) -> Evaluator:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, 6, 6, generator=generator)
+    y = (x.mean(dim=(1, 2, 3)) > 0).long()
+    task = Classification(
+        train=(x[:120], y[:120]), validation=(x[120:], y[120:]), batch_size=32, learning_rate=learning_rate, augment=augment
+    )
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+    return Evaluator(Spectra(net, find_sites(net, task.example())), task)
+
+
+LOW = Configuration({"0": ("svd", (2,)), "4": ("svd", (1,))})
+
+
+def test_the_same_request_gives_the_same_metrics_and_the_dense_model_is_untouched() -> None:
+    evaluator = _evaluator()
+    before = {k: v.clone() for k, v in evaluator.spectra.model.state_dict().items()}
+    request = Request(LOW, Fidelity(epochs=2, recalibration=2), seed=3)
+    first, again = evaluator(request), evaluator(request)
+    assert first.status == "done" and first.metrics == again.metrics and set(first.metrics) == {"accuracy", "loss"}
+    assert evaluator(Request(LOW, Fidelity(epochs=2, recalibration=2), seed=4)).metrics != first.metrics
+    assert all(torch.equal(before[k], v) for k, v in evaluator.spectra.model.state_dict().items())
+
+
+def test_batch_norm_is_estimated_on_what_training_shows() -> None:
+    """Weights trained on augmented images meet other statistics on plain ones; second moments and measured losses are of
+    plain ones all the same."""
+    task = _evaluator(augment=Brighter()).task
+    assert isinstance(task, Classification)
+    mean = torch.cat(list(task.normalization(4))).mean() - torch.cat(list(task.calibration(4))).mean()
+    assert 3.3 < float(mean) < 3.7
+    evaluator = _evaluator(augment=Brighter())
+    network = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=4), 0))
+    reference = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=0), 0))
+    recalibrate(reference, task.normalization(4))
+    assert torch.equal(network[1].running_mean, reference[1].running_mean)  # type: ignore[index]
+    recalibrate(reference, task.calibration(4))
+    assert not torch.allclose(network[1].running_mean, reference[1].running_mean, atol=0.1)  # type: ignore[index]
+
+
+def test_fine_tuning_and_recalibration_happen() -> None:
+    evaluator = _evaluator()
+    plain = evaluator(Request(LOW, Fidelity(epochs=0, recalibration=0), 0))
+    recalibrated = evaluator(Request(LOW, Fidelity(epochs=0, recalibration=2), 0))
+    tuned = evaluator(Request(LOW, Fidelity(epochs=5, recalibration=2), 0))
+    assert plain.metrics != recalibrated.metrics
+    assert tuned.metrics["loss"] < recalibrated.metrics["loss"]
+    dense = evaluator.network(Request(DENSE, Fidelity(epochs=0, recalibration=0), 0))
+    assert all(torch.equal(v, evaluator.spectra.model.state_dict()[k]) for k, v in dense.state_dict().items())
+
+
+def test_last_factors_are_fitted_before_anything_else() -> None:
+    evaluator = _evaluator()
+    plain = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=0), 0))
+    fitted = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=0, reconstruction=2), 0))
+    dense, x = evaluator.spectra.model.eval(), next(iter(evaluator.task.calibration(1)))
+    assert torch.equal(plain[0][0].weight, fitted[0][0].weight)  # type: ignore[index]
+    assert not torch.equal(plain[0][1].weight, fitted[0][1].weight)  # type: ignore[index]
+    with torch.no_grad():
+        plain[1].train(), fitted[1].train()  # type: ignore[union-attr]
+        assert (fitted(x) - dense(x)).square().sum() < (plain(x) - dense(x)).square().sum()
+    tuned = Fidelity(epochs=2, recalibration=2, reconstruction=2)
+    assert evaluator(Request(LOW, tuned, 0)).metrics == evaluator(Request(LOW, tuned, 0)).metrics
+    assert evaluator(Request(LOW, tuned, 0)).metrics != evaluator(Request(LOW, Fidelity(epochs=2, recalibration=2), 0)).metrics
+
+
+def test_keys_of_fidelities_come_back() -> None:
+    for fidelity in (Fidelity(), Fidelity(0.5, 0, "quick"), Fidelity(epochs=0, reconstruction=4)):
+        assert Fidelity.parse(fidelity.key) == fidelity
+    assert Fidelity(1, 8).key == "full:epochs=1,recalibration=8"  # what earlier studies hold
+    with pytest.raises(InvalidArgument, match="reconstruction"):
+        Fidelity.parse("full:epochs=1,recalibration=8,reconstruction=x")
+
+
+def test_faults_of_a_configuration_are_outcomes() -> None:
+    evaluator = _evaluator()
+    outcome = evaluator(Request(Configuration({"9": ("svd", (1,))}), Fidelity(), 0))
+    assert outcome.status == "failed" and "'9'" in str(outcome.error) and not outcome.metrics
+    diverged = _evaluator(learning_rate=1e30)(Request(LOW, Fidelity(epochs=2), 0))
+    assert diverged.status == "failed" and diverged.error
+
+
+def test_evaluators_travel_without_their_caches() -> None:
+    evaluator = _evaluator()
+    request = Request(LOW, Fidelity(epochs=1, recalibration=1), 0)
+    expected = evaluator(request)
+    size = len(cloudpickle.dumps(evaluator))
+    assert cloudpickle.loads(cloudpickle.dumps(evaluator))(request).metrics == expected.metrics
+    assert size < 200_000  # 87 kB of data and weights, no spectra
+
+
+@pytest.mark.parametrize("bad", [{"epochs": -1}, {"epochs": float("nan")}, {"recalibration": -1}, {"reconstruction": -1}])
+def test_bad_fidelities_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(InvalidArgument):
+        Fidelity(**bad)  # type: ignore[arg-type]

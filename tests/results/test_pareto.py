@@ -1,0 +1,124 @@
+"""Domination, hypervolume and knee against brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.results.pareto import hypervolume, knee, non_dominated
+
+# small integers, so that ties and duplicates are common
+points = st.integers(1, 4).flatmap(
+    lambda m: st.tuples(
+        st.lists(st.lists(st.one_of(st.integers(0, 5), st.just(math.nan)), min_size=m, max_size=m), max_size=12),
+        st.lists(st.sampled_from(["min", "max"]), min_size=m, max_size=m),
+    )
+)
+
+
+def dominates(a, b, directions) -> bool:
+    signs = [1 if d == "min" else -1 for d in directions]
+    pairs = [(s * x, s * y) for s, x, y in zip(signs, a, b, strict=True)]
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+@given(points)
+@settings(max_examples=200, deadline=None)
+def test_non_dominated_is_the_definition(case) -> None:
+    rows, directions = case
+    sound = [not any(math.isnan(x) for x in row) for row in rows]
+    expected = [
+        ok and not any(dominates(other, row, directions) for other, fine in zip(rows, sound, strict=True) if fine)
+        for row, ok in zip(rows, sound, strict=True)
+    ]
+    assert non_dominated(rows, directions).tolist() == expected
+
+
+@given(points)
+@settings(max_examples=100, deadline=None)
+def test_hypervolume_counts_unit_cells(case) -> None:
+    rows, directions = case
+    m = len(directions)
+    worst = [5 if d == "min" else 0 for d in directions]
+    cells = 0
+    for cell in itertools.product(range(5), repeat=m):  # the unit cell [c, c+1] in every column
+        corner = [c if d == "min" else c + 1 for c, d in zip(cell, directions, strict=True)]
+        cells += any(
+            all(x <= c if d == "min" else x >= c for x, c, d in zip(row, corner, directions, strict=True)) for row in rows
+        )
+    assert hypervolume(rows, worst, directions) == pytest.approx(cells, abs=1e-9)
+
+
+def test_duplicates_are_kept_and_inputs_untouched() -> None:
+    values = np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 3.0], [0.0, 9.0]])
+    before = values.copy()
+    assert non_dominated(values, ["min", "min"]).tolist() == [True, True, False, True]
+    hypervolume(values, [10, 10], ["min", "min"])
+    knee(values, ["min", "min"])
+    assert (values == before).all()
+
+
+def test_infinities() -> None:
+    assert non_dominated([[math.inf, 1], [0, 2], [-math.inf, 3]], ["min", "min"]).tolist() == [True, True, True]
+    assert hypervolume([[math.inf, 0], [1, 1]], [2, 2], ["min", "min"]) == 1
+    with pytest.raises(InvalidArgument, match="infinite"):
+        hypervolume([[-math.inf, 0]], [2, 2], ["min", "min"])
+
+
+def test_empty() -> None:
+    assert non_dominated([], ["min", "max"]).shape == (0,)
+    assert hypervolume([], [1, 1], ["min", "max"]) == 0.0
+    with pytest.raises(InvalidArgument, match="no knee"):
+        knee([], ["min", "max"])
+
+
+@pytest.mark.parametrize("directions", [[], "min", ["min"], ["min", "less"], ["min", "min", "min"]])
+def test_directions_that_do_not_fit(directions) -> None:
+    with pytest.raises(InvalidArgument, match="direction"):
+        non_dominated([[1, 2]], directions)
+
+
+@pytest.mark.parametrize("reference", [[1], [1, 2, 3], [math.nan, 1], [math.inf, 1]])
+def test_reference_that_does_not_fit(reference) -> None:
+    with pytest.raises(InvalidArgument):
+        hypervolume([[0, 0]], reference, ["min", "min"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=15))
+@settings(max_examples=200, deadline=None)
+def test_knee_of_two_objectives_is_farthest_from_the_chord(rows) -> None:
+    front = [r for r in rows if not any(dominates(o, r, ["min", "min"]) for o in rows)]
+    index = knee(rows, ["min", "min"])
+    assert rows[index] in front
+    (x0, y0), (x1, y1) = min(front), max(front)
+    if x0 == x1 or y0 == y1:
+        return
+
+    def depth(row) -> float:  # below the chord, in the scaled picture where both spans are 1
+        return 1 - (row[0] - x0) / (x1 - x0) - (row[1] - y1) / (y0 - y1)
+
+    assert depth(rows[index]) == pytest.approx(max(map(depth, front)), abs=1e-9)
+
+
+def test_knee_of_known_fronts() -> None:
+    # accuracy against macs: the gain flattens after the third row; the last row is dominated
+    values = [[0.1, 0.50], [0.2, 0.80], [0.3, 0.93], [0.6, 0.95], [1.0, 0.96], [0.9, 0.10]]
+    assert knee(values, ["min", "max"]) == 2
+    assert knee([[1, 5], [2, 4]], ["min", "min"]) == 0  # no bulge: the first extreme
+    assert knee([[3, 3], [3, 3]], ["min", "min"]) == 0
+    assert knee([[math.nan, 0], [2, 2]], ["min", "min"]) == 1
+    ball = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.3, 0.3, 0.3]]
+    assert knee(ball, ["min"] * 3) == 3
+
+
+def test_knee_ignores_units() -> None:
+    values = np.array([[1.0, 9.0], [2.0, 4.0], [5.0, 2.0], [9.0, 1.0]])
+    assert knee(values, ["min", "min"]) == knee(values * [1e9, 1e-3], ["min", "min"]) == 1
+    flipped = values * [1, -1]
+    assert knee(flipped, ["min", "max"]) == 1

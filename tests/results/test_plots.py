@@ -1,0 +1,58 @@
+"""Pictures of fronts: drawn from a frame, refused where they cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.results.plots import plot_front, plot_proxies
+
+
+def _frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "macs_rel": [0.2, 0.5, 0.6, 1.0], "params_rel": [0.3, 0.4, 0.5, 1.0], "accuracy": [0.8, 0.9, 0.85, 0.92],
+            "is_dense": [False, False, False, True], "on_front": [True, True, False, True],
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_pictures_are_written(tmp_path: Path, suffix: str, magic: bytes) -> None:
+    path = plot_front(_frame(), metric="accuracy", title="t", path=tmp_path / "deep" / f"front{suffix}")
+    assert path.read_bytes().startswith(magic) and path.stat().st_size > 3000
+
+
+def test_other_endings_and_metrics_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"\.png"):
+        plot_front(_frame(), metric="accuracy", title="t", path=tmp_path / "front.gif")
+    with pytest.raises(InvalidArgument, match="f1"):
+        plot_front(_frame(), metric="f1", title="t", path=tmp_path / "front.png")
+
+
+def _proxies() -> tuple[pd.DataFrame, pd.DataFrame]:
+    pairs = [(proxy, fidelity) for proxy in ("one", "two") for fidelity in ("full:epochs=0", "full:epochs=1")]
+    agreements = pd.DataFrame([{"proxy": p, "fidelity": f, "metric": "accuracy", "kendall": float("nan")} for p, f in pairs])
+    scores = [
+        {"proxy": p, "fidelity": f, "id": str(i), "score": i * 10.0**i, "measured": 0.9 - 0.1 * i, "params_rel": 0.5, "macs_rel": 0.1 * i}
+        for p, f in pairs
+        for i in range(4)
+    ]
+    return agreements, pd.DataFrame(scores)
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
+def test_proxies_are_drawn_in_one_picture(tmp_path: Path, suffix: str, magic: bytes) -> None:
+    path = plot_proxies(*_proxies(), title="t", path=tmp_path / "deep" / f"proxies{suffix}")
+    assert path.read_bytes().startswith(magic) and path.stat().st_size > 10_000
+
+
+def test_nothing_to_draw_and_other_endings_are_refused(tmp_path: Path) -> None:
+    agreements, scores = _proxies()
+    with pytest.raises(InvalidArgument, match="no row"):
+        plot_proxies(agreements, scores.iloc[:0], title="t", path=tmp_path / "p.png")
+    with pytest.raises(InvalidArgument, match=r"\.png"):
+        plot_proxies(agreements, scores, title="t", path=tmp_path / "p.bmp")

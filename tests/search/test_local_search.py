@@ -1,0 +1,151 @@
+"""Local search: never worse, within budgets, within its evaluations, and as good as brute force where that is small."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.decompositions import SVD, SVDIn
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.networks.surgery import build, recalibrate
+from ranksearch.search.local_search import CalibrationLoss, polish
+from ranksearch.sites import find_sites
+from ranksearch.space import Configuration, build_space
+from ranksearch.space.spectra import Spectra
+from ranksearch.tasks import Classification
+
+
+@pytest.fixture(scope="module")
+def setting():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+    ).eval()  # fmt: skip
+    sites = find_sites(model, torch.randn(1, 3, 8, 8))
+    spectra = Spectra(model, sites, [SVD(), SVDIn()])
+    return model, spectra, build_space(spectra, max_options=6)
+
+
+def landscape(space, seed):
+    """A measurement that disagrees with every table: random, with interactions between neighbours."""
+    rng = np.random.default_rng(seed)
+    values = [np.square(l.column("frobenius")) * rng.lognormal(0, 1, len(l.options)) for l in space.ladders]
+    cross = rng.random((len(values), max(space.shape), max(space.shape)))
+
+    def measure(indices):
+        own = sum(v[i] for v, i in zip(values, indices, strict=True))
+        return float(own + 0.1 * sum(cross[s, indices[s], indices[s + 1]] for s in range(len(values) - 1)))
+
+    return measure
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("budgets", [{"params": 0.6}, {"macs": 0.5, "params": 0.7}])
+def test_never_worse_never_over_budget_never_over_count(setting, seed, budgets):
+    _, _, space = setting
+    rng = np.random.default_rng(seed)
+    inner = landscape(space, seed)
+    seen = []
+
+    def measure(indices):
+        seen.append(indices.copy())
+        assert all(getattr(space.cost(indices), n) <= space.limit(n, v) for n, v in budgets.items())
+        return inner(indices)
+
+    feasible = [r for r in space.sample(400, seed) if all(getattr(space.cost(r), n) <= space.limit(n, v) for n, v in budgets.items())]
+    start = feasible[rng.integers(len(feasible))]
+    given = start.copy()
+    count = int(rng.integers(1, 60))
+    found = polish(space, start, measure, budgets, evaluations=count)
+    assert np.array_equal(start, given)
+    assert found.value <= found.start == inner(start) and found.value == inner(found.indices)
+    assert found.evaluations == len(seen) <= count and len({s.tobytes() for s in seen}) == len(seen)
+    again = polish(space, start, inner, budgets, evaluations=count)
+    assert np.array_equal(again.indices, found.indices) and again.evaluations == found.evaluations
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_comes_near_the_best_there_is(setting, seed):
+    """Within the best hundredth of all feasible configurations, from a random start."""
+    _, _, space = setting
+    inner = landscape(space, seed)
+    every = np.array(list(itertools.product(*(range(n) for n in space.shape))))
+    limit = space.limit("params", 0.6)
+    feasible = every[space.table("params").score(every) <= limit]
+    all_values = np.array([inner(i) for i in feasible])
+    start = feasible[np.random.default_rng(seed).integers(len(feasible))]
+    found = polish(space, start, inner, {"params": 0.6}, evaluations=300)
+    assert (all_values < found.value).mean() < 0.01
+
+
+def test_refusals(setting):
+    _, _, space = setting
+    with pytest.raises(InfeasibleBudget):
+        polish(space, space.dense, lambda i: 0.0, {"params": 0.5})
+    with pytest.raises(InvalidArgument):
+        polish(space, space.dense, lambda i: 0.0, {"params": 1.0}, evaluations=0)
+    with pytest.raises(InvalidArgument):
+        polish(space, space.dense[:-1], lambda i: 0.0, {"params": 1.0})
+
+
+def batches(count=3, size=16):
+    torch.manual_seed(1)
+    return [(torch.randn(size, 3, 8, 8), torch.randint(0, 5, (size,))) for _ in range(count)]
+
+
+def test_calibration_loss_is_that_of_the_built_network(setting):
+    model, spectra, space = setting
+    data = batches()
+    configuration = space.configuration(space.dense - 2)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    measure = CalibrationLoss(spectra, data, nn.functional.cross_entropy)
+    with torch.no_grad():
+        network = build(spectra, configuration).eval()
+        expected = float(np.mean([float(nn.functional.cross_entropy(network(x), y)) for x, y in data]))
+        dense = float(np.mean([float(nn.functional.cross_entropy(model(x), y)) for x, y in data]))
+    assert measure(configuration) == pytest.approx(expected, rel=1e-5) == measure(configuration)
+    assert measure(Configuration()) == pytest.approx(dense, rel=1e-6)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_batch_statistics_are_those_of_one_batch_re_estimated(setting):
+    _, spectra, space = setting
+    data = batches(1, 64)
+    configuration = space.configuration(space.dense - 2)
+    measure = CalibrationLoss(spectra, data, nn.functional.cross_entropy, normalization="batch")
+    network = build(spectra, configuration)
+    recalibrate(network, [data[0][0]])
+    with torch.no_grad():
+        expected = float(nn.functional.cross_entropy(network.eval()(data[0][0]), data[0][1]))
+    assert measure(configuration) == pytest.approx(expected, rel=1e-3)
+    assert measure(configuration) == measure(configuration)  # nothing is left behind in shared layers
+
+
+def test_polish_lowers_a_real_loss(setting):
+    _, spectra, space = setting
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, 8, 8, generator=generator)
+    with torch.no_grad():
+        y = spectra.model(x).argmax(1)
+    task = Classification(train=(x, y), validation=(x, y), learning_rate=0.01, classes=5)
+    measure = CalibrationLoss(spectra, list(task.labelled(2)), task.loss)
+    start = np.array([0] * len(space.ladders))
+    found = polish(space, start, lambda i: measure(space.configuration(i)), {"params": 0.7}, evaluations=40)
+    assert found.value < found.start and found.accepted > 0
+
+
+def test_a_site_may_go_by_another_of_its_paths() -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(8, 5)).eval()
+    spectra = Spectra(model, find_sites(model, torch.randn(2, 8)), [SVD()])
+    assert spectra.sites["2"].name == "0"
+    data = [(torch.randn(16, 8), torch.randint(0, 5, (16,)))]
+    measure = CalibrationLoss(spectra, data, nn.functional.cross_entropy)
+    losses = [measure(Configuration({name: ("svd", (2,))})) for name in ("0", "2")]
+    assert losses[0] == losses[1] != measure(Configuration())

@@ -1,0 +1,95 @@
+"""Prepared states: their cache, and what travels to workers."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.sites import find_sites
+from ranksearch.space import spectra as module
+from ranksearch.space.spectra import Spectra
+
+TYPES = [d for d in DECOMPOSITIONS if d.name in ("svd", "spatial", "cp")]
+
+
+@pytest.fixture
+def spectra() -> Spectra:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3))
+    return Spectra(net, find_sites(net, torch.randn(1, 4, 8, 8)), TYPES)
+
+
+def _prepared(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Which states are prepared from now on."""
+    seen: list[tuple[str, str]] = []
+    for decomposition in TYPES:
+        cls, prepare = type(decomposition), type(decomposition).prepare
+
+        def watched(self, site, weight, moments=None, *, prepare=prepare):
+            seen.append((site.name, self.name))
+            return prepare(self, site, weight, moments)
+
+        monkeypatch.setattr(cls, "prepare", watched)
+    return seen
+
+
+def test_workers_get_what_is_prepared(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {}
+    for site in spectra.sites:
+        for decomposition in TYPES:
+            spectra.profile(site, decomposition.name)
+            expected[site.name, decomposition.name] = spectra.factors(site, decomposition.name, (2,))
+    sent = pickle.loads(pickle.dumps(spectra))
+    seen = _prepared(sent, monkeypatch)
+    for site in sent.sites:
+        for decomposition in TYPES:
+            found = sent.factors(site, decomposition.name, (2,))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected[site.name, decomposition.name], strict=True))
+    assert not seen
+
+
+def test_what_travels_is_bounded_and_the_newest(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = spectra.sites
+    spectra.state(first, "svd")
+    spectra.state(second, "svd")
+    monkeypatch.setattr(module, "SHIPPED", spectra._states[second.name, "svd"][1])
+    sent = pickle.loads(pickle.dumps(spectra))
+    seen = _prepared(sent, monkeypatch)
+    sent.state(second, "svd")
+    assert not seen
+    sent.state(first, "svd")
+    assert seen == [(first.name, "svd")]
+
+
+def test_the_cache_is_bounded(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Spectra(spectra.model, spectra.sites, TYPES, cache_bytes=1)
+    seen = _prepared(small, monkeypatch)
+    first, second = small.sites
+    for site in (first, first, second, first):
+        small.state(site, "svd")
+    assert seen == [(first.name, "svd"), (second.name, "svd"), (first.name, "svd")]
+
+
+def test_small_layers_are_factorized_on_one_thread(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    svd = next(d for d in TYPES if d.name == "svd")
+    prepare = type(svd).prepare
+
+    def watched(self, site, weight, moments=None):
+        seen.append(torch.get_num_threads())
+        return prepare(self, site, weight, moments)
+
+    monkeypatch.setattr(type(svd), "prepare", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        spectra.profile(spectra.sites.sites[0], "svd")
+        monkeypatch.setattr(module, "SMALL", 1)
+        spectra.profile(spectra.sites.sites[1], "svd")
+        assert seen == [1, 2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
