@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from ranksearch import __version__
-from ranksearch.cli.main import main as cli
+from ranksearch.cli import main as cli
 from ranksearch.errors import StoreError
 from ranksearch.networks import export
 from ranksearch.studyfile import load
@@ -97,7 +97,7 @@ def error(capsys, *arguments: str, code: int = 2) -> str:
 
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
-        "import sys\nfrom ranksearch import cli\ncode = cli.main(['--help'])\n"
+        "import sys\nfrom ranksearch.cli.main import main\ncode = main(['--help'])\n"
         "heavy = {'torch', 'ray', 'optuna', 'pandas', 'sqlalchemy', 'numpy', 'scipy', 'rich'} & set(sys.modules)\n"
         "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ranksearch.cli.main import TRACEBACK
-from ranksearch.cli.main import main as cli
+from ranksearch.cli import main as cli
 
 STUDY = """
     from typing import Annotated
