@@ -19,13 +19,27 @@ if sys.stdin.buffer.read(1):  # the run ended as it should; end of file: the dri
     sys.exit()
 time.sleep(grace)
 wanted = f"{mark}={folder}".encode()
+
+def ours(process):
+    with open(process + "/environ", "rb") as file:
+        if wanted in file.read().split(b"\\0"):
+            return True
+    # a process title may have overwritten the environment: what logs into the folder of the run is of the run, too
+    return any(target(entry.path).startswith(root) for entry in os.scandir(process + "/fd"))
+
+def target(path):
+    try:
+        return os.readlink(path)
+    except OSError:  # closed meanwhile
+        return ""
+
+root = os.path.realpath(folder) + "/"
+
 for _ in range(20):
     found = False
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                ours = wanted in file.read().split(b"\\0")
-            if ours:
+            if int(pid) != os.getpid() and ours("/proc/" + pid):
                 os.kill(int(pid), signal.SIGKILL)
                 found = True
         except OSError:  # gone meanwhile, or another user's
