@@ -1,16 +1,51 @@
-"""Settings for every test: one thread, no usage statistics, fixed seeds."""
+"""Settings for every test: one thread, no usage statistics, fixed seeds; and two options that show which tests hang on a
+random draw or on each other: ``--shift-seeds N`` and ``--shuffle N``."""
 
 from __future__ import annotations
 
 import os
+import random
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shift-seeds", type=int, default=0, help="added to every seed that torch and numpy are given")
+    parser.addoption("--shuffle", type=int, default=None, help="run the tests in the random order of this seed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if shift := config.getoption("--shift-seeds"):
+        _shift_seeds(shift)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (seed := config.getoption("--shuffle")) is not None:
+        random.Random(seed).shuffle(items)
+
+
+def _shift_seeds(shift: int) -> None:
+    """Every seed given to torch or numpy in this process is another one."""
+    manual_seed, default_rng, generator = torch.manual_seed, np.random.default_rng, torch.Generator
+
+    class Shifted(generator):
+        def manual_seed(self, seed: int) -> torch.Generator:
+            return super().manual_seed(seed + shift)
+
+    def rng(seed: Any = None) -> np.random.Generator:
+        return default_rng(seed + shift if isinstance(seed, (int, np.integer)) else seed)
+
+    torch.manual_seed = lambda seed: manual_seed(int(seed) + shift)
+    np.random.default_rng = rng
+    torch.Generator = Shifted  # type: ignore[misc]
 
 
 @pytest.fixture(autouse=True)
