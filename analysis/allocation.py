@@ -21,7 +21,8 @@ import torch
 
 from ranksearch.allocators import Additive, Allocator, Minimax, Problem, Uniform
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
-from ranksearch.networks.surgery import build, recalibrate
+from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
 from ranksearch.space import Ladder, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra

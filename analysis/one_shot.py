@@ -30,8 +30,9 @@ from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
+from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
-from ranksearch.networks.surgery import build, recalibrate
+from ranksearch.networks.surgery import build
 from ranksearch.proxies import Calibrated, DiagonalFisher, Energy, Frobenius, LastFeature, SingleSiteLoss, TableProxy
 from ranksearch.search.local_search import CalibrationLoss, polish
 from ranksearch.sites import find_sites

@@ -22,7 +22,7 @@ import torch
 from supernet import prepare
 
 from ranksearch.agreement.measures import agreement
-from ranksearch.networks.surgery import recalibrate
+from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.proxies import PROXIES, Energy
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.supernet import RankSupernet, SupernetProxy, load_trained

@@ -29,7 +29,8 @@ from ranksearch.allocators import Additive, Problem
 from ranksearch.allocators.decomposable_net import DecomposableNet
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.home import home
-from ranksearch.networks.surgery import build, recalibrate
+from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy, Frobenius
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, SearchSpace, build_space

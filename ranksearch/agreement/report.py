@@ -43,7 +43,7 @@ from torch import nn
 from ranksearch.agreement.measures import proxy_agreement
 from ranksearch.allocators import Additive, Problem
 from ranksearch.errors import InvalidArgument
-from ranksearch.networks.surgery import recalibrate
+from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.proxies import (
     PROXIES,
     ActivationError,

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ranksearch.errors import InvalidArgument
+from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
-from ranksearch.networks.surgery import build, recalibrate
+from ranksearch.networks.surgery import build
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.tasks import Task

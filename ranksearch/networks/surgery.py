@@ -1,5 +1,4 @@
-"""From a configuration to a new network of plain layers, and batch-norm statistics to go with it. The user's model
-is never edited."""
+"""From a configuration to a new network of plain layers. The user's model is never edited."""
 
 from __future__ import annotations
 
@@ -9,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import Site, run
+from ranksearch.sites import Site
 from ranksearch.sites.attention import without_fused_paths
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
@@ -118,35 +116,3 @@ def tied_head(layer: nn.Module, bias: Tensor | None) -> nn.Module:
         last.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
     back: list[nn.Module] = [TransposedLinear(p.get_parameter("weight")) for p in reversed(parts[1:])]
     return nn.Sequential(*back, last) if back else last
-
-
-def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
-    """Re-estimate the running statistics of every batch norm from ``batches`` of inputs, in place, as the average
-    over batches; nothing else changes. Returns how many batch norms were re-estimated; none: no batch is drawn.
-
-    A network whose layers were replaced sees other activations than the statistics were made for
-    (Decomposable-Net, arXiv 1910.13141, recomputes them; better than a closed form)."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
-        return 0
-    modes = {module: module.training for module in model.modules()}
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
-    try:
-        seen = 0
-        with torch.no_grad():
-            for batch in batches:
-                run(model, batch)
-                seen += 1
-        if not seen:
-            raise InvalidArgument("batches is empty: batch-norm statistics need at least one batch")
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
-    return len(norms)

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
-from ranksearch.networks import surgery
+from ranksearch.networks import batch_norm, surgery
 from ranksearch.sites import Site
 from ranksearch.sites.attention import without_fused_paths
 from ranksearch.space import DENSE, Configuration, SearchSpace
@@ -84,9 +83,7 @@ class RankSupernet(nn.Module):
                 raise InvalidArgument(f"spectra: site {site.name!r} is not in the model: {error}; make them of this network") from error
             if not fits:
                 raise InvalidArgument(f"spectra: site {site.name!r} has another shape in the model; make them of this network")
-        self._norms = {
-            name: m for name, m in self.model.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats
-        }
+        self._norms = batch_norm.running_norms(self.model)
         self.low_buffers = nn.Module()  # the running statistics of every low-rank pass, starting at those of the dense one
         self._low_names: dict[str, str] = {}  # path of a buffer in the model -> its name in low_buffers
         for path, norm in self._norms.items():
@@ -348,13 +345,13 @@ class RankSupernet(nn.Module):
         return network
 
     def recalibrate(self, batches: Iterable[Any]) -> int:
-        """Re-estimate the batch-norm statistics of the active configuration's pass from batches of inputs, as the average
-        over batches: the low-rank set, or the model's own when the dense network is active. Returns how many batch norms
-        there are; see `surgery.recalibrate`."""
+        """Re-estimate the batch-norm statistics of the active configuration's pass from batches of inputs: the low-rank set, or
+        the model's own when the dense network is active. Returns how many norms were re-estimated; see
+        `batch_norm.recalibrate`."""
         if not self._choices:
-            return surgery.recalibrate(self.model, batches)
+            return batch_norm.recalibrate(self.model, batches)
         with self._low_buffers_in_place():
-            return surgery.recalibrate(self, batches)
+            return batch_norm.recalibrate(self, batches)
 
     @contextmanager
     def _low_buffers_in_place(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity, Request
-from ranksearch.networks.surgery import recalibrate
+from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, Configuration
 from ranksearch.space.spectra import Spectra

@@ -12,7 +12,7 @@ from torch import nn
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks import export
-from ranksearch.networks.surgery import build, recalibrate, tied_head
+from ranksearch.networks.surgery import build, tied_head
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space
 from ranksearch.space.spectra import Spectra
@@ -218,19 +218,3 @@ def test_unknown_site_and_undefined_decomposition() -> None:
         build(spectra, Configuration({"nope": ("svd", (2,))}))
     with pytest.raises(InvalidArgument, match="two-dimensional"):
         build(spectra, Configuration({"0": ("spatial", (2,))}))
-
-
-def test_recalibrate_sets_the_statistics_of_the_batches_and_nothing_else() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.3), nn.Dropout(0.5)).train()
-    parameters = copy.deepcopy(dict(net.named_parameters()))
-    batches = [torch.randn(16, 3, 5, 5) for _ in range(3)]
-    assert recalibrate(net, batches) == 1
-    with torch.no_grad():
-        outputs = [net[0](b) for b in batches]
-    assert torch.allclose(net[1].running_mean, torch.stack([o.mean(dim=(0, 2, 3)) for o in outputs]).mean(0), atol=1e-6)
-    assert torch.allclose(net[1].running_var, torch.stack([o.var(dim=(0, 2, 3)) for o in outputs]).mean(0), atol=1e-6)
-    assert net[1].momentum == 0.3 and all(m.training for m in net.modules())
-    assert all(torch.equal(parameters[k], v) for k, v in net.named_parameters())
-    with pytest.raises(InvalidArgument, match="empty"):
-        recalibrate(net, [])
-    assert recalibrate(nn.Linear(2, 2), iter(())) == 0

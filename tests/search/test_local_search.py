@@ -11,7 +11,8 @@ from torch import nn
 
 from ranksearch.decompositions import SVD, SVDIn
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
-from ranksearch.networks.surgery import build, recalibrate
+from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.surgery import build
 from ranksearch.search.local_search import CalibrationLoss, polish
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space

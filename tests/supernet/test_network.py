@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
-from ranksearch.networks import surgery
+from ranksearch.networks import batch_norm, surgery
 from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, Configuration, build_space
 from ranksearch.space.spectra import Spectra
@@ -238,13 +238,13 @@ def test_recalibration_is_that_of_the_extracted_network() -> None:
     for row in space.sample(2, seed=6):
         net.activate(space.configuration(row))
         extracted = net.extract()
-        assert net.recalibrate(iter(batches)) == surgery.recalibrate(extracted, batches) == 3
+        assert net.recalibrate(iter(batches)) == batch_norm.recalibrate(extracted, batches) == 3
         assert (net.eval()(batches[0]) - extracted.eval()(batches[0])).abs().max() < 1e-9
     assert all(torch.equal(v, dense[k]) for k, v in net.model.named_buffers())
     net.activate(DENSE)
     low = {k: v.clone() for k, v in net.low_buffers.named_buffers()}
     twin = net.extract()
-    surgery.recalibrate(twin, batches)
+    batch_norm.recalibrate(twin, batches)
     net.recalibrate(batches)
     assert torch.equal(net(batches[0]), twin.eval()(batches[0]))
     assert all(torch.equal(v, low[k]) for k, v in net.low_buffers.named_buffers())

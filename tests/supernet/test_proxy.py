@@ -10,7 +10,7 @@ import torch
 from small_run import supernet, task
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.networks import surgery
+from ranksearch.networks import batch_norm
 from ranksearch.proxies import score
 from ranksearch.space import DENSE, Configuration
 from ranksearch.supernet import SupernetProxy
@@ -24,7 +24,7 @@ def test_equals_the_extracted_network(batches: int) -> None:
         found = SupernetProxy(net, task(), batches=batches).measure(configuration)
         extracted = net.extract(configuration)
         if batches:
-            surgery.recalibrate(extracted, task().normalization(batches))
+            batch_norm.recalibrate(extracted, task().normalization(batches))
         wanted = task().measure(extracted)
         assert found["accuracy"] == wanted["accuracy"]
         assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
@@ -33,7 +33,7 @@ def test_equals_the_extracted_network(batches: int) -> None:
 def test_dense_too() -> None:
     net = supernet()
     extracted = net.extract(DENSE)
-    surgery.recalibrate(extracted, task().normalization(2))
+    batch_norm.recalibrate(extracted, task().normalization(2))
     assert SupernetProxy(net, task(), batches=2).measure(DENSE) == task().measure(extracted)
 
 
@@ -61,7 +61,7 @@ def test_follows_the_weights() -> None:
         net.weight("0").copy_(torch.randn_like(net.weight("0")))
     assert proxy.measure(configuration) != first
     extracted = net.extract(configuration)  # on the bases of the new weights, which the proxy made
-    surgery.recalibrate(extracted, task().normalization(4))
+    batch_norm.recalibrate(extracted, task().normalization(4))
     assert proxy.measure(configuration)["loss"] == pytest.approx(task().measure(extracted)["loss"], rel=1e-5)
 
 
