@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
 from ranksearch.decompositions.network import (
     CAP,
     Bonds,
@@ -29,7 +30,6 @@ from ranksearch.decompositions.network import (
     stored_module,
     widen,
 )  # fmt: skip
-from ranksearch.decompositions.refinement import residual_energy
 from ranksearch.decompositions.tensor_ring import storage_undefined
 from ranksearch.decompositions.tensor_train import _factors
 from ranksearch.errors import InvalidArgument
@@ -79,7 +79,7 @@ class Adaptive(Decomposition[AdaptiveState]):
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> AdaptiveState:
         dense = weight.double()
-        metric = moments or Moments()
+        metric = conditioned(moments, dense)
         sizes = tuple(modes(site).values())
         norm = residual_energy(dense[None], metric) ** 0.5
         reduced = reduce(dense.reshape(sizes))

@@ -10,26 +10,11 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
+from ranksearch.decompositions.metric import Moments
 from ranksearch.sites import Cost, Site
 
 Rank = tuple[int, ...]
 Quality = Literal["exact", "bound", "measured"]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Second moments that define the metric an error is taken in: |W - W_r|^2 = tr(G (W - W_r) A (W - W_r)^T)
-    per group. ``None`` stands for the identity; both ``None`` is the plain weight metric."""
-
-    input: Tensor | None = None  # A, shape: (groups, d, d), d = c_in / groups * kh * kw, patch order (c_in, kh, kw)
-    output: Tensor | None = None  # G, shape: (groups, c_out / groups, c_out / groups)
-
-    @property
-    def metric(self) -> Literal["weight", "activation", "fisher"]:
-        """The name of the metric these moments stand for."""
-        if self.output is not None:
-            return "fisher"
-        return "weight" if self.input is None else "activation"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
 from ranksearch.decompositions.network import Bonds, Reduced, contract, core_shapes, even, fit, pairs, reduce, start, stored_module, widen
-from ranksearch.decompositions.refinement import residual_energy
 from ranksearch.decompositions.tensor_train import _factors
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
@@ -69,7 +69,7 @@ class TensorRing(Decomposition[RingState]):
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> RingState:
         dense = weight.double()
-        metric = moments or Moments()
+        metric = conditioned(moments, dense)
         sizes = ring_modes(site)
         norm = residual_energy(dense[None], metric) ** 0.5
         reduced = reduce(dense.reshape(sizes))

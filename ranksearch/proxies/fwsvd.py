@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ranksearch.decompositions.spectrum import split_groups
+from ranksearch.decompositions.folding import split_groups
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies._residual import Form, ResidualProxy
 from ranksearch.sites import Site

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ranksearch.cli.main import TRACEBACK
 from ranksearch.cli import main as cli
+from ranksearch.cli.main import TRACEBACK
 
 STUDY = """
     from typing import Annotated
