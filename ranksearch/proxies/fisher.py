@@ -16,8 +16,9 @@ from ranksearch.statistics import Statistics
 
 
 class FisherError(ResidualProxy):
-    """In nats per example, so sites are comparable and their sum means something. Second order: large changes, and
-    the interaction of sites, are beyond it.
+    """In the unit of T^2 times the divergence of the outputs softened by the temperature T that labels were sampled at (nats per
+    example at T = 1), so sites are comparable and their sum means something. Second order: large changes, and the interaction of
+    sites, are beyond it.
 
     Args:
         spectra: that the space was built from.

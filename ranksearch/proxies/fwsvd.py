@@ -17,7 +17,7 @@ from ranksearch.statistics import Statistics
 
 
 class DiagonalFisher(ResidualProxy):
-    """In nats per example. No interaction of weights, not even within a layer.
+    """In the unit of `FisherError`. No interaction of weights, not even within a layer.
 
     Args:
         spectra: that the space was built from.
