@@ -27,6 +27,7 @@ from ranksearch.decompositions.network import (
     reduce,
     start,
     stored,
+    stored_costs,
     stored_module,
     widen,
 )  # fmt: skip
@@ -74,8 +75,7 @@ class Adaptive(Decomposition[AdaptiveState]):
 
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sizes = tuple(modes(site).values())
-        params = np.array([stored(sizes, _active(tuple(row), len(sizes))) for row in ranks.tolist()], dtype=np.int64)
-        return params + (site.c_out if site.bias else 0), np.full(len(ranks), site.cost.macs, dtype=np.int64)
+        return stored_costs(site, sizes, [_active(tuple(row), len(sizes)) for row in ranks.tolist()])
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> AdaptiveState:
         dense = weight.double()

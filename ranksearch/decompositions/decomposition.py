@@ -43,7 +43,7 @@ class Decomposition(ABC, Generic[S]):
     nested: ClassVar[bool] = True  # errors never grow when any entry of the rank does
     exact: ClassVar[bool] = True  # the last of the ranks reconstructs the weight
     labels: ClassVar[int] = 0  # how many leading entries of a rank name a structure (groups, tiles) and are no widths
-    storage_only: ClassVar[bool] = False  # built as a parametrized dense layer: saves params, not MACs
+    storage_only: ClassVar[bool] = False  # built as a parametrized dense layer: saves params, adds MACs
 
     @abstractmethod
     def undefined(self, site: Site) -> str | None:
@@ -57,7 +57,8 @@ class Decomposition(ABC, Generic[S]):
     @abstractmethod
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Params and MACs of the built module for every row of ``ranks``: two int64 arrays of shape (n_ranks,).
-        Closed form; bias included; MACs for one example over all calls."""
+        Closed form; bias included; MACs for one example over all calls, as torch's flop counter sees them: those that put a
+        weight together in every call count too."""
 
     @abstractmethod
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> S:
