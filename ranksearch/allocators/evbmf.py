@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
-from ranksearch.decompositions.spectrum import split_groups
+from ranksearch.decompositions.folding import FOLDINGS, MODES
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.sites import canonical_weight
 from ranksearch.space.spectra import Spectra
@@ -80,10 +80,11 @@ class EVBMF(Allocator):
         """(EVBMF rank, full rank) for every entry of a site's rank tuple; groups are averaged, rounded up."""
         if name not in self._ranks:
             site = self.spectra.sites[name]
-            blocks = split_groups(site, canonical_weight(self.spectra.model.get_submodule(site.name), site)).double().cpu()
-            foldings = [blocks.flatten(2)] if self.decomposition == "svd" else [blocks.transpose(1, 2).flatten(2), blocks.flatten(2)]
+            weight = canonical_weight(self.spectra.model.get_submodule(site.name), site).double().cpu()
+            foldings = [FOLDINGS["svd"]] if self.decomposition == "svd" else [MODES["in"], MODES["out"]]
             self._ranks[name] = tuple(
-                (max(1, int(np.ceil(np.mean([evbmf_rank(m) for m in folding.numpy()])))), min(folding.shape[1:])) for folding in foldings
+                (max(1, int(np.ceil(np.mean([evbmf_rank(m) for m in folding.fold(site, weight).numpy()])))), min(folding.shape(site)[1:]))
+                for folding in foldings
             )
         return self._ranks[name]
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from ranksearch.decompositions.adaptive import Adaptive
 from ranksearch.decompositions.cp import CP
-from ranksearch.decompositions.decomposition import AnyDecomposition, Decomposition, Errors, Moments, Rank, cheaper
+from ranksearch.decompositions.decomposition import AnyDecomposition, Decomposition, Errors, Rank, cheaper
 from ranksearch.decompositions.decoupled import Decoupled
 from ranksearch.decompositions.dense import Dense
 from ranksearch.decompositions.grouped_svd import GroupedSVD
+from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.spatial import Spatial
 from ranksearch.decompositions.svd import SVD
 from ranksearch.decompositions.svd_in import SVDIn
@@ -35,7 +36,6 @@ DECOMPOSITIONS: tuple[AnyDecomposition, ...] = (
     TensorRing(),
     Adaptive(),
 )
-
 
 
 def describe(site: Site, decomposition: str, rank: Sequence[int]) -> str:

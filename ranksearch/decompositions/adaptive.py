@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
 from ranksearch.decompositions.network import (
     CAP,
     Bonds,
@@ -26,10 +27,10 @@ from ranksearch.decompositions.network import (
     reduce,
     start,
     stored,
+    stored_costs,
     stored_module,
     widen,
 )  # fmt: skip
-from ranksearch.decompositions.refinement import residual_energy
 from ranksearch.decompositions.tensor_ring import storage_undefined
 from ranksearch.decompositions.tensor_train import _factors
 from ranksearch.errors import InvalidArgument
@@ -74,12 +75,11 @@ class Adaptive(Decomposition[AdaptiveState]):
 
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sizes = tuple(modes(site).values())
-        params = np.array([stored(sizes, _active(tuple(row), len(sizes))) for row in ranks.tolist()], dtype=np.int64)
-        return params + (site.c_out if site.bias else 0), np.full(len(ranks), site.cost.macs, dtype=np.int64)
+        return stored_costs(site, sizes, [_active(tuple(row), len(sizes)) for row in ranks.tolist()])
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> AdaptiveState:
         dense = weight.double()
-        metric = moments or Moments()
+        metric = conditioned(moments, dense)
         sizes = tuple(modes(site).values())
         norm = residual_energy(dense[None], metric) ** 0.5
         reduced = reduce(dense.reshape(sizes))

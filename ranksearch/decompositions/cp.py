@@ -19,9 +19,9 @@ from tensorly.cp_tensor import CPTensor
 from torch import Tensor, nn
 
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions.refinement import channel_moment, refine, refit_output, residual_energy
-from ranksearch.decompositions.spectrum import is_weight_metric, whitener
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
+from ranksearch.decompositions.refinement import refine, refit_output
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
@@ -83,9 +83,10 @@ class CP(Decomposition[CPState]):
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> CPState:
         dense = weight.double()
+        moments = conditioned(moments, dense)
         grid = [int(r) for r in self.ranks(site)[:, 0]]
         sides = (site.c_out, site.c_in, *_sides(site))
-        if is_weight_metric(moments) or moments is None:
+        if is_weight_metric(moments):
             sound, refused = _ladder(dense.reshape(sides), grid)
             norm = float(dense.norm())
         else:
@@ -97,9 +98,8 @@ class CP(Decomposition[CPState]):
             for rank, (out, into, *kernel) in sound.items():
                 sound[rank] = _weighted((unroot_out[0] @ out, unroot_in[0] @ into, *kernel), dense, moments)
             norm = residual_energy(dense[None], moments) ** 0.5
-        metric = moments or Moments()
         ranks = sorted(sound)
-        energies = [residual_energy((dense - _compose(sound[r]).reshape(dense.shape))[None], metric) for r in ranks]
+        energies = [residual_energy((dense - _compose(sound[r]).reshape(dense.shape))[None], moments) for r in ranks]
         frobenius = np.sqrt(np.array(energies)) / norm if norm > 0 else np.zeros(len(ranks))
         return CPState(
             np.array(ranks, dtype=np.int64)[:, None], tuple(sound[r] for r in ranks), frobenius, norm, tuple(refused)

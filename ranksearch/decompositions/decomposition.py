@@ -10,26 +10,11 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
+from ranksearch.decompositions.metric import Moments
 from ranksearch.sites import Cost, Site
 
 Rank = tuple[int, ...]
 Quality = Literal["exact", "bound", "measured"]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Second moments that define the metric an error is taken in: |W - W_r|^2 = tr(G (W - W_r) A (W - W_r)^T)
-    per group. ``None`` stands for the identity; both ``None`` is the plain weight metric."""
-
-    input: Tensor | None = None  # A, shape: (groups, d, d), d = c_in / groups * kh * kw, patch order (c_in, kh, kw)
-    output: Tensor | None = None  # G, shape: (groups, c_out / groups, c_out / groups)
-
-    @property
-    def metric(self) -> Literal["weight", "activation", "fisher"]:
-        """The name of the metric these moments stand for."""
-        if self.output is not None:
-            return "fisher"
-        return "weight" if self.input is None else "activation"
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,7 @@ class Decomposition(ABC, Generic[S]):
     nested: ClassVar[bool] = True  # errors never grow when any entry of the rank does
     exact: ClassVar[bool] = True  # the last of the ranks reconstructs the weight
     labels: ClassVar[int] = 0  # how many leading entries of a rank name a structure (groups, tiles) and are no widths
-    storage_only: ClassVar[bool] = False  # built as a parametrized dense layer: saves params, not MACs
+    storage_only: ClassVar[bool] = False  # built as a parametrized dense layer: saves params, adds MACs
 
     @abstractmethod
     def undefined(self, site: Site) -> str | None:
@@ -72,7 +57,8 @@ class Decomposition(ABC, Generic[S]):
     @abstractmethod
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Params and MACs of the built module for every row of ``ranks``: two int64 arrays of shape (n_ranks,).
-        Closed form; bias included; MACs for one example over all calls."""
+        Closed form; bias included; MACs for one example over all calls, as torch's flop counter sees them: those that put a
+        weight together in every call count too."""
 
     @abstractmethod
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> S:

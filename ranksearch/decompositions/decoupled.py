@@ -13,22 +13,26 @@ from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions.spectrum import Spectrum, half, ratio, spectrum, spectrum_errors, split_groups, truncate
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.folding import FOLDINGS, split_groups
+from ranksearch.decompositions.metric import Moments, conditioned, half, is_weight_metric, residual_energy
+from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
 from ranksearch.decompositions.weighted_truncation import Metric, bounded, fold_metric, largest
 from ranksearch.sites import Site
+
+FOLDING, BLOCKS = FOLDINGS["decoupled"], FOLDINGS["svd_in"]
 
 
 @dataclass(frozen=True)
 class FilterState:
     """Spectra of the filters, each whitened by the marginals of the input moment over taps and channels."""
 
-    weight: Tensor  # float64, shape: (groups, o, kh kw, ci)
+    weight: Tensor  # float64, shape: (groups, o, ci, kh, kw)
     spectrum: Spectrum  # of matrices ci x (kh kw), one per filter: shape (c_out, ci, kh kw)
     channel_half: Tensor | None  # shape: (groups, ci, ci)
     tap_half: Tensor | None  # shape: (groups, kh kw, kh kw)
-    metric: Metric | None
-    output_half: Tensor | None
+    metric: Metric | None  # of the blocks (groups, o, kh kw, ci); None without an input moment
+    moments: Moments  # conditioned
 
 
 class Decoupled(Decomposition[FilterState]):
@@ -59,42 +63,34 @@ class Decoupled(Decomposition[FilterState]):
         return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> FilterState:
-        moments = moments or Moments()
-        blocks = split_groups(site, weight).double().flatten(3).transpose(2, 3).contiguous()
-        metric = fold_metric(moments, blocks, (1, 2, 0), site.shape[1:])
-        output_half = None if moments.output is None else half(moments.output, blocks)
-        filters = blocks.transpose(2, 3)  # (g, o, ci, kh kw)
+        weight = weight.double()
+        moments = conditioned(moments, weight)
+        metric = fold_metric(moments, BLOCKS, site)
+        filters = BLOCKS.blocks(site, weight).transpose(2, 3)  # (g, o, ci, kh kw)
         channel_half = tap_half = None
         if metric is not None:
-            channel_half, tap_half = torch.linalg.cholesky(metric.channels), torch.linalg.cholesky(metric.taps)
+            channel_half, tap_half = half(metric.channels), half(metric.taps)
             filters = channel_half.mT[:, None] @ filters @ tap_half[:, None]
-        return FilterState(blocks, spectrum(filters.flatten(0, 1)), channel_half, tap_half, metric, output_half)
+        return FilterState(split_groups(site, weight), spectrum(filters.flatten(0, 1)), channel_half, tap_half, metric, moments)
 
     def errors(self, state: FilterState) -> Errors:
-        if state.metric is None and state.output_half is None:
+        if is_weight_metric(state.moments):
             return spectrum_errors(state.spectrum)
         full = state.spectrum.energies.shape[1]
-        squared = np.array([self._energy(state, state.weight - self._dense(state, q)) for q in range(1, full)] + [0.0])
-        total = self._energy(state, state.weight)
+        squared = np.array([residual_energy(state.weight - self._dense(state, q), state.moments) for q in range(1, full)] + [0.0])
+        total = residual_energy(state.weight, state.moments)
         ranks = np.arange(1, full + 1, dtype=np.int64)[:, None]
         if state.metric is not None:
-            top = largest(state.metric, state.weight)
+            top = largest(state.metric, state.weight.flatten(3).transpose(2, 3))
         else:
-            assert state.output_half is not None
-            top = float(torch.linalg.matrix_norm(state.output_half.mT @ state.weight.flatten(2), 2).max()) ** 2
+            assert state.moments.output is not None
+            top = float(torch.linalg.matrix_norm(half(state.moments.output).mT @ state.weight.flatten(2), 2).max()) ** 2
         errors = bounded(ranks, squared, total, top)
         return Errors(ranks, ratio(squared, total), errors.operator, errors.norm, "exact", "bound")
 
-    def _energy(self, state: FilterState, residual: Tensor) -> float:
-        flat = residual.flatten(2)
-        white = flat if state.output_half is None else state.output_half.mT @ flat
-        d = flat.shape[2]
-        seen = white if state.metric is None else white @ state.metric.input.reshape(-1, d, d)
-        return float((white * seen).sum().clamp_min(0.0))
-
     def _dense(self, state: FilterState, q: int) -> Tensor:
         points, taps = self.factors(state, (q,))
-        return (points @ taps).transpose(1, 2).reshape(state.weight.shape)
+        return (points @ taps).reshape(state.weight.shape)
 
     def factors(self, state: FilterState, rank: Rank) -> tuple[Tensor, ...]:
         points, taps = truncate(state.spectrum, rank[0])  # (c_out, ci, q), (c_out, q, kh kw)
@@ -110,7 +106,7 @@ class Decoupled(Decomposition[FilterState]):
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         points, taps = factors
-        return (points @ taps).reshape(site.shape)
+        return FOLDING.unfold(site, points @ taps)
 
     def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
         points, taps = factors

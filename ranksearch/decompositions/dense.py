@@ -8,9 +8,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions.refinement import residual_energy
-from ranksearch.decompositions.spectrum import split_groups
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.folding import split_groups
+from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
 from ranksearch.sites import Site
 
 
@@ -37,7 +37,7 @@ class Dense(Decomposition[DenseState]):
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> DenseState:
         weight = weight.double()
-        return DenseState(weight, residual_energy(split_groups(site, weight), moments or Moments()) ** 0.5)
+        return DenseState(weight, residual_energy(split_groups(site, weight), conditioned(moments, weight)) ** 0.5)
 
     def errors(self, state: DenseState) -> Errors:
         zero = np.zeros(1)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import tiles
 from ranksearch.decompositions.chain import chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.tiles import TileState
 from ranksearch.sites import Site
 

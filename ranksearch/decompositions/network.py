@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -46,7 +47,7 @@ def contract(cores: Sequence[Tensor], modes: int, skip: int | None = None) -> Te
     """The tensor of a network, shape (n_1, ..., n_modes); without node ``skip``, shape (the other modes in order,
     then the bonds of the missing node that are wider than 1). Differentiable in the cores."""
     shapes = tuple(tuple(c.shape) for c in cores)
-    terms, steps, final = _plan(shapes, modes, skip)
+    terms, steps, final, _ = _plan(shapes, modes, skip)
     tensors = [cores[k].reshape(shape) for k, shape in terms]
     for a, b, left, right, out in steps:
         second, first = tensors.pop(b), tensors.pop(a)
@@ -55,8 +56,9 @@ def contract(cores: Sequence[Tensor], modes: int, skip: int | None = None) -> Te
 
 
 @lru_cache(maxsize=4096)
-def _plan(shapes: tuple[tuple[int, ...], ...], modes: int, skip: int | None) -> tuple[Any, Any, Any]:
-    """Pairwise contractions, always the one with the smallest result (greedy)."""
+def _plan(shapes: tuple[tuple[int, ...], ...], modes: int, skip: int | None) -> tuple[Any, Any, Any, int]:
+    """Pairwise contractions, always the cheapest next (greedy), and their multiply-adds. A product that sums over nothing is none: it
+    adds nothing up, like other elementwise arithmetic."""
     nodes = len(shapes)
     number = {pair: k for k, pair in enumerate(pairs(nodes))}
     size: dict[int, int] = {}
@@ -74,6 +76,7 @@ def _plan(shapes: tuple[tuple[int, ...], ...], modes: int, skip: int | None) -> 
         ends = (number[min(skip, j), max(skip, j)] for j in range(nodes) if j != skip)
         wanted += [label for label in ends if size[label] > 1]
     steps = []
+    macs = 0
     while len(indices) > 1:
         best: tuple[int, int, int, list[int]] | None = None
         for a, b in pairs(len(indices)):
@@ -83,12 +86,13 @@ def _plan(shapes: tuple[tuple[int, ...], ...], modes: int, skip: int | None) -> 
             if best is None or cost < best[0]:
                 best = (cost, a, b, out)
         assert best is not None
-        _, a, b, out = best
+        cost, a, b, out = best
         right, left = indices.pop(b), indices.pop(a)
+        macs += cost if {*left, *right} != set(out) else 0
         steps.append((a, b, left, right, out))
         indices.append(out)
     final = tuple(indices[0].index(label) for label in wanted)
-    return tuple(terms), tuple(steps), final
+    return tuple(terms), tuple(steps), final, macs
 
 
 def fit(
@@ -209,6 +213,15 @@ class CoreWeight(nn.Module):
     def forward(self, *cores: Tensor) -> Tensor:
         assert self._shape is not None
         return contract(cores, self.modes).reshape(self._shape)
+
+
+def stored_costs(site: Site, sizes: Sequence[int], networks: Sequence[Bonds]) -> tuple[np.ndarray, np.ndarray]:
+    """Params and MACs of `stored_module` for every network, int64 arrays of shape (n_networks,). The weight is put together in
+    every call of the layer, whatever the size of the batch: its MACs count in full for one example."""
+    shapes = [tuple(core_shapes(sizes, bonds)) for bonds in networks]
+    params = np.array([sum(map(math.prod, cores)) for cores in shapes], dtype=np.int64) + (site.c_out if site.bias else 0)
+    contraction = np.array([_plan(cores, len(sizes), None)[3] for cores in shapes], dtype=np.int64)
+    return params, site.cost.macs + len(site.calls) * contraction
 
 
 def stored_module(site: Site, cores: Sequence[Tensor], modes: int, bias: Tensor | None) -> nn.Module:

@@ -1,33 +1,14 @@
-"""Errors and least squares in the metric |R|^2 = tr(G R A R^T), for factors that no closed form gives."""
+"""Least squares in the metric |R|^2 = tr(G R A R^T), for factors that no closed form gives."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions.decomposition import Moments
-
-
-def apply_metric(residual: Tensor, moments: Moments) -> Tensor:
-    """G R A, the gradient of half the energy; shapes as `residual_energy`."""
-    flat = residual.flatten(2)
-    if moments.input is not None:
-        flat = flat @ moments.input.to(flat)
-    if moments.output is not None:
-        flat = moments.output.to(flat) @ flat
-    return flat.reshape(residual.shape)
-
-
-def residual_energy(residual: Tensor, moments: Moments) -> float:
-    """tr(G R A R^T), summed over groups.
-
-    Args:
-        residual: shape (groups, c_out / groups, c_in / groups, kh, kw).
-        moments: the metric; ``None`` entries are identities.
-    """
-    return float((residual * apply_metric(residual, moments)).sum().clamp_min(0.0))
+from ranksearch.decompositions.metric import Moments, apply_metric, residual_energy
 
 
 def refine(
@@ -47,9 +28,13 @@ def refine(
         weight: shape (groups, c_out / groups, c_in / groups, kh, kw), float64.
     """
     current = [f.detach().clone() for f in factors]
+    energy = residual_energy(weight, moments)
+    # in units of the weight's energy, to a power of two: whatever the moments' scale, no square leaves the range of float64, and
+    # no digit changes
+    unit = 2.0 ** -math.frexp(energy)[1] if energy > 0 else 1.0
     with torch.no_grad():
-        slope = apply_metric(weight - compose(current), moments)
-    floor = 1e-28 * residual_energy(weight, moments)
+        slope = unit * apply_metric(weight - compose(current), moments)
+    floor = 1e-28 * unit * energy
     for _ in range(sweeps):
         for k in range(len(current)):
             direction, last = None, 0.0
@@ -62,7 +47,7 @@ def refine(
                 last = size
                 with torch.no_grad():
                     change = compose([direction if j == k else f for j, f in enumerate(current)])
-                    sloped = apply_metric(change, moments)
+                    sloped = unit * apply_metric(change, moments)
                     curvature = float((change * sloped).sum())
                     ascent = float((gradient * direction).sum())
                     if not curvature > 0.0 or ascent**2 <= floor * curvature:  # what is left to gain is rounding
@@ -80,17 +65,6 @@ def _pull_back(compose: Callable[[Sequence[Tensor]], Tensor], factors: Sequence[
         value = compose([variable if j == k else f for j, f in enumerate(factors)])
         (gradient,) = torch.autograd.grad(value, variable, slope)
     return gradient
-
-
-def channel_moment(moments: Moments, c_in: int) -> Tensor | None:
-    """The part of A that acts on the input channels alone: the mean of its diagonal blocks over kernel positions,
-    shape (groups, c_in, c_in). A whitening by it keeps the mode structure of the kernel."""
-    if moments.input is None:
-        return None
-    groups, d, _ = moments.input.shape
-    taps = d // c_in
-    blocks = moments.input.reshape(groups, c_in, taps, c_in, taps)
-    return blocks.diagonal(dim1=2, dim2=4).mean(-1)
 
 
 def refit_output(weight: Tensor, rows: Tensor, moments: Moments) -> Tensor:

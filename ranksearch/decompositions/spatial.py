@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import weighted_truncation
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions.spectrum import split_groups
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.folding import FOLDINGS
+from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.weighted_truncation import Folded
 from ranksearch.sites import Site
 
@@ -53,11 +54,8 @@ class Spatial(Decomposition[Folded]):
         return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Folded:
-        blocks = split_groups(site, weight).double()  # (g, o, i, kh, kw)
-        split = (0, 1, 3, 2, 4) if self._first == 1 else (0, 1, 4, 2, 3)
-        blocks = blocks.permute(split).flatten(3).contiguous()  # (g, o, k_second, i * k_first)
-        order = (1, 0, 2) if self._first == 1 else (2, 0, 1)
-        return weighted_truncation.prepare(blocks, moments, order, site.shape[1:], weighted_truncation.measured_ranks(site, self))
+        ranks = weighted_truncation.measured_ranks(site, self)
+        return weighted_truncation.prepare(site, weight, moments, FOLDINGS[self.name], ranks)
 
     def errors(self, state: Folded) -> Errors:
         return weighted_truncation.errors(state)
@@ -67,11 +65,7 @@ class Spatial(Decomposition[Folded]):
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors
-        c_out, c_in = site.shape[:2]
-        k_first, k_second = site.kernel[self._first], site.kernel[self._second]
-        blocks = (left @ right).reshape(site.groups, c_out // site.groups, k_second, c_in, k_first)
-        order = (0, 1, 3, 2, 4) if self._first == 1 else (0, 1, 3, 4, 2)
-        return blocks.permute(order).reshape(site.shape)
+        return FOLDINGS[self.name].unfold(site, left @ right)
 
     def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
         left, right = factors

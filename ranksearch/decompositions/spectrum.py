@@ -11,8 +11,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions.decomposition import Errors, Moments
-from ranksearch.sites import Site
+from ranksearch.decompositions.decomposition import Errors
 
 
 @dataclass(frozen=True)
@@ -98,41 +97,3 @@ def balance(energies: Tensor) -> Tensor:
     """sigma^(1/2) of every component, 1 where sigma vanishes: splits a component evenly between two factors."""
     root = energies.clamp_min(0.0) ** 0.25
     return torch.where(root > root.max() * 1e-6, root, torch.ones_like(root))
-
-
-def split_groups(site: Site, weight: Tensor) -> Tensor:
-    """Canonical weight (c_out, c_in / groups, kh, kw) to (groups, c_out / groups, c_in / groups, kh, kw)."""
-    return weight.reshape(site.groups, site.c_out // site.groups, *weight.shape[1:])
-
-
-def whitener(moment: Tensor | None, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric square root of a second moment (shrunk, see `shrunk`) and its inverse, each (groups, size, size)."""
-    if moment is None:
-        eye = torch.eye(size, dtype=torch.float64, device=like.device).expand(like.shape[0], size, size)
-        return eye, eye
-    values, vectors = torch.linalg.eigh(shrunk(moment, like))
-    root = values.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-    return (vectors * root[:, None, :]) @ vectors.mT, (vectors / root[:, None, :]) @ vectors.mT
-
-
-def half(moment: Tensor, like: Tensor) -> Tensor:
-    """Lower triangular C with C C^T = the shrunk moment: |R|^2 = tr(G R A R^T) is |C_G^T R C_A|^2. A third of the price
-    of a symmetric root, and the inverse is a triangular solve."""
-    return torch.linalg.cholesky(shrunk(moment, like))
-
-
-def shrunk(moment: Tensor, like: Tensor) -> Tensor:
-    """The moment as it is used wherever it has to be inverted: float64, plus ``FLOOR`` times (a bound on) its largest
-    eigenvalue times the identity, shape (groups, size, size). Directions that calibration data never showed would
-    otherwise be free. This is the only shrinkage here; a statistical one is up to whoever made the moment."""
-    moment = moment.to(like.device, torch.float64)
-    top = moment.abs().sum(dim=-1).amax(dim=-1)  # the largest row sum, at most sqrt(size) times the eigenvalue
-    floor = torch.where(top > 0, FLOOR * top, torch.ones_like(top))
-    return moment + floor[:, None, None] * torch.eye(moment.shape[-1], dtype=torch.float64, device=like.device)
-
-
-FLOOR = 1e-8
-
-
-def is_weight_metric(moments: Moments | None) -> bool:
-    return moments is None or (moments.input is None and moments.output is None)

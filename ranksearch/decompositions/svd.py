@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions.spectrum import Spectrum, half, spectrum, spectrum_errors, split_groups, truncate
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.folding import FOLDINGS
+from ranksearch.decompositions.metric import Moments, conditioned, half
+from ranksearch.decompositions.spectrum import Spectrum, spectrum, spectrum_errors, truncate
 from ranksearch.sites import Site
+
+FOLDING = FOLDINGS["svd"]
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,9 @@ class SVD(Decomposition[SVDState]):
         return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> SVDState:
-        matrix = split_groups(site, weight).double().flatten(2)
-        moments = moments or Moments()
-        output_half = None if moments.output is None else half(moments.output, matrix)
-        input_half = None if moments.input is None else half(moments.input, matrix)
+        matrix = FOLDING.fold(site, weight).double()
+        moments = conditioned(moments, matrix)
+        output_half, input_half = (None if m is None else half(m) for m in (moments.output, moments.input))
         matrix = matrix if output_half is None else output_half.mT @ matrix
         matrix = matrix if input_half is None else matrix @ input_half
         return SVDState(spectrum(matrix), output_half, input_half)
@@ -68,7 +71,7 @@ class SVD(Decomposition[SVDState]):
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors
-        return (left @ right).reshape(site.shape)
+        return FOLDING.unfold(site, left @ right)
 
     def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
         left, right = factors

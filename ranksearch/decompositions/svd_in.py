@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import weighted_truncation
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions.spectrum import split_groups
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.folding import FOLDINGS
+from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.weighted_truncation import Folded
 from ranksearch.sites import Site
 
+FOLDING = FOLDINGS["svd_in"]
+
 
 class SVDIn(Decomposition[Folded]):
-    """Of two networks with the same r, this one is cheaper than ``svd`` where C_in > C_out, or where a stride makes
-    the input larger than the output it is dearer in MACs: its 1 x 1 layer runs at the input's resolution."""
+    """At the same rank this type stores fewer numbers than ``svd`` where C_in > C_out. Its 1 x 1 layer runs at the resolution of the
+    input, so with a stride, which makes the output smaller, it takes more MACs."""
 
     name = "svd_in"
 
@@ -44,8 +47,7 @@ class SVDIn(Decomposition[Folded]):
         return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Folded:
-        blocks = split_groups(site, weight).double().flatten(3).transpose(2, 3).contiguous()  # (g, o, kh kw, c)
-        return weighted_truncation.prepare(blocks, moments, (1, 2, 0), site.shape[1:], weighted_truncation.measured_ranks(site, self))
+        return weighted_truncation.prepare(site, weight, moments, FOLDING, weighted_truncation.measured_ranks(site, self))
 
     def errors(self, state: Folded) -> Errors:
         return weighted_truncation.errors(state)
@@ -55,8 +57,7 @@ class SVDIn(Decomposition[Folded]):
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors
-        blocks = (left @ right).reshape(site.c_out, math.prod(site.kernel), site.shape[1])
-        return blocks.transpose(1, 2).reshape(site.shape)
+        return FOLDING.unfold(site, left @ right)
 
     def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
         left, right = factors

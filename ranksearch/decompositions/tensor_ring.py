@@ -1,5 +1,5 @@
 """Tensor rings (Zhao et al. 2016): a closed chain of cores over the modes of the weight. There is no chain of plain
-layers for it: the cores are stored, the dense weight is put together from them; params are saved, MACs are not."""
+layers for it: the cores are stored and the dense weight is put together from them, so that params are saved and MACs added."""
 
 from __future__ import annotations
 
@@ -10,9 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank
-from ranksearch.decompositions.network import Bonds, Reduced, contract, core_shapes, even, fit, pairs, reduce, start, stored_module, widen
-from ranksearch.decompositions.refinement import residual_energy
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
+from ranksearch.decompositions.network import (
+    Bonds,
+    Reduced,
+    contract,
+    core_shapes,
+    even,
+    fit,
+    pairs,
+    reduce,
+    start,
+    stored_costs,
+    stored_module,
+    widen,
+)
 from ranksearch.decompositions.tensor_train import _factors
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
@@ -64,12 +77,11 @@ class TensorRing(Decomposition[RingState]):
 
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sizes = ring_modes(site)
-        params = np.array([_stored(sizes, tuple(row)) for row in ranks.tolist()], dtype=np.int64)
-        return params + (site.c_out if site.bias else 0), np.full(len(ranks), site.cost.macs, dtype=np.int64)
+        return stored_costs(site, sizes, [_bonds(tuple(row), len(sizes)) for row in ranks.tolist()])
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> RingState:
         dense = weight.double()
-        metric = moments or Moments()
+        metric = conditioned(moments, dense)
         sizes = ring_modes(site)
         norm = residual_energy(dense[None], metric) ** 0.5
         reduced = reduce(dense.reshape(sizes))

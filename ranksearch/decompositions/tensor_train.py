@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank, cheaper
-from ranksearch.decompositions.refinement import channel_moment, refine, refit_output, residual_energy
-from ranksearch.decompositions.spectrum import is_weight_metric, ratio, spectrum, truncate, whitener
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, cheaper
+from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
+from ranksearch.decompositions.refinement import refine, refit_output
+from ranksearch.decompositions.spectrum import ratio, spectrum, truncate
 from ranksearch.sites import Site
 
 LEVELS = 10  # widths of the outer bonds, a factor of sqrt(2) apart; the middle bond has two more
@@ -103,7 +104,7 @@ class TensorTrain(Decomposition[TrainState]):
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> TrainState:
         dense = weight.double()
-        moments = moments or Moments()
+        moments = conditioned(moments, dense)
         tensor = _fold(site, dense)
         unroot_first = unroot_last = None
         if site.kind == "conv2d" and not is_weight_metric(moments):

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from ranksearch.decompositions.chain import Link, chain_costs
-from ranksearch.decompositions.decomposition import Errors, Moments, cheaper
-from ranksearch.decompositions.spectrum import ratio, shrunk, spectrum, truncate
+from ranksearch.decompositions.decomposition import Errors, cheaper
+from ranksearch.decompositions.folding import FOLDINGS, join_tiles, split_tiles
+from ranksearch.decompositions.metric import Moments, conditioned, half, residual_energy
+from ranksearch.decompositions.spectrum import ratio, spectrum, truncate
 from ranksearch.sites import Site
 
 COUNT = 48  # ranks listed per structure, about: every one of them is an eigenproblem
@@ -30,8 +32,17 @@ class TileState:
 
     weight: Tensor  # float64, lowered, shape: (c_out, c_in kh kw)
     ranks: np.ndarray  # int64, shape: (n_ranks, 3): p, t, r
-    input: Tensor | None  # A, shrunk, shape: (d, d)
-    output: Tensor | None  # G, shrunk, shape: (c_out, c_out)
+    moments: Moments  # conditioned: that of the whole lowered weight, which couples tiles
+
+    @property
+    def input(self) -> Tensor | None:
+        """A, shape (d, d)."""
+        return None if self.moments.input is None else self.moments.input[0]
+
+    @property
+    def output(self) -> Tensor | None:
+        """G, shape (c_out, c_out)."""
+        return None if self.moments.output is None else self.moments.output[0]
 
 
 def links(site: Site, p: np.ndarray | int, t: np.ndarray | int, r: np.ndarray | int) -> list[Link]:
@@ -64,20 +75,8 @@ def thinned(ranks: np.ndarray) -> np.ndarray:
 
 
 def prepare(site: Site, weight: Tensor, ranks: np.ndarray, moments: Moments | None) -> TileState:
-    moments = moments or Moments()
-    matrix = weight.to(torch.float64).reshape(site.c_out, -1)
-    a, g = ((None if m is None else shrunk(m, matrix)[0]) for m in (moments.input, moments.output))
-    return TileState(matrix, ranks, a, g)
-
-
-def split(matrix: Tensor, p: int, t: int) -> Tensor:
-    """(rows, columns) to tiles (p, t, rows / p, columns / t)."""
-    return matrix.unflatten(0, (p, -1)).unflatten(2, (t, -1)).transpose(1, 2)
-
-
-def join(tiles: Tensor) -> Tensor:
-    """Inverse of `split`."""
-    return tiles.transpose(1, 2).flatten(2).flatten(0, 1)
+    matrix = FOLDINGS["svd"].fold(site, weight)[0].to(torch.float64)
+    return TileState(matrix, ranks, conditioned(moments, matrix))
 
 
 def errors(state: TileState) -> Errors:
@@ -86,21 +85,18 @@ def errors(state: TileState) -> Errors:
     ranks = state.ranks
     frobenius, operator = np.zeros(len(ranks)), np.zeros(len(ranks))
     plain = state.input is None and state.output is None
-    left = state.weight if state.output is None else state.output @ state.weight
-    both = left if state.input is None else left @ state.input
-    total = float((state.weight * both).sum().clamp_min(0.0))
+    total = residual_energy(state.weight[None], state.moments)
     if plain:
         small = state.weight @ state.weight.T if state.weight.shape[0] <= state.weight.shape[1] else state.weight.T @ state.weight
     else:
-        root = None if state.output is None else torch.linalg.cholesky(state.output)
-        white = state.weight if root is None else root.T @ state.weight
+        white = state.weight if state.moments.output is None else half(state.moments.output)[0].T @ state.weight
         small = white @ white.T if state.input is None else white @ state.input @ white.T
     top = float(torch.linalg.eigvalsh(small)[-1].clamp_min(0.0))
     for p, t in sorted({(int(p), int(t)) for p, t, _ in ranks}):
         rows = np.flatnonzero((ranks[:, 0] == p) & (ranks[:, 1] == t))
         chosen = ranks[rows, 2]
         if plain:
-            u, sigma, v = _decompose(split(state.weight, p, t))
+            u, sigma, v = _decompose(split_tiles(state.weight, p, t))
             energies = sigma.square().sum(dim=(0, 1)).cpu().numpy()
             frobenius[rows] = np.append(np.cumsum(energies[::-1])[::-1], 0.0)[chosen]
             operator[rows] = residual_norms(u, sigma, v, chosen)
@@ -190,14 +186,18 @@ def _coupled(state: TileState, p: int, t: int) -> np.ndarray:
 def _halves(state: TileState, p: int, t: int) -> tuple[Tensor | None, Tensor | None]:
     """Triangular halves of the diagonal blocks of G (p, m, m) and A (t, n, n)."""
     g, a = state.output, state.input
-    out = None if g is None else torch.linalg.cholesky(split(g, p, p).diagonal().permute(2, 0, 1))
-    return out, None if a is None else torch.linalg.cholesky(split(a, t, t).diagonal().permute(2, 0, 1))
+    return None if g is None else diagonal_halves(g, p), None if a is None else diagonal_halves(a, t)
+
+
+def diagonal_halves(moment: Tensor, count: int) -> Tensor:
+    """Triangular halves of the ``count`` diagonal blocks of a conditioned moment (n, n), shape (count, n / count, n / count)."""
+    return half(split_tiles(moment, count, count).diagonal().permute(2, 0, 1))
 
 
 def _start(state: TileState, p: int, t: int, rank: int | None) -> tuple[Tensor, Tensor]:
     """Each tile's own best factors of ``rank`` (None: all): (p, t, m, r) and (p, t, r, n)."""
     out, inp = _halves(state, p, t)
-    return _best(split(state.weight, p, t), out, inp, rank)
+    return _best(split_tiles(state.weight, p, t), out, inp, rank)
 
 
 def _best(tiles: Tensor, out: Tensor | None, inp: Tensor | None, rank: int | None) -> tuple[Tensor, Tensor]:
@@ -219,7 +219,7 @@ def factors(state: TileState, p: int, t: int, rank: int, *, sweeps: int = SWEEPS
         return left, right
     left, right = left.clone(), right.clone()
     out, inp = _halves(state, p, t)
-    residual = split(state.weight, p, t) - left @ right
+    residual = split_tiles(state.weight, p, t) - left @ right
     residual = residual.contiguous()
     for _ in range(sweeps):
         for i in range(p):
@@ -240,12 +240,12 @@ def factors(state: TileState, p: int, t: int, rank: int, *, sweeps: int = SWEEPS
 def _pull(state: TileState, residual: Tensor, i: int, j: int) -> Tensor:
     """Tile (i, j) of G R A."""
     _p, _t, m, n = residual.shape
-    columns = residual[:, j].flatten(0, 1) if state.input is None else join(residual) @ state.input[:, j * n : j * n + n]
+    columns = residual[:, j].flatten(0, 1) if state.input is None else join_tiles(residual) @ state.input[:, j * n : j * n + n]
     return columns[i * m : i * m + m] if state.output is None else state.output[i * m : i * m + m] @ columns
 
 
 def compose(site: Site, left: Tensor, right: Tensor) -> Tensor:
-    return join(left @ right).reshape(site.shape)
+    return FOLDINGS["svd"].unfold(site, join_tiles(left @ right))
 
 
 def weights(site: Site, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

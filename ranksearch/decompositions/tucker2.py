@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import weighted_truncation
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Moments, Rank, cheaper
-from ranksearch.decompositions.spectrum import half, ratio, split_groups
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, cheaper
+from ranksearch.decompositions.folding import FOLDINGS
+from ranksearch.decompositions.metric import Moments, conditioned, half
+from ranksearch.decompositions.spectrum import ratio
 from ranksearch.decompositions.weighted_truncation import (
     Metric,
     Weighted,
@@ -28,6 +30,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
 INPUT_RANKS, OUTPUT_RANKS = 10, 16  # of the grid of pairs that errors are measured on, about
+FOLDING = FOLDINGS["svd_in"]  # taps beside the output channels, input channels as columns
 FEW = 4  # sweeps: where fewer can be afforded, an input basis is refined once for all output ranks
 
 
@@ -105,14 +108,14 @@ class Tucker2(Decomposition[TuckerState]):
         return chain_costs(site, self._links(site, ranks[:, 0], ranks[:, 1]), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> TuckerState:
-        moments = moments or Moments()
-        blocks = split_groups(site, weight).double().flatten(3).transpose(2, 3).contiguous()  # (g, o, s, i)
-        metric = fold_metric(moments, blocks, (1, 2, 0), site.shape[1:])
-        output_half = None if moments.output is None else half(moments.output, blocks)
+        blocks = FOLDING.blocks(site, weight.double())  # (g, o, s, i)
+        moments = conditioned(moments, blocks)
+        metric = fold_metric(moments, FOLDING, site)
+        output_half = None if moments.output is None else half(moments.output)
         rows = blocks if output_half is None else torch.einsum("gpo,gpsi->gosi", output_half, blocks)
         grid = self._grid(site)
         if metric is not None:
-            tap_half, channel_half = torch.linalg.cholesky(metric.taps), torch.linalg.cholesky(metric.channels)
+            tap_half, channel_half = half(metric.taps), half(metric.channels)
             white = torch.einsum("gts,goti,gij->gosj", tap_half, rows, channel_half)
             basis = torch.linalg.solve_triangular(channel_half.mT, _leading(white.flatten(1, 2).mT), upper=True)
             return TuckerState(blocks, basis, None, None, output_half, metric, site.kernel, grid)

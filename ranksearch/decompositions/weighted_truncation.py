@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from ranksearch.decompositions.decomposition import AnyDecomposition, Errors, Moments, cheaper
-from ranksearch.decompositions.spectrum import Spectrum, half, ratio, shrunk, spectrum, spectrum_errors, truncate
+from ranksearch.decompositions.decomposition import AnyDecomposition, Errors, cheaper
+from ranksearch.decompositions.folding import Folding
+from ranksearch.decompositions.metric import Moments, conditioned, half
+from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
 from ranksearch.sites import Site
 
 SWEEPS = 8  # of alternating weighted least squares per rank, at most
@@ -36,7 +38,7 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class Metric:
-    """Moments in the order of a folding, shrunk so that they can be inverted."""
+    """Conditioned moments in the order of a folding."""
 
     input: Tensor  # A, shape: (groups, s, c, s, c)
     output_half: Tensor | None  # C_G, lower triangular, shape: (groups, o, o); None: identity
@@ -75,39 +77,32 @@ def geometric(top: int, count: int) -> np.ndarray:
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def fold_metric(moments: Moments, weight: Tensor, order: tuple[int, ...], kernel: tuple[int, ...]) -> Metric | None:
-    """Moments for a folding; None without an input moment.
-
-    Args:
-        weight: in the folding, shape (groups, o, s, c).
-        order: permutation of patch axes (channel, kh, kw) that brings those of s to the front, then those of c.
-        kernel: (c_in / groups, kh, kw).
-    """
+def fold_metric(moments: Moments, folding: Folding, site: Site) -> Metric | None:
+    """Conditioned moments in the order of a folding whose rows are (o, s) and columns c; None without an input moment."""
     if moments.input is None:
         return None
-    groups, _, s, c = weight.shape
-    a = shrunk(moments.input, weight).reshape(groups, *kernel, *kernel)
+    order, patch, (groups, rows, c) = folding.patch_order, site.shape[1:], folding.shape(site)
+    s = rows // (site.c_out // site.groups)
+    a = moments.input.reshape(groups, *patch, *patch)
     a = a.permute(0, *(1 + i for i in order), *(4 + i for i in order)).reshape(groups, s, c, s, c)
     channels = torch.einsum("gscsd->gcd", a)
     taps = torch.einsum("gsctc->gst", a)
     taps = taps / taps.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
-    output_half = None if moments.output is None else half(moments.output, weight)
+    output_half = None if moments.output is None else half(moments.output)
     return Metric(a, output_half, taps, channels)
 
 
-def prepare(
-    weight: Tensor, moments: Moments | None, order: tuple[int, ...], kernel: tuple[int, ...], grid: np.ndarray
-) -> Folded:
-    """Prepare a weight, shape (groups, o, s, c), float64, with the ranks to measure where a metric asks for it, shape
-    (n_ranks, 1); other arguments as `fold_metric`."""
-    moments = moments or Moments()
-    metric = fold_metric(moments, weight, order, kernel)
+def prepare(site: Site, canonical: Tensor, moments: Moments | None, folding: Folding, grid: np.ndarray) -> Folded:
+    """Prepare a canonical weight in a folding, with the ranks to measure where a metric asks for it, shape (n_ranks, 1)."""
+    weight = folding.blocks(site, canonical.double())
+    moments = conditioned(moments, weight)
+    metric = fold_metric(moments, folding, site)
     if metric is None:
-        output_half = None if moments.output is None else half(moments.output, weight)
+        output_half = None if moments.output is None else half(moments.output)
         matrix = weight if output_half is None else torch.einsum("gpo,gpsc->gosc", output_half, weight)
         return Folded(weight, spectrum(matrix.flatten(1, 2)), output_half, None, None, grid)
     whitened = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
-    tap_half, channel_half = torch.linalg.cholesky(metric.taps), torch.linalg.cholesky(metric.channels)
+    tap_half, channel_half = half(metric.taps), half(metric.channels)
     whitened = torch.einsum("gts,gotc,gcd->gosd", tap_half, whitened, channel_half)
     start = spectrum(whitened.flatten(1, 2))
     rows = _right_vectors(start)
@@ -142,7 +137,7 @@ def coordinates(metric: Metric, weight: Tensor, rows: Tensor) -> tuple[Tensor, T
     moment = spread.transpose(1, 2).reshape(groups, k * s, -1) @ weight.reshape(groups, o, -1).mT
     if metric.output_half is not None:
         moment = moment @ metric.output_half
-    factor = torch.linalg.cholesky((gram + gram.mT) / 2)
+    factor = half((gram + gram.mT) / 2)
     return factor, solve_triangular(factor, moment, upper=False).reshape(groups, k, s, o)
 
 
@@ -305,8 +300,8 @@ def better_right(metric: Metric, seen: Weighted, left: Tensor, right: Tensor, *,
     goal = torch.einsum("gosr,gosc->grc", whitened, seen.goal)
     mean = torch.einsum("gst,gsptr->gpr", metric.taps, pairs)
     ridge = mean.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(torch.finfo(torch.float64).tiny) * 1e-13
-    mean_half = torch.linalg.cholesky((mean + mean.mT) / 2 + ridge[:, None, None] * torch.eye(mean.shape[1]).to(mean))
-    channel_half = torch.linalg.cholesky(metric.channels)
+    mean_half = half((mean + mean.mT) / 2 + ridge[:, None, None] * torch.eye(mean.shape[1]).to(mean))
+    channel_half = half(metric.channels)
 
     def precondition(x: Tensor) -> Tensor:
         return torch.cholesky_solve(torch.cholesky_solve(x, mean_half).mT, channel_half).mT

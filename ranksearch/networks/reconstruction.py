@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ranksearch.decompositions.metric import floored, half
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.lockstep import Pass, passes
 from ranksearch.sites import Site, canonical_weight, evaluating, find_sites, module_kind, run
@@ -167,7 +168,8 @@ def _all_uses(network: nn.Module, reference: nn.Module, path: str, site: Site, b
 
 
 def _fit(last: nn.Module, path: str, site: Site, moments: _Moments, ridge: float) -> Reconstructed:
-    """Solve for the last factor of one layer, and set it."""
+    """Solve for the last factor of one layer, and set it. Directions that the inputs hardly have are held by the floor of every moment:
+    there the factor stays as it is. What is not finite teaches nothing."""
     bias = last._parameters.get("bias")
     weight = canonical_weight(last, site).double()
     now = weight.reshape(site.groups, -1, *weight.shape[1:]).permute(0, 1, 3, 4, 2).flatten(2)  # (tap, channel), as rows are
@@ -175,11 +177,13 @@ def _fit(last: nn.Module, path: str, site: Site, moments: _Moments, ridge: float
         now = torch.cat([now, bias.detach().double().reshape(site.groups, -1, 1)], dim=2)
     inputs = torch.as_tensor(moments.inputs, device=now.device).expand(now.shape[0], now.shape[2], now.shape[2])
     pull = ridge * inputs.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None] + 1e-12 * inputs.abs().amax(dim=(1, 2), keepdim=True)
-    factor, failed = torch.linalg.cholesky_ex(inputs + pull * torch.eye(now.shape[2], dtype=now.dtype, device=now.device))
     before = moments.error(now)
-    if bool((failed != 0).any()):  # no input at all, or one that is not finite: nothing to learn from
+    given = inputs + pull * torch.eye(now.shape[2], dtype=now.dtype, device=now.device)
+    if not bool(torch.isfinite(given).all()):
         return Reconstructed(path, before, before)
-    found = torch.cholesky_solve((torch.as_tensor(moments.cross) + pull * now).mT, factor).mT
+    raised = floored(given)
+    wanted = torch.as_tensor(moments.cross) + pull * now + now @ (raised - given)
+    found = torch.cholesky_solve(wanted.mT, half(raised)).mT
     if not bool(torch.isfinite(found).all()):
         return Reconstructed(path, before, before)
     after = moments.error(found)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from ranksearch.decompositions.spectrum import split_groups
+from ranksearch.decompositions.folding import split_groups
 from ranksearch.proxies._base import TableProxy
 from ranksearch.sites import Site, canonical_weight
 from ranksearch.space import SearchSpace
@@ -64,10 +64,3 @@ def tables(proxies: Sequence[TableProxy], space: SearchSpace) -> list[Table]:
         alike = [proxy for number in members if isinstance(proxy := proxies[number], ResidualProxy)]
         found |= zip(members, residual_tables(space, alike[0].spectra, [proxy.form(space) for proxy in alike]), strict=True)
     return [found[number] for number in range(len(proxies))]
-
-
-def quadratic(residual: Tensor, a: Tensor | None, g: Tensor | None) -> float:
-    """tr(G R A R^T) summed over groups; None stands for the identity."""
-    right = residual if a is None else residual @ a.to(residual)
-    left = residual if g is None else g.to(residual) @ residual
-    return float((left * right).sum())

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ranksearch.decompositions.spectrum import split_groups
-from ranksearch.proxies._residual import Form, ResidualProxy, quadratic
+from ranksearch.decompositions import Moments
+from ranksearch.decompositions.folding import split_groups
+from ranksearch.decompositions.metric import residual_energy
+from ranksearch.proxies._residual import Form, ResidualProxy
 from ranksearch.sites import canonical_weight
 from ranksearch.space import SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
 
-TINY = 1e-300  # a site whose inputs are all zero has no error
+TINY = 1e-300  # a site whose weight is zero has no error
 
 
 class ActivationError(ResidualProxy):
@@ -30,13 +32,14 @@ class ActivationError(ResidualProxy):
         self.spectra, self.statistics, self.center = spectra, statistics, center
 
     def form(self, space: SearchSpace) -> Form:
-        moments = {l.site.name: self.statistics.input_moment(l.site.name, center=self.center) for l in space.ladders}
+        names = [ladder.site.name for ladder in space.ladders]
+        moments = {name: Moments(self.statistics.input_moment(name, center=self.center)).floored for name in names}
         norms = {}
         for ladder in space.ladders:
             site = ladder.site
             weight = split_groups(site, canonical_weight(self.spectra.model.get_submodule(site.name), site)).double().flatten(2)
-            norms[site.name] = max(quadratic(weight, moments[site.name], None), TINY)
-        return lambda site, residual: quadratic(residual, moments[site.name], None) / norms[site.name]
+            norms[site.name] = max(residual_energy(weight, moments[site.name]), TINY)
+        return lambda site, residual: residual_energy(residual, moments[site.name]) / norms[site.name]
 
     def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
         names = {ladder.site.name for ladder in space.ladders}

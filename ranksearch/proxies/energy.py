@@ -9,9 +9,10 @@ from ranksearch.space.table import Table
 
 
 class Energy(TableProxy):
-    """Half of tr(G (W - W_r) A (W - W_r)^T), in nats per example where G and A are those of `Statistics`. In the weight
-    metric the change of all weights, squared; in the activation metric that of all outputs: no estimate of the loss, since
-    nothing says what a change of one site costs against one of another."""
+    """Half of tr(G (W - W_r) A (W - W_r)^T): where G and A are those of `Statistics`, T^2 times the divergence of the outputs softened by
+    the temperature T that labels were sampled at, nats per example at T = 1. In the weight metric it is the squared change of all
+    weights, in the activation metric that of all outputs: no estimate of the loss, since nothing says what a change of one site
+    costs against one of another."""
 
     name = "energy"
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ranksearch.proxies._residual import Form, ResidualProxy, quadratic
+from ranksearch.decompositions.metric import residual_energy
+from ranksearch.proxies._residual import Form, ResidualProxy
 from ranksearch.sites import Site
 from ranksearch.space import SearchSpace
 from ranksearch.space.spectra import Spectra
@@ -15,8 +16,9 @@ from ranksearch.statistics import Statistics
 
 
 class FisherError(ResidualProxy):
-    """In nats per example, so sites are comparable and their sum means something. Second order: large changes, and
-    the interaction of sites, are beyond it.
+    """In the unit of T^2 times the divergence of the outputs softened by the temperature T that labels were sampled at (nats per
+    example at T = 1), so sites are comparable and their sum means something. Second order: large changes, and the interaction of
+    sites, are beyond it.
 
     Args:
         spectra: that the space was built from.
@@ -31,11 +33,11 @@ class FisherError(ResidualProxy):
         self.spectra, self.statistics, self.center, self.exact_trace = spectra, statistics, center, exact_trace
 
     def form(self, space: SearchSpace) -> Form:
-        moments = self.statistics.moments("fisher", center=self.center)
+        moments = {name: m.floored for name, m in self.statistics.moments("fisher", center=self.center).items()}
         scales = {l.site.name: (self.statistics.fisher_ratio(l.site.name) if self.exact_trace else None) or 1.0 for l in space.ladders}
 
         def form(site: Site, residual: Tensor) -> float:
-            return 0.5 * scales[site.name] * quadratic(residual, moments[site.name].input, moments[site.name].output)
+            return 0.5 * scales[site.name] * residual_energy(residual, moments[site.name])
 
         return form
 

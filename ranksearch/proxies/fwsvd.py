@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ranksearch.decompositions.spectrum import split_groups
+from ranksearch.decompositions.folding import split_groups
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies._residual import Form, ResidualProxy
 from ranksearch.sites import Site
@@ -17,7 +17,7 @@ from ranksearch.statistics import Statistics
 
 
 class DiagonalFisher(ResidualProxy):
-    """In nats per example. No interaction of weights, not even within a layer.
+    """In the unit of `FisherError`. No interaction of weights, not even within a layer.
 
     Args:
         spectra: that the space was built from.

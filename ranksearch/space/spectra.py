@@ -23,8 +23,8 @@ SHIPPED = 256 << 20  # bytes of prepared states that go along when spectra are p
 
 @dataclass(frozen=True)
 class Profile:
-    """All options of one decomposition at one site: only ranks cheaper than dense in params or MACs (dense itself
-    has its one), cheapest first. Every array has shape (n_options,), ranks (n_options, rank_length)."""
+    """All options of one decomposition at one site. It lists only ranks that are cheaper than dense in params or in MACs, cheapest
+    first; the profile of ``dense`` itself has the one option. Every array has shape (n_options,), ``ranks`` (n_options, rank_length)."""
 
     site: str
     decomposition: str

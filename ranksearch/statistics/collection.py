@@ -25,6 +25,7 @@ from ranksearch.sites import Site, Sites, run
 from ranksearch.statistics.collector import LARGEST, Collector, SiteStatistics, observing
 from ranksearch.statistics.moments import kronecker, ledoit_wolf
 
+UNIT = "T^2 nats"  # of squared gradients at a temperature T; part of the key of the cache
 Output = Literal["model", "labels"]
 Metric = Literal["activation", "fisher", "output"]
 
@@ -130,24 +131,25 @@ def collect(
 ) -> Statistics:
     """Collect statistics in one pass, in evaluation mode. The model is left as it was.
 
-    Memory beyond that of a forward-backward pass: per site 8 (groups d^2 + groups (c_out / groups)^2) bytes for the
-    accumulators (see `accumulator_bytes`), twice that while they are read out, and ``chunk_bytes`` for lowered inputs.
-    Deterministic for a seed on the same machine and thread count.
+    The pass needs more memory than a forward-backward pass does: per site 8 (groups d^2 + groups (c_out / groups)^2) bytes for the
+    accumulators (see `accumulator_bytes`), twice that while they are read out, and ``chunk_bytes`` for lowered inputs. Its result is
+    the same for the same seed, machine and thread count.
 
     Args:
         model: any module; the last of its outputs that is needed is what ``loss`` takes.
         sites: where to collect.
         batches: inputs, one forward pass each (tensor, tuple or mapping), batch first; pairs ``(inputs, targets)``
             for ``output="labels"``.
-        output: "model": gradients for labels sampled from the model's own distribution, the true Fisher; "labels": for
-            the given ones, the empirical Fisher; None: no backward pass.
+        output: which labels the gradients are of. "model" samples them from the model's own distribution, which gives the true Fisher;
+            "labels" takes the given ones, which gives the empirical Fisher; None makes no backward pass.
         loss: mean loss over the batch, ``loss(outputs, targets)``; cross entropy by default.
         sample: ``sample(outputs, generator)`` draws targets from the model; categorical over axis 1 by default.
         samples: label samples per example, one backward pass each.
-        temperature: the logits are divided by it in the default ``loss`` and ``sample``, and the loss multiplied by its
-            square. A network is nearly certain of its training examples, so that few of them make all of G; a
-            temperature above 1 lets all take part.
-        diagonal: also the diagonal of the Fisher, from per-example weight gradients (about one more pass).
+        temperature: T of the default ``loss`` and ``sample``, which divide the logits by it. The loss is then multiplied by T, so
+            that G, a mean of *squared* gradients, is that of T^2 times the divergence of the softened outputs: the unit of
+            distillation (Hinton et al. 2015), nats of the plain softmax where logits change by less than T. A network is
+            nearly certain of its training examples, so that few of them make all of G; a temperature above 1 lets all take part.
+        diagonal: the diagonal of the Fisher is collected too, from per-example weight gradients (about one more pass).
         chunk_bytes: bound on the lowered inputs held at a time.
         cache: folder; statistics of the same weights, sites, data and settings are read from there. All batches are
             then held at once.
@@ -166,7 +168,7 @@ def collect(
     path = None
     if cache is not None:
         batches = list(batches)
-        settings = [output, samples, temperature, diagonal, seed, _name(loss), _name(sample)]
+        settings = [UNIT, output, samples, temperature, diagonal, seed, _name(loss), _name(sample)]
         path = Path(cache) / f"statistics-{_digest(model, sites, batches, settings)}.safetensors"
         if path.exists():
             return _load(path, sites)
@@ -249,7 +251,7 @@ def _logits(outputs: Any) -> Tensor:
 
 
 def _cross_entropy(outputs: Any, targets: Any, *, temperature: float) -> Tensor:
-    return F.cross_entropy(_logits(outputs) / temperature, targets) * temperature**2
+    return F.cross_entropy(_logits(outputs) / temperature, targets) * temperature
 
 
 def _categorical(outputs: Any, generator: torch.Generator, *, temperature: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ranksearch.decompositions import Moments
 from ranksearch.home import home
 from ranksearch.sites import Sites
-from ranksearch.statistics.collection import Statistics, collect
+from ranksearch.statistics.collection import UNIT, Statistics, collect
 from ranksearch.tasks import Classification, Task
 
 MetricName = Literal["weight", "activation", "fisher"]
@@ -23,7 +23,7 @@ def settings(metric: MetricName, calibration: int) -> str:
     """What the moments of a metric depend on besides the weights and the task; empty for the weight metric."""
     if metric == "weight":
         return ""
-    sampled = f",temperature={TEMPERATURE:g},samples={SAMPLES},seed={SEED}" if metric == "fisher" else ""
+    sampled = f",temperature={TEMPERATURE:g},samples={SAMPLES},seed={SEED},unit={UNIT}" if metric == "fisher" else ""
     return f"metric={metric},calibration={calibration}{sampled}"
 
 
@@ -63,5 +63,5 @@ def moments(found: Statistics, metric: MetricName) -> dict[str, Moments]:
 
 
 def _alive(moment: Tensor | None) -> bool:
-    """False for a moment that sees nothing; None is the identity, which does."""
-    return moment is None or bool((moment.diagonal(dim1=1, dim2=2).sum(dim=1) > 0).all())
+    """False for a moment that sees nothing in any group; None is the identity, which does."""
+    return moment is None or bool((moment.diagonal(dim1=1, dim2=2).sum(dim=1) > 0).any())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ranksearch.decompositions import Moments, Rank
 from ranksearch.decompositions.cp import CP, rank_one
+from ranksearch.decompositions.metric import conditioned
 from ranksearch.decompositions.refinement import refine, refit_output
 from ranksearch.sites import Site
 from ranksearch.supernet._bases import Bases, Projection, Side, moved
@@ -56,7 +57,7 @@ class CPProjection(Projection):
         """
         with torch.no_grad():
             dense = weight.detach().double().cpu()
-            metric = Moments() if moments is None else Moments(*(None if m is None else m.cpu() for m in (moments.input, moments.output)))
+            metric = conditioned(moments, dense)
             kernels = [k.double().cpu() for k in start]
         if sweeps and bool(dense.any()):
 

@@ -8,18 +8,20 @@ stand at their unrefined start. CP, which no Gram matrix gives, is in `cp_projec
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
 from ranksearch.decompositions import Moments, Rank
-from ranksearch.decompositions.spectrum import balance, half, shrunk, split_groups
-from ranksearch.decompositions.tiles import split
+from ranksearch.decompositions.folding import FOLDINGS, Folding, split_tiles
+from ranksearch.decompositions.metric import conditioned, half, is_weight_metric
+from ranksearch.decompositions.spectrum import balance
+from ranksearch.decompositions.tiles import diagonal_halves
 from ranksearch.decompositions.weighted_truncation import fold_metric
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
@@ -38,14 +40,15 @@ class Halves:
 
 
 NO_HALVES = Halves()
+RANGE = 15  # halves whose largest entry is outside 2^-15 ... 2^15 are scaled: squares of their products leave float32
 
 
 class GramProjection(Projection):
     """Types whose bases are eigenvectors of Gram matrices of the weight: one decomposition serves every rank."""
 
     @abstractmethod
-    def halves(self, site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
-        """Halves of the moments, float64, for a canonical weight ``like``; once per site and type."""
+    def halves(self, site: Site, moments: Moments, labels: Rank) -> Halves:
+        """Halves of `conditioned` moments, float64; once per site and type."""
 
     @abstractmethod
     def grams(self, site: Site, weight: Tensor, labels: Rank, halves: Halves) -> list[Tensor]:
@@ -61,12 +64,20 @@ class GramProjection(Projection):
         return solve([(self, site, weight, labels, self.metric(site, weight, labels, moments))])[0]
 
     def metric(self, site: Site, weight: Tensor, labels: Rank, moments: Moments | None) -> Halves:
-        """The halves of ``moments`` in the working dtype; none in the weight metric."""
-        if moments is None or (moments.input is None and moments.output is None):
+        """The halves of ``moments`` in the working dtype; none in the weight metric. The scale of a moment changes no basis, so those
+        far from 1 are brought there by a power of two."""
+        if is_weight_metric(moments):
             return NO_HALVES
-        found = self.halves(site, moments, labels, weight.detach().double())
+        found = self.halves(site, conditioned(moments, weight), labels)
         kind = working_dtype(weight)
-        return Halves(*(None if t is None else t.to(kind) for t in (found.row, found.column, found.taps, found.input)))
+        row, column = _unit(found.row), _unit(found.column)
+        scaled = (
+            None if found.row is None else found.row * row,
+            None if found.column is None else found.column * column,
+            found.taps,
+            None if found.input is None else found.input * column**2,
+        )
+        return Halves(*(None if t is None else t.to(kind) for t in scaled))
 
 
 Wanted = tuple[GramProjection, Site, Tensor, Rank, Halves]
@@ -98,7 +109,14 @@ def _side(pair: tuple[Tensor, Tensor], triangle: Tensor | None) -> Side:
     return Side(solve_triangular(triangle.mT, vectors, upper=True), (triangle @ vectors).mT.contiguous(), values)
 
 
+def _unit(half: Tensor | None) -> float:
+    """The power of two that brings a half of extreme scale to about 1; 1 for all others."""
+    exponent = 0 if half is None else math.frexp(float(half.abs().max()))[1]
+    return 2.0**-exponent if abs(exponent) > RANGE else 1.0
+
+
 Fold = Callable[[Site, Tensor, Rank], Tensor]  # canonical weight -> matrices (b, m, n)
+Shape = Callable[[Site, Rank], tuple[int, int, int]]  # the shape of these
 
 
 @dataclass(frozen=True)
@@ -107,7 +125,8 @@ class MatrixProjection(GramProjection):
 
     name: str
     fold: Fold
-    folded_halves: Callable[[Site, Moments, Rank, Tensor], Halves]
+    shape: Shape
+    folded_halves: Callable[[Site, Moments, Rank], Halves]
     labels: int = 0
     tiled: bool = False  # factors are laid out per tile, (p, t, ...)
 
@@ -116,10 +135,10 @@ class MatrixProjection(GramProjection):
             p, t = _cut(labels)
             if min(p, t) < 1 or site.c_out % p or site.c_in % t:
                 raise InvalidArgument(f"{self.name}: labels {labels} do not divide {site.c_out} x {site.c_in} channels of {site.name!r}")
-        return (min(_folded_shape(self, site, labels)[1:]),)
+        return (min(self.shape(site, labels)[1:]),)
 
-    def halves(self, site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
-        return self.folded_halves(site, moments, labels, like)
+    def halves(self, site: Site, moments: Moments, labels: Rank) -> Halves:
+        return self.folded_halves(site, moments, labels)
 
     def grams(self, site: Site, weight: Tensor, labels: Rank, halves: Halves) -> list[Tensor]:
         matrix = self.fold(site, weight, labels)
@@ -128,7 +147,7 @@ class MatrixProjection(GramProjection):
         return [matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix]
 
     def assemble(self, site: Site, labels: Rank, halves: Halves, found: Sequence[tuple[Tensor, Tensor]]) -> Bases:
-        _, m, n = _folded_shape(self, site, labels)
+        _, m, n = self.shape(site, labels)
         return Bases(m <= n, (_side(found[0], halves.row if m <= n else halves.column),))
 
     def factors(self, site: Site, weight: Tensor, bases: Bases, rank: Rank, *, balanced: bool = False) -> tuple[Tensor, ...]:
@@ -147,81 +166,65 @@ class MatrixProjection(GramProjection):
         return left, right
 
 
-@lru_cache(maxsize=4096)
-def _folded_shape(projection: MatrixProjection, site: Site, labels: Rank) -> tuple[int, int, int]:
-    b, m, n = projection.fold(site, torch.empty(site.shape, device="meta"), labels).shape
-    return b, m, n
-
-
 def _cut(labels: Rank) -> tuple[int, int]:
     """(row tiles, input-channel tiles) of a tiled type's labels."""
     return (1, labels[0]) if len(labels) == 1 else (labels[0], labels[1])
 
 
-def _fold_svd(site: Site, weight: Tensor, labels: Rank) -> Tensor:
-    return split_groups(site, weight).flatten(2)
+def _folded(name: str, halves: Callable[[Site, Moments, Rank], Halves]) -> MatrixProjection:
+    """The projection of a type that truncates one folding, whatever the rank."""
+    folding = FOLDINGS[name]
+    return MatrixProjection(name, lambda site, weight, _: folding.fold(site, weight), lambda site, _: folding.shape(site), halves)
 
 
-def _fold_svd_in(site: Site, weight: Tensor, labels: Rank) -> Tensor:
-    return split_groups(site, weight).flatten(3).transpose(2, 3).flatten(1, 2)
-
-
-def _fold_spatial(site: Site, weight: Tensor, labels: Rank) -> Tensor:
-    return split_groups(site, weight).permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
-
-
-def _fold_spatial_t(site: Site, weight: Tensor, labels: Rank) -> Tensor:
-    return split_groups(site, weight).permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2)
+def _tiled(name: str, labels: int) -> MatrixProjection:
+    """The projection of a type that truncates tiles of the lowered weight."""
+    return MatrixProjection(name, _fold_tiles, _tile_shape, _halves_tiles, labels=labels, tiled=True)
 
 
 def _fold_tiles(site: Site, weight: Tensor, labels: Rank) -> Tensor:
-    return split(weight.reshape(site.c_out, -1), *_cut(labels)).flatten(0, 1)
+    return split_tiles(FOLDINGS["svd"].fold(site, weight)[0], *_cut(labels)).flatten(0, 1)
 
 
-def _fold_filters(site: Site, weight: Tensor, labels: Rank) -> Tensor:
-    return split_groups(site, weight).flatten(3).flatten(0, 1)
+def _tile_shape(site: Site, labels: Rank) -> tuple[int, int, int]:
+    (p, t), (_, rows, columns) = _cut(labels), FOLDINGS["svd"].shape(site)
+    return p * t, rows // p, columns // t
 
 
-def _halves_svd(site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
-    matrix = _fold_svd(site, like, labels)
-    return Halves(*(None if moment is None else half(moment, matrix) for moment in (moments.output, moments.input)))
+def _halves_svd(site: Site, moments: Moments, labels: Rank) -> Halves:
+    return Halves(*(None if moment is None else half(moment) for moment in (moments.output, moments.input)))
 
 
-def _halves_folding(order: tuple[int, int, int], folded: int) -> Callable[[Site, Moments, Rank, Tensor], Halves]:
-    """Halves for (o s) x c foldings, whitened by the marginals of the input moment (see `decompositions._folding`).
+def _halves_folding(folding: Folding) -> Callable[[Site, Moments, Rank], Halves]:
+    """Halves for (o s) x c foldings, whitened by the marginals of the input moment (see `decompositions.weighted_truncation`)."""
 
-    ``order``: the patch axes (channel, kh, kw), the ``folded`` ones of s first."""
-
-    def halves(site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
-        blocks = split_groups(site, like).permute(0, 1, *(2 + axis for axis in order))
-        blocks = blocks.flatten(3) if folded == 1 else blocks.flatten(2, 3)  # (g, o, s, c)
-        metric = fold_metric(moments, blocks, order, site.shape[1:])
-        taps = torch.eye(blocks.shape[2]).to(blocks).repeat(site.groups, 1, 1)
-        output = torch.eye(blocks.shape[1]).to(blocks).repeat(site.groups, 1, 1) if moments.output is None else half(moments.output, blocks)
-        taps = taps if metric is None else torch.linalg.cholesky(metric.taps)
-        column = None if metric is None else torch.linalg.cholesky(metric.channels)
+    def halves(site: Site, moments: Moments, labels: Rank) -> Halves:
+        metric = fold_metric(moments, folding, site)
+        given = moments.input if moments.output is None else moments.output
+        assert given is not None, "asked of the weight metric"
+        groups, rows, _ = folding.shape(site)
+        o = site.c_out // site.groups
+        output = torch.eye(o).to(given).repeat(groups, 1, 1) if moments.output is None else half(moments.output)
+        taps = torch.eye(rows // o).to(given).repeat(groups, 1, 1) if metric is None else half(metric.taps)
+        column = None if metric is None else half(metric.channels)
         return Halves(torch.stack([torch.kron(g.contiguous(), t.contiguous()) for g, t in zip(output, taps, strict=True)]), column)
 
     return halves
 
 
-def _halves_tiles(site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
+def _halves_tiles(site: Site, moments: Moments, labels: Rank) -> Halves:
     p, t = _cut(labels)
-    row = None if moments.output is None else _diagonal_halves(moments.output, like.flatten(1), p).repeat_interleave(t, 0)
-    column = None if moments.input is None else _diagonal_halves(moments.input, like.flatten(1), t).repeat(p, 1, 1)
+    row = None if moments.output is None else diagonal_halves(moments.output[0], p).repeat_interleave(t, 0)
+    column = None if moments.input is None else diagonal_halves(moments.input[0], t).repeat(p, 1, 1)
     return Halves(row, column)
 
 
-def _diagonal_halves(moment: Tensor, matrix: Tensor, count: int) -> Tensor:
-    return torch.linalg.cholesky(split(shrunk(moment, matrix[None])[0], count, count).diagonal().permute(2, 0, 1))
-
-
-def _halves_filters(site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
+def _halves_filters(site: Site, moments: Moments, labels: Rank) -> Halves:
     """Each filter by the marginals of the input moment; an output moment does not change its basis (see `Decoupled`)."""
-    metric = fold_metric(moments, split_groups(site, like).flatten(3).transpose(2, 3), (1, 2, 0), site.shape[1:])
+    metric = fold_metric(moments, FOLDINGS["svd_in"], site)
     if metric is None:
         return NO_HALVES
-    row, column = torch.linalg.cholesky(metric.channels), torch.linalg.cholesky(metric.taps)
+    row, column = half(metric.channels), half(metric.taps)
     count = site.c_out // site.groups
     return Halves(row.repeat_interleave(count, 0), column.repeat_interleave(count, 0))
 
@@ -235,15 +238,13 @@ class Tucker2Projection(GramProjection):
     def full(self, site: Site, labels: Rank) -> Rank:
         return site.c_in // site.groups, site.c_out // site.groups
 
-    def halves(self, site: Site, moments: Moments, labels: Rank, like: Tensor) -> Halves:
-        blocks = self._blocks(site, like)
-        metric = fold_metric(moments, blocks, (1, 2, 0), site.shape[1:])
-        row = None if moments.output is None else half(moments.output, blocks)
+    def halves(self, site: Site, moments: Moments, labels: Rank) -> Halves:
+        metric = fold_metric(moments, FOLDINGS["svd_in"], site)
+        row = None if moments.output is None else half(moments.output)
         if metric is None:
             return Halves(row)
-        d = blocks.shape[2] * blocks.shape[3]
-        column, taps = torch.linalg.cholesky(metric.channels), torch.linalg.cholesky(metric.taps)
-        return Halves(row, column, taps, metric.input.reshape(-1, d, d))
+        d = math.prod(site.shape[1:])
+        return Halves(row, half(metric.channels), half(metric.taps), metric.input.reshape(-1, d, d))
 
     def grams(self, site: Site, weight: Tensor, labels: Rank, halves: Halves) -> list[Tensor]:
         blocks = self._blocks(site, weight)  # (g, o, s, i)
@@ -270,20 +271,18 @@ class Tucker2Projection(GramProjection):
 
     @staticmethod
     def _blocks(site: Site, weight: Tensor) -> Tensor:
-        return split_groups(site, weight).flatten(3).transpose(2, 3)
+        return FOLDINGS["svd_in"].blocks(site, weight)
 
 
 PROJECTIONS: dict[str, Projection] = {
     projection.name: projection
     for projection in (
-        MatrixProjection("svd", _fold_svd, _halves_svd),
-        MatrixProjection("svd_in", _fold_svd_in, _halves_folding((1, 2, 0), 2)),
-        MatrixProjection("spatial", _fold_spatial, _halves_folding((1, 0, 2), 1)),
-        MatrixProjection("spatial_t", _fold_spatial_t, _halves_folding((2, 0, 1), 1)),
+        _folded("svd", _halves_svd),
+        *(_folded(name, _halves_folding(FOLDINGS[name])) for name in ("svd_in", "spatial", "spatial_t")),
         Tucker2Projection(),
-        MatrixProjection("grouped_svd", _fold_tiles, _halves_tiles, labels=1, tiled=True),
-        MatrixProjection("decoupled", _fold_filters, _halves_filters),
-        MatrixProjection("tiled_svd", _fold_tiles, _halves_tiles, labels=2, tiled=True),
+        _tiled("grouped_svd", labels=1),
+        _folded("decoupled", _halves_filters),
+        _tiled("tiled_svd", labels=2),
         CPProjection(),
     )
 }

@@ -16,12 +16,14 @@ from torch import Tensor
 from ranksearch.allocators import ALLOCATORS, Problem
 from ranksearch.allocators.decomposable_net import largest_singular_value
 from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies import PROXIES, Energy, TableProxy
 from ranksearch.space import COSTS, DENSE, Configuration, CostName, Ladder, SearchSpace
 
 Criterion = Literal["relative", "cost_aware", "raw"]
 CRITERIA = ("relative", "cost_aware", "raw")
+DIRECTIONS = ("svd", "svd_in", "spatial", "spatial_t")  # types whose ranks count singular directions of the layer
 STEPS = 40  # bisection steps of `UniformCost`: far below the spacing of any ladder
 
 
@@ -111,8 +113,9 @@ class Ratio(Sampling):
             raise InvalidArgument(f"criterion={criterion!r} is none of {', '.join(CRITERIA)}")
         check_count("least", least, 1)
         check_count("follow", follow, 0)
-        if decomposition not in FOLDED:
-            raise InvalidArgument(f"decomposition={decomposition!r} is none of {', '.join(FOLDED)}: its bases are not singular directions")
+        if decomposition not in DIRECTIONS:
+            known = ", ".join(DIRECTIONS)
+            raise InvalidArgument(f"decomposition={decomposition!r} is none of {known}: its bases are not singular directions")
         super().__init__(space, types=(decomposition,) if types is None else types)
         self.low, self.high, self.criterion, self.least = low, high, criterion, least
         self.decomposition, self.follow = decomposition, follow
@@ -151,7 +154,7 @@ class Ratio(Sampling):
 
     def observe(self, weights: Mapping[str, Tensor]) -> None:
         for number, ladder in enumerate(self.space.ladders):
-            matrix = FOLDED[self.decomposition](weights[ladder.site.name].detach().reshape(_blocks(ladder))).double()
+            matrix = FOLDINGS[self.decomposition].fold(ladder.site, weights[ladder.site.name].detach()).double()
             gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
             squared = torch.linalg.eigvalsh(gram).clamp_min(0.0).flip(-1).amax(dim=0)  # of all groups, which share a rank
             self._sigma[number] = squared.sqrt().cpu().numpy()
@@ -363,25 +366,9 @@ def restrict(space: SearchSpace, types: Collection[str]) -> SearchSpace:
     return SearchSpace(tuple(ladders), space.baseline, space.metric)
 
 
-def _blocks(ladder: Ladder) -> tuple[int, ...]:
-    site = ladder.site
-    return (site.groups, site.c_out // site.groups, *site.shape[1:])
-
-
-# (groups, o, i, kh, kw) to matrices of shape (groups, rows, columns), as the decompositions of these names fold
-FOLDED = {
-    "svd": lambda w: w.flatten(2),
-    "svd_in": lambda w: w.permute(0, 1, 3, 4, 2).flatten(1, 3),
-    "spatial": lambda w: w.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2),
-    "spatial_t": lambda w: w.permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2),
-}
-
-
 def fold_size(ladder: Ladder, decomposition: str) -> int:
     """Singular values of a site's folding: the smaller side."""
-    _, o, i, kh, kw = _blocks(ladder)
-    shape = FOLDED[decomposition](torch.empty(1, o, i, kh, kw, device="meta")).shape
-    return min(shape[1:])
+    return min(FOLDINGS[decomposition].shape(ladder.site)[1:])
 
 
 def _next_rank(ladder: Ladder, decomposition: str) -> np.ndarray:

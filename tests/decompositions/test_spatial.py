@@ -10,8 +10,8 @@ import torch
 from oracles import assert_no_neighbour_is_better, conv, descend, moments, squared_error
 
 from ranksearch.decompositions import AnyDecomposition, Moments, weighted_truncation
+from ranksearch.decompositions.metric import floored
 from ranksearch.decompositions.spatial import Spatial
-from ranksearch.decompositions.spectrum import shrunk
 from ranksearch.decompositions.svd_in import SVDIn
 
 TYPES = (Spatial(first="width"), Spatial(first="height"), SVDIn())
@@ -73,7 +73,7 @@ def test_errors_of_a_grid_are_those_of_its_factors(decomposition: AnyDecompositi
     assert len(ranks) >= 16 and ranks[-1] == decomposition.ranks(site)[-1, 0] and max(ranks[:-1]) <= saving
     assert (np.diff(errors.frobenius) < 0).all() and (errors.operator <= 1).all()
     assert m.input is not None and m.output is not None
-    inner, outer = torch.linalg.cholesky(shrunk(m.input, weight))[0], torch.linalg.cholesky(shrunk(m.output, weight))[0]
+    inner, outer = torch.linalg.cholesky(floored(m.input))[0], torch.linalg.cholesky(floored(m.output))[0]
 
     def norms(residual: torch.Tensor) -> tuple[float, float]:
         white = outer.mT @ residual.flatten(1) @ inner

@@ -7,7 +7,7 @@ import torch
 from oracles import assert_no_neighbour_is_better, conv, descend, moments, squared_error
 
 from ranksearch.decompositions import Moments
-from ranksearch.decompositions.spectrum import half, shrunk, spectrum
+from ranksearch.decompositions.spectrum import spectrum
 from ranksearch.decompositions.svd import SVD
 
 
@@ -41,12 +41,3 @@ def test_directions_without_data_are_shrunk_not_free() -> None:
     residual = weight - SVD().reconstruct(site, state, (2,))
     assert squared_error(site, residual, m) < 1e-6 * squared_error(site, weight, m)
     assert residual.norm() < 100 * weight.norm()
-
-
-def test_shrinkage_is_as_stated() -> None:
-    moment = torch.diag(torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64))[None]
-    expected = moment + 4e-8 * torch.eye(3, dtype=torch.float64)
-    torch.testing.assert_close(shrunk(moment, moment), expected, rtol=0, atol=1e-12)
-    factor = half(moment, moment)
-    torch.testing.assert_close(factor @ factor.mT, expected, rtol=0, atol=1e-12)
-    assert bool(half(torch.zeros(1, 3, 3), moment).isfinite().all())

@@ -12,7 +12,7 @@ from oracles import assert_no_neighbour_is_better, conv, descend, moments, squar
 from tensorly.decomposition import partial_tucker
 
 from ranksearch.decompositions import Moments, weighted_truncation
-from ranksearch.decompositions.spectrum import shrunk
+from ranksearch.decompositions.metric import floored
 from ranksearch.decompositions.tucker2 import Tucker2
 from ranksearch.errors import InvalidArgument
 
@@ -72,8 +72,8 @@ def test_errors_in_the_metric_are_those_of_the_factors(groups: int, output: bool
     errors = tucker2.errors(state)
     assert errors.frobenius_is == errors.operator_is == "measured" and len(errors.ranks) < 22 * 24 / groups**2
     assert m.input is not None
-    a = shrunk(m.input, weight)
-    g = torch.eye(24 // groups, dtype=torch.float64).expand(groups, -1, -1) if m.output is None else shrunk(m.output, weight)
+    a = floored(m.input)
+    g = torch.eye(24 // groups, dtype=torch.float64).expand(groups, -1, -1) if m.output is None else floored(m.output)
     inner, outer = torch.linalg.cholesky(a), torch.linalg.cholesky(g)
 
     def norms(residual: torch.Tensor) -> tuple[float, float]:

@@ -15,13 +15,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.decompositions.folding import FOLDINGS, MODES
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, Configuration, SearchSpace, build_space, named
 from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import RankSupernet
 from ranksearch.supernet.methods import METHODS, TRP, Distortion, Joint, LossModule, Method, Plain, Regularized, Sandwich, sized
-from ranksearch.supernet.methods._foldings import FOLDINGS, MODES
 from ranksearch.supernet.methods.joint import truncated_svd
 from ranksearch.supernet.methods.regularized import nuclear_norm
 from ranksearch.supernet.sampling import Ratio, Sampling, SmallRank, UniformCost

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
 from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number, projecting
-from ranksearch.supernet.methods._foldings import FOLDINGS
 from ranksearch.supernet.network import RankSupernet, canonical, layered
 from ranksearch.supernet.sampling import Ratio, Sampling
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from ranksearch.allocators import Problem, STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.decompositions.folding import MODES, Folding, unfoldings
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks import surgery
 from ranksearch.sites import Site
 from ranksearch.space import Configuration, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number
-from ranksearch.supernet.methods._foldings import MODES, Folding, polar, unfoldings
+from ranksearch.supernet.methods._truncations import polar
 from ranksearch.supernet.network import RankSupernet, canonical
 from ranksearch.supernet.sampling import check_count
 

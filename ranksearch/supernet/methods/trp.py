@@ -9,10 +9,11 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import Configuration
 from ranksearch.supernet.methods._base import Batch, Loss, Method, at_least, check_number
-from ranksearch.supernet.methods._foldings import FOLDINGS, energy_rank, polar, svd, threshold_rank
+from ranksearch.supernet.methods._truncations import energy_rank, polar, svd, threshold_rank
 from ranksearch.supernet.network import RankSupernet, canonical
 from ranksearch.supernet.sampling import check_count
 

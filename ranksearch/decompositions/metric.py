@@ -1,0 +1,141 @@
+"""The metric |R|^2 = tr(G R A R^T) that errors are taken in: second moments made safe to invert, their halves, and the energy of
+a residual (K-FAC's Kronecker form of a layer's Fisher, arXiv 1602.01407)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ranksearch.errors import InvalidArgument
+
+FLOOR = 1e-8  # no eigenvalue of a moment counts for less than this share of the moment's trace
+SMALLEST = 1e-280  # a trace below it counts as zero: its floor would be lost to underflow
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments that define the metric an error is taken in: |W - W_r|^2 = tr(G (W - W_r) A (W - W_r)^T)
+    per group. ``None`` stands for the identity; both ``None`` is the plain weight metric."""
+
+    input: Tensor | None = None  # A, shape: (groups, d, d), d = c_in / groups * kh * kw, patch order (c_in, kh, kw)
+    output: Tensor | None = None  # G, shape: (groups, c_out / groups, c_out / groups)
+
+    @property
+    def metric(self) -> Literal["weight", "activation", "fisher"]:
+        """The name of the metric these moments stand for."""
+        if self.output is not None:
+            return "fisher"
+        return "weight" if self.input is None else "activation"
+
+    @cached_property
+    def floored(self) -> Moments:
+        """The moments as they are used, see `floored`; all types of a site share them."""
+        return Moments(*(None if m is None else floored(m) for m in (self.input, self.output)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"input": self.input, "output": self.output}  # what is cached does not travel
+
+
+def floored(moment: Tensor) -> Tensor:
+    """A second moment as it is used everywhere: float64, symmetric, eigenvalues below ``FLOOR`` times its trace raised to that.
+
+    Directions that calibration data never showed would otherwise be free, and rounding leaves singular moments slightly
+    indefinite. A moment without such eigenvalues stays as it is, bit for bit. A group whose moment is zero has the floor of the
+    group with the largest trace, so that it counts for next to nothing; a moment that is zero in all groups says nothing, and is the
+    identity. A trial Cholesky factorization, O(d^3 / 3), tells groups that need the floor; these take an eigendecomposition.
+
+    Args:
+        moment: shape (groups, d, d), positive semidefinite up to rounding.
+
+    Raises:
+        InvalidArgument: an entry is not finite.
+    """
+    moment = moment.to(torch.float64)
+    trace = moment.diagonal(dim1=-2, dim2=-1).sum(-1)
+    if not bool(moment.isfinite().all() & trace.isfinite().all()):
+        raise InvalidArgument(f"moment of shape {tuple(moment.shape)} is not finite: calibrate with data that the network answers finitely")
+    eye = torch.eye(moment.shape[-1], dtype=torch.float64, device=moment.device)
+    largest = trace.max()
+    if not float(largest) > SMALLEST:
+        return eye.expand_as(moment).clone()
+    if not torch.equal(moment, moment.mT):
+        moment = moment / 2 + moment.mT / 2
+    floor = FLOOR * torch.where(trace > SMALLEST, trace, largest)[:, None, None]
+    short = torch.linalg.cholesky_ex(moment - floor * eye)[1] != 0
+    if not bool(short.any()):
+        return moment
+    scale = torch.where(trace > SMALLEST, trace, largest)[short, None, None]
+    values, vectors = torch.linalg.eigh(moment[short] / scale)
+    raised = (vectors * values.clamp_min(FLOOR)[:, None, :]) @ vectors.mT * scale
+    moment = moment.clone()
+    moment[short] = raised / 2 + raised.mT / 2
+    return moment
+
+
+def conditioned(moments: Moments | None, like: Tensor) -> Moments:
+    """The metric that a weight is prepared in: both moments `floored`, on the device of ``like``; None is the weight metric."""
+    if moments is None:
+        return Moments()
+    return Moments(*(None if m is None else m.to(like.device) for m in (moments.floored.input, moments.floored.output)))
+
+
+def half(moment: Tensor) -> Tensor:
+    """Lower triangular C with C C^T = the moment: |R|^2 = tr(G R A R^T) is |C_G^T R C_A|^2. A third of the price
+    of a symmetric root, and the inverse is a triangular solve.
+
+    Args:
+        moment: shape (groups, d, d): a `floored` one, a marginal or diagonal block of one, or a Gram matrix in one. What rounding
+            has made indefinite is `floored` first.
+    """
+    factor, failed = torch.linalg.cholesky_ex(moment)
+    return torch.linalg.cholesky(floored(moment)) if bool((failed != 0).any()) else factor
+
+
+def whitener(moment: Tensor | None, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric square root of a `floored` second moment and its inverse, each (groups, size, size); identities for None."""
+    if moment is None:
+        eye = torch.eye(size, dtype=torch.float64, device=like.device).expand(like.shape[0], size, size)
+        return eye, eye
+    values, vectors = torch.linalg.eigh(moment)
+    root = values.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    return (vectors * root[:, None, :]) @ vectors.mT, (vectors / root[:, None, :]) @ vectors.mT
+
+
+def channel_moment(moments: Moments, c_in: int) -> Tensor | None:
+    """The part of A that acts on the input channels alone: the mean of its diagonal blocks over kernel positions,
+    shape (groups, c_in, c_in). A whitening by it keeps the mode structure of the kernel."""
+    if moments.input is None:
+        return None
+    groups, d, _ = moments.input.shape
+    taps = d // c_in
+    blocks = moments.input.reshape(groups, c_in, taps, c_in, taps)
+    return blocks.diagonal(dim1=2, dim2=4).mean(-1)
+
+
+def is_weight_metric(moments: Moments | None) -> bool:
+    return moments is None or (moments.input is None and moments.output is None)
+
+
+def apply_metric(residual: Tensor, moments: Moments) -> Tensor:
+    """G R A, the gradient of half the energy; shapes as `residual_energy`."""
+    flat = residual.flatten(2)
+    if moments.input is not None:
+        flat = flat @ moments.input.to(flat)
+    if moments.output is not None:
+        flat = moments.output.to(flat) @ flat
+    return flat.reshape(residual.shape)
+
+
+def residual_energy(residual: Tensor, moments: Moments) -> float:
+    """tr(G R A R^T), summed over groups.
+
+    Args:
+        residual: shape (groups, c_out / groups, ...); what follows, flattened, is in the order of ``moments.input``: (c_in / groups,
+            kh, kw) unless both were folded otherwise.
+        moments: the metric, as it is: `conditioned` where it is that of a prepared weight. ``None`` entries are identities.
+    """
+    return float((residual * apply_metric(residual, moments)).sum().clamp_min(0.0))
