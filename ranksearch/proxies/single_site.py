@@ -44,13 +44,12 @@ class SingleSiteLoss(TableProxy):
         picked = sorted({int(np.argmin(np.abs(levels - level))) for level in wanted}, key=lambda i: errors[i])
         rises = []
         for i in picked:
-            option = ladder.options[i]
-            rises.append(max(self.measure(Configuration({ladder.site.name: (option.decomposition, option.rank)})) - dense, 0.0))
+            rises.append(max(self.measure(Configuration({ladder.site.name: ladder.choice(i)})) - dense, 0.0))
         return np.interp(errors, [0.0, *errors[picked]], np.maximum.accumulate([0.0, *rises]))
 
     def uncovered(self, space: SearchSpace) -> dict[str, str]:
         return {
-            l.site.name: f"{len(l.options) - 1 - self.points} of {len(l.options) - 1} options are interpolated"
+            l.site.name: f"{len(l) - 1 - self.points} of {len(l) - 1} options are interpolated"
             for l in space.ladders
-            if len(l.options) - 1 > self.points
+            if len(l) - 1 > self.points
         }

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ranksearch.errors import InvalidArgument, RanksearchError
-from ranksearch.evaluation import Outcome, Request
+from ranksearch.evaluation.request import Outcome, Request
 from ranksearch.runners._base import Evaluate, Propose, Report, Runner, Wait, deadlock, failed
 from ranksearch.runners._reaper import reaper
 

@@ -77,7 +77,7 @@ class SupernetProxy(ScoreProxy):
         return {
             f"{ladder.site.name}:{name}": "no projection of the dense weight: the supernet does not have it"
             for ladder in space.ladders
-            for name in sorted({o.decomposition for o in ladder.options} - {*PROJECTIONS, "dense"})
+            for name in sorted(ladder.present - {*PROJECTIONS, "dense"})
         }
 
     def _calibration(self) -> list[Any]:

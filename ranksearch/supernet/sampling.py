@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from ranksearch.allocators.decomposable_net import largest_singular_value
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies import PROXIES, Energy, TableProxy
-from ranksearch.space import COSTS, DENSE, Configuration, CostName, Ladder, SearchSpace
+from ranksearch.space import DENSE, Configuration, Ladder, SearchSpace
 
 Criterion = Literal["relative", "cost_aware", "raw"]
 CRITERIA = ("relative", "cost_aware", "raw")
@@ -175,7 +174,7 @@ class UniformCost(Sampling):
 
     Args:
         low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.
-        cost: ``macs`` or ``params``.
+        cost: one of the space's, such as ``macs`` or ``params``.
         spread: how much sites differ; 0: all at the same place.
     """
 
@@ -187,7 +186,7 @@ class UniformCost(Sampling):
         *,
         low: float = 0.1,
         high: float = 1.0,
-        cost: CostName = "macs",
+        cost: str = "macs",
         spread: float = 1.0,
         types: Collection[str] | None = None,
     ) -> None:
@@ -213,7 +212,7 @@ class UniformCost(Sampling):
         Args:
             normal: how sites differ, shape: (n_sites,).
         """
-        target = share * getattr(self.space.baseline, self.cost) - getattr(self.space.fixed, self.cost)
+        target = share * self.space.baseline[self.cost] - self.space.fixed[self.cost]
 
         def places(t: float) -> np.ndarray:
             level = 1 / (1 + np.exp(-np.clip(t + self.spread * normal, -500, 500)))
@@ -282,7 +281,7 @@ class FrontGuided(Sampling):
     Args:
         low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.
         points: budgets per proxy, evenly spaced.
-        cost: ``macs`` or ``params``.
+        cost: one of the space's, such as ``macs`` or ``params``.
         proxies: default: the relative Frobenius error (sum) and operator norm (max), and, in a metric other than the
             weights', first of all the absolute error in it.
     """
@@ -298,7 +297,7 @@ class FrontGuided(Sampling):
         points: int = 16,
         jitter: float = 0.05,
         move: float = 0.5,
-        cost: CostName = "macs",
+        cost: str = "macs",
         proxies: Sequence[TableProxy] | None = None,
         types: Collection[str] | None = None,
     ) -> None:
@@ -353,12 +352,9 @@ def restrict(space: SearchSpace, types: Collection[str]) -> SearchSpace:
     unknown = sorted(set(types) - {d.name for d in DECOMPOSITIONS})
     if unknown:
         raise InvalidArgument(f"types={unknown}: none of these is known; known are: {', '.join(d.name for d in DECOMPOSITIONS)}")
-    ladders = [
-        replace(ladder, options=tuple(o for o in ladder.options if o.decomposition in types or o.decomposition == "dense"))
-        for ladder in space.ladders
-    ]
-    if all(len(ladder.options) == 1 for ladder in ladders):
-        have = sorted({o.decomposition for l in space.ladders for o in l.options} - {"dense"})
+    ladders = [ladder.take(np.flatnonzero(ladder.mask({*types, "dense"}))) for ladder in space.ladders]
+    if all(len(ladder) == 1 for ladder in ladders):
+        have = sorted(set().union(*(ladder.present for ladder in space.ladders)) - {"dense"})
         raise InvalidArgument(f"types={sorted(types)}: no site of this space has one of them; it has {', '.join(have)}")
     return SearchSpace(tuple(ladders), space.baseline, space.metric)
 
@@ -386,7 +382,7 @@ def fold_size(ladder: Ladder, decomposition: str) -> int:
 
 def _next_rank(ladder: Ladder, decomposition: str) -> np.ndarray:
     """For ranks 0..full the option of the next rank on the ladder, dense beyond the last; int64, shape: (full + 1,)."""
-    ranks = np.array([option.rank[0] for option in ladder.options[:-1]], dtype=np.int64)
+    ranks = ladder.ranks[:-1, 0]  # of a ladder with one type besides dense
     order = np.argsort(ranks)
     places = np.searchsorted(ranks[order], np.arange(fold_size(ladder, decomposition) + 1))
     return np.append(order, len(order))[places]
@@ -395,10 +391,11 @@ def _next_rank(ladder: Ladder, decomposition: str) -> np.ndarray:
 def _as_dear(ladder: Ladder, decomposition: str) -> np.ndarray:
     """For ranks 0..full the option of least error that costs no more than that rank would: the cheapest where none does,
     dense where the rank costs as much; int64, shape: (full + 1,)."""
-    cost: CostName = "macs" if ladder.site.cost.macs else "params"
+    cost: str = "macs" if ladder.site.cost.macs else "params"
     ranks = np.arange(fold_size(ladder, decomposition) + 1, dtype=np.int64)
     kind = next(d for d in DECOMPOSITIONS if d.name == decomposition)
-    limits = kind.costs(ladder.site, ranks[:, None])[COSTS.index(cost)]
+    params, macs = kind.costs(ladder.site, ranks[:, None])
+    limits = macs if cost == "macs" else params
     costs, errors = ladder.column(cost), ladder.column("frobenius")
     fits = costs[None, :] <= limits[:, None]
     fits[:, int(np.argmin(costs))] = True
@@ -408,15 +405,16 @@ def _as_dear(ladder: Ladder, decomposition: str) -> np.ndarray:
 
 def _ladder_spectrum(ladder: Ladder, full: int, decomposition: str) -> np.ndarray:
     """Singular values from the operator norms of a ladder, sigma_{r+1} = operator(r) sigma_1; float64, shape: (full,)."""
-    own = [o for o in ladder.options if o.decomposition == decomposition and math.isfinite(o.operator)]
-    found = {0: 1.0, full: 0.0} | {o.rank[0]: o.operator for o in own}
+    operator = ladder.column("operator")
+    own = np.flatnonzero(ladder.mask((decomposition,)) & np.isfinite(operator))
+    found = {0: 1.0, full: 0.0} | dict(zip(ladder.ranks[own, 0].tolist(), operator[own].tolist(), strict=True))
     ranks = sorted(found)
     return largest_singular_value(ladder) * np.interp(np.arange(full), ranks, [found[r] for r in ranks])
 
 
-def least_share(space: SearchSpace, cost: CostName) -> float:
+def least_share(space: SearchSpace, cost: str) -> float:
     """The smallest cost of the space, as a share of the dense network's."""
-    return space.smallest(cost) / getattr(space.baseline, cost)
+    return space.smallest(cost) / space.baseline[cost]
 
 
 def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
@@ -425,9 +423,9 @@ def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
 
 
 def check_cost(space: SearchSpace, cost: str) -> None:
-    if cost not in COSTS:
-        raise InvalidArgument(f"cost={cost!r} is none of {', '.join(COSTS)}")
-    if not getattr(space.baseline, cost):
+    if cost not in space.costs:
+        raise InvalidArgument(f"cost={cost!r} is none of {', '.join(space.costs)}")
+    if not space.baseline[cost]:
         raise InvalidArgument(f"cost={cost!r}: the dense network has no {cost}; take another cost")
 
 

@@ -13,9 +13,10 @@ from ranksearch.allocators import Additive, Allocation, Minimax, Problem, Unifor
 from ranksearch.allocators._choice import solve
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.sites import Cost, Site
-from ranksearch.space import COSTS, Ladder, Option, SearchSpace
+from ranksearch.space import Ladder, Option, SearchSpace
 from ranksearch.space.table import Table
 
+COSTS = ("params", "macs")
 SETTINGS = settings(max_examples=120, deadline=None)
 
 
@@ -24,10 +25,11 @@ def space_of(costs: list[np.ndarray], fixed: tuple[int, int] = (0, 0)) -> Search
     ladders = []
     for number, cost in enumerate(costs):
         site = Site(f"layer{number}", "linear", 8, 8)
-        options = [Option("svd", (i + 1,), Cost(int(p), int(m)), 0.0, 0.0, 0.0) for i, (p, m) in enumerate(cost[:-1])]
-        ladders.append(Ladder(site, (*options, Option("dense", (), Cost(int(cost[-1][0]), int(cost[-1][1])), 0.0, 0.0, 0.0))))
+        names = [("svd", (i + 1,)) for i in range(len(cost) - 1)] + [("dense", ())]
+        options = [Option(*name, Cost(params=int(p), macs=int(m)), 0.0, 0.0, 0.0) for name, (p, m) in zip(names, cost, strict=True)]
+        ladders.append(Ladder.of(site, options))
     dense = np.sum([cost[-1] for cost in costs], axis=0)
-    return SearchSpace(tuple(ladders), Cost(int(dense[0]) + fixed[0], int(dense[1]) + fixed[1]))
+    return SearchSpace(tuple(ladders), Cost(params=int(dense[0]) + fixed[0], macs=int(dense[1]) + fixed[1]))
 
 
 def every(space: SearchSpace) -> np.ndarray:

@@ -35,7 +35,7 @@ def record(number: int = 0, **changes) -> Record:
     values = {
         "configuration_id": f"{number:012x}", "configuration": f'{{"a":["svd",[{number}]]}}', "fidelity": "full", "seed": 0,
         "status": "done",
-        "metrics": {"loss": 0.25, "accuracy": 0.9}, "params": 10, "macs": 10**12, "seconds": 1.5, "origin": "nsga2",
+        "metrics": {"loss": 0.25, "accuracy": 0.9}, "costs": {"params": 10, "macs": 10**12}, "seconds": 1.5, "origin": "nsga2",
     }  # fmt: skip
     return Record(**(values | changes))
 
@@ -110,12 +110,14 @@ def test_record_is_checked(change) -> None:
 
 
 def test_record_takes_what_python_gives(path: Path) -> None:
-    fact = record(seed=np.int64(3), params=np.int32(4), metrics={"accuracy": np.float32(0.5)}, seconds=np.float64(2), error="a\0b\ud800c")
+    costs = {"params": np.int32(4), "macs": np.int64(9), "milliseconds": np.float32(1.5)}
+    numbers = {"metrics": {"accuracy": np.float32(0.5)}, "seconds": np.float64(2)}
+    fact = record(seed=np.int64(3), costs=costs, error="a\0b\ud800c", **numbers)
     assert fact.error == "a\\x00b\\ud800c" and type(fact.seed) is int
     with Store.open(path, **STUDY) as store:
         assert store.add(fact) and store.records() == [fact]
     with pytest.raises(InvalidArgument, match=r"macs=.* does not fit"):
-        record(macs=2**63)
+        record(costs={"params": 1, "macs": 2**63})
 
 
 def test_configuration_by_prefix(filled: Path) -> None:
@@ -161,7 +163,7 @@ def test_create_without_writing(path: Path) -> None:
 
 def test_memory() -> None:
     with Store.open("sqlite://", **STUDY) as store:
-        assert store.add(record()) and not store.add(record()) and store.records()[0].macs == 10**12
+        assert store.add(record()) and not store.add(record()) and store.records()[0].costs["macs"] == 10**12
     with pytest.raises(StoreError, match="does not exist"):
         Store.open("sqlite://", create=False)
 
@@ -261,12 +263,12 @@ def test_another_study(filled: Path) -> None:
     assert snapshot(filled.parent) == before
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(2, "newer"), (0, "older")])
+@pytest.mark.parametrize(("version", "remedy"), [(3, "newer"), (0, "older")])
 def test_another_schema(filled: Path, version: int, remedy: str) -> None:
     with sqlite3.connect(filled) as connection:
         connection.execute("UPDATE ranksearch_study SET schema_version = ?", (version,))
     connection.close()
-    refused(filled, f"schema version {version}, this ranksearch reads version 1; use the {remedy} ranksearch")
+    refused(filled, f"schema version {version}, this ranksearch reads versions 1 to 2; use the {remedy} ranksearch")
 
 
 def test_corrupt_file(filled: Path) -> None:
@@ -408,7 +410,7 @@ def test_readers_while_a_search_writes(path: Path) -> None:
     with Store.open(path, **STUDY) as store:
         readers = [child(READ, path, 150) for _ in range(3)]
         for i in range(150):
-            assert store.add(record(i, params=i))
+            assert store.add(record(i, costs={"params": i, "macs": 1}))
             time.sleep(0.01)
         for reader in readers:
             out, err = reader.communicate(timeout=120)
@@ -441,7 +443,8 @@ WRITE = """
 url, start = sys.argv[1], int(sys.argv[2])
 with Store.open(url, study='digits', fingerprint='f00d') as store:
     for i in range(start, start + 100000):
-        new = store.add(Record(f"{i:012x}", '{"a":[%d]}' % i, "full", 0, "done", {"accuracy": 0.5}, i, i, origin="x" * (i % 3000)))
+        costs = {"params": i, "macs": i}
+        new = store.add(Record(f"{i:012x}", '{"a":[%d]}' % i, "full", 0, "done", {"accuracy": 0.5}, costs, origin="x" * (i % 3000)))
         assert new
         print(i, flush=True)
 """
@@ -461,7 +464,7 @@ def test_killed_at_random_moments(path: Path) -> None:
         lines += out.splitlines(keepends=True)
         acknowledged += [int(line) for line in lines if line.endswith("\n")]
         with Store.open(path, **STUDY) as store:  # the lock died with the process
-            stored = [r.params for r in store.records()]
+            stored = [r.costs["params"] for r in store.records()]
         assert stored == list(range(len(stored)))
         # what was added but not yet printed may be one more
         assert len(acknowledged) <= len(stored) <= len(acknowledged) + attempt + 1

@@ -20,7 +20,7 @@ from ranksearch.space import DENSE, Configuration, SpaceSpec, mixture
 from ranksearch.space.specs import named
 from ranksearch.study import Study
 from ranksearch.supernet import Event as Step
-from ranksearch.supernet.study import fidelity_key, sizes
+from ranksearch.supernet.study import named_fidelity, sizes
 from ranksearch.tasks import Classification
 
 
@@ -258,9 +258,8 @@ def test_fidelities_by_name() -> None:
     names = ("supernet-joint-ab12cd34:epochs=0,recalibration=16", "supernet-trp-0012cd34:epochs=0,recalibration=4")
     keys = ["full:epochs=1,recalibration=8", *names]
     for text, index in (("full", 0), (keys[1], 1), ("trp", 2), ("ab12", 1), ("supernet-joint-ab12cd34", 1)):
-        assert fidelity_key(text, keys, keys[0]) == keys[index]
-        assert Fidelity.parse(keys[index]).key == keys[index]
+        assert named_fidelity(text, map(Fidelity.parse, keys)).key == keys[index]
     with pytest.raises(InvalidArgument, match="may be supernet-joint"):
-        fidelity_key("supernet", keys, keys[0])
+        named_fidelity("supernet", map(Fidelity.parse, keys))
     with pytest.raises(InvalidArgument, match="one is written like full"):
         Fidelity.parse("full")

@@ -151,7 +151,7 @@ def check_number(name: str, value: Any, *, above: float = -math.inf, least: floa
 
 def projecting(supernet: RankSupernet) -> tuple[str, ...]:
     """The decompositions of a supernet's space that project, in the order of the table."""
-    present = {o.decomposition for ladder in supernet.space.ladders for o in ladder.options}
+    present = set().union(*(ladder.present for ladder in supernet.space.ladders))
     names = tuple(name for name in PROJECTIONS if name in present)
     if not names:
         raise InvalidArgument(

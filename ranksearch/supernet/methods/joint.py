@@ -60,7 +60,7 @@ class Joint(Method):
         if sampling is None:
             sampling = default_ratio(supernet, [t for t in projecting(supernet) if gradient == "projection" or t in FOLDINGS])
         if gradient == "svd":
-            others = sorted({o.decomposition for l in sampling.space.ladders for o in l.options} - {*FOLDINGS, "dense"})
+            others = sorted(set().union(*(l.present for l in sampling.space.ladders)) - {*FOLDINGS, "dense"})
             if others:
                 raise InvalidArgument(
                     f"gradient='svd' with sampling of {', '.join(others)}: only {', '.join(FOLDINGS)} have a truncated SVD; "
