@@ -211,9 +211,9 @@ class Study:
         wanted = self._check_objectives(objectives or self.objectives)
         checks.whole("trials", trials, least=1)
         if screen is not None:
-            checks.whole("screen", screen, least=1, hint="and needs supernet=: what is screened with")
-        if screen is not None and supernet is False:
-            raise InvalidArgument(f"screen={screen}: needs supernet=: what is screened with")
+            checks.whole("screen", screen, least=1)
+            if supernet is False:
+                raise InvalidArgument(f"screen={screen}: needs supernet=: what is screened with")
         samplers = {s.name: s for s in SAMPLERS}
         if sampler not in samplers:
             raise InvalidArgument(f"sampler={sampler!r} is none of {', '.join(samplers)}")

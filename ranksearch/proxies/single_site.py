@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ranksearch.errors import InvalidArgument
+from ranksearch import checks
 from ranksearch.proxies._base import TableProxy
 from ranksearch.space import Configuration, Ladder, SearchSpace
 from ranksearch.space.table import Table
@@ -26,8 +26,7 @@ class SingleSiteLoss(TableProxy):
     name = "single_site_loss"
 
     def __init__(self, measure: Callable[[Configuration], float], *, points: int = 6) -> None:
-        if points < 1:
-            raise InvalidArgument(f"points={points}: must be at least 1")
+        checks.whole("points", points, least=1)
         self.measure, self.points = measure, points
 
     def table(self, space: SearchSpace) -> Table:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ranksearch import checks
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.results.conditions import Condition
@@ -143,8 +144,8 @@ def machine(runner: str | Runner, workers: int | None, address: str | None, by_v
 
     Raises:
         InvalidArgument: an unknown name, or options that it does not take."""
-    if workers is not None and workers < 1:
-        raise InvalidArgument(f"workers={workers}: must be at least 1")
+    if workers is not None:
+        checks.whole("workers", workers, least=1)
     if isinstance(runner, Runner):
         return runner
     if runner == "local":

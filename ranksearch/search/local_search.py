@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ranksearch import checks
 from ranksearch.allocators import Additive, Problem
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.networks.surgery import factorized, replace_sites
@@ -67,8 +68,7 @@ def polish(
         InvalidArgument: ``evaluations`` below 1 or misshapen indices.
         InfeasibleBudget: the start breaks a budget.
     """
-    if evaluations < 1:
-        raise InvalidArgument(f"evaluations={evaluations}: must be at least 1, the start's own")
+    checks.whole("evaluations", evaluations, least=1, hint="the start takes one")
     space.configuration(indices)
     if table is None:
         table = Table(tuple(np.square(ladder.column("frobenius")) for ladder in space.ladders), "sum")

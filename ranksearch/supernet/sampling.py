@@ -3,7 +3,6 @@ All draws come from a numpy generator that the caller seeds, and none leaves the
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ranksearch import checks
 from ranksearch.allocators import ALLOCATORS, Problem
 from ranksearch.allocators.decomposable_net import largest_singular_value
 from ranksearch.decompositions import DECOMPOSITIONS
@@ -108,8 +108,8 @@ class Ratio(Sampling):
         check_range("low", low, "high", high)
         if criterion not in CRITERIA:
             raise InvalidArgument(f"criterion={criterion!r} is none of {', '.join(CRITERIA)}")
-        check_count("least", least, 1)
-        check_count("follow", follow, 0)
+        checks.whole("least", least, least=1)
+        checks.whole("follow", follow, least=0)
         if decomposition not in FOLDED:
             raise InvalidArgument(f"decomposition={decomposition!r} is none of {', '.join(FOLDED)}: its bases are not singular directions")
         super().__init__(space, types=(decomposition,) if types is None else types)
@@ -192,8 +192,7 @@ class UniformCost(Sampling):
     ) -> None:
         check_range("low", low, "high", high)
         check_cost(space, cost)
-        if not (math.isfinite(spread) and spread >= 0):
-            raise InvalidArgument(f"spread={spread!r}: must be a finite number of 0 or more")
+        checks.number("spread", spread, least=0)
         super().__init__(space, types=types)
         self.low, self.high, self.cost, self.spread = max(low, least_share(self.space, cost)), high, cost, spread
         if self.low > self.high:
@@ -253,8 +252,7 @@ class SmallRank(Sampling):
     name = "small_rank"
 
     def __init__(self, space: SearchSpace, *, power: float = 1.0, types: Collection[str] | None = None) -> None:
-        if not (math.isfinite(power) and power >= 0):
-            raise InvalidArgument(f"power={power!r}: must be a finite number of 0 or more")
+        checks.number("power", power, least=0)
         super().__init__(space, types=types)
         self.power = power
         self._cumulative: list[np.ndarray] = []
@@ -303,11 +301,9 @@ class FrontGuided(Sampling):
     ) -> None:
         check_range("low", low, "high", high)
         check_cost(space, cost)
-        check_count("points", points, 2)
-        if not (math.isfinite(jitter) and 0 <= jitter <= 1):
-            raise InvalidArgument(f"jitter={jitter!r}: must be in [0, 1], a share of a ladder's length")
-        if not 0 <= move <= 1:
-            raise InvalidArgument(f"move={move!r}: must be a probability, in [0, 1]")
+        checks.whole("points", points, least=2)
+        checks.fraction("jitter", jitter, hint="a share of a ladder's length")
+        checks.fraction("move", move, hint="a probability")
         super().__init__(space, types=types)
         self.low, self.high, self.jitter, self.move = max(low, least_share(self.space, cost)), high, jitter, move
         self.points, self.cost = points, cost
@@ -418,7 +414,9 @@ def least_share(space: SearchSpace, cost: str) -> float:
 
 
 def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and 0 < low <= high <= 1):
+    checks.number(low_name, low, above=0, most=1)
+    checks.number(high_name, high, above=0, most=1)
+    if low > high:
         raise InvalidArgument(f"{low_name}={low!r}, {high_name}={high!r}: must satisfy 0 < {low_name} <= {high_name} <= 1")
 
 
@@ -427,8 +425,3 @@ def check_cost(space: SearchSpace, cost: str) -> None:
         raise InvalidArgument(f"cost={cost!r} is none of {', '.join(space.costs)}")
     if not space.baseline[cost]:
         raise InvalidArgument(f"cost={cost!r}: the dense network has no {cost}; take another cost")
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise InvalidArgument(f"{name}={value!r}: must be a whole number of {least} or more")

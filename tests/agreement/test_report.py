@@ -85,8 +85,8 @@ def test_scores_are_those_of_the_whole_space(space: SearchSpace) -> None:
             indices = space.indices(Configuration.from_json(mine.configuration))[None]
             assert row["score"] == pytest.approx(proxy.table(space).score(indices)[0])
             assert row["measured"] == mine.metrics["accuracy"]
-            assert row["macs_rel"] == pytest.approx(mine.macs / space.baseline.macs)
-            assert row["params_rel"] == pytest.approx(mine.params / space.baseline.params)
+            assert row["macs_rel"] == pytest.approx(mine.costs["macs"] / space.baseline.macs)
+            assert row["params_rel"] == pytest.approx(mine.costs["params"] / space.baseline.params)
 
 
 def test_what_counts(space: SearchSpace) -> None:

@@ -398,7 +398,7 @@ while seen < wanted:
     with Store.open(url, study='digits', fingerprint='f00d', create=False) as store:
         for _ in range(20):
             records = store.records()
-            numbers = [r.params for r in records]
+            numbers = [r.costs['params'] for r in records]
             assert numbers == list(range(len(numbers))), numbers  # in order, whole, none twice
             assert len(numbers) >= seen, (len(numbers), seen)     # a fact once seen stays
             seen = len(numbers)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
-from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number, projecting
+from ranksearch.supernet.methods._base import Batch, Loss, Method, projecting
 from ranksearch.supernet.methods._foldings import FOLDINGS
 from ranksearch.supernet.network import RankSupernet, canonical, layered
 from ranksearch.supernet.sampling import Ratio, Sampling
@@ -52,7 +53,7 @@ class Joint(Method):
         gradient: Literal["projection", "svd"] = "projection",
         rescale: bool = True,
     ) -> None:
-        check_number("weight", weight, above=0, below=1)
+        checks.number("weight", weight, above=0, below=1)
         if gradient not in ("projection", "svd"):
             raise InvalidArgument(f"gradient={gradient!r} is none of projection, svd")
         if not isinstance(rescale, bool):
