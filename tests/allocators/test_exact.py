@@ -225,6 +225,26 @@ def test_fixing_leaves_the_optimum_of_the_plain_milp(budgets):
     assert ours.gap == 0.0 and ours.bound <= ours.value
 
 
+# random instances of which some have their optimum outside half of the window of reduced costs, before or after the
+# dynamic programming has narrowed it: an option that is ruled out too early is missing from the answer
+@pytest.mark.parametrize("seed", [11, 19, 33, 81, 109, 113, 145, 155, 197])
+def test_reduced_costs_rule_out_nothing_of_the_optimum(seed):
+    rng = np.random.default_rng(seed)
+    values, costs = [], []
+    for _ in range(3):
+        cost = rng.integers(0, 1000, (40, 1 + seed // 2 % 2))
+        costs.append(cost[np.argsort(cost.sum(axis=1))])
+        value = np.sort(rng.integers(0, 1000, 40))[::-1].astype(np.float64)
+        value[-1] = 0.0
+        values.append(value)
+    least, dense = np.sum([c.min(axis=0) for c in costs], axis=0), np.sum([c[-1] for c in costs], axis=0)
+    limits = (least + rng.uniform(0.2, 0.7) * (dense - least)).astype(np.int64)
+    loss = (values[0][:, None, None] + values[1][:, None] + values[2]).ravel()
+    spent = (costs[0][:, None, None] + costs[1][:, None] + costs[2]).reshape(len(loss), -1)
+    found = solve(values, costs, limits)
+    assert found is not None and found.value == loss[(spent <= limits).all(axis=1)].min() and found.gap == 0.0
+
+
 def test_large_costs_are_kept_to_the_last_integer():
     # an optimum that fits exactly; one unit less excludes it, far below any floating-point solver's tolerance
     values, costs = random_instance(10, 12, seed=5)
