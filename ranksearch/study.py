@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from ranksearch import checks
 from ranksearch.agreement import report as proxy_report
+from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity, Request
+from ranksearch.evaluation.fidelity import SUPERNET
 from ranksearch.home import home
 from ranksearch.networks import export
 from ranksearch.results import frames
@@ -26,13 +29,13 @@ from ranksearch.search import campaign as study_run
 from ranksearch.search.campaign import Campaign, Goal
 from ranksearch.search.events import Event, Finished, Planned, Stage
 from ranksearch.sites import Cost, Sites
-from ranksearch.space import COSTS, DENSE, Configuration, SearchSpace, SpaceSpec, mixture
+from ranksearch.space import DENSE, Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
-from ranksearch.store import Store
+from ranksearch.store import Record, Store
 from ranksearch.store.database import Place
 from ranksearch.supernet import Event as Step
-from ranksearch.supernet.study import Shelf, SupernetEvaluator, TrainedSupernet, checked, fidelity_key, is_supernet, proxy_names
+from ranksearch.supernet.study import Shelf, SupernetEvaluator, TrainedSupernet, checked, named_fidelity, proxy_names
 from ranksearch.tasks import Task
 
 if TYPE_CHECKING:
@@ -47,12 +50,14 @@ class Study:
         model: the trained network; never changed.
         task: data, fine-tuning and metrics.
         space: which types, layers and ranks to choose from, see `ranksearch.space`; default `mixture`.
-        objectives: what the front is made of: metrics of the task, ``params``, ``macs``.
+        objectives: what the front is made of: metrics of the task, ``params``, ``macs``, other costs.
+        costs: what networks are counted by, see `ranksearch.costs`: ``(*COSTS, Mine())`` adds one of your own.
         fidelity: how each candidate is evaluated.
         seed: of the search and of every evaluation.
 
     Raises:
-        InvalidArgument: an objective that the task does not report, a name that cannot be a file name.
+        InvalidArgument: an objective that is neither a metric of the task nor a cost, a name that cannot be a file name, costs
+            without params or MACs or with a name that is taken.
         InvalidModel: weights that are NaN, an example that the model does not take.
     """
 
@@ -66,6 +71,7 @@ class Study:
         objectives: Sequence[str] = ("accuracy", "macs", "params"),
         fidelity: Fidelity | None = None,
         seed: int = 0,
+        costs: Sequence[CostModel] = COSTS,
     ) -> None:
         if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
             raise InvalidArgument(f"name={name!r}: give letters, digits, '-' or '_'; it names the store's file")
@@ -78,8 +84,10 @@ class Study:
         self.options: dict[str, Any] = {}  # what the study file was called with; stored with the study
         self._url: str | None = None
         self._judgement: tuple[tuple[Any, ...], proxy_report.Judged] | None = None  # of what the store had when it was last asked
-        self.directions: dict[str, Literal["min", "max"]] = {c: "min" for c in COSTS}
-        self.directions |= {m.name: m.direction for m in task.metrics}
+        metrics: dict[str, Literal["min", "max"]] = {m.name: m.direction for m in task.metrics}
+        self.costs = check_costs(costs, taken={*frames.RESERVED, *metrics.keys() - {c.name for c in COSTS}})
+        self.directions: dict[str, Literal["min", "max"]] = {cost.name: "min" for cost in self.costs}
+        self.directions |= metrics
         self.objectives = self._check_objectives(objectives)
 
     def _check_objectives(self, objectives: Sequence[str]) -> tuple[str, ...]:
@@ -111,12 +119,17 @@ class Study:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space: a ladder of options for every site."""
-        return self.spec.build(self.spectra)
+        return self.spec.build(self.spectra, costs=self.costs, example=self.dense_network.example)
+
+    @cached_property
+    def baseline(self) -> Cost:
+        """Every cost of the dense network."""
+        return network_cost(self.costs, self.dense_network)
 
     @property
-    def baseline(self) -> Cost:
-        """Params and MACs of the dense network."""
-        return self.sites.total
+    def dense_network(self) -> DenseNetwork:
+        """The network as cost models see it."""
+        return DenseNetwork(self.model, self.sites, self.task.example())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -141,9 +154,19 @@ class Study:
         return self._url or str(home() / f"{self.name}.db")
 
     def _open(self, *, write: bool) -> Store:
-        baseline = {"params": self.baseline.params, "macs": self.baseline.macs}
-        details = {"options": self.options, "objectives": list(self.objectives), "baseline": baseline}
-        return Store.open(self.store_url, study=self.name, fingerprint=self.fingerprint, details=details, create=write, write=write)
+        details = {"options": self.options, "objectives": list(self.objectives), "baseline": dict(self.baseline)}
+        mine = {"study": self.name, "fingerprint": self.fingerprint}
+        return Store.open(self.store_url, **mine, details=details, create=write, write=write, complete=self._counted)
+
+    def _counted(self, record: Record) -> Record:
+        """The record with the costs that the study has gained since it was written."""
+        missing = [cost for cost in self.costs if cost.name not in record.costs]
+        if not missing:
+            return record
+        choices = Configuration.from_json(record.configuration).choices
+        types = {d.name: d for d in (*DECOMPOSITIONS, *self.spec.decompositions)}
+        found = network_cost(missing, self.dense_network, choices, tuple(types.values()))
+        return replace(record, costs={**record.costs, **found})
 
     # -- search ------------------------------------------------------------------------------------------------
 
@@ -186,10 +209,11 @@ class Study:
         """
         tell = on_event or (lambda event: None)
         wanted = self._check_objectives(objectives or self.objectives)
-        if trials < 1:
-            raise InvalidArgument(f"trials={trials}: must be at least 1")
-        if screen is not None and (screen < 1 or supernet is False):
-            raise InvalidArgument(f"screen={screen}: must be at least 1, and needs supernet=: what is screened with")
+        checks.whole("trials", trials, least=1)
+        if screen is not None:
+            checks.whole("screen", screen, least=1)
+            if supernet is False:
+                raise InvalidArgument(f"screen={screen}: needs supernet=: what is screened with")
         samplers = {s.name: s for s in SAMPLERS}
         if sampler not in samplers:
             raise InvalidArgument(f"sampler={sampler!r} is none of {', '.join(samplers)}")
@@ -316,10 +340,10 @@ class Study:
         return frames.front(frame, {name: self.directions[name] for name in wanted}, condition, self._baseline_values(frame), dominated=all)
 
     def _fidelity(self, text: str | None, known: Iterable[str]) -> Fidelity:
-        return self.fidelity if text is None else Fidelity.parse(fidelity_key(text, known, self.fidelity.key))
+        return self.fidelity if text is None else named_fidelity(text, [*map(Fidelity.parse, known), self.fidelity])
 
     def _baseline_values(self, frame: Any) -> dict[str, float]:
-        values: dict[str, float] = {"params": self.baseline.params, "macs": self.baseline.macs}
+        values: dict[str, float] = dict(self.baseline)
         dense = frame[(frame["id"] == DENSE.id) & (frame["status"] == "done")]
         for metric in self.task.metrics:
             if len(dense):
@@ -384,18 +408,17 @@ class Study:
         name = name or next((o for o in self.objectives if o in names), names[0])
         if name not in names:
             raise InvalidArgument(f"metric={name!r}: this task reports {', '.join(names)}; name one of these")
-        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 0:
-            raise InvalidArgument(f"batches={batches!r}: must be a whole number, 0 to leave out the proxies that run networks")
+        checks.whole("batches", batches, least=0, hint="0 leaves out the proxies that run networks")
         with self._open(write=False) as store:
             records = list(store.records())
         if fidelity is not None and records:
-            fidelity = fidelity_key(fidelity, {record.fidelity for record in records}, self.fidelity.key)
+            fidelity = self._fidelity(fidelity, {record.fidelity for record in records}).key
         key = (name, fidelity, calibrate, batches, tuple((r.configuration_id, r.fidelity, r.seed, r.status) for r in records))
         if self._judgement is None or self._judgement[0] != key:
             larger = self.directions[name] == "max"
             data = proxy_report.measured(records, self.space, name, larger_is_better=larger, fidelity=fidelity)
             calibration = self.spec.calibration if calibrate else 0
-            cheap = proxy_names(record.fidelity for record in records)
+            cheap = proxy_names(map(Fidelity.parse, {record.fidelity for record in records}))
             judged = proxy_report.judge(data, self.spectra, self.task, self.space, calibration=calibration, batches=batches)
             self._judgement = key, replace(judged, given=proxy_report.given(data, records, cheap))
         return self._judgement[1]
@@ -416,7 +439,7 @@ class Study:
         with self._open(write=False) as store:
             configuration = Configuration.from_json(store.configuration(id))
             at = self._fidelity(fidelity, {record.fidelity for record in store.records()})
-        if is_supernet(at):
+        if at.kind == SUPERNET:
             return self.shelf.of_fidelity(at).build(configuration)
         return self._evaluator.network(Request(configuration, at, self.seed))
 
@@ -442,8 +465,8 @@ class Study:
         measured = self.task.measure(model)
         manifest = {
             "study": self.name, "configuration": {site: [d, list(rank)] for site, d, rank in configuration.choices}, "id": configuration.id,
-            "fidelity": at.key, "seed": self.seed, "params": record.params, "macs": record.macs, "metrics": dict(record.metrics),
-            "measured": measured, "baseline": {"params": self.baseline.params, "macs": self.baseline.macs}, "options": self.options,
+            "fidelity": at.key, "seed": self.seed, **record.costs, "metrics": dict(record.metrics),
+            "measured": measured, "baseline": dict(self.baseline), "options": self.options,
         }  # fmt: skip
         return export.save(model, target, manifest=manifest, example=self.task.example(), onnx=onnx, torch_export=torch_export, force=force)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
+from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies import ScoreProxy, TableProxy, score
 from ranksearch.space import SearchSpace
@@ -58,8 +59,9 @@ def agreement(
     cost = np.ones_like(value) if costs is None else np.asarray(costs, dtype=np.float64)
     if score_.shape != value.shape or cost.shape != value.shape or value.ndim != 1:
         raise InvalidArgument(f"scores {score_.shape}, measured {value.shape}, costs {cost.shape}: must be one vector each, of one length")
-    if k < 1 or tolerance < 0 or budgets < 1:
-        raise InvalidArgument(f"k={k}, tolerance={tolerance}, budgets={budgets}: at least 1, 0 and 1")
+    checks.whole("k", k, least=1)
+    checks.number("tolerance", tolerance, least=0)
+    checks.whole("budgets", budgets, least=1)
     kept = np.isfinite(value) & np.isfinite(score_)
     score_, value, cost = score_[kept], value[kept], cost[kept]
     n = len(value)

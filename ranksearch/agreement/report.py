@@ -12,7 +12,7 @@
 | spearman | float | Spearman's rank correlation |
 | recall | float | share of the k measured best among the k best scored |
 | k | int | at most half of count |
-| kendall_COST | float | tau over the pairs whose params (macs) differ by at most the tolerance |
+| kendall_COST | float | for each cost: tau over the pairs that differ in it by at most the tolerance |
 | pairs_COST | int | how many pairs that are |
 | regret_COST | float | mean over budgets of the metric lost by trusting the proxy among configurations of about that cost |
 | chance_COST | float | the same for a blind choice |
@@ -27,12 +27,12 @@ NaN where there is too little to compare. ``attrs["left_out"]`` maps proxies tha
 | proxy, fidelity, id | string | as above, and the configuration |
 | score | float | of the proxy |
 | measured | float | the metric as the task reports it, mean over seeds |
-| params_rel, macs_rel | float | costs as shares of the dense network's |
+| COST_rel | float | each cost as a share of the dense network's |
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +59,7 @@ from ranksearch.proxies import (
     tables,
 )  # fmt: skip
 from ranksearch.search.local_search import CalibrationLoss
-from ranksearch.space import COSTS, DENSE, Configuration, Ladder, SearchSpace
+from ranksearch.space import DENSE, Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.space.table import Table
 from ranksearch.statistics import Statistics
@@ -68,12 +68,10 @@ from ranksearch.store import Record
 from ranksearch.tasks import Task
 
 LEAST = 3  # measured configurations below which nothing is said about a fidelity
-COLUMNS = (
-    "proxy", "fidelity", "metric", "count", "kendall", "spearman", "recall", "k",
-    *(f"{name}_{cost}" for cost in COSTS for name in ("kendall", "pairs", "regret", "chance")), "uncovered",
-)  # fmt: skip
-SCORE_COLUMNS = ("proxy", "fidelity", "id", "score", "measured", "params_rel", "macs_rel")
-_TEXT, _WHOLE = {"proxy", "fidelity", "metric", "uncovered", "id"}, {"count", "k", *(f"pairs_{cost}" for cost in COSTS)}
+COLUMNS = ("proxy", "fidelity", "metric", "count", "kendall", "spearman", "recall", "k", "uncovered")  # and, before the last, of costs:
+COST_COLUMNS = {"kendall": "kendall_matched", "pairs": "pairs_matched", "regret": "regret", "chance": "regret_chance"}  # of every cost
+SCORE_COLUMNS = ("proxy", "fidelity", "id", "score", "measured")  # and COST_rel of every cost
+_TEXT, _WHOLE = {"proxy", "fidelity", "metric", "uncovered", "id"}, {"count", "k"}
 RUN_NETWORKS = ("last_feature", "single_site_loss", "calibrated")
 SAMPLE = 32  # measurements that `calibrated` is fitted to and checked on
 SAMPLE_SPREAD = 0.8  # of the logarithm of the random weights whose optima are measured
@@ -132,10 +130,15 @@ def measured(
 
 def _reduced(space: SearchSpace, indices: np.ndarray) -> tuple[SearchSpace, np.ndarray]:
     """The space with only the options in use and dense, so that a table costs one value per measured option."""
-    used = [np.unique(np.append(indices[:, s], len(ladder.options) - 1)) for s, ladder in enumerate(space.ladders)]
-    ladders = tuple(Ladder(l.site, tuple(l.options[i] for i in kept)) for l, kept in zip(space.ladders, used, strict=True))
+    used = [np.unique(np.append(indices[:, s], len(ladder) - 1)) for s, ladder in enumerate(space.ladders)]
+    ladders = tuple(ladder.take(kept) for ladder, kept in zip(space.ladders, used, strict=True))
     columns = [np.searchsorted(kept, indices[:, s]) for s, kept in enumerate(used)]
     return SearchSpace(ladders, space.baseline, metric=space.metric), np.stack(columns, axis=1)
+
+
+def agreement_columns(costs: Iterable[str]) -> tuple[str, ...]:
+    """The columns of `agreements` for a space with these costs."""
+    return (*COLUMNS[:-1], *(f"{name}_{cost}" for cost in costs for name in COST_COLUMNS), COLUMNS[-1])
 
 
 def free_proxies() -> list[TableProxy]:
@@ -198,10 +201,10 @@ def _near_the_fronts(space: SearchSpace, count: int, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     base, found = Energy().table(space), []
     for number in range(count):
-        cost = COSTS[number % len(COSTS)]
+        cost = space.costs[number % len(space.costs)]
         weights = np.exp(random.normal(0.0, SAMPLE_SPREAD, len(base.values)))
         table = Table(tuple(w * v for w, v in zip(weights, base.values, strict=True)), "sum")
-        least = space.smallest(cost) / max(getattr(space.baseline, cost), 1)
+        least = space.smallest(cost) / (space.baseline[cost] or 1)
         share = float(random.uniform(max(0.1, least), 0.9)) if least < 0.9 else 1.0
         found.append(Additive().allocate(Problem(space, table, {cost: share})).indices)
     return np.array(found)
@@ -247,24 +250,24 @@ def agreements(data: Measured, proxies: Sequence[TableProxy | ScoreProxy], *, k:
         base = {name: row[name] for name in ("proxy", "fidelity", "count", "kendall", "spearman", "recall", "k")}
         uncovered = "; ".join(f"{site}: {reason}" for site, reason in row["uncovered"].items())
         into = merged.setdefault((row["proxy"], row["fidelity"]), base | {"metric": data.metric, "uncovered": uncovered})
-        names = {"kendall": "kendall_matched", "pairs": "pairs_matched", "regret": "regret", "chance": "regret_chance"}
-        into |= {f"{name}_{row['cost']}": row[source] for name, source in names.items()}
-    return _typed(list(merged.values()), COLUMNS)
+        into |= {f"{name}_{row['cost']}": row[source] for name, source in COST_COLUMNS.items()}
+    return _typed(list(merged.values()), agreement_columns(data.space.costs), {f"pairs_{cost}" for cost in data.space.costs})
 
 
 def scores(data: Measured, proxies: Sequence[TableProxy | ScoreProxy]) -> pd.DataFrame:
     """One row per proxy, fidelity and configuration; columns: see the top of this module."""
     rows = []
-    costs = {cost: data.space.cost_tables[cost].score(data.indices) / max(getattr(data.space.baseline, cost), 1) for cost in COSTS}
+    dense = data.space.baseline
+    costs = {f"{name}_rel": table.score(data.indices) / (dense[name] or 1) for name, table in data.space.cost_tables.items()}
     for proxy in proxies:
         found = score(proxy, data.space, data.indices)
         for fidelity, values in data.values.items():
             for i in np.flatnonzero(np.isfinite(values)):
-                shares = {f"{cost}_rel": costs[cost][i] for cost in COSTS}
+                shares = {name: share[i] for name, share in costs.items()}
                 rows.append(
                     {"proxy": proxy.name, "fidelity": fidelity, "id": data.ids[i], "score": found[i], "measured": values[i]} | shares
                 )
-    return _typed(rows, SCORE_COLUMNS)
+    return _typed(rows, (*SCORE_COLUMNS, *costs))
 
 
 class Given(ScoreProxy):
@@ -358,6 +361,6 @@ def judge(data: Measured, spectra: Spectra, task: Task, space: SearchSpace, *, c
     return Judged(data, proxies, (), missing)
 
 
-def _typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    kinds = {c: "string" if c in _TEXT else "int64" if c in _WHOLE else "float64" for c in columns}
+def _typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], whole: Collection[str] = ()) -> pd.DataFrame:
+    kinds = {c: "string" if c in _TEXT else "int64" if c in _WHOLE or c in whole else "float64" for c in columns}
     return pd.DataFrame(list(rows), columns=list(columns)).astype(kinds)

@@ -11,9 +11,11 @@ from functools import cached_property
 import numpy as np
 
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
-from ranksearch.sites import Cost
-from ranksearch.space import CostName, SearchSpace
+from ranksearch.sites import Amount, Cost
+from ranksearch.space import SearchSpace
 from ranksearch.space.table import Reduction, Table
+
+GRID = 1 << 32  # units in the dense network's cost, for costs that are not counted
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class Problem:
     """Choose one option per site: least table score at costs within the budgets.
 
     Budgets bound the cost of the whole network, fixed parts included; values up to 1 are shares of the dense
-    network's (see `SearchSpace.limit`).
+    network's (see `SearchSpace.limit`). Everything below is in whole `units`, so that sums and comparisons are exact:
+    costs that are counted as they are, others rounded to 2^-32 of the dense network's, and their budgets raised by the
+    most that rounding every site can add.
 
     Raises:
         InvalidArgument: no budget, an unknown or impossible one, a table that does not fit the space or holds NaN or
@@ -30,7 +34,7 @@ class Problem:
 
     space: SearchSpace
     table: Table
-    budgets: Mapping[CostName, float]
+    budgets: Mapping[str, float]
 
     def __post_init__(self) -> None:
         if not self.budgets:
@@ -49,26 +53,37 @@ class Problem:
                 )
 
     @cached_property
-    def names(self) -> tuple[CostName, ...]:
+    def names(self) -> tuple[str, ...]:
         """The budgeted costs: the columns of `costs` and `room`."""
         return tuple(self.budgets)
 
     @cached_property
+    def units(self) -> tuple[Amount, ...]:
+        """What 1 stands for in `costs`, `limits` and `room`, one per budget: 1 where the cost is counted."""
+        dense = self.space.baseline
+        return tuple(1 if isinstance(dense[name], int) else (dense[name] or 1.0) / GRID for name in self.names)
+
+    @cached_property
     def limits(self) -> np.ndarray:
         """The budgets in absolute numbers, of the whole network, int64, shape: (n_budgets,)."""
-        return np.array([self.space.limit(name, value) for name, value in self.budgets.items()], dtype=np.int64)
+        # rounding moves each site and the rest by half a unit at most
+        slack = (len(self.space.ladders) + 1) // 2 + 1
+        limits = zip(self.budgets.items(), self.units, strict=True)
+        amounts = [(self.space.limit(name, value), unit) for (name, value), unit in limits]
+        return np.array([a if isinstance(a, int) else int(a / unit) + slack for a, unit in amounts], dtype=np.int64)
 
     @cached_property
     def room(self) -> np.ndarray:
         """What the budgets leave to the sites, int64, shape: (n_budgets,)."""
-        return self.limits - np.array([getattr(self.space.fixed, name) for name in self.names], dtype=np.int64)
+        fixed = [self.space.fixed[name] for name in self.names]
+        return self.limits - np.array([f if u == 1 else round(f / u) for f, u in zip(fixed, self.units, strict=True)], dtype=np.int64)
 
     @cached_property
     def costs(self) -> tuple[np.ndarray, ...]:
         """Costs of every option, one array per site, int64, shape: (n_options, n_budgets)."""
+        units = dict(zip(self.names, self.units, strict=True))
         return tuple(
-            np.array([[getattr(option.cost, name) for name in self.names] for option in ladder.options], dtype=np.int64)
-            for ladder in self.space.ladders
+            np.stack([_in_units(ladder.costs[name], unit) for name, unit in units.items()], axis=1) for ladder in self.space.ladders
         )
 
     @cached_property
@@ -82,29 +97,37 @@ class Problem:
         Raises:
             InfeasibleBudget: with the smallest feasible value of each.
         """
-        fixed = self.limits - self.room
+        smallest = self.least + self.limits - self.room
         wrong = [
-            f"{name} <= {limit:,} ({self._share(name, limit)}): the smallest this space reaches is {least:,} ({self._share(name, least)})"
-            for name, limit, least in zip(self.names, self.limits, self.least + fixed, strict=True)
+            f"{self.text(number, limit)}: the smallest this space reaches is {self.text(number, least, bare=True)}"
+            for number, (limit, least) in enumerate(zip(self.limits, smallest, strict=True))
             if limit < least
         ]
         if wrong:
             raise InfeasibleBudget(f"{'; '.join(wrong)}; raise the budget or allow more decompositions or sites")
 
-    def infeasible_together(self, smallest: Mapping[CostName, int | None]) -> InfeasibleBudget:
+    def infeasible_together(self, smallest: Mapping[str, int | None]) -> InfeasibleBudget:
         """The error for budgets that hold each alone but not at once; ``smallest`` is the least of each cost, of the
-        whole network, within the other budgets (None: the other budgets exclude each other already)."""
-        given = ", ".join(f"{n} <= {v:,} ({self._share(n, int(v))})" for n, v in zip(self.names, self.limits, strict=True))
+        whole network and in `units`, within the other budgets (None: the other budgets exclude each other already)."""
+        given = ", ".join(self.text(number, limit) for number, limit in enumerate(self.limits))
         facts = [
-            f"the smallest {name} within the other budgets is {value:,} ({self._share(name, value)})"
+            f"the smallest {name} within the other budgets is {self.text(self.names.index(name), value, bare=True)}"
             for name, value in smallest.items()
             if value is not None
         ]
         return InfeasibleBudget(f"{given}: no configuration satisfies all at once; {'; '.join(facts) or 'relax several'}; raise one")
 
-    def _share(self, name: CostName, value: int) -> str:
-        dense = getattr(self.space.baseline, name)
-        return f"{value / dense:.4f} of dense" if dense else "dense has none"
+    def text(self, number: int, value: int, *, bare: bool = False) -> str:
+        """A bound on a cost in words, or the amount alone; ``value`` is in `units`."""
+        name, unit = self.names[number], self.units[number]
+        dense = self.space.baseline[name]
+        amount = f"{value:,}" if unit == 1 else f"{value * unit:.6g}"
+        share = f"{value * unit / dense:.4f} of dense" if dense else "dense has none"
+        return f"{amount} ({share})" if bare else f"{name} <= {amount} ({share})"
+
+
+def _in_units(amounts: np.ndarray, unit: Amount) -> np.ndarray:
+    return amounts if unit == 1 else np.rint(amounts / unit).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -145,7 +168,6 @@ class Allocator(ABC):
 def finish(problem: Problem, indices: np.ndarray, gap: float) -> Allocation:
     """The allocation of option indices, its budgets verified in integers."""
     indices = np.asarray(indices, dtype=np.int64)
-    cost = problem.space.cost(indices)
-    for name, limit in zip(problem.names, problem.limits, strict=True):
-        assert getattr(cost, name) <= limit, f"{name}: {getattr(cost, name)} exceeds the budget {limit}; please report this"
-    return Allocation(indices, float(problem.table.score(indices)), cost, gap)
+    spent = np.sum([costs[i] for costs, i in zip(problem.costs, indices, strict=True)], axis=0)
+    assert (spent <= problem.room).all(), f"{problem.names}: {spent} exceeds {problem.room}; please report this"
+    return Allocation(indices, float(problem.table.score(indices)), problem.space.cost(indices), gap)

@@ -45,7 +45,7 @@ def least_threshold(
     last = np.flatnonzero(np.r_[level[1:] != level[:-1], True])
     fits = last[(total[last] <= problem.room).all(axis=1)]
     if not len(fits):
-        reached = dict(zip(problem.names, (total[-1] + problem.limits - problem.room).tolist(), strict=True))
+        reached = dict(zip(problem.names, ((total[-1] + problem.limits - problem.room) * problem.units).tolist(), strict=True))
         raise InfeasibleBudget(
             f"budgets={dict(problem.budgets)}: the rule {rule!r} with every layer at its cheapest reaches {reached}; "
             "raise a budget, allow more decompositions, or take the additive or minimax allocator"
@@ -60,4 +60,4 @@ def of_types(problem: Problem, names: Sequence[str] | None) -> list[np.ndarray] 
     """Masks of the options of some decompositions; None for all."""
     if names is None:
         return None
-    return [np.array([o.decomposition in names for o in ladder.options]) for ladder in problem.space.ladders]
+    return [ladder.mask(names) for ladder in problem.space.ladders]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
 from ranksearch.allocators._choice import Hull, Solution, lagrangian_hull, solve
-from ranksearch.space import CostName, SearchSpace
+from ranksearch.space import SearchSpace
 from ranksearch.space.table import Table
 
 __all__ = ["Additive", "Hull", "additive_front", "lagrangian_hull"]
@@ -35,9 +35,10 @@ class Additive(Allocator):
         return finish(problem, solution.indices, solution.gap)
 
 
-def smallest_together(problem: Problem) -> Mapping[CostName, int | None]:
-    """The least of each cost, of the whole network, within the other budgets; None where those exclude each other."""
-    smallest: dict[CostName, int | None] = {}
+def smallest_together(problem: Problem) -> Mapping[str, int | None]:
+    """The least of each cost, of the whole network and in the problem's units, within the other budgets; None where those
+    exclude each other."""
+    smallest: dict[str, int | None] = {}
     for number, name in enumerate(problem.names):
         solution = least_cost(problem.costs, problem.room, number)
         fixed = int(problem.limits[number] - problem.room[number])
@@ -51,7 +52,7 @@ def least_cost(costs: Sequence[np.ndarray], room: np.ndarray, number: int) -> So
     return solve([c[:, number].astype(np.float64) for c in costs], [c[:, others] for c in costs], room[others])
 
 
-def additive_front(space: SearchSpace, table: Table, name: CostName, budgets: Sequence[float]) -> tuple[Allocation, ...]:
+def additive_front(space: SearchSpace, table: Table, name: str, budgets: Sequence[float]) -> tuple[Allocation, ...]:
     """The exact additive optimum at each of several budgets of one cost, in their order.
 
     Raises:

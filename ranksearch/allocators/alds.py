@@ -42,7 +42,7 @@ class ALDSHeuristic(Allocator):
         self.check(problem)
         values = problem.space.table("operator", "max").values
         # a type per option; dense is of no type, least_threshold adds it to all
-        types = [np.array([o.decomposition for o in ladder.options]) for ladder in problem.space.ladders]
+        types = [np.array(ladder.decompositions)[ladder.which] for ladder in problem.space.ladders]
         choices = [sorted(set(t[:-1])) for t in types]
         scale = 1 / np.maximum(problem.limits, 1)
         prices = [cost @ scale for cost in problem.costs]

@@ -58,17 +58,17 @@ class DecomposableNetRaw(Allocator):
         self.check(problem)
         ladders = problem.space.ladders
         values = [np.nan_to_num(l.column("operator"), nan=1.0) * largest_singular_value(l) for l in ladders]
-        masks = of_types(problem, self.decompositions) or [np.ones(len(l.options), dtype=bool) for l in ladders]
+        masks = of_types(problem, self.decompositions) or [np.ones(len(l), dtype=bool) for l in ladders]
         allowed = []
         for ladder, mask in zip(ladders, masks, strict=True):
-            ranks = np.array([min(option.rank, default=0) for option in ladder.options])
+            ranks = np.array([min(ladder.rank(i), default=0) for i in range(len(ladder))])
             allowed.append(mask & (ranks >= min(self.least, int(ranks[mask].max(initial=0)))))
         return finish(problem, least_threshold(problem, values, allowed, rule=self.name), float("nan"))
 
 
 def largest_singular_value(ladder: Ladder) -> float:
     """sigma_1 of a site's lowered weight, from two SVD options of its ladder; 1 where there are none."""
-    options = sorted((o for o in ladder.options if o.decomposition == "svd"), key=lambda o: o.rank)
+    options = sorted((ladder.option(i) for i in np.flatnonzero(ladder.mask(("svd",))).tolist()), key=lambda o: o.rank)
     usable = [o for o in options if o.operator > 0]
     if not usable:
         return 1.0

@@ -116,10 +116,10 @@ class EVBMF(Allocator):
                 full - weakening * (full - rank) if weakening <= 1 else max(1.0, (2 - weakening) * rank)
                 for rank, full in self.ranks(ladder.site.name)
             ]
-            options = [(i, o.rank) for i, o in enumerate(ladder.options) if o.decomposition == self.decomposition]
+            options = [(i, ladder.rank(i)) for i in np.flatnonzero(ladder.mask((self.decomposition,))).tolist()]
             within = [(i, rank) for i, rank in options if all(r <= bound for r, bound in zip(rank, limit, strict=True))]
             if not options or (within and _pays_not(limit, options)):
-                picked.append(len(ladder.options) - 1)
+                picked.append(len(ladder) - 1)
             elif within:
                 picked.append(max(within, key=lambda item: (sum(item[1]), item[0]))[0])
             else:  # thinned ladders may start above the rank

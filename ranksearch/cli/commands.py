@@ -305,7 +305,7 @@ def build(
     export.check_target(out, force=force, onnx=onnx)  # before minutes go into it
     study = _open(file, given, store, session=_session(), stored=True)
     print(f"building {id} ...", file=sys.stderr, flush=True)
-    results.built(study.export(id, out, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity))
+    results.built(study, study.export(id, out, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity))
 
 
 def _session() -> Session:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,23 +25,25 @@ def report(
     from ranksearch.results.plots import plot_proxies
 
     frame = study.proxies(metric=objective, fidelity=fidelity, k=k, calibrate=calibrate, batches=batches)
-    write_frame(frame, format_, out, lambda: proxies_table(frame))
+    write_frame(frame, format_, out, lambda: proxies_table(frame, {cost.name: cost.label for cost in study.costs}))
     if plot is not None:
         scores = study.proxy_scores(metric=objective, fidelity=fidelity, calibrate=calibrate, batches=batches)
         plot_proxies(frame, scores, title=f"{study.name}: measured networks against what proxies said of them", path=plot)
         print(f"drawn to {plot}", file=sys.stderr)
 
 
-def proxies_table(frame: pd.DataFrame) -> str:
-    """The report as text: a table for each fidelity, best proxy first, what each does not cover, and what is left out."""
+def proxies_table(frame: pd.DataFrame, costs: Mapping[str, str]) -> str:
+    """The report as text: a table for each fidelity, best proxy first, what each does not cover, and what is left out.
+    ``costs`` maps the names of costs to labels."""
     parts = []
     rows = frame.to_dict("records")
     for fidelity in dict.fromkeys(row["fidelity"] for row in rows):
         chosen = sorted((row for row in rows if row["fidelity"] == fidelity), key=_tau, reverse=True)
         first = max(chosen, key=lambda row: row["count"])  # a supernet may know fewer of them
-        header = ("proxy", "tau", "Spearman", f"top-{first['k']} recall", *_pair("tau at like {}"), *_pair("regret at like {}"))
-        cells = [[_named(row, first["count"]), *map(_number, _values(row))] for row in chosen]
-        blind = ["(blind choice)", *[""] * 5, *(_number(first[f"chance_{cost}"], 4) for cost in ("params", "macs"))]
+        like = [f"{what} at like {label}" for what in ("tau", "regret") for label in costs.values()]
+        header = ("proxy", "tau", "Spearman", f"top-{first['k']} recall", *like)
+        cells = [[_named(row, first["count"]), *map(_number, _values(row, costs))] for row in chosen]
+        blind = ["(blind choice)", *[""] * (3 + len(costs)), *(_number(first[f"chance_{cost}"], 4) for cost in costs)]
         named = f"{first['metric']} of {plural(first['count'], 'factorized network')} at {fidelity}:"
         parts += [named, table(header, [*cells, blind], left=("proxy",)), ""]
     parts.append("tau, Spearman: 1 orders as measured, 0 is chance; regret: what trusting the proxy loses of the metric at a budget")
@@ -79,13 +81,9 @@ def _named(row: dict[str, Any], every: int) -> str:
     return row["proxy"] if row["count"] == every else f"{row['proxy']} (of {row['count']})"
 
 
-def _pair(text: str) -> tuple[str, str]:
-    return text.format("params"), text.format("MACs")
-
-
-def _values(row: dict[str, Any]) -> list[tuple[float, int]]:
-    shares = [(row[name], 2) for name in ("kendall", "spearman", "recall", "kendall_params", "kendall_macs")]
-    return [*shares, (row["regret_params"], 4), (row["regret_macs"], 4)]
+def _values(row: dict[str, Any], costs: Iterable[str]) -> list[tuple[float, int]]:
+    shares = [(row[name], 2) for name in ("kendall", "spearman", "recall", *(f"kendall_{cost}" for cost in costs))]
+    return [*shares, *((row[f"regret_{cost}"], 4) for cost in costs)]
 
 
 def _number(value: Any, digits: int = 2) -> str:

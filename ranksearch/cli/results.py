@@ -45,29 +45,32 @@ def profile(study: Study, format_: str) -> None:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([*rows[0], "skipped"] if rows else ["site", "skipped"])
         writer.writerows([*(json.dumps(v) if isinstance(v, dict) else v for v in row.values()), ""] for row in rows)
-        width = len(rows[0]) if rows else 1
-        writer.writerows([s["name"], s["type"], "", s["params"], *[""] * (width - 4), s["reason"]] for s in skipped)
+        columns = list(rows[0]) if rows else ["site"]
+        left_out = [{"site": s["name"], "kind": s["type"], "params": s["params"]} for s in skipped]
+        writer.writerows([*(s.get(c, "") for c in columns), full["reason"]] for s, full in zip(left_out, skipped, strict=True))
         print(out.getvalue(), end="")
     elif format_ == "json":
-        data = {"study": study.name, "params": total.params, "macs": total.macs, "sites": rows, "skipped": skipped}
+        data = {"study": study.name, **total, "sites": rows, "skipped": skipped}
         if rows:
             space = study.space
-            data |= {"size": str(space.size), "smallest": {"params": space.smallest("params"), "macs": space.smallest("macs")}}
+            data |= {"size": str(space.size), "smallest": {name: space.smallest(name) for name in space.costs}}
         print(json.dumps(data, indent=2))
     else:
-        print(f"{study.name}: {plural(len(rows), 'site')}; dense network {total.params:,} params, {total.macs:,} MACs per example\n")
-        _profile_table(rows, skipped, total)
+        amounts = ", ".join(f"{total[cost.name]:,} {cost.label}" for cost in study.costs)
+        print(f"{study.name}: {plural(len(rows), 'site')}; dense network {amounts} per example\n")
+        _profile_table(study, rows, skipped)
     space = study.space  # raises where there is nothing to choose
     if format_ == "table":
         digits = str(space.size)
         size = f"{space.size:,}" if len(digits) < 10 else f"about {digits[0]}.{digits[1]}e{len(digits) - 1}"
-        least = {name: space.smallest(name) / max(getattr(total, name), 1) for name in ("params", "macs")}
-        params, macs = percent(least["params"]), percent(least["macs"])
-        print(f"\n{size} configurations; the smallest has {params} of the params, the fastest {macs} of the MACs")
+        least = [f"{percent(space.smallest(c.name) / (total[c.name] or 1))} of the {c.label}" for c in study.costs]
+        print(f"\n{size} configurations; the smallest has {', another '.join(least)}")
         print(f"objectives: {', '.join(study.objectives)}; fidelity {study.fidelity.key}; errors in the {space.metric} metric")
 
 
 def _site_rows(study: Study) -> list[dict[str, Any]]:
+    from ranksearch.costs import dense_layer_cost
+
     rows = []
     decompositions = {name: d for name, d in study.spectra.decompositions.items() if name != "dense"}
     for site in study.sites:
@@ -77,8 +80,8 @@ def _site_rows(study: Study) -> list[dict[str, Any]]:
         half = _half(study.spectra, site, cheaper)
         kind = site.kind if site.head is None else f"{site.kind} + head"
         rows.append({
-            "site": site.name, "kind": kind, "shape": kernel, "params": site.cost.params, "macs": site.cost.macs, "options": cheaper,
-            "at_half": half, "undefined": undefined, "aliases": " ".join(site.paths[1:]),
+            "site": site.name, "kind": kind, "shape": kernel, **dense_layer_cost(study.costs, study.dense_network, site),
+            "options": cheaper, "at_half": half, "undefined": undefined, "aliases": " ".join(site.paths[1:]),
         })  # fmt: skip
     return rows
 
@@ -97,16 +100,22 @@ def _half(spectra: Spectra, site: Site, names: Iterable[str]) -> str:
     return best[1]
 
 
-def _profile_table(rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]], total: Any) -> None:
+def _profile_table(study: Study, rows: Sequence[dict[str, Any]], skipped: Sequence[dict[str, Any]]) -> None:
     if rows:
+        total = study.baseline
+
+        def amounts(row: dict[str, Any]) -> list[str]:
+            return [text for name in total for text in (f"{row[name]:,}", percent(row[name] / (total[name] or 1)))]
+
         cells = [
             (
-                r["site"], r["kind"], r["shape"], f"{r['params']:,}", percent(r["params"] / max(total.params, 1)), f"{r['macs']:,}",
-                percent(r["macs"] / max(total.macs, 1)), ", ".join(f"{name} {n:,}" for name, n in r["options"].items()), r["at_half"],
+                r["site"], r["kind"], r["shape"], *amounts(r), ", ".join(f"{name} {n:,}" for name, n in r["options"].items()),
+                r["at_half"],
             )
             for r in rows
         ]  # fmt: skip
-        header = ("site", "kind", "shape", "params", "of all", "MACs", "of all ", "options cheaper than dense", "best at half the params")
+        labels = [text for cost in study.costs for text in (cost.label, "of all")]
+        header = ("site", "kind", "shape", *labels, "options cheaper than dense", "best at half the params")
         print(table(header, cells, left=("site", "kind", "shape", *header[-2:])))
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -175,14 +184,16 @@ def front_table(study: Study, frame: pd.DataFrame) -> str:
         return "no evaluation is stored that satisfies this; search on, or loosen --where"
     dense = next((row for row in frame.to_dict("records") if row["is_dense"]), None)
     metrics = [metric.name for metric in study.task.metrics]
-    header = ["id", *[name for metric in metrics for name in (metric, "change")], "% MACs", "% params", "MACs", "params", ""]
+    costs = study.costs[::-1]
+    labels = [*(f"% {cost.label}" for cost in costs), *(cost.label for cost in costs)]
+    header = ["id", *[name for metric in metrics for name in (metric, "change")], *labels, ""]
     rows = []
     for row in frame.to_dict("records"):
         cells: list[Any] = [row["id"]]
         for metric in metrics:
             change = "" if dense is None else f"{row[metric] - dense[metric]:+.4f}"
             cells += [f"{row[metric]:.4f}", change]
-        cells += [percent(row["macs_rel"]), percent(row["params_rel"]), count(row["macs"]), count(row["params"])]
+        cells += [*(percent(row[f"{cost.name}_rel"]) for cost in costs), *(count(row[cost.name]) for cost in costs)]
         cells.append("dense" if row["is_dense"] else "" if row["on_front"] else "dominated")
         rows.append(cells)
     return table(header, rows, left=("id", ""))
@@ -205,12 +216,15 @@ def _write(out: Path, write: Callable[[Path], Any]) -> None:
 
 def searched(study: Study, command: Callable[[str], str], objectives: Sequence[str] | None, trials: int) -> None:
     """Print the front that a search came to, and what to try next."""
+    from ranksearch.evaluation.fidelity import SUPERNET, Fidelity
+
     evaluations = study.evaluations()
     errors = [" ".join(str(row["error"]).split()) for row in evaluations.to_dict("records") if row["status"] != "done"]
     failed = len(errors)
     frame = study.front(None, objectives)
     noted = f", {failed} of them failed" if failed else ""
-    screened = evaluations["fidelity"].str.startswith("supernet-").sum()
+    kinds = {key: Fidelity.parse(key).kind for key in evaluations["fidelity"].unique()}
+    screened = sum(kinds[key] == SUPERNET for key in evaluations["fidelity"])
     noted = (f", {screened:,} of them screened with a supernet" if screened else "") + noted
     print(f"\n{study.name}: {plural(len(evaluations), 'evaluation')} stored{noted}. None of these beats another; dense for comparison:\n")
     print(front_table(study, frame))
@@ -230,7 +244,7 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
         print(f"  {command('front')} --fidelity supernet")
 
 
-def built(directory: Path) -> None:
+def built(study: Study, directory: Path) -> None:
     """Print what was written."""
     from ranksearch.networks.export import read_manifest
 
@@ -239,6 +253,7 @@ def built(directory: Path) -> None:
     print(f"{manifest['id']} written to {directory}")
     rows = [(name, f"{value:.4f}", f"{manifest['measured'].get(name, float('nan')):.4f}") for name, value in manifest["metrics"].items()]
     print(table(("metric", "in the store", "measured now"), rows, left=("metric",)))
-    for name, label in (("params", "params"), ("macs", "MACs")):
-        print(f"{manifest[name]:,} {label}, {percent(manifest[name] / max(base[name], 1))} of the dense network's")
+    for cost in study.costs:
+        amount = manifest[cost.name]
+        print(f"{amount:,} {cost.label}, {percent(amount / (base[cost.name] or 1))} of the dense network's")
     print("files: " + ", ".join(sorted([*manifest["files"], "manifest.json"])))

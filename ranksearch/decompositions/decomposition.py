@@ -82,9 +82,9 @@ class Decomposition(ABC, Generic[S]):
         torch layers where they exist, with parameters in the dtype and on the device of ``factors``."""
 
     def cost(self, site: Site, rank: Rank) -> Cost:
-        """Cost of one rank, see `costs`."""
+        """Params and MACs of one rank, see `costs`."""
         params, macs = self.costs(site, np.asarray([rank], dtype=np.int64).reshape(1, len(rank)))
-        return Cost(int(params[0]), int(macs[0]))
+        return Cost(params=int(params[0]), macs=int(macs[0]))
 
     def options(self, site: Site) -> np.ndarray:
         """The ranks that are cheaper than dense in params or in MACs, cheapest first (params, then MACs); none

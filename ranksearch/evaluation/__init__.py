@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from ranksearch.evaluation.evaluator import Evaluator, Fidelity, Outcome, Request, outcome_of
+from ranksearch.evaluation.evaluator import Evaluator
+from ranksearch.evaluation.fidelity import Fidelity
+from ranksearch.evaluation.request import Outcome, Request, outcome_of
 
 __all__ = ["Evaluator", "Fidelity", "Outcome", "Request", "outcome_of"]

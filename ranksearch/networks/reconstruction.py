@@ -3,7 +3,6 @@ responses, given the inputs that the layer really has behind the factorized laye
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ranksearch import checks
 from ranksearch.decompositions.metric import floored, half
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.lockstep import Pass, passes
@@ -87,8 +87,7 @@ def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any]
     Raises:
         InvalidArgument: ``ridge`` negative or not finite, or no batches.
     """
-    if not (math.isfinite(ridge) and ridge >= 0):
-        raise InvalidArgument(f"ridge={ridge}: must be a finite number, 0 or more")
+    checks.number("ridge", ridge, least=0)
     held = list(batches)
     if not held:
         raise InvalidArgument("batches is empty: a reconstruction needs at least one batch")

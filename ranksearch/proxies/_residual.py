@@ -38,7 +38,7 @@ def residual_tables(space: SearchSpace, spectra: Spectra, forms: Sequence[Form])
     for ladder in space.ladders:
         site = ladder.site
         weight = canonical_weight(spectra.model.get_submodule(site.name), site).double()
-        values = np.zeros((len(forms), len(ladder.options)))
+        values = np.zeros((len(forms), len(ladder)))
         for number, option in enumerate(ladder.options):
             if option.decomposition == "dense":
                 continue

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ranksearch.errors import InvalidArgument
+from ranksearch import checks
 from ranksearch.proxies._base import TableProxy
 from ranksearch.space import Configuration, Ladder, SearchSpace
 from ranksearch.space.table import Table
@@ -26,8 +26,7 @@ class SingleSiteLoss(TableProxy):
     name = "single_site_loss"
 
     def __init__(self, measure: Callable[[Configuration], float], *, points: int = 6) -> None:
-        if points < 1:
-            raise InvalidArgument(f"points={points}: must be at least 1")
+        checks.whole("points", points, least=1)
         self.measure, self.points = measure, points
 
     def table(self, space: SearchSpace) -> Table:
@@ -44,13 +43,12 @@ class SingleSiteLoss(TableProxy):
         picked = sorted({int(np.argmin(np.abs(levels - level))) for level in wanted}, key=lambda i: errors[i])
         rises = []
         for i in picked:
-            option = ladder.options[i]
-            rises.append(max(self.measure(Configuration({ladder.site.name: (option.decomposition, option.rank)})) - dense, 0.0))
+            rises.append(max(self.measure(Configuration({ladder.site.name: ladder.choice(i)})) - dense, 0.0))
         return np.interp(errors, [0.0, *errors[picked]], np.maximum.accumulate([0.0, *rises]))
 
     def uncovered(self, space: SearchSpace) -> dict[str, str]:
         return {
-            l.site.name: f"{len(l.options) - 1 - self.points} of {len(l.options) - 1} options are interpolated"
+            l.site.name: f"{len(l) - 1 - self.points} of {len(l) - 1} options are interpolated"
             for l in space.ladders
-            if len(l.options) - 1 > self.points
+            if len(l) - 1 > self.points
         }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -15,7 +15,6 @@ import numpy as np
 
 from ranksearch.errors import InvalidArgument
 
-COSTS = ("params", "macs")
 BASELINE = "baseline"
 LONGEST = 2000  # characters of a condition
 LARGEST = 1e100  # number in a condition
@@ -28,6 +27,12 @@ _COMBINE: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True)
+class _Dense:
+    values: Mapping[str, float]  # of the dense network, by metric
+    costs: Collection[str]  # those of the metrics whose bounds of at most 1 are shares
+
+
+@dataclass(frozen=True)
 class Condition:
     """A parsed condition; `parse` makes it.
 
@@ -35,7 +40,7 @@ class Condition:
     numbers, names of metrics, and ``baseline``. Each comparison is about exactly one metric, and ``baseline`` is the
     dense network's value of that metric.
 
-    In a comparison of ``params`` or ``macs`` a bound of at most 1 is a share of the dense network's cost; a larger
+    In a comparison of a cost, such as ``params`` or ``macs``, a bound of at most 1 is a share of the dense network's cost; a larger
     bound, and every bound of a comparison that mentions ``baseline``, is absolute. Bounds are computed exactly, as
     the decimal numbers that were typed, so that ``macs < 0.07`` leaves out 7 of 100.
     """
@@ -79,13 +84,14 @@ class Condition:
         if unknown:
             raise InvalidArgument(f"condition {self.text!r}: unknown {', '.join(unknown)}; known are: {', '.join(known) or 'none'}")
 
-    def mask(self, columns: Mapping[str, np.ndarray], baseline: Mapping[str, float]) -> np.ndarray:
+    def mask(self, columns: Mapping[str, np.ndarray], baseline: Mapping[str, float], costs: Collection[str]) -> np.ndarray:
         """Which rows satisfy the condition. A row with NaN in a metric that the condition names does not.
 
         Args:
             columns: values of every metric, each of shape: (n,).
             baseline: values of the dense network; needed for the metrics that are compared with ``baseline``, and for
                 costs with relative bounds.
+            costs: which of the metrics are costs.
 
         Returns:
             bool, shape: (n,).
@@ -96,26 +102,29 @@ class Condition:
         self.check(columns)
         arrays = {name: np.asarray(columns[name], dtype=np.float64) for name in self.names}
         sound = ~np.any([np.isnan(values) for values in arrays.values()], axis=0)
-        return self._mask(self._tree, arrays, baseline) & sound
+        return self._mask(self._tree, arrays, _Dense(baseline, costs)) & sound
 
-    def upper_bounds(self, baseline: Mapping[str, float]) -> dict[str, int]:
-        """The largest admissible integer per cost, for a condition that is nothing but upper bounds on costs joined by
-        ``and``: ``macs < 0.5 and params <= 100000``.
+    def upper_bounds(self, costs: Mapping[str, int | float]) -> dict[str, int | float]:
+        """The largest admissible amount per cost, an integer where the dense network's is one, for a condition that is nothing
+        but upper bounds on costs joined by ``and``: ``macs < 0.5 and params <= 100000``.
 
         Args:
-            baseline: params and MACs of the dense network.
+            costs: of the dense network.
 
         Raises:
             InvalidArgument: naming the first part that is not an upper bound on a cost.
         """
-        bounds: dict[str, int] = {}
+        bounds: dict[str, int | float] = {}
         for part in _conjuncts(self._tree):
-            for name, bound, strict in self._upper(part, baseline):
-                limit = math.ceil(bound) - 1 if strict else math.floor(bound)
+            for name, bound, strict in self._upper(part, _Dense(costs, costs)):
+                if isinstance(costs[name], int):
+                    limit = math.ceil(bound) - 1 if strict else math.floor(bound)
+                else:
+                    limit = math.nextafter(float(bound), -math.inf) if strict else float(bound)
                 bounds[name] = min(limit, bounds.get(name, limit))
         return bounds
 
-    def _upper(self, part: ast.expr, baseline: Mapping[str, float]) -> Iterator[tuple[str, Fraction, bool]]:
+    def _upper(self, part: ast.expr, dense: _Dense) -> Iterator[tuple[str, Fraction, bool]]:
         refusal = InvalidArgument(
             f"condition {self.text!r}: {ast.unparse(part)!r} is not an upper bound on a cost; "
             f"give bounds such as 'macs <= 0.5' or 'params < 100000', joined by 'and'"
@@ -127,50 +136,50 @@ class Condition:
                 left, right = right, left
             elif not isinstance(sign, (ast.Lt, ast.LtE)):
                 raise refusal
-            if not (isinstance(left, ast.Name) and left.id in COSTS) or _names(right):
+            if not (isinstance(left, ast.Name) and left.id in dense.costs) or _names(right):
                 raise refusal
-            yield left.id, self._bound(right, part, baseline), isinstance(sign, (ast.Lt, ast.Gt))
+            yield left.id, self._bound(right, part, dense), isinstance(sign, (ast.Lt, ast.Gt))
 
-    def _mask(self, node: ast.expr, arrays: Mapping[str, np.ndarray], baseline: Mapping[str, float]) -> np.ndarray:
+    def _mask(self, node: ast.expr, arrays: Mapping[str, np.ndarray], dense: _Dense) -> np.ndarray:
         if isinstance(node, ast.BoolOp):
             combine = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
-            return combine.reduce([self._mask(value, arrays, baseline) for value in node.values])
+            return combine.reduce([self._mask(value, arrays, dense) for value in node.values])
         if isinstance(node, ast.UnaryOp):
-            return ~self._mask(node.operand, arrays, baseline)
+            return ~self._mask(node.operand, arrays, dense)
         assert isinstance(node, ast.Compare)
         result = np.ones(np.broadcast_shapes(*(a.shape for a in arrays.values())), dtype=bool)
         for left, sign, right in _pairs(node):
-            sides = [self._side(side, node, arrays, baseline) for side in (left, right)]
+            sides = [self._side(side, node, arrays, dense) for side in (left, right)]
             result &= _COMPARE[type(sign)](*sides)
         return result
 
-    def _side(self, side: ast.expr, comparison: ast.Compare, arrays: Mapping[str, np.ndarray], baseline: Mapping[str, float]) -> Any:
+    def _side(self, side: ast.expr, comparison: ast.Compare, arrays: Mapping[str, np.ndarray], dense: _Dense) -> Any:
         if not _names(side):
             try:
-                return float(self._bound(side, comparison, baseline))
+                return float(self._bound(side, comparison, dense))
             except OverflowError as error:
                 raise InvalidArgument(f"condition {self.text!r}: {ast.unparse(side)!r} is too large a number") from error
         (metric,) = _names(comparison)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return self._arithmetic(side, lambda name: arrays[name] if name != BASELINE else float(self._dense(metric, baseline)), float)
+            return self._arithmetic(side, lambda name: arrays[name] if name != BASELINE else float(self._dense(metric, dense)), float)
 
-    def _bound(self, side: ast.expr, comparison: ast.Compare, baseline: Mapping[str, float]) -> Fraction:
+    def _bound(self, side: ast.expr, comparison: ast.Compare, dense: _Dense) -> Fraction:
         """The exact value of a side without a metric."""
         (metric,) = _names(comparison)
-        value = self._arithmetic(side, lambda _: self._dense(metric, baseline), Fraction)
-        if metric not in COSTS or _mentions_baseline(comparison) or value > 1:
+        value = self._arithmetic(side, lambda _: self._dense(metric, dense), Fraction)
+        if metric not in dense.costs or _mentions_baseline(comparison) or value > 1:
             return value
         if any(_names(other) and not isinstance(other, ast.Name) for other in (comparison.left, *comparison.comparators)):
             raise InvalidArgument(
                 f"condition {self.text!r}: {ast.unparse(comparison)!r} mixes arithmetic on {metric} with a bound of at most 1, "
                 f"which is a share of the dense network's; write {metric} alone on one side"
             )
-        return value * self._dense(metric, baseline)
+        return value * self._dense(metric, dense)
 
-    def _dense(self, metric: str, baseline: Mapping[str, float]) -> Fraction:
-        if metric not in baseline or not math.isfinite(baseline[metric]):
+    def _dense(self, metric: str, dense: _Dense) -> Fraction:
+        if metric not in dense.values or not math.isfinite(dense.values[metric]):
             raise InvalidArgument(f"condition {self.text!r}: the dense network's {metric} is not known yet; evaluate it, or give a number")
-        value = baseline[metric]
+        value = dense.values[metric]
         return Fraction(int(value)) if float(value).is_integer() else Fraction(float(value))
 
     def _arithmetic(self, node: ast.expr, value: Callable[[str], Any], number: Callable[[Any], Any]) -> Any:

@@ -8,10 +8,8 @@
 | fidelity | string | how thoroughly it was evaluated |
 | seed | int | of the evaluation |
 | status | string | done, or failed |
-| params | int | parameters of the whole network |
-| macs | int | multiply-adds of the whole network, for one example |
-| params_rel | float | params as a share of the dense network's |
-| macs_rel | float | MACs as a share of the dense network's |
+| COST | int where it is counted, else float | each cost of the whole network: params, macs (for one example), and what the study adds |
+| COST_rel | float | each as a share of the dense network's |
 | METRIC | float | each metric of the task, in the task's order; NaN where it failed |
 | METRIC_delta | float | METRIC minus that of the dense network at the same fidelity (mean over its seeds) |
 | factorized | int | number of factorized sites; 0 is the dense network |
@@ -27,10 +25,8 @@
 | id | string | content hash of the configuration |
 | fidelity | string | how thoroughly it was evaluated |
 | seeds | int | finished evaluations that the row is the mean of; 0: the dense network as given, not evaluated |
-| params | int | parameters of the whole network |
-| macs | int | multiply-adds of the whole network, for one example |
-| params_rel | float | params as a share of the dense network's |
-| macs_rel | float | MACs as a share of the dense network's |
+| COST | int where it is counted, else float | each cost of the whole network: params, macs (for one example), and what the study adds |
+| COST_rel | float | each as a share of the dense network's |
 | METRIC | float | mean of each metric |
 | METRIC_delta | float | mean of METRIC minus that of the dense network |
 | factorized | int | number of factorized sites; 0 is the dense network |
@@ -54,8 +50,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -67,61 +63,56 @@ from ranksearch.store import Record
 
 Direction = Literal["min", "max"]
 METRICS = "METRIC"  # stands in the lists below for the pairs of columns METRIC, METRIC_delta of every metric
+COST, SHARE = "COST", "COST_rel"  # stand there for the columns of every cost
 EVALUATION_COLUMNS = (
-    "id", "fidelity", "seed", "status", "params", "macs", "params_rel", "macs_rel", METRICS,
+    "id", "fidelity", "seed", "status", COST, SHARE, METRICS,
     "factorized", "seconds", "origin", "error", "created",
 )  # fmt: skip
 FRONT_COLUMNS = (
-    "id", "fidelity", "seeds", "params", "macs", "params_rel", "macs_rel", METRICS,
+    "id", "fidelity", "seeds", COST, SHARE, METRICS,
     "factorized", "seconds", "origin", "is_dense", "on_front",
 )  # fmt: skip
+RESERVED = {*EVALUATION_COLUMNS, *FRONT_COLUMNS, "baseline"} - {COST, SHARE, METRICS}  # names that neither metrics nor costs may have
 LAYER_COLUMNS = ("id", "site", "decomposition", "rank", "description")
 _TYPES = {
-    "id": "string", "fidelity": "string", "seed": "int64", "seeds": "int64", "status": "string", "params": "int64", "macs": "int64",
+    "id": "string", "fidelity": "string", "seed": "int64", "seeds": "int64", "status": "string",
     "factorized": "int64", "origin": "string", "error": "string", "created": "datetime64[us, UTC]", "is_dense": "bool", "on_front": "bool",
     "site": "string", "decomposition": "string", "rank": "string", "description": "string",
 }  # fmt: skip
 _DENSE_ID = hashlib.sha256(b"{}").hexdigest()[:12]  # id of the configuration without a factorized site
 
 
-class Costs(Protocol):
-    """Anything with the params and MACs of the dense network."""
-
-    @property
-    def params(self) -> int: ...
-    @property
-    def macs(self) -> int: ...
-
-
-def evaluations(records: Iterable[Record], baseline: Costs, metrics: Sequence[tuple[str, Direction]]) -> pd.DataFrame:
+def evaluations(records: Iterable[Record], baseline: Mapping[str, int | float], metrics: Sequence[tuple[str, Direction]]) -> pd.DataFrame:
     """One row per record; columns: see the top of this module.
 
     Args:
         records: evaluations, of any fidelity and status.
-        baseline: cost of the dense network.
+        baseline: every cost of the dense network. A cost that a record lacks is NaN.
         metrics: name and direction of the task's metrics. Costs among them are columns anyway. A delta is METRIC minus
             the dense network's, whatever the direction.
 
     Raises:
         InvalidArgument: a metric twice, named like another column, or without a direction.
     """
-    names = _metric_names(metrics)
+    names, records = _metric_names(metrics, baseline), list(records)
     rows = []
     for record in records:
         row: dict[str, object] = {
             "id": record.configuration_id, "fidelity": record.fidelity, "seed": record.seed, "status": record.status,
-            "params": record.params, "macs": record.macs,
-            "params_rel": _share(record.params, baseline.params), "macs_rel": _share(record.macs, baseline.macs),
             "factorized": len(json.loads(record.configuration)), "seconds": record.seconds, "origin": record.origin,
             "error": record.error, "created": record.created,
         }  # fmt: skip
+        row |= {name: record.costs.get(name, np.nan) for name in baseline}
+        row |= {f"{name}_rel": _share(record.costs.get(name, np.nan), dense) for name, dense in baseline.items()}
         done = record.status == "done"
         rows.append(row | {name: record.metrics.get(name, np.nan) if done else np.nan for name in names})
-    frame = _frame(rows, [c for c in _columns(EVALUATION_COLUMNS, names) if not c.endswith("_delta") or c in names])
+    whole = {name for name, dense in baseline.items() if isinstance(dense, int) and all(name in record.costs for record in records)}
+    columns = _columns(EVALUATION_COLUMNS, names, baseline)
+    frame = _frame(rows, [c for c in columns if c not in {f"{name}_delta" for name in names}], whole)
     dense = frame.loc[(frame["factorized"] == 0) & (frame["status"] == "done")]
     for name in names:
         frame[f"{name}_delta"] = frame[name] - frame["fidelity"].map(dense.groupby("fidelity")[name].mean()).astype("float64")
-    return frame.loc[:, _columns(EVALUATION_COLUMNS, names)]
+    return frame.loc[:, columns]
 
 
 def front(
@@ -140,7 +131,7 @@ def front(
         frame: as `evaluations` gives it; not changed.
         objectives: columns to optimise and their directions.
         condition: rows that break it are not on the front and dominate nothing.
-        baseline: metrics, params and MACs of the dense network, for ``baseline`` and relative bounds in the condition;
+        baseline: metrics and costs of the dense network, for ``baseline`` and relative bounds in the condition;
             what it lacks is taken from the dense row. When the dense network was not evaluated and all objectives are
             given here, its row is made from this.
         fidelity: which one; needed if the frame holds several.
@@ -151,27 +142,29 @@ def front(
             metric, or several fidelities.
     """
     metrics = [column for column in frame.columns if f"{column}_delta" in frame.columns]
-    known = [*metrics, "params", "macs", "params_rel", "macs_rel", "seconds"]
+    costs = _cost_names(frame)
+    known = [*metrics, *costs, *(f"{name}_rel" for name in costs), "seconds"]
     unknown = [name for name in objectives if name not in known]
     if unknown or not objectives:
         raise InvalidArgument(f"objectives={list(objectives)}: unknown {', '.join(unknown) or 'none given'}; known are: {', '.join(known)}")
     if condition is not None:
-        condition.check([*metrics, "params", "macs", "params_rel", "macs_rel", "factorized", "seconds"])
+        condition.check([*known[:-1], "factorized", "seconds"])
     if fidelity is not None:
         frame = frame.loc[frame["fidelity"] == fidelity]
     fidelities = sorted(frame["fidelity"].unique())
     if len(fidelities) > 1:
         raise InvalidArgument(f"frame holds the fidelities {', '.join(fidelities)}, which are never compared; choose one with fidelity=")
-    columns = _columns(FRONT_COLUMNS, metrics)
-    result = _typed(_means(frame.loc[frame["status"] == "done"], metrics), columns)
+    columns = _columns(FRONT_COLUMNS, metrics, costs)
+    whole = {name for name in costs if frame[name].dtype == np.int64}
+    result = _typed(_means(frame.loc[frame["status"] == "done"], metrics, costs), columns, whole)
     given = dict(baseline or {})
-    if len(frame) and all(name in given for name in ("params", "macs", *metrics)) and 0 not in result["factorized"].to_numpy():
-        dense = _frame([_given_dense(given, metrics, str(fidelities[0]))], columns)
+    if len(frame) and all(name in given for name in (*costs, *metrics)) and 0 not in result["factorized"].to_numpy():
+        dense = _frame([_given_dense(given, metrics, costs, str(fidelities[0]))], columns, whole)
         result = pd.concat([result, dense], ignore_index=True) if len(result) else dense
     admissible = np.ones(len(result), dtype=bool)
     if condition is not None and len(result):
         arrays = {name: result[name].to_numpy(dtype=np.float64) for name in condition.names}
-        admissible = condition.mask(arrays, _dense_values(result, metrics) | given)
+        admissible = condition.mask(arrays, _dense_values(result, known) | given, costs)
     values = result.loc[admissible, list(objectives)].to_numpy(dtype=np.float64)
     result.loc[admissible, "on_front"] = non_dominated(values, list(objectives.values()))
     if not dominated:
@@ -201,9 +194,9 @@ def layers(
     return _frame(rows, list(LAYER_COLUMNS))
 
 
-def _means(done: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+def _means(done: pd.DataFrame, metrics: Sequence[str], costs: Sequence[str]) -> pd.DataFrame:
     groups: Any = done.groupby("id", sort=False)
-    first = groups[["fidelity", "params", "macs", "params_rel", "macs_rel", "factorized", "origin"]].first()
+    first = groups[["fidelity", *costs, *(f"{name}_rel" for name in costs), "factorized", "origin"]].first()
     seeds = groups.size()
     values = groups[[*metrics, *(f"{name}_delta" for name in metrics), "seconds"]]
     # a seed that lacks a metric makes the mean NaN: it is never passed over in silence
@@ -212,47 +205,58 @@ def _means(done: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     return rows.reset_index()
 
 
-def _given_dense(baseline: Mapping[str, float], metrics: Sequence[str], fidelity: str) -> dict[str, object]:
+def _given_dense(baseline: Mapping[str, float], metrics: Sequence[str], costs: Sequence[str], fidelity: str) -> dict[str, object]:
     row: dict[str, object] = {
-        "id": _DENSE_ID, "fidelity": fidelity, "seeds": 0, "params": int(baseline["params"]), "macs": int(baseline["macs"]),
-        "params_rel": 1.0, "macs_rel": 1.0, "factorized": 0, "seconds": np.nan, "origin": "baseline", "is_dense": True, "on_front": False,
+        "id": _DENSE_ID, "fidelity": fidelity, "seeds": 0, "factorized": 0, "seconds": np.nan, "origin": "baseline",
+        "is_dense": True, "on_front": False,
     }  # fmt: skip
+    for name in costs:
+        row |= {name: baseline[name], f"{name}_rel": 1.0}
     for name in metrics:
         row |= {name: float(baseline[name]), f"{name}_delta": 0.0}
     return row
 
 
-def _dense_values(rows: pd.DataFrame, metrics: Sequence[str]) -> dict[str, float]:
+def _cost_names(frame: pd.DataFrame) -> list[str]:
+    columns = set(frame.columns)
+    return [name for name in frame.columns if f"{name}_rel" in columns and f"{name}_delta" not in columns]
+
+
+def _dense_values(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
     dense = rows.loc[rows["is_dense"]]
-    names = (*metrics, "params", "macs", "params_rel", "macs_rel", "seconds")
     return {name: float(dense[name].to_numpy()[0]) for name in names} if len(dense) else {}
 
 
-def _metric_names(metrics: Sequence[tuple[str, Direction]]) -> list[str]:
-    names = [name for name, _ in metrics if name not in ("params", "macs")]
+def _metric_names(metrics: Sequence[tuple[str, Direction]], costs: Iterable[str]) -> list[str]:
+    names = [name for name, _ in metrics if name not in costs]
     wrong = [f"{name} ({direction})" for name, direction in metrics if direction not in ("min", "max")]
     if wrong:
         raise InvalidArgument(f"metrics: {', '.join(wrong)}: the direction must be 'min' or 'max'")
-    taken = {*EVALUATION_COLUMNS, *FRONT_COLUMNS, "baseline"} | {f"{name}_delta" for name in names}
+    taken = {*RESERVED, *(f"{name}_rel" for name in costs)} | {f"{name}_delta" for name in names}
     clash = [name for name in names if name in taken] + [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if clash:
         raise InvalidArgument(f"metrics: {', '.join(clash)} is the name of another column or comes twice; rename the metric")
     return names
 
 
-def _columns(template: Sequence[str], metrics: Sequence[str]) -> list[str]:
-    return [c for column in template for c in ([c for m in metrics for c in (m, f"{m}_delta")] if column == METRICS else [column])]
+def _columns(template: Sequence[str], metrics: Sequence[str], costs: Iterable[str]) -> list[str]:
+    named = {
+        METRICS: [column for name in metrics for column in (name, f"{name}_delta")],
+        COST: list(costs), SHARE: [f"{name}_rel" for name in costs],
+    }  # fmt: skip
+    return [name for column in template for name in named.get(column, [column])]
 
 
-def _frame(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> pd.DataFrame:
+def _frame(rows: Sequence[Mapping[str, object]], columns: Sequence[str], whole: Collection[str] = ()) -> pd.DataFrame:
     """A frame with these columns and their types, also without rows."""
-    return _typed(pd.DataFrame(list(rows), columns=list(columns)), columns)
+    return _typed(pd.DataFrame(list(rows), columns=list(columns)), columns, whole)
 
 
-def _typed(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """These columns in this order, with their types; those without a listed type are float64."""
-    return frame.loc[:, list(columns)].astype({column: _TYPES.get(column, "float64") for column in columns})
+def _typed(frame: pd.DataFrame, columns: Sequence[str], whole: Collection[str] = ()) -> pd.DataFrame:
+    """These columns in this order, with their types; those without a listed type are float64, or int64 if ``whole``."""
+    types = dict.fromkeys(columns, "float64") | dict.fromkeys(whole, "int64") | {c: t for c, t in _TYPES.items() if c in columns}
+    return frame.loc[:, list(columns)].astype(types)
 
 
-def _share(part: int, whole: int) -> float:
+def _share(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")

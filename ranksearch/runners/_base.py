@@ -6,7 +6,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from ranksearch.evaluation import Outcome, Request
+from ranksearch.evaluation.request import Outcome, Request
 
 
 class Wait(enum.Enum):

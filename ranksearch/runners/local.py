@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ranksearch.errors import InvalidArgument
+from ranksearch import checks
 from ranksearch.runners._base import Evaluate, Propose, Report, Runner, Wait, deadlock, failed
 
 
@@ -19,8 +19,8 @@ class LocalRunner(Runner):
         Raises:
             InvalidArgument: ``threads`` below 1.
         """
-        if threads is not None and threads < 1:
-            raise InvalidArgument(f"threads={threads}: must be at least 1")
+        if threads is not None:
+            checks.whole("threads", threads, least=1)
         self.workers = 1
         self.threads = threads
 

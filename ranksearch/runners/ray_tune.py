@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from ranksearch import checks
 from ranksearch.errors import InvalidArgument, RanksearchError
-from ranksearch.evaluation import Outcome, Request
+from ranksearch.evaluation.request import Outcome, Request
 from ranksearch.runners._base import Evaluate, Propose, Report, Runner, Wait, deadlock, failed
 from ranksearch.runners._reaper import reaper
 
@@ -79,8 +80,8 @@ class RayTuneRunner(Runner):
         Raises:
             InvalidArgument: a number out of range, or a Ray Client address.
         """
-        if workers is not None and workers < 1:
-            raise InvalidArgument(f"workers={workers}: must be at least 1, or None for all cores")
+        if workers is not None:
+            checks.whole("workers", workers, least=1, hint="None takes all cores")
         if cpus_per_worker <= 0 or gpus_per_worker < 0 or retries < 0:
             raise InvalidArgument(
                 f"cpus_per_worker={cpus_per_worker} must be positive, gpus_per_worker={gpus_per_worker} and retries={retries} not negative"

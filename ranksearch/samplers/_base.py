@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ranksearch import checks
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 
 MUTATIONS = 64  # tries to change a known point before it is handed out as it is
@@ -49,8 +50,7 @@ class Sampler(ABC):
         """
         if not shape or min(shape) < 1:
             raise InvalidArgument(f"shape={shape}: every site needs at least one option, and there must be a site")
-        if n_objectives < 1:
-            raise InvalidArgument(f"n_objectives={n_objectives}: must be at least 1")
+        checks.whole("n_objectives", n_objectives, least=1)
         self.shape = tuple(int(count) for count in shape)
         self.n_objectives = n_objectives
         self._admissible = admissible

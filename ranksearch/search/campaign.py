@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ranksearch import checks
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.results.conditions import Condition
@@ -18,8 +19,8 @@ from ranksearch.runners import LocalRunner, RayTuneRunner, Runner
 from ranksearch.samplers import Sampler
 from ranksearch.search.events import Event, Finished, Planned, Stage
 from ranksearch.search.loop import Search, Start, exact_starts, indices_of
-from ranksearch.sites import Cost
-from ranksearch.space import Configuration, CostName, SearchSpace
+from ranksearch.sites import Amount, Cost
+from ranksearch.space import Configuration, SearchSpace
 from ranksearch.store import Record, Store
 
 Known = dict[str, tuple[Configuration, Sequence[float] | None]]  # id -> configuration, objective values (None: failed)
@@ -33,9 +34,9 @@ class Goal:
     directions: Mapping[str, Literal["min", "max"]]
     objectives: tuple[str, ...]
 
-    def values(self, metrics: Mapping[str, float], cost: Cost) -> list[float]:
+    def values(self, metrics: Mapping[str, float], cost: Mapping[str, Amount]) -> list[float]:
         """Objective values of one evaluation."""
-        relative = {"params": cost.params / self.baseline.params, "macs": cost.macs / self.baseline.macs}
+        relative = {name: cost[name] / (dense or 1) for name, dense in self.baseline.items() if name in self.objectives}
         signs = [-1 if self.directions[name] == "max" else 1 for name in self.objectives]
         return [sign * (relative[name] if name in relative else metrics[name]) for sign, name in zip(signs, self.objectives, strict=True)]
 
@@ -44,7 +45,7 @@ class Goal:
         known: Known = {}
         for record in store.records(fidelity=fidelity.key):
             if record.seed == seed:
-                values = self.values(record.metrics, Cost(record.params, record.macs)) if record.status == "done" else None
+                values = self.values(record.metrics, record.costs) if record.status == "done" else None
                 known[record.configuration_id] = (Configuration.from_json(record.configuration), values)
         return known
 
@@ -59,7 +60,7 @@ class Campaign:
     seed: int
     trials: int
     sampler: type[Sampler]
-    limits: Mapping[CostName, int]
+    limits: Mapping[str, Amount]
     evaluator: Callable[[], Callable[[Request], Outcome]]  # made when it is needed
     screening: bool = False
 
@@ -101,7 +102,7 @@ class Campaign:
         cost = self.space.cost(self.space.indices(request.configuration))
         record = Record(
             request.configuration.id, request.configuration.to_json(), request.fidelity.key, request.seed, outcome.status,
-            outcome.metrics, cost.params, cost.macs, outcome.error, outcome.seconds, request.origin, datetime.now(UTC),
+            outcome.metrics, cost, outcome.error, outcome.seconds, request.origin, datetime.now(UTC),
         )  # fmt: skip
         store.add(record)
 
@@ -118,17 +119,16 @@ class Campaign:
         return [Start(rows[i][0], self.fidelity.name) for i in spread([values for _, values in rows], count)]
 
 
-def limits(space: SearchSpace, conditions: Sequence[Condition]) -> dict[CostName, int]:
+def limits(space: SearchSpace, conditions: Sequence[Condition]) -> dict[str, Amount]:
     """The tightest upper bound per cost, checked against the least that the space can reach.
 
     Raises:
         InfeasibleBudget: a bound below that."""
-    dense = {"params": space.baseline.params, "macs": space.baseline.macs}
-    found: dict[CostName, int] = {}
+    dense = space.baseline
+    found: dict[str, Amount] = {}
     for condition in conditions:
         for name, limit in condition.upper_bounds(dense).items():
-            cost: CostName = "macs" if name == "macs" else "params"
-            found[cost] = min(limit, found.get(cost, limit))
+            found[name] = min(limit, found.get(name, limit))
     for cost, limit in found.items():
         least = space.smallest(cost)
         if limit < least:
@@ -144,8 +144,8 @@ def machine(runner: str | Runner, workers: int | None, address: str | None, by_v
 
     Raises:
         InvalidArgument: an unknown name, or options that it does not take."""
-    if workers is not None and workers < 1:
-        raise InvalidArgument(f"workers={workers}: must be at least 1")
+    if workers is not None:
+        checks.whole("workers", workers, least=1)
     if isinstance(runner, Runner):
         return runner
     if runner == "local":

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ranksearch import checks
 from ranksearch.allocators import Additive, Problem
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.networks.surgery import factorized, replace_sites
 from ranksearch.sites import run
-from ranksearch.space import Configuration, CostName, SearchSpace
+from ranksearch.space import Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.space.table import Table
 
@@ -38,7 +39,7 @@ def polish(
     space: SearchSpace,
     indices: np.ndarray,
     measure: Callable[[np.ndarray], float],
-    budgets: Mapping[CostName, float],
+    budgets: Mapping[str, float],
     *,
     evaluations: int = 100,
     table: Table | None = None,
@@ -67,21 +68,16 @@ def polish(
         InvalidArgument: ``evaluations`` below 1 or misshapen indices.
         InfeasibleBudget: the start breaks a budget.
     """
-    if evaluations < 1:
-        raise InvalidArgument(f"evaluations={evaluations}: must be at least 1, the start's own")
+    checks.whole("evaluations", evaluations, least=1, hint="the start takes one")
     space.configuration(indices)
-    limits = {name: space.limit(name, value) for name, value in budgets.items()}
-    names = tuple(limits)
-    costs = [
-        np.array([[getattr(o.cost, n) for n in names] for o in l.options], dtype=np.int64).reshape(len(l.options), -1)
-        for l in space.ladders
-    ]
-    room = np.array([limits[n] - getattr(space.fixed, n) for n in names], dtype=np.int64)
     if table is None:
         table = Table(tuple(np.square(ladder.column("frobenius")) for ladder in space.ladders), "sum")
+    problem = Problem(space, table, budgets)
+    costs, room = problem.costs, problem.room
     best = np.asarray(indices, dtype=np.int64).copy()
     if (_total(costs, best) > room).any():
-        raise InfeasibleBudget(f"indices cost {space.cost(best)}, over the budgets {limits}; start from an allocator's answer to them")
+        over = f"indices cost {space.cost(best)}, over the budgets {dict(budgets)}"
+        raise InfeasibleBudget(f"{over}; start from an allocator's answer to them")
     known: dict[bytes, float] = {}
 
     def ask(candidate: np.ndarray) -> float:

@@ -14,7 +14,8 @@ from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.proxies import PROXIES, Energy, TableProxy
 from ranksearch.runners import WAIT, Wait
 from ranksearch.samplers import Sampler
-from ranksearch.space import COSTS, Configuration, CostName, SearchSpace
+from ranksearch.sites import Amount
+from ranksearch.space import Configuration, SearchSpace
 
 SHARES = (0.7, 0.5, 0.4, 0.3, 0.2, 0.1)  # of the dense cost: where the search starts
 PATIENCE = 200  # duplicates in a row before the space is searched for something new
@@ -28,8 +29,8 @@ class Start:
     origin: str  # which proxy, allocator and budget it solves
 
 
-def exact_starts(space: SearchSpace, limits: Mapping[CostName, int], shares: Sequence[float] = SHARES) -> list[Start]:
-    """The exact optimum of every proxy at several shares of the dense network's MACs and params, within ``limits``:
+def exact_starts(space: SearchSpace, limits: Mapping[str, Amount], shares: Sequence[float] = SHARES) -> list[Start]:
+    """The exact optimum of every proxy at several shares of each cost of the dense network, within ``limits``:
     distinct ones, proxy by proxy, so that the first few already span the front. Shares that the space cannot reach are
     left out.
 
@@ -37,7 +38,7 @@ def exact_starts(space: SearchSpace, limits: Mapping[CostName, int], shares: Seq
     takes the MACs from layers of few weights on large maps, whose loss is dear, so there its MACs budgets come last."""
     starts: list[Start] = []
     seen: set[bytes] = set()
-    problems: list[tuple[TableProxy, CostName]] = [(proxy, cost) for proxy in (Energy(), *PROXIES) for cost in COSTS]
+    problems: list[tuple[TableProxy, str]] = [(proxy, cost) for proxy in (Energy(), *PROXIES) for cost in space.costs]
     if space.metric == "weight":
         problems.sort(key=lambda problem: isinstance(problem[0], Energy) and problem[1] == "macs")
     for proxy, cost in problems:
@@ -46,7 +47,8 @@ def exact_starts(space: SearchSpace, limits: Mapping[CostName, int], shares: Seq
         for share in shares:
             limit = min(limits.get(cost, space.limit(cost, 1.0)), space.limit(cost, share))
             try:
-                allocation = allocator.allocate(Problem(space, table, {**limits, cost: limit}))
+                budgets = {name: space.budget(name, amount) for name, amount in {**limits, cost: limit}.items()}
+                allocation = allocator.allocate(Problem(space, table, budgets))
             except InfeasibleBudget:
                 break  # smaller shares are infeasible too
             if (key := allocation.indices.tobytes()) not in seen:

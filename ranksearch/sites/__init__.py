@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from ranksearch.sites.find import Call, Cost, Pair, Rule, Site, Sites, canonical_weight, evaluating, find_sites, module_kind, run
+from ranksearch.sites.cost import Amount, Cost
+from ranksearch.sites.find import Call, Pair, Rule, Site, Sites, canonical_weight, evaluating, find_sites, module_kind, run
 
-__all__ = ["Call", "Cost", "Pair", "Rule", "Site", "Sites", "canonical_weight", "evaluating", "find_sites", "module_kind", "run"]
+__all__ = ["Amount", "Call", "Cost", "Pair", "Rule", "Site", "Sites", "canonical_weight", "evaluating", "find_sites", "module_kind", "run"]

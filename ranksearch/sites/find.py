@@ -14,23 +14,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ranksearch.errors import InvalidArgument, InvalidModel
+from ranksearch.sites.cost import Cost
 
 Kind = Literal["conv2d", "conv1d", "linear", "transformers_conv1d", "embedding"]
 Pair = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a layer or network costs: stored parameters, and multiply-adds for one example."""
-
-    params: int
-    macs: int
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.params + other.params, self.macs + other.macs)
-
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.params - other.params, self.macs - other.macs)
 
 
 @dataclass(frozen=True)
@@ -81,12 +68,12 @@ class Site:
 
     @property
     def cost(self) -> Cost:
-        """Cost of the dense layer; with a tied head the weight is stored once and both uses are counted."""
+        """Params and MACs of the dense layer; with a tied head the weight is stored once and both uses are counted."""
         c_out, c_in, kh, kw = self.shape
         weights = c_out * c_in * kh * kw
         macs = 0 if self.kind == "embedding" else weights * self.positions
-        cost = Cost(weights + (self.c_out if self.bias else 0), macs)
-        return cost if self.head is None else cost + self.head.cost - Cost(weights, 0)
+        cost = Cost(params=weights + (self.c_out if self.bias else 0), macs=macs)
+        return cost if self.head is None else cost + self.head.cost - Cost(params=weights, macs=0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +88,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Sites:
-    """The sites of a model, what was left out, and the cost of the whole dense model."""
+    """The sites of a model, what was left out, and params and MACs of the whole dense model."""
 
     sites: tuple[Site, ...]
     skipped: tuple[Skipped, ...]
@@ -175,7 +162,7 @@ def find_sites(
             run(model, example)
         except Exception as error:
             raise InvalidModel(f"example: the model's forward pass fails on it: {type(error).__name__}: {error}") from error
-    total = Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // (2 * batch))
+    total = Cost(params=sum(p.numel() for p in model.parameters()), macs=counter.get_total_flops() // (2 * batch))
 
     paths: dict[int, list[str]] = {}  # module identity -> all its paths
     for path, module in model.named_modules(remove_duplicate=False):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from ranksearch.space.space import COSTS, DENSE, Configuration, CostName, Ladder, Option, SearchSpace, build_space
+from ranksearch.space.configuration import DENSE, Configuration
+from ranksearch.space.ladder import Ladder, Option
+from ranksearch.space.space import Candidate, SearchSpace, build_space
 from ranksearch.space.specs import SpaceSpec, all_types, mixture, named, svd_only
 
 __all__ = [
-    "COSTS", "DENSE", "Configuration", "CostName", "Ladder", "Option", "SearchSpace", "SpaceSpec",
+    "DENSE", "Candidate", "Configuration", "Ladder", "Option", "SearchSpace", "SpaceSpec",
     "all_types", "build_space", "mixture", "named", "svd_only",
 ]  # fmt: skip

@@ -8,10 +8,13 @@ from typing import Any, get_args
 
 from torch import nn
 
+from ranksearch import checks
+from ranksearch.costs import COSTS, CostModel
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Rule, Sites, find_sites
-from ranksearch.space.space import ErrorName, SearchSpace, build_space
+from ranksearch.space.ladder import ErrorName
+from ranksearch.space.space import SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics.metric import MetricName
 
@@ -44,12 +47,12 @@ class SpaceSpec:
     calibration: int = 16
 
     def __post_init__(self) -> None:
-        if self.round_to < 1 or (self.max_options is not None and self.max_options < 1):
-            raise InvalidArgument(f"round_to={self.round_to}, max_options={self.max_options}: both must be at least 1")
+        checks.whole("round_to", self.round_to, least=1)
+        if self.max_options is not None:
+            checks.whole("max_options", self.max_options, least=1)
         if self.metric not in get_args(MetricName):
             raise InvalidArgument(f"metric={self.metric!r} is none of {', '.join(get_args(MetricName))}")
-        if self.calibration < 1:
-            raise InvalidArgument(f"calibration={self.calibration}: must be at least 1 batch")
+        checks.whole("calibration", self.calibration, least=1, hint="batches")
 
     def but(self, **changes: Any) -> SpaceSpec:
         """The same space with some attributes changed."""
@@ -59,9 +62,11 @@ class SpaceSpec:
         """The sites of a model that this space covers."""
         return find_sites(model, example, include=self.include, exclude=self.exclude)
 
-    def build(self, spectra: Spectra) -> SearchSpace:
-        """The ladders of prepared spectra."""
-        return build_space(spectra, error=self.error, round_to=self.round_to, max_options=self.max_options)
+    def build(self, spectra: Spectra, *, costs: Sequence[CostModel] = COSTS, example: Any = None) -> SearchSpace:
+        """The ladders of prepared spectra; ``costs`` and ``example`` as for `build_space`."""
+        return build_space(
+            spectra, error=self.error, round_to=self.round_to, max_options=self.max_options, costs=costs, example=example
+        )
 
 
 def named(*names: str) -> tuple[AnyDecomposition, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ranksearch import checks
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, Sites, run
@@ -159,12 +159,12 @@ def collect(
     """
     if output not in ("model", "labels", None):
         raise InvalidArgument(f"output={output!r} is none of 'model', 'labels', None")
-    if samples < 1 or (samples > 1 and output != "model"):
-        raise InvalidArgument(f"samples={samples}: at least 1, and 1 unless output='model'")
+    if checks.whole("samples", samples, least=1) > 1 and output != "model":
+        raise InvalidArgument(f"samples={samples}: must be 1 unless output='model'")
     if diagonal and output is None:
         raise InvalidArgument("diagonal=True needs gradients: output='model' or 'labels'")
-    if not (math.isfinite(temperature) and temperature > 0) or (temperature != 1 and (loss or sample)):
-        raise InvalidArgument(f"temperature={temperature}: a positive number, and 1 with a `loss` or `sample` of your own")
+    if checks.number("temperature", temperature, above=0) != 1 and (loss or sample):
+        raise InvalidArgument(f"temperature={temperature}: must be 1 with a `loss` or `sample` of your own")
     path = None
     if cache is not None:
         batches = list(batches)

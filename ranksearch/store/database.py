@@ -22,6 +22,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from ranksearch.errors import StoreError
 
+SCHEMA = 2  # of stores that are made; those of 1 are read as they are, and brought to it when they are written
 APPLICATION_ID = 0x52414E4B  # "RANK", in the header of every SQLite store: tells a store from any other database
 BEAT, LEASE = 15.0, 60.0  # seconds: a writer shows life every BEAT; after LEASE without one its place is free
 
@@ -51,6 +52,7 @@ evaluations_table = sa.Table(
     sa.Column("metrics", sa.Text, nullable=False),
     sa.Column("params", sa.BigInteger, nullable=False),
     sa.Column("macs", sa.BigInteger, nullable=False),
+    sa.Column("costs", sa.Text),  # JSON of the costs that have no column of their own; since version 2
     sa.Column("error", sa.Text),
     sa.Column("seconds", sa.Double, nullable=False),
     sa.Column("origin", sa.Text, nullable=False),
@@ -220,6 +222,17 @@ def fill(engine: sa.Engine, row: Mapping[str, Any]) -> None:
     with engine.begin() as connection:
         metadata.create_all(connection)
         connection.execute(study_table.insert().values(**row))
+
+
+def upgrade(engine: sa.Engine) -> None:
+    """Bring a store of an earlier version to `SCHEMA`, in one transaction where the database can; what it holds stays."""
+    with engine.begin() as connection:
+        old = study_table.update().where(study_table.c.id == 1, study_table.c.schema_version < SCHEMA)
+        if not connection.execute(old.values(schema_version=SCHEMA)).rowcount:
+            return
+        column = evaluations_table.c.costs
+        if column.name not in {known["name"] for known in sa.inspect(connection).get_columns(evaluations_table.name)}:
+            connection.execute(sa.text(f"ALTER TABLE {evaluations_table.name} ADD COLUMN {column.name} {column.type}"))
 
 
 # -- the place of the one writer -----------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,9 +16,19 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from ranksearch.errors import InvalidArgument, StoreError
-from ranksearch.store.database import Place, RowLock, WriterLock, configurations_table, evaluations_table, refusing, study_table
+from ranksearch.store.database import (
+    SCHEMA,
+    Place,
+    RowLock,
+    WriterLock,
+    configurations_table,
+    evaluations_table,
+    refusing,
+    study_table,
+    upgrade,
+)
 
-SCHEMA = 1
+COLUMNS = ("params", "macs")  # the costs that every record has, with columns of their own
 Status = Literal["done", "failed"]
 
 
@@ -26,8 +37,8 @@ class Record:
     """One evaluation: a fact. The key is (configuration, fidelity, seed) within the store's fingerprint.
 
     Raises:
-        InvalidArgument: an unknown status, a configuration that is not a JSON object, or, for status "done", a metric
-            that is not finite, or a number that does not fit 64 bits.
+        InvalidArgument: an unknown status, a configuration that is not a JSON object, for status "done" a metric that is not
+            finite, a cost that is not, params or MACs that are missing, or a number that does not fit 64 bits.
     """
 
     configuration_id: str
@@ -36,8 +47,7 @@ class Record:
     seed: int
     status: Status
     metrics: Mapping[str, float] = field(hash=False)
-    params: int  # of the whole network
-    macs: int  # of the whole network, for one example
+    costs: Mapping[str, int | float] = field(hash=False)  # of the whole network: params, macs, and what else the study counts
     error: str | None = None
     seconds: float = 0.0  # the evaluation took
     origin: str = ""  # who proposed it
@@ -52,11 +62,12 @@ class Record:
         wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
         if wrong and self.status == "done":
             raise InvalidArgument(f"metrics: {', '.join(wrong)} not finite; record such an evaluation with status 'failed'")
-        for name in ("seed", "params", "macs"):
-            value = int(getattr(self, name))  # numpy's integers are no database's
-            if not -(2**63) <= value < 2**63:
-                raise InvalidArgument(f"{name}={value}: does not fit 64 bits")
-            object.__setattr__(self, name, value)
+        costs = {str(name): _amount(str(name), value) for name, value in self.costs.items()}
+        missing = [name for name in COLUMNS if not isinstance(costs.get(name), int)]
+        if missing:
+            raise InvalidArgument(f"costs={costs}: {' and '.join(missing)} must be there, as whole numbers")
+        object.__setattr__(self, "costs", costs)
+        object.__setattr__(self, "seed", _amount("seed", int(self.seed)))
         if self.error is not None:  # databases take neither NUL nor lone surrogates
             object.__setattr__(self, "error", self.error.encode(errors="backslashreplace").decode().replace("\0", "\\x00"))
         object.__setattr__(self, "seconds", float(self.seconds))
@@ -69,6 +80,9 @@ class Store:
 
     def __init__(self, engine: sa.Engine, shown: str, lock: WriterLock | None, row: sa.Row[Any]) -> None:
         self._engine, self._lock, self._closed = engine, lock, False
+        self._complete: Callable[[Record], Record] = lambda record: record
+        # a store of version 1 that is read has no column for further costs
+        self._columns = [c for c in evaluations_table.c if row.schema_version > 1 or c.name != "costs"]
         self.url = shown  # without a password
         self.study: str = row.name
         self.fingerprint: str = row.fingerprint
@@ -84,6 +98,7 @@ class Store:
         details: Mapping[str, Any] | None = None,
         create: bool = True,
         write: bool | None = None,
+        complete: Callable[[Record], Record] | None = None,
     ) -> Store:
         """Open a store.
 
@@ -95,6 +110,7 @@ class Store:
                 has; None leaves it. Ignored when reading.
             create: make the store, and its directory, if there is none; needs ``study`` and ``fingerprint``.
             write: take the place of the one writer until `close`; default: as ``create``. Reading needs no place.
+            complete: applied to every record that is read, to add costs that the study has gained since it was written.
 
         Raises:
             StoreError: it cannot be opened, is not a store, is of another schema, study or fingerprint, or another
@@ -102,8 +118,14 @@ class Store:
                 damaged database SQLite may leave empty files of its own).
             InvalidArgument: ``create`` without a study or fingerprint, or details that are not JSON.
         """
-        place = Place(url)
-        write = create if write is None else write
+        store = cls._open(Place(url), study, fingerprint, details, create, create if write is None else write)
+        store._complete = complete or store._complete
+        return store
+
+    @classmethod
+    def _open(
+        cls, place: Place, study: str | None, fingerprint: str | None, details: Mapping[str, Any] | None, create: bool, write: bool
+    ) -> Store:
         if create and (study is None or fingerprint is None):
             raise InvalidArgument(f"study={study!r}, fingerprint={fingerprint!r}: create=True needs both")
         try:
@@ -147,6 +169,9 @@ class Store:
                 lock = lock or RowLock(engine, place.shown)
                 if place.path is not None:
                     _quick_check(engine, place.shown)
+                if row.schema_version < SCHEMA:
+                    upgrade(engine)
+                    row = _checked_row(engine, place.shown, study, fingerprint)
                 if details is not None and details != row.details:
                     with engine.begin() as connection:
                         connection.execute(study_table.update().where(study_table.c.id == 1).values(details=details))
@@ -166,6 +191,8 @@ class Store:
         if self._lock is None:
             raise StoreError(f"store {self.url!r} is open for reading; open it with write=True to add evaluations")
         row: dict[str, Any] = {c.name: getattr(record, c.name) for c in evaluations_table.c if hasattr(record, c.name)}
+        further = {name: amount for name, amount in record.costs.items() if name not in COLUMNS}
+        row |= {name: record.costs[name] for name in COLUMNS} | {"costs": json.dumps(further) if further else None}
         row |= {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat(), "fingerprint": self.fingerprint}
         same = evaluations_table.select().where(*_key(record.configuration_id, record.fidelity, record.seed, self.fingerprint))
         with self._use("written") as engine, engine.begin() as connection:
@@ -224,14 +251,15 @@ class Store:
         self.close()
 
     def _select(self, *conditions: sa.ColumnElement[bool]) -> list[Record]:
-        query = sa.select(evaluations_table, configurations_table.c.json).join(configurations_table)
+        query = sa.select(*self._columns, configurations_table.c.json).join_from(evaluations_table, configurations_table)
         query = query.where(*conditions).order_by(evaluations_table.c.number)
         with self._use("read") as engine, engine.connect() as connection:
             rows = connection.execute(query).all()
         try:
-            return [_record(row) for row in rows]
+            found = [_record(row) for row in rows]
         except (ValueError, TypeError, AttributeError) as error:
             raise StoreError(f"store {self.url!r} holds a row that ranksearch did not write: {error}") from error
+        return [self._complete(record) for record in found]
 
     @contextmanager
     def _use(self, doing: str) -> Iterator[sa.Engine]:
@@ -257,9 +285,9 @@ def _checked_row(engine: sa.Engine, shown: str, study: str | None, fingerprint: 
         version = sa.select(study_table.c.schema_version).where(study_table.c.id == 1)
         if not sa.inspect(connection).has_table(study_table.name) or (found := connection.scalar(version)) is None:
             raise StoreError(f"store {shown!r} is a database without a study in it; give another --store")
-        if found != SCHEMA:
+        if not 1 <= found <= SCHEMA:
             raise StoreError(
-                f"store {shown!r} has schema version {found}, this ranksearch reads version {SCHEMA}; "
+                f"store {shown!r} has schema version {found}, this ranksearch reads versions 1 to {SCHEMA}; "
                 f"use the {'newer' if found > SCHEMA else 'older'} ranksearch that wrote it, or another --store"
             )
         row = connection.execute(study_table.select().where(study_table.c.id == 1)).one()
@@ -300,10 +328,22 @@ def _key(configuration_id: str, fidelity: str, seed: int, fingerprint: str) -> l
 
 
 def _record(row: sa.Row[Any]) -> Record:
+    costs = {name: getattr(row, name) for name in COLUMNS} | json.loads(getattr(row, "costs", None) or "{}")
     return Record(
-        row.configuration_id, row.json, row.fidelity, row.seed, row.status, json.loads(row.metrics), row.params, row.macs,
+        row.configuration_id, row.json, row.fidelity, row.seed, row.status, json.loads(row.metrics), costs,
         row.error, row.seconds, row.origin, datetime.fromisoformat(row.created),
     )  # fmt: skip
+
+
+def _amount(name: str, value: Any) -> Any:
+    """A number as a database takes it: numpy's are none."""
+    if not isinstance(value, numbers.Integral):
+        if not math.isfinite(value):
+            raise InvalidArgument(f"{name}={value}: must be finite")
+        return float(value)
+    if not -(2**63) <= int(value) < 2**63:
+        raise InvalidArgument(f"{name}={value}: does not fit 64 bits")
+    return int(value)
 
 
 def _is_object(text: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ranksearch import checks
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks import batch_norm, surgery
@@ -66,8 +67,7 @@ class RankSupernet(nn.Module):
 
     def __init__(self, model: nn.Module, space: SearchSpace, *, spectra: Spectra, refresh: int = 2) -> None:
         super().__init__()
-        if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
-            raise InvalidArgument(f"refresh={refresh!r}: bases are made anew every so many steps, 1 or more")
+        checks.whole("refresh", refresh, least=1, hint="bases are made anew every so many steps")
         self.model = without_fused_paths(copy.deepcopy(model))
         self.space, self.sites = space, spectra.sites
         self.refresh_every = refresh

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies import ScoreProxy
 from ranksearch.space import Configuration, SearchSpace
@@ -40,8 +41,7 @@ class SupernetProxy(ScoreProxy):
         directions = {m.name: m.direction for m in task.metrics}
         if metric not in directions:
             raise InvalidArgument(f"metric={metric!r} is not a metric of the task; its metrics are: {', '.join(directions)}")
-        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 0:
-            raise InvalidArgument(f"batches={batches!r}: must be a whole number, 0 or more")
+        checks.whole("batches", batches, least=0)
         self.supernet, self.task, self.metric, self.batches = supernet, task, metric, batches
         self.split: Split = split
         self.name = f"supernet_{metric}"
@@ -77,7 +77,7 @@ class SupernetProxy(ScoreProxy):
         return {
             f"{ladder.site.name}:{name}": "no projection of the dense weight: the supernet does not have it"
             for ladder in space.ladders
-            for name in sorted({o.decomposition for o in ladder.options} - {*PROJECTIONS, "dense"})
+            for name in sorted(ladder.present - {*PROJECTIONS, "dense"})
         }
 
     def _calibration(self) -> list[Any]:

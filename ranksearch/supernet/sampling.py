@@ -3,23 +3,22 @@ All draws come from a numpy generator that the caller seeds, and none leaves the
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ranksearch import checks
 from ranksearch.allocators import ALLOCATORS, Problem
 from ranksearch.allocators.decomposable_net import largest_singular_value
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies import PROXIES, Energy, TableProxy
-from ranksearch.space import COSTS, DENSE, Configuration, CostName, Ladder, SearchSpace
+from ranksearch.space import DENSE, Configuration, Ladder, SearchSpace
 
 Criterion = Literal["relative", "cost_aware", "raw"]
 CRITERIA = ("relative", "cost_aware", "raw")
@@ -111,8 +110,8 @@ class Ratio(Sampling):
         check_range("low", low, "high", high)
         if criterion not in CRITERIA:
             raise InvalidArgument(f"criterion={criterion!r} is none of {', '.join(CRITERIA)}")
-        check_count("least", least, 1)
-        check_count("follow", follow, 0)
+        checks.whole("least", least, least=1)
+        checks.whole("follow", follow, least=0)
         if decomposition not in DIRECTIONS:
             known = ", ".join(DIRECTIONS)
             raise InvalidArgument(f"decomposition={decomposition!r} is none of {known}: its bases are not singular directions")
@@ -178,7 +177,7 @@ class UniformCost(Sampling):
 
     Args:
         low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.
-        cost: ``macs`` or ``params``.
+        cost: one of the space's, such as ``macs`` or ``params``.
         spread: how much sites differ; 0: all at the same place.
     """
 
@@ -190,14 +189,13 @@ class UniformCost(Sampling):
         *,
         low: float = 0.1,
         high: float = 1.0,
-        cost: CostName = "macs",
+        cost: str = "macs",
         spread: float = 1.0,
         types: Collection[str] | None = None,
     ) -> None:
         check_range("low", low, "high", high)
         check_cost(space, cost)
-        if not (math.isfinite(spread) and spread >= 0):
-            raise InvalidArgument(f"spread={spread!r}: must be a finite number of 0 or more")
+        checks.number("spread", spread, least=0)
         super().__init__(space, types=types)
         self.low, self.high, self.cost, self.spread = max(low, least_share(self.space, cost)), high, cost, spread
         if self.low > self.high:
@@ -216,7 +214,7 @@ class UniformCost(Sampling):
         Args:
             normal: how sites differ, shape: (n_sites,).
         """
-        target = share * getattr(self.space.baseline, self.cost) - getattr(self.space.fixed, self.cost)
+        target = share * self.space.baseline[self.cost] - self.space.fixed[self.cost]
 
         def places(t: float) -> np.ndarray:
             level = 1 / (1 + np.exp(-np.clip(t + self.spread * normal, -500, 500)))
@@ -257,8 +255,7 @@ class SmallRank(Sampling):
     name = "small_rank"
 
     def __init__(self, space: SearchSpace, *, power: float = 1.0, types: Collection[str] | None = None) -> None:
-        if not (math.isfinite(power) and power >= 0):
-            raise InvalidArgument(f"power={power!r}: must be a finite number of 0 or more")
+        checks.number("power", power, least=0)
         super().__init__(space, types=types)
         self.power = power
         self._cumulative: list[np.ndarray] = []
@@ -285,7 +282,7 @@ class FrontGuided(Sampling):
     Args:
         low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.
         points: budgets per proxy, evenly spaced.
-        cost: ``macs`` or ``params``.
+        cost: one of the space's, such as ``macs`` or ``params``.
         proxies: default: the relative Frobenius error (sum) and operator norm (max), and, in a metric other than the
             weights', first of all the absolute error in it.
     """
@@ -301,17 +298,15 @@ class FrontGuided(Sampling):
         points: int = 16,
         jitter: float = 0.05,
         move: float = 0.5,
-        cost: CostName = "macs",
+        cost: str = "macs",
         proxies: Sequence[TableProxy] | None = None,
         types: Collection[str] | None = None,
     ) -> None:
         check_range("low", low, "high", high)
         check_cost(space, cost)
-        check_count("points", points, 2)
-        if not (math.isfinite(jitter) and 0 <= jitter <= 1):
-            raise InvalidArgument(f"jitter={jitter!r}: must be in [0, 1], a share of a ladder's length")
-        if not 0 <= move <= 1:
-            raise InvalidArgument(f"move={move!r}: must be a probability, in [0, 1]")
+        checks.whole("points", points, least=2)
+        checks.fraction("jitter", jitter, hint="a share of a ladder's length")
+        checks.fraction("move", move, hint="a probability")
         super().__init__(space, types=types)
         self.low, self.high, self.jitter, self.move = max(low, least_share(self.space, cost)), high, jitter, move
         self.points, self.cost = points, cost
@@ -356,12 +351,9 @@ def restrict(space: SearchSpace, types: Collection[str]) -> SearchSpace:
     unknown = sorted(set(types) - {d.name for d in DECOMPOSITIONS})
     if unknown:
         raise InvalidArgument(f"types={unknown}: none of these is known; known are: {', '.join(d.name for d in DECOMPOSITIONS)}")
-    ladders = [
-        replace(ladder, options=tuple(o for o in ladder.options if o.decomposition in types or o.decomposition == "dense"))
-        for ladder in space.ladders
-    ]
-    if all(len(ladder.options) == 1 for ladder in ladders):
-        have = sorted({o.decomposition for l in space.ladders for o in l.options} - {"dense"})
+    ladders = [ladder.take(np.flatnonzero(ladder.mask({*types, "dense"}))) for ladder in space.ladders]
+    if all(len(ladder) == 1 for ladder in ladders):
+        have = sorted(set().union(*(ladder.present for ladder in space.ladders)) - {"dense"})
         raise InvalidArgument(f"types={sorted(types)}: no site of this space has one of them; it has {', '.join(have)}")
     return SearchSpace(tuple(ladders), space.baseline, space.metric)
 
@@ -373,7 +365,7 @@ def fold_size(ladder: Ladder, decomposition: str) -> int:
 
 def _next_rank(ladder: Ladder, decomposition: str) -> np.ndarray:
     """For ranks 0..full the option of the next rank on the ladder, dense beyond the last; int64, shape: (full + 1,)."""
-    ranks = np.array([option.rank[0] for option in ladder.options[:-1]], dtype=np.int64)
+    ranks = ladder.ranks[:-1, 0]  # of a ladder with one type besides dense
     order = np.argsort(ranks)
     places = np.searchsorted(ranks[order], np.arange(fold_size(ladder, decomposition) + 1))
     return np.append(order, len(order))[places]
@@ -382,10 +374,11 @@ def _next_rank(ladder: Ladder, decomposition: str) -> np.ndarray:
 def _as_dear(ladder: Ladder, decomposition: str) -> np.ndarray:
     """For ranks 0..full the option of least error that costs no more than that rank would: the cheapest where none does,
     dense where the rank costs as much; int64, shape: (full + 1,)."""
-    cost: CostName = "macs" if ladder.site.cost.macs else "params"
+    cost: str = "macs" if ladder.site.cost.macs else "params"
     ranks = np.arange(fold_size(ladder, decomposition) + 1, dtype=np.int64)
     kind = next(d for d in DECOMPOSITIONS if d.name == decomposition)
-    limits = kind.costs(ladder.site, ranks[:, None])[COSTS.index(cost)]
+    params, macs = kind.costs(ladder.site, ranks[:, None])
+    limits = macs if cost == "macs" else params
     costs, errors = ladder.column(cost), ladder.column("frobenius")
     fits = costs[None, :] <= limits[:, None]
     fits[:, int(np.argmin(costs))] = True
@@ -395,29 +388,27 @@ def _as_dear(ladder: Ladder, decomposition: str) -> np.ndarray:
 
 def _ladder_spectrum(ladder: Ladder, full: int, decomposition: str) -> np.ndarray:
     """Singular values from the operator norms of a ladder, sigma_{r+1} = operator(r) sigma_1; float64, shape: (full,)."""
-    own = [o for o in ladder.options if o.decomposition == decomposition and math.isfinite(o.operator)]
-    found = {0: 1.0, full: 0.0} | {o.rank[0]: o.operator for o in own}
+    operator = ladder.column("operator")
+    own = np.flatnonzero(ladder.mask((decomposition,)) & np.isfinite(operator))
+    found = {0: 1.0, full: 0.0} | dict(zip(ladder.ranks[own, 0].tolist(), operator[own].tolist(), strict=True))
     ranks = sorted(found)
     return largest_singular_value(ladder) * np.interp(np.arange(full), ranks, [found[r] for r in ranks])
 
 
-def least_share(space: SearchSpace, cost: CostName) -> float:
+def least_share(space: SearchSpace, cost: str) -> float:
     """The smallest cost of the space, as a share of the dense network's."""
-    return space.smallest(cost) / getattr(space.baseline, cost)
+    return space.smallest(cost) / space.baseline[cost]
 
 
 def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and 0 < low <= high <= 1):
+    checks.number(low_name, low, above=0, most=1)
+    checks.number(high_name, high, above=0, most=1)
+    if low > high:
         raise InvalidArgument(f"{low_name}={low!r}, {high_name}={high!r}: must satisfy 0 < {low_name} <= {high_name} <= 1")
 
 
 def check_cost(space: SearchSpace, cost: str) -> None:
-    if cost not in COSTS:
-        raise InvalidArgument(f"cost={cost!r} is none of {', '.join(COSTS)}")
-    if not getattr(space.baseline, cost):
+    if cost not in space.costs:
+        raise InvalidArgument(f"cost={cost!r} is none of {', '.join(space.costs)}")
+    if not space.baseline[cost]:
         raise InvalidArgument(f"cost={cost!r}: the dense network has no {cost}; take another cost")
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise InvalidArgument(f"{name}={value!r}: must be a whole number of {least} or more")

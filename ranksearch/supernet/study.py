@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ranksearch import checks
 from ranksearch.allocators import Additive, Problem
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
-from ranksearch.evaluation import Fidelity, Outcome, Request, outcome_of
+from ranksearch.evaluation.fidelity import SUPERNET, Fidelity
+from ranksearch.evaluation.request import Outcome, Request, outcome_of
 from ranksearch.proxies import PROXIES, Energy
 from ranksearch.search.events import Stage
 from ranksearch.space import Configuration, SearchSpace
@@ -33,7 +35,6 @@ from ranksearch.supernet.sampling import SAMPLINGS, restrict
 from ranksearch.supernet.train import identity
 from ranksearch.tasks import Task
 
-PREFIX = "supernet"
 DRAWING = ("joint", "sandwich")  # the methods that draw configurations
 SHARES = (0.75, 0.5, 0.25)  # of the dense MACs: the sizes that are shown after a training
 REMEDY = "train one: ranksearch train-supernet STUDY, or study.train_supernet()"
@@ -63,7 +64,7 @@ class Entry:
     @property
     def fidelity(self) -> Fidelity:
         """Measured with this supernet, no training for the configuration."""
-        return Fidelity(epochs=0, recalibration=self.recalibration, name=f"{PREFIX}-{self.name}")
+        return Fidelity(epochs=0, recalibration=self.recalibration, kind=SUPERNET, source=self.name)
 
 
 class SupernetEvaluator:
@@ -165,7 +166,9 @@ class Shelf:
 
     def left_out(self) -> dict[str, int]:
         """The types of the study's space that do not project, and how many options that takes away."""
-        every = Counter(option.decomposition for ladder in self.full.ladders for option in ladder.options)
+        every: Counter[str] = Counter()
+        for ladder in self.full.ladders:
+            every.update({name: int(ladder.mask((name,)).sum()) for name in ladder.present})
         return {name: count for name, count in sorted(every.items()) if name not in PROJECTIONS and name != "dense"}
 
     def train(
@@ -184,8 +187,7 @@ class Shelf:
         tell = on_event or (lambda event: None)
         kind = checked(method, sampling, options)
         settings = Fidelity(epochs=0, recalibration=recalibration)  # refuses what is no number of batches
-        if not isinstance(epochs, (int, float)) or not 0 < epochs < float("inf"):
-            raise InvalidArgument(f"epochs={epochs!r}: must be a finite number above 0")
+        checks.number("epochs", epochs, above=0)
         space, left = self.space(), self.left_out()
         if left:
             listed = ", ".join(f"{name} ({count:,} options)" for name, count in left.items())
@@ -193,7 +195,7 @@ class Shelf:
         tell(Stage(f"preparing the supernet: {kind.name}, {len(space.ladders)} sites"))
         net = RankSupernet(self.model, space, spectra=self.spectra)
         if sampling is not None:
-            types = {option.decomposition for ladder in space.ladders for option in ladder.options} - {"dense"}
+            types = set().union(*(ladder.present for ladder in space.ladders)) - {"dense"}
             options["sampling"] = SAMPLINGS[sampling](space, types=tuple(sorted(types)))
         made = kind(net, self.task.loss, seed=seed, **options)
         given = {name: _text(value) for name, value in options.items() if name != "sampling"}
@@ -230,7 +232,7 @@ class Shelf:
         every = self.entries()
         space = self.space().fingerprint
         mine = [entry for entry in every if (entry.fingerprint, entry.space) == (self.fingerprint, space)]
-        wanted = text.removeprefix(f"{PREFIX}-").split(":")[0] if text != PREFIX else ""
+        wanted = text.removeprefix(f"{SUPERNET}-").split(":")[0] if text != SUPERNET else ""
         named = [e for e in mine if e.method == wanted or e.key.startswith(wanted) or e.name.startswith(wanted)]
         done = [entry for entry in named if entry.finished]
         if len(done) == 1:
@@ -258,7 +260,7 @@ class Shelf:
 
     def of_fidelity(self, fidelity: Fidelity) -> TrainedSupernet:
         """The supernet whose measurements are stored as this."""
-        entry = self.find(fidelity.name)
+        entry = self.find(fidelity.source)
         return self.load(Entry(**{**vars(entry), "recalibration": fidelity.recalibration}))
 
 
@@ -300,38 +302,48 @@ def sizes(trained: TrainedSupernet, shares: Sequence[float] = SHARES) -> list[tu
     return found
 
 
-def fidelity_key(text: str, known: Iterable[str], own: str) -> str:
-    """The key of a fidelity of a store from what a user calls it: the key, its name (what is before the colon), the
-    beginning of one, such as ``supernet`` or ``supernet-joint``, or for a supernet its method or key.
+def named_fidelity(text: str, known: Iterable[Fidelity]) -> Fidelity:
+    """The fidelity of a store from what a user calls it: its key, its name (what is before the colon), the beginning of
+    one, such as ``supernet`` or ``supernet-joint``, or for a supernet its method or key.
 
     Raises:
         InvalidArgument: none or several are called that."""
-    keys = sorted({*known, own})
-    short = f"{PREFIX}-{text}"
+    by_key = {fidelity.key: fidelity for fidelity in known}
+    fidelities = [by_key[key] for key in sorted(by_key)]
     for fits in (
-        lambda key: key == text,
-        lambda key: key.split(":")[0] == text,
-        lambda key: key.startswith(text) or key.startswith(short) or key.split(":")[0].rpartition("-")[2].startswith(text[:8]),
+        lambda fidelity: fidelity.key == text,
+        lambda fidelity: fidelity.name == text,
+        lambda fidelity: fidelity.key.startswith(text) or (fidelity.source and _called(fidelity, text)),
     ):
-        found = [key for key in keys if text and fits(key)]
+        found = [fidelity for fidelity in fidelities if text and fits(fidelity)]
         if len(found) == 1:
             return found[0]
         if found:
-            raise InvalidArgument(f"fidelity={text!r} may be {', '.join(found)}; name one")
-    raise InvalidArgument(f"fidelity={text!r}: nothing was measured at it; the store has {', '.join(keys)}")
+            raise InvalidArgument(f"fidelity={text!r} may be {', '.join(f.key for f in found)}; name one")
+    raise InvalidArgument(f"fidelity={text!r}: nothing was measured at it; the store has {', '.join(sorted(by_key))}")
 
 
-def proxy_names(keys: Iterable[str]) -> dict[str, str]:
-    """What the fidelities of supernets among ``keys`` are called as proxies: by method, by method and key where several
-    have one method."""
-    names = {key: key.split(":")[0] for key in keys if is_supernet(key)}
-    methods = Counter(name.rpartition("-")[0] for name in names.values())
-    return {key: method if methods[method := name.rpartition("-")[0]] == 1 else name for key, name in names.items()}
+def _called(fidelity: Fidelity, text: str) -> bool:
+    """Whether a supernet's fidelity is that of this method, or of this key: whole, or the beginning of one."""
+    key = method_and_key(fidelity)[1]
+    return fidelity.key.removeprefix(f"{fidelity.kind}-").startswith(text) or key.startswith(text[: len(key)])
 
 
-def is_supernet(fidelity: str | Fidelity) -> bool:
-    """Whether measurements of this fidelity come from a supernet."""
-    return (fidelity.name if isinstance(fidelity, Fidelity) else fidelity).startswith(f"{PREFIX}-")
+def method_and_key(fidelity: Fidelity) -> tuple[str, str]:
+    """The method of the supernet that a fidelity was measured with, and the beginning of its key: see `Entry.name`."""
+    method, _, key = fidelity.source.rpartition("-")
+    return method, key
+
+
+def proxy_names(fidelities: Iterable[Fidelity]) -> dict[str, str]:
+    """What the fidelities of supernets are called as proxies, by key: by method, by method and key where several have one
+    method."""
+    measured = {fidelity.key: fidelity for fidelity in fidelities if fidelity.kind == SUPERNET}
+    methods = Counter(method_and_key(fidelity)[0] for fidelity in measured.values())
+    return {
+        key: f"{SUPERNET}-{method}" if methods[method := method_and_key(fidelity)[0]] == 1 else fidelity.name
+        for key, fidelity in measured.items()
+    }
 
 
 def _meant(name: str, known: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 from ranksearch.supernet import _checkpoint
 from ranksearch.supernet.network import RankSupernet
@@ -75,8 +76,7 @@ def train(
         Diverged: the loss is no longer finite; the last checkpoint stays.
         KeyboardInterrupt: interrupted.
     """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise InvalidArgument(f"every={every!r}: checkpoints are so many steps apart, 1 or more")
+    checks.whole("every", every, least=1, hint="checkpoints are so many steps apart")
     if method.supernet is not supernet:
         raise InvalidArgument("method was made with another supernet: make it with the one to be trained")
     begin = time.perf_counter()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training, device_of, mode
 
@@ -72,12 +73,10 @@ class Classification(Task):
         normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
         classes: int | None = None,
     ) -> None:
-        _check_number("learning_rate", learning_rate, above=0)
-        _check_number("weight_decay", weight_decay, least=0)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InvalidArgument(f"batch_size={batch_size!r}: must be a whole number, 1 or more")
-        if not (_is_number(momentum) and 0 <= momentum < 1):
-            raise InvalidArgument(f"momentum={momentum!r}: must be in [0, 1)")
+        checks.number("learning_rate", learning_rate, above=0)
+        checks.number("weight_decay", weight_decay, least=0)
+        checks.whole("batch_size", batch_size, least=1)
+        checks.number("momentum", momentum, least=0, below=1)
         if schedule not in ("cosine", "one_cycle"):
             raise InvalidArgument(f"schedule={schedule!r} is none of cosine, one_cycle")
         self._splits: dict[str, tuple[Tensor, Tensor]] = {"train": _pair("train", train), "validation": _pair("validation", validation)}
@@ -139,14 +138,12 @@ class Classification(Task):
 
     def labelled(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Task.labelled`. Ends early where the training set does."""
-        if batches < 1:
-            raise InvalidArgument(f"batches={batches}: must be 1 or more")
+        checks.whole("batches", batches, least=1)
         return self._draw(batches, None)
 
     def normalization(self, batches: int) -> Iterator[Tensor]:
         """See `Task.normalization`: the images of `labelled`, augmented."""
-        if batches < 1:
-            raise InvalidArgument(f"batches={batches}: must be 1 or more")
+        checks.whole("batches", batches, least=1)
         return (inputs for inputs, _ in self._draw(batches, self.augment))
 
     def _draw(self, batches: int, augment: Augment | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -168,7 +165,7 @@ class Classification(Task):
 
     def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
         """See `Task.fine_tune`."""
-        _check_number("epochs", epochs, least=0)
+        checks.number("epochs", epochs, least=0)
         if epochs == 0:
             return
         training = self.training(model, epochs=epochs, seed=seed)
@@ -233,7 +230,7 @@ class _Steps(Training):
     """SGD over shuffled, augmented batches; a new order every epoch."""
 
     def __init__(self, task: Classification, model: nn.Module, *, epochs: float, seed: int) -> None:
-        _check_number("epochs", epochs, above=0)
+        checks.number("epochs", epochs, above=0)
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise InvalidModel("model has no parameter that requires a gradient: call model.requires_grad_(True), or use epochs=0")
@@ -283,16 +280,6 @@ def rate(step: int, steps: int, schedule: Schedule) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
-    if not _is_number(value) or (above is not None and value <= above) or (least is not None and value < least):
-        bound = f"above {above}" if above is not None else f"of {least} or more"
-        raise InvalidArgument(f"{name}={value!r}: must be a finite number {bound}")
-
-
 def _pair(split: str, pair: Any) -> tuple[Tensor, Tensor]:
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(part, (Tensor, np.ndarray)) for part in pair)):
         raise InvalidArgument(f"{split} is a {type(pair).__name__}: must be a pair (x, y) of tensors or arrays")
@@ -314,8 +301,7 @@ def _pair(split: str, pair: Any) -> tuple[Tensor, Tensor]:
 
 
 def _check_splits(splits: dict[str, tuple[Tensor, Tensor]], classes: int) -> None:
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
-        raise InvalidArgument(f"classes={classes!r}: there must be 2 or more; labels count from 0")
+    checks.whole("classes", classes, least=2, hint="labels count from 0")
     x = splits["train"][0]
     for name, (other, y) in splits.items():
         if other.shape[1:] != x.shape[1:] or other.dtype != x.dtype:

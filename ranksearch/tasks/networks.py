@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
 
 WIDTHS = (16, 32, 64)
@@ -77,8 +78,8 @@ def cifar_resnet(depth: int, *, in_channels: int = 3, classes: int = 10) -> Cifa
     """
     if depth < 8 or depth % 6 != 2:
         raise InvalidArgument(f"depth={depth}: must be 6 n + 2, such as 20, 32, 44 or 56")
-    if in_channels < 1 or classes < 1:
-        raise InvalidArgument(f"in_channels={in_channels}, classes={classes}: both must be 1 or more")
+    checks.whole("in_channels", in_channels, least=1)
+    checks.whole("classes", classes, least=1)
     return CifarResNet((depth - 2) // 6, in_channels, classes)
 
 

@@ -13,9 +13,10 @@ from ranksearch.allocators import Additive, Allocation, Minimax, Problem, Unifor
 from ranksearch.allocators._choice import solve
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.sites import Cost, Site
-from ranksearch.space import COSTS, Ladder, Option, SearchSpace
+from ranksearch.space import Ladder, Option, SearchSpace
 from ranksearch.space.table import Table
 
+COSTS = ("params", "macs")
 SETTINGS = settings(max_examples=120, deadline=None)
 
 
@@ -24,10 +25,11 @@ def space_of(costs: list[np.ndarray], fixed: tuple[int, int] = (0, 0)) -> Search
     ladders = []
     for number, cost in enumerate(costs):
         site = Site(f"layer{number}", "linear", 8, 8)
-        options = [Option("svd", (i + 1,), Cost(int(p), int(m)), 0.0, 0.0, 0.0) for i, (p, m) in enumerate(cost[:-1])]
-        ladders.append(Ladder(site, (*options, Option("dense", (), Cost(int(cost[-1][0]), int(cost[-1][1])), 0.0, 0.0, 0.0))))
+        names = [("svd", (i + 1,)) for i in range(len(cost) - 1)] + [("dense", ())]
+        options = [Option(*name, Cost(params=int(p), macs=int(m)), 0.0, 0.0, 0.0) for name, (p, m) in zip(names, cost, strict=True)]
+        ladders.append(Ladder.of(site, options))
     dense = np.sum([cost[-1] for cost in costs], axis=0)
-    return SearchSpace(tuple(ladders), Cost(int(dense[0]) + fixed[0], int(dense[1]) + fixed[1]))
+    return SearchSpace(tuple(ladders), Cost(params=int(dense[0]) + fixed[0], macs=int(dense[1]) + fixed[1]))
 
 
 def every(space: SearchSpace) -> np.ndarray:
@@ -221,6 +223,26 @@ def test_fixing_leaves_the_optimum_of_the_plain_milp(budgets):
     assert ours.value == pytest.approx(plain.value, rel=1e-9)
     assert 0 < ours.remaining < plain.remaining / 2 and plain.remaining <= 12 * 30
     assert ours.gap == 0.0 and ours.bound <= ours.value
+
+
+# random instances of which some have their optimum outside half of the window of reduced costs, before or after the
+# dynamic programming has narrowed it: an option that is ruled out too early is missing from the answer
+@pytest.mark.parametrize("seed", [11, 19, 33, 81, 109, 113, 145, 155, 197])
+def test_reduced_costs_rule_out_nothing_of_the_optimum(seed):
+    rng = np.random.default_rng(seed)
+    values, costs = [], []
+    for _ in range(3):
+        cost = rng.integers(0, 1000, (40, 1 + seed // 2 % 2))
+        costs.append(cost[np.argsort(cost.sum(axis=1))])
+        value = np.sort(rng.integers(0, 1000, 40))[::-1].astype(np.float64)
+        value[-1] = 0.0
+        values.append(value)
+    least, dense = np.sum([c.min(axis=0) for c in costs], axis=0), np.sum([c[-1] for c in costs], axis=0)
+    limits = (least + rng.uniform(0.2, 0.7) * (dense - least)).astype(np.int64)
+    loss = (values[0][:, None, None] + values[1][:, None] + values[2]).ravel()
+    spent = (costs[0][:, None, None] + costs[1][:, None] + costs[2]).reshape(len(loss), -1)
+    found = solve(values, costs, limits)
+    assert found is not None and found.value == loss[(spent <= limits).all(axis=1)].min() and found.gap == 0.0
 
 
 def test_large_costs_are_kept_to_the_last_integer():

@@ -118,6 +118,18 @@ def test_evaluators_travel_without_their_caches() -> None:
     assert size < 200_000  # 87 kB of data and weights, no spectra
 
 
+def test_fidelities_of_supernets_name_what_they_were_measured_with() -> None:
+    key = "supernet-joint-ab12cd34:epochs=0,recalibration=16"  # as stores have it
+    found = Fidelity.parse(key)
+    assert found == Fidelity(epochs=0, recalibration=16, kind="supernet", source="joint-ab12cd34") and found.key == key
+    assert (found.kind, found.source, found.name) == ("supernet", "joint-ab12cd34", "supernet-joint-ab12cd34")
+    own = Fidelity.parse("my-own:epochs=0.5,recalibration=0,reconstruction=2")
+    assert own == Fidelity(0.5, 0, "my-own", 2) and own.source == ""
+    for kind, source in (("supernet", ""), ("full", "joint-ab12cd34")):
+        with pytest.raises(InvalidArgument, match="needs a source, other kinds have none"):
+            Fidelity(kind=kind, source=source)
+
+
 @pytest.mark.parametrize("bad", [{"epochs": -1}, {"epochs": float("nan")}, {"recalibration": -1}, {"reconstruction": -1}])
 def test_bad_fidelities_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InvalidArgument):

@@ -69,6 +69,17 @@ def test_every_table_fits_the_space_and_gives_dense_nothing(f):
         assert set(proxy.uncovered(f.space)) <= {l.site.name for l in f.space.ladders}
 
 
+def test_frobenius_is_the_sum_of_squared_relative_errors(f):
+    for row in (f.space.dense, *f.indices[:5]):
+        wanted = 0.0
+        for name, decomposition, rank in f.space.configuration(row).choices:
+            site = f.sites[name]
+            weight = f.model.get_submodule(name).weight.detach().double().reshape(site.shape)
+            stand_in = f.spectra.decomposition(decomposition).compose(site, f.spectra.factors(site, decomposition, rank))
+            wanted += float((weight - stand_in).square().sum() / weight.square().sum())
+        assert float(Frobenius().table(f.space).score(row)) == pytest.approx(wanted, rel=1e-9, abs=1e-15)
+
+
 def test_activation_error_is_the_output_error_of_each_layer(f):
     column = ActivationError(f.spectra, f.statistics).table(f.space).values[0]
     site = f.space.ladders[0].site

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ranksearch.errors import InvalidArgument
 from ranksearch.results.conditions import Condition
 
-BASELINE = {"accuracy": 0.9, "loss": 0.5, "params": 100.0, "macs": 1000.0}
+COSTS = {"params": 100, "macs": 1000}
+BASELINE = {"accuracy": 0.9, "loss": 0.5, **COSTS}
 COLUMNS = {
     "accuracy": np.array([0.5, 0.81, 0.882, 0.9, math.nan]),
     "loss": np.array([1.0, 0.7, 0.55, 0.5, 0.4]),
@@ -52,7 +53,7 @@ COLUMNS = {
 )
 def test_mask(text, expected) -> None:
     before = {name: values.copy() for name, values in COLUMNS.items()}
-    mask = Condition.parse(text).mask(COLUMNS, BASELINE)
+    mask = Condition.parse(text).mask(COLUMNS, BASELINE, COSTS)
     assert mask.dtype == bool and mask.tolist() == [bool(x) for x in expected]
     assert all(np.array_equal(COLUMNS[n], before[n], equal_nan=True) for n in before)
 
@@ -89,19 +90,19 @@ def test_refused_text_is_shown(text) -> None:
 )
 def test_refused_when_applied(text, match) -> None:
     with pytest.raises(InvalidArgument, match=match):
-        Condition.parse(text).mask(COLUMNS, BASELINE)
+        Condition.parse(text).mask(COLUMNS, BASELINE, COSTS)
 
 
 @pytest.mark.parametrize("baseline", [{}, {"accuracy": math.nan}, {"accuracy": math.inf}])
 def test_baseline_that_is_not_known(baseline) -> None:
     with pytest.raises(InvalidArgument, match="accuracy is not known yet"):
-        Condition.parse("accuracy > baseline").mask(COLUMNS, baseline)
-    assert Condition.parse("accuracy > 0.85").mask(COLUMNS, baseline).tolist() == [False, False, True, True, False]
+        Condition.parse("accuracy > baseline").mask(COLUMNS, baseline, COSTS)
+    assert Condition.parse("accuracy > 0.85").mask(COLUMNS, baseline, COSTS).tolist() == [False, False, True, True, False]
 
 
 def test_no_rows() -> None:
     empty = {name: np.zeros(0) for name in COLUMNS}
-    assert Condition.parse("macs < 0.4 and accuracy > baseline").mask(empty, BASELINE).shape == (0,)
+    assert Condition.parse("macs < 0.4 and accuracy > baseline").mask(empty, BASELINE, COSTS).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_no_rows() -> None:
     ],
 )
 def test_upper_bounds(text, expected) -> None:
-    assert Condition.parse(text).upper_bounds(BASELINE) == expected
+    assert Condition.parse(text).upper_bounds(COSTS) == expected
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_upper_bounds(text, expected) -> None:
 )
 def test_what_is_not_an_upper_bound_is_named(text, part) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        Condition.parse(text).upper_bounds(BASELINE)
+        Condition.parse(text).upper_bounds(COSTS)
     assert repr(part) in str(caught.value)
 
 
@@ -150,7 +151,7 @@ def test_upper_bound_is_the_largest_integer_that_satisfies(dense, thousandths, s
     # integer arithmetic is the oracle: macs * 1000 < thousandths * dense
     expected = (thousandths * dense - 1) // 1000 if strict else thousandths * dense // 1000
     assert bound == expected
-    assert condition.mask({"macs": np.array([bound, bound + 1])}, {"macs": dense}).tolist() == [True, False]
+    assert condition.mask({"macs": np.array([bound, bound + 1])}, {"macs": dense}, ["macs"]).tolist() == [True, False]
 
 
 @given(st.text(alphabet="macsparbeline019.<>=()+-*/ndort ", max_size=40))

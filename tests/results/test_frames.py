@@ -16,7 +16,7 @@ from ranksearch.sites import Cost
 from ranksearch.space import DENSE, Configuration
 from ranksearch.store import Record
 
-BASELINE = Cost(100, 1000)
+BASELINE = Cost(params=100, macs=1000)
 METRICS = (("accuracy", "max"), ("loss", "min"))
 OBJECTIVES = {"accuracy": "max", "macs": "min"}
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -24,7 +24,8 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 def record(configuration, params: int, macs: int, accuracy: float, *, seed: int = 0, fidelity: str = "full", **other) -> Record:
     values = {"status": "done", "metrics": {"accuracy": accuracy, "loss": 1 - accuracy}, "seconds": 2.0, "origin": "test"} | other
-    return Record(configuration.id, configuration.to_json(), fidelity, seed, params=params, macs=macs, created=START, **values)
+    costs = {"params": params, "macs": macs}
+    return Record(configuration.id, configuration.to_json(), fidelity, seed, costs=costs, created=START, **values)
 
 
 A = Configuration({"a": ("svd", (8,)), "b": ("tucker2", (4, 6))})

@@ -53,8 +53,8 @@ def test_costs_are_per_example_and_the_model_is_left_alone() -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     sites = find_sites(model, torch.randn(3, 3, 4, 4))
     assert [s.name for s in sites] == ["0", "4"]
-    assert sites["0"].cost == Cost(3 * 8 * 9 + 8, 3 * 8 * 9 * 16) and sites["4"].cost == Cost(128 * 5 + 5, 640)
-    assert sites.total == Cost(sum(p.numel() for p in model.parameters()), 3 * 8 * 9 * 16 + 640)
+    assert sites["0"].cost == Cost(params=3 * 8 * 9 + 8, macs=3 * 8 * 9 * 16) and sites["4"].cost == Cost(params=128 * 5 + 5, macs=640)
+    assert sites.total == Cost(params=sum(p.numel() for p in model.parameters()), macs=3 * 8 * 9 * 16 + 640)
     assert all(m.training for m in model.modules())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
@@ -77,7 +77,7 @@ def test_tied_weights_are_decided_once() -> None:
     sites = find_sites(model, tokens)
     assert [(s.name, s.aliases, s.head and s.head.name) for s in sites] == [("embed", (), "head"), ("a", ("b",), None)]
     assert sites["head"] is sites["embed"] and sites["embed"].paths == ("embed", "head")
-    assert sites["embed"].cost == Cost(20 * 8, 5 * 20 * 8)  # stored once; the look-up is free, the head is not
+    assert sites["embed"].cost == Cost(params=20 * 8, macs=5 * 20 * 8)  # stored once; the look-up is free, the head is not
     assert sites.total == sites["embed"].cost + sites["a"].cost
     assert not sites.skipped
     built = build(Spectra(model, sites), Configuration({"a": ("svd", (2,))}))
@@ -108,7 +108,7 @@ def test_a_table_with_many_uses_is_one_site() -> None:
     assert site.kind == "embedding" and not sites.skipped
     assert site.head is not None and set(site.paths) == {"encode", "decode", "one", "two", "three"}
     assert site.positions == 10 and site.head.positions == 5 + 1 + 2
-    assert site.cost == sites.total == Cost(20 * 8 + 20, 8 * 20 * 8)
+    assert site.cost == sites.total == Cost(params=20 * 8 + 20, macs=8 * 20 * 8)
 
 
 def test_weights_shared_in_ways_that_cannot_be_built_are_reported() -> None:

@@ -35,7 +35,7 @@ def record(number: int = 0, **changes) -> Record:
     values = {
         "configuration_id": f"{number:012x}", "configuration": f'{{"a":["svd",[{number}]]}}', "fidelity": "full", "seed": 0,
         "status": "done",
-        "metrics": {"loss": 0.25, "accuracy": 0.9}, "params": 10, "macs": 10**12, "seconds": 1.5, "origin": "nsga2",
+        "metrics": {"loss": 0.25, "accuracy": 0.9}, "costs": {"params": 10, "macs": 10**12}, "seconds": 1.5, "origin": "nsga2",
     }  # fmt: skip
     return Record(**(values | changes))
 
@@ -110,12 +110,14 @@ def test_record_is_checked(change) -> None:
 
 
 def test_record_takes_what_python_gives(path: Path) -> None:
-    fact = record(seed=np.int64(3), params=np.int32(4), metrics={"accuracy": np.float32(0.5)}, seconds=np.float64(2), error="a\0b\ud800c")
+    costs = {"params": np.int32(4), "macs": np.int64(9), "milliseconds": np.float32(1.5)}
+    numbers = {"metrics": {"accuracy": np.float32(0.5)}, "seconds": np.float64(2)}
+    fact = record(seed=np.int64(3), costs=costs, error="a\0b\ud800c", **numbers)
     assert fact.error == "a\\x00b\\ud800c" and type(fact.seed) is int
     with Store.open(path, **STUDY) as store:
         assert store.add(fact) and store.records() == [fact]
     with pytest.raises(InvalidArgument, match=r"macs=.* does not fit"):
-        record(macs=2**63)
+        record(costs={"params": 1, "macs": 2**63})
 
 
 def test_configuration_by_prefix(filled: Path) -> None:
@@ -161,7 +163,7 @@ def test_create_without_writing(path: Path) -> None:
 
 def test_memory() -> None:
     with Store.open("sqlite://", **STUDY) as store:
-        assert store.add(record()) and not store.add(record()) and store.records()[0].macs == 10**12
+        assert store.add(record()) and not store.add(record()) and store.records()[0].costs["macs"] == 10**12
     with pytest.raises(StoreError, match="does not exist"):
         Store.open("sqlite://", create=False)
 
@@ -261,12 +263,85 @@ def test_another_study(filled: Path) -> None:
     assert snapshot(filled.parent) == before
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(2, "newer"), (0, "older")])
+@pytest.mark.parametrize(("version", "remedy"), [(3, "newer"), (0, "older")])
 def test_another_schema(filled: Path, version: int, remedy: str) -> None:
     with sqlite3.connect(filled) as connection:
         connection.execute("UPDATE ranksearch_study SET schema_version = ?", (version,))
     connection.close()
-    refused(filled, f"schema version {version}, this ranksearch reads version 1; use the {remedy} ranksearch")
+    refused(filled, f"schema version {version}, this ranksearch reads versions 1 to 2; use the {remedy} ranksearch")
+
+
+# what version 1 made: no column for costs but params and MACs
+VERSION_1 = """
+CREATE TABLE ranksearch_study (
+    id INTEGER NOT NULL, schema_version INTEGER NOT NULL, name TEXT NOT NULL, fingerprint TEXT NOT NULL, details TEXT NOT NULL,
+    PRIMARY KEY (id));
+CREATE TABLE ranksearch_configurations (id VARCHAR(64) NOT NULL, json TEXT NOT NULL, PRIMARY KEY (id));
+CREATE TABLE ranksearch_writer (
+    id INTEGER NOT NULL, token VARCHAR(32) NOT NULL, host TEXT NOT NULL, pid BIGINT NOT NULL, beat DOUBLE NOT NULL, PRIMARY KEY (id));
+CREATE TABLE ranksearch_evaluations (
+    number INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, configuration_id VARCHAR(64) NOT NULL, fidelity VARCHAR(255) NOT NULL,
+    seed BIGINT NOT NULL, fingerprint VARCHAR(64) NOT NULL, status VARCHAR(16) NOT NULL, metrics TEXT NOT NULL,
+    params BIGINT NOT NULL, macs BIGINT NOT NULL, error TEXT, seconds DOUBLE NOT NULL, origin TEXT NOT NULL, created VARCHAR(40) NOT NULL,
+    CONSTRAINT ranksearch_one_fact_per_key UNIQUE (configuration_id, fidelity, seed, fingerprint),
+    FOREIGN KEY(configuration_id) REFERENCES ranksearch_configurations (id));
+INSERT INTO ranksearch_study VALUES (1, 1, 'digits', 'f00d', '{"n": 1}');
+INSERT INTO ranksearch_configurations VALUES ('abc', '{"a":["svd",[1]]}');
+INSERT INTO ranksearch_evaluations VALUES
+    (1, 'abc', 'full', 0, 'f00d', 'done', '{"loss": 0.25}', 10, 1000000000000, NULL, 1.5, 'nsga2', '2026-01-01T00:00:00+00:00');
+PRAGMA application_id = 1380011595;
+PRAGMA journal_mode = WAL;
+"""
+
+
+@pytest.fixture
+def version_1(tmp_path: Path) -> Path:
+    path = tmp_path / "old.db"
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1)
+    connection.close()
+    return path
+
+
+def test_a_store_of_version_1_is_read_as_it_is(version_1: Path) -> None:
+    with Store.open(version_1, **STUDY, create=False) as store:
+        (fact,) = store.records()
+        assert (fact.configuration_id, fact.costs, fact.metrics) == ("abc", {"params": 10, "macs": 10**12}, {"loss": 0.25})
+        assert store.get("abc", "full", 0) == fact and store.count() == 1
+    with sqlite3.connect(version_1) as connection:
+        assert connection.execute("SELECT schema_version FROM ranksearch_study").fetchall() == [(1,)]
+    connection.close()
+
+
+def test_a_store_of_version_1_goes_on_and_takes_other_costs(version_1: Path) -> None:
+    new = record(4, costs={"params": 1, "macs": 2, "bytes": 2**40, "milliseconds": 0.1})
+    with Store.open(version_1, **STUDY, create=False) as reader, Store.open(version_1, **STUDY) as store:
+        assert store.add(new) and not store.add(new)
+        assert [r.costs for r in store.records()] == [{"params": 10, "macs": 10**12}, new.costs]
+        assert len(reader.records()) == 2 and store.details == {"n": 1}  # who began to read before still reads
+    with Store.open(version_1, **STUDY, create=False) as store:
+        found = store.records()[1].costs
+        assert found == new.costs and [type(v) for v in found.values()] == [int, int, int, float]
+    with Store.open(version_1, **STUDY) as store:
+        assert store.count() == 2
+
+
+def test_costs_that_a_study_gained_are_completed_when_read(filled: Path) -> None:
+    def complete(fact: Record) -> Record:
+        return replace(fact, costs={**fact.costs, "bytes": 4 * fact.costs["params"]})
+
+    with Store.open(filled, **STUDY, create=False, complete=complete) as store:
+        assert all(fact.costs["bytes"] == 40 for fact in store.records())
+        first = store.get(f"{0:012x}", "full", 0)
+        assert first is not None and first.costs["bytes"] == 40
+    with Store.open(filled, **STUDY, create=False) as store:
+        assert all("bytes" not in fact.costs for fact in store.records())
+
+
+@pytest.mark.parametrize("costs", [{}, {"params": 3}, {"params": 3, "macs": 1.5}, {"params": 3, "macs": 4, "seconds": float("nan")}])
+def test_costs_that_are_none_are_refused(costs: dict) -> None:
+    with pytest.raises(InvalidArgument, match=r"must be there, as whole numbers|seconds=nan: must be finite"):
+        record(costs=costs)
 
 
 def test_corrupt_file(filled: Path) -> None:
@@ -396,7 +471,7 @@ while seen < wanted:
     with Store.open(url, study='digits', fingerprint='f00d', create=False) as store:
         for _ in range(20):
             records = store.records()
-            numbers = [r.params for r in records]
+            numbers = [r.costs['params'] for r in records]
             assert numbers == list(range(len(numbers))), numbers  # in order, whole, none twice
             assert len(numbers) >= seen, (len(numbers), seen)     # a fact once seen stays
             seen = len(numbers)
@@ -408,7 +483,7 @@ def test_readers_while_a_search_writes(path: Path) -> None:
     with Store.open(path, **STUDY) as store:
         readers = [child(READ, path, 150) for _ in range(3)]
         for i in range(150):
-            assert store.add(record(i, params=i))
+            assert store.add(record(i, costs={"params": i, "macs": 1}))
             time.sleep(0.01)
         for reader in readers:
             out, err = reader.communicate(timeout=120)
@@ -441,7 +516,8 @@ WRITE = """
 url, start = sys.argv[1], int(sys.argv[2])
 with Store.open(url, study='digits', fingerprint='f00d') as store:
     for i in range(start, start + 100000):
-        new = store.add(Record(f"{i:012x}", '{"a":[%d]}' % i, "full", 0, "done", {"accuracy": 0.5}, i, i, origin="x" * (i % 3000)))
+        costs = {"params": i, "macs": i}
+        new = store.add(Record(f"{i:012x}", '{"a":[%d]}' % i, "full", 0, "done", {"accuracy": 0.5}, costs, origin="x" * (i % 3000)))
         assert new
         print(i, flush=True)
 """
@@ -461,7 +537,7 @@ def test_killed_at_random_moments(path: Path) -> None:
         lines += out.splitlines(keepends=True)
         acknowledged += [int(line) for line in lines if line.endswith("\n")]
         with Store.open(path, **STUDY) as store:  # the lock died with the process
-            stored = [r.params for r in store.records()]
+            stored = [r.costs["params"] for r in store.records()]
         assert stored == list(range(len(stored)))
         # what was added but not yet printed may be one more
         assert len(acknowledged) <= len(stored) <= len(acknowledged) + attempt + 1

@@ -20,7 +20,7 @@ from ranksearch.space import DENSE, Configuration, SpaceSpec, mixture
 from ranksearch.space.specs import named
 from ranksearch.study import Study
 from ranksearch.supernet import Event as Step
-from ranksearch.supernet.study import fidelity_key, sizes
+from ranksearch.supernet.study import named_fidelity, sizes
 from ranksearch.tasks import Classification
 
 
@@ -223,7 +223,7 @@ def test_proxies_report_judges_the_supernet(store: str, tmp_path: Path) -> None:
         (lambda s: s.train_supernet("joint", wieght=1), "wieght: method 'joint' has weight.*did you mean 'weight'"),
         (lambda s: s.train_supernet(epochs=0), "epochs=0: must be a finite number above 0"),
         (lambda s: s.train_supernet(recalibration=-1), "recalibration=-1"),
-        (lambda s: s.run(screen=5), "screen=5: must be at least 1, and needs supernet="),
+        (lambda s: s.run(screen=5), "screen=5: needs supernet="),
         (lambda s: s.run(supernet=True, runner="local"), r"no supernet of this study is trained in .*ranksearch train-supernet STUDY"),
     ],
 )
@@ -258,9 +258,8 @@ def test_fidelities_by_name() -> None:
     names = ("supernet-joint-ab12cd34:epochs=0,recalibration=16", "supernet-trp-0012cd34:epochs=0,recalibration=4")
     keys = ["full:epochs=1,recalibration=8", *names]
     for text, index in (("full", 0), (keys[1], 1), ("trp", 2), ("ab12", 1), ("supernet-joint-ab12cd34", 1)):
-        assert fidelity_key(text, keys, keys[0]) == keys[index]
-        assert Fidelity.parse(keys[index]).key == keys[index]
+        assert named_fidelity(text, map(Fidelity.parse, keys)).key == keys[index]
     with pytest.raises(InvalidArgument, match="may be supernet-joint"):
-        fidelity_key("supernet", keys, keys[0])
+        named_fidelity("supernet", map(Fidelity.parse, keys))
     with pytest.raises(InvalidArgument, match="one is written like full"):
         Fidelity.parse("full")

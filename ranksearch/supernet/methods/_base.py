@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, final
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ranksearch import checks
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE, Configuration, SearchSpace
@@ -44,9 +44,7 @@ class Method(ABC):
     def __init__(self, supernet: RankSupernet, loss: Loss, *, sampling: Sampling | None = None, seed: int = 0) -> None:
         if not callable(loss):
             raise InvalidArgument(f"loss={loss!r}: must be callable as loss(outputs, targets)")
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise InvalidArgument(f"seed={seed!r}: must be a whole number of 0 or more")
-        self.supernet, self.criterion, self.sampling, self.seed = supernet, loss, sampling, int(seed)
+        self.supernet, self.criterion, self.sampling, self.seed = supernet, loss, sampling, checks.whole("seed", seed, least=0)
         self.generator = np.random.default_rng(self.seed)
         if sampling is not None and sampling.follow:
             sampling.observe(self.weights())
@@ -136,22 +134,9 @@ class LossModule(nn.Module):
         return self.method.loss((inputs, targets))
 
 
-def check_number(name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf) -> None:
-    """Refuse what is no finite number in (above, below), or below ``least``.
-
-    Raises:
-        InvalidArgument: naming the argument, the value and what is allowed.
-    """
-    sound = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
-    if not (sound and value > above and value >= least and value < below):
-        bounds = [f"above {above:g}"] * math.isfinite(above) + [f"at least {least:g}"] * math.isfinite(least)
-        bounds += [f"below {below:g}"] * math.isfinite(below)
-        raise InvalidArgument(f"{name}={value!r}: must be a finite number {' and '.join(bounds)}".rstrip())
-
-
 def projecting(supernet: RankSupernet) -> tuple[str, ...]:
     """The decompositions of a supernet's space that project, in the order of the table."""
-    present = {o.decomposition for ladder in supernet.space.ladders for o in ladder.options}
+    present = set().union(*(ladder.present for ladder in supernet.space.ladders))
     names = tuple(name for name in PROJECTIONS if name in present)
     if not names:
         raise InvalidArgument(

@@ -9,13 +9,13 @@ from typing import Literal, final
 import numpy as np
 from torch import Tensor
 
+from ranksearch import checks
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 from ranksearch.space import Configuration
-from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number
+from ranksearch.supernet.methods._base import Batch, Loss, Method
 from ranksearch.supernet.network import RankSupernet
-from ranksearch.supernet.sampling import check_count
 
 Lowering = Literal["tucker2", "svd", "tiled_svd"]
 LOWERINGS: tuple[Lowering, ...] = ("tucker2", "svd", "tiled_svd")
@@ -62,15 +62,15 @@ class Distortion(Method):
     ) -> None:
         if decomposition not in LOWERINGS:
             raise InvalidArgument(f"decomposition={decomposition!r} is none of {', '.join(LOWERINGS)}; give a target for others")
-        check_number("ratio", ratio, above=0, below=1)
-        check_count("period", period, 1)
+        checks.number("ratio", ratio, above=0, below=1)
+        checks.whole("period", period, least=1)
         if schedule not in ("constant", "linear"):
             raise InvalidArgument(f"schedule={schedule!r} is none of constant, linear")
         if schedule == "linear" and steps is None:
             raise InvalidArgument("steps=None: schedule='linear' needs to know how many steps training has")
         if steps is not None:
-            check_count("steps", steps, 1)
-        check_number("ramp", ramp, above=0)
+            checks.whole("steps", steps, least=1)
+        checks.number("ramp", ramp, above=0)
         if ramp > 1:
             raise InvalidArgument(f"ramp={ramp!r}: must be in (0, 1], a share of the steps")
         if target is not None and not isinstance(target, Configuration):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ranksearch import checks
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
-from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number, projecting
+from ranksearch.supernet.methods._base import Batch, Loss, Method, projecting
 from ranksearch.supernet.network import RankSupernet, canonical, layered
 from ranksearch.supernet.sampling import Ratio, Sampling
 
@@ -52,7 +53,7 @@ class Joint(Method):
         gradient: Literal["projection", "svd"] = "projection",
         rescale: bool = True,
     ) -> None:
-        check_number("weight", weight, above=0, below=1)
+        checks.number("weight", weight, above=0, below=1)
         if gradient not in ("projection", "svd"):
             raise InvalidArgument(f"gradient={gradient!r} is none of projection, svd")
         if not isinstance(rescale, bool):
@@ -60,7 +61,7 @@ class Joint(Method):
         if sampling is None:
             sampling = default_ratio(supernet, [t for t in projecting(supernet) if gradient == "projection" or t in FOLDINGS])
         if gradient == "svd":
-            others = sorted({o.decomposition for l in sampling.space.ladders for o in l.options} - {*FOLDINGS, "dense"})
+            others = sorted(set().union(*(l.present for l in sampling.space.ladders)) - {*FOLDINGS, "dense"})
             if others:
                 raise InvalidArgument(
                     f"gradient='svd' with sampling of {', '.join(others)}: only {', '.join(FOLDINGS)} have a truncated SVD; "

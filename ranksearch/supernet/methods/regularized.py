@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from ranksearch import checks
 from ranksearch.allocators import Problem, STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.decompositions.folding import MODES, Folding, unfoldings
@@ -17,10 +18,9 @@ from ranksearch.networks import surgery
 from ranksearch.sites import Site
 from ranksearch.space import Configuration, build_space
 from ranksearch.space.spectra import Spectra
-from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number
+from ranksearch.supernet.methods._base import Batch, Loss, Method
 from ranksearch.supernet.methods._truncations import polar
 from ranksearch.supernet.network import RankSupernet, canonical
-from ranksearch.supernet.sampling import check_count
 
 Form = Literal["gram", "subgradient"]
 
@@ -54,16 +54,16 @@ class Regularized(Method):
         every: int = 10,
         modes: Mapping[str, float] | None = None,
     ) -> None:
-        check_number("strength", strength, above=0)
+        checks.number("strength", strength, above=0)
         if form not in ("gram", "subgradient"):
             raise InvalidArgument(f"form={form!r} is none of gram, subgradient")
-        check_count("every", every, 1)
+        checks.whole("every", every, least=1)
         weights = dict.fromkeys(MODES, 1.0) if modes is None else dict(modes)
         unknown = sorted(set(weights) - set(MODES))
         if unknown or not weights:
             raise InvalidArgument(f"modes={modes!r}: give weights for some of {', '.join(MODES)}")
         for mode, value in weights.items():
-            check_number(f"modes[{mode!r}]", value, least=0)
+            checks.number(f"modes[{mode!r}]", value, least=0)
         super().__init__(supernet, loss, seed=seed)
         self.strength, self.form, self.every = strength, form, every
         self.modes = [[mode, float(value)] for mode, value in sorted(weights.items())]

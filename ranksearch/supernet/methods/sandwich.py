@@ -8,11 +8,12 @@ from typing import Any, final
 from torch import Tensor
 from torch.nn import functional as F
 
+from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
-from ranksearch.supernet.methods._base import Batch, Loss, Method, check_number, projecting
+from ranksearch.supernet.methods._base import Batch, Loss, Method, projecting
 from ranksearch.supernet.network import RankSupernet
-from ranksearch.supernet.sampling import FrontGuided, Sampling, check_count
+from ranksearch.supernet.sampling import FrontGuided, Sampling
 
 Distillation = Callable[[Any, Any], Tensor]  # (outputs of a low-rank network, detached outputs of the dense one) -> scalar
 
@@ -46,8 +47,8 @@ class Sandwich(Method):
         weight: float = 1.0,
         distillation: Distillation | None = None,
     ) -> None:
-        check_count("random", random, 0)
-        check_number("weight", weight, above=0)
+        checks.whole("random", random, least=0)
+        checks.number("weight", weight, above=0)
         if distillation is not None and not callable(distillation):
             raise InvalidArgument(f"distillation={distillation!r}: must be callable as distillation(outputs, teacher), or None")
         sampling = FrontGuided(supernet.space, types=projecting(supernet)) if sampling is None else sampling

@@ -9,13 +9,13 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from ranksearch import checks
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import Configuration
-from ranksearch.supernet.methods._base import Batch, Loss, Method, at_least, check_number
+from ranksearch.supernet.methods._base import Batch, Loss, Method, at_least
 from ranksearch.supernet.methods._truncations import energy_rank, polar, svd, threshold_rank
 from ranksearch.supernet.network import RankSupernet, canonical
-from ranksearch.supernet.sampling import check_count
 
 Scheme = Literal["channel", "spatial", "decoupled"]
 SCHEMES: dict[Scheme, str] = {"channel": "svd", "spatial": "spatial_t", "decoupled": "decoupled"}  # to decompositions
@@ -57,9 +57,9 @@ class TRP(Method):
     ) -> None:
         if folding not in SCHEMES:
             raise InvalidArgument(f"folding={folding!r} is none of {', '.join(SCHEMES)}")
-        check_count("period", period, 1)
-        check_number("loss_of_energy", loss_of_energy, least=0, below=1)
-        check_number("nuclear", nuclear, least=0)
+        checks.whole("period", period, least=1)
+        checks.number("loss_of_energy", loss_of_energy, least=0, below=1)
+        checks.number("nuclear", nuclear, least=0)
         super().__init__(supernet, loss, seed=seed)
         self.folding: Scheme = folding
         self.decomposition = SCHEMES[folding]

@@ -1,0 +1,62 @@
+"""Checks of numbers that a user gives: one wording for what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ranksearch.errors import InvalidArgument
+
+
+def whole(name: str, value: Any, *, least: int = 1, hint: str = "") -> int:
+    """``value`` as a Python integer.
+
+    Args:
+        least: the smallest allowed.
+        hint: what the number is, or what to give instead; ends the message.
+
+    Raises:
+        InvalidArgument: no whole number (a bool and a float are none), or one below ``least``.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
+        raise InvalidArgument(f"{name}={value!r}: must be a whole number, {least} or more{_ending(hint)}")
+    return int(value)
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    hint: str = "",
+) -> float:
+    """``value``, a finite number within bounds, as it is (an int stays one).
+
+    Raises:
+        InvalidArgument: no number (a bool is none), not finite, or outside the bounds.
+    """
+    whole_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    sound = whole_number or (isinstance(value, (float, np.floating)) and math.isfinite(value))
+    if not (sound and least <= value <= most and above < value < below):
+        signs = (("at least", least), ("above", above), ("at most", most), ("below", below))
+        bounds = " and ".join(f"{sign} {bound:g}" for sign, bound in signs if math.isfinite(bound))
+        raise InvalidArgument(f"{name}={value!r}: must be a finite number {bounds}".rstrip() + _ending(hint))
+    return value  # type: ignore[return-value]
+
+
+def fraction(name: str, value: Any, *, hint: str = "") -> float:
+    """``value``, a number from 0 to 1.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    return number(name, value, least=0, most=1, hint=hint)
+
+
+def _ending(hint: str) -> str:
+    return f"; {hint}" if hint else ""

@@ -1,0 +1,63 @@
+"""How thoroughly a configuration is evaluated, and how a store names that."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ranksearch import checks
+from ranksearch.errors import InvalidArgument
+
+FULL, SUPERNET = "full", "supernet"
+_SOURCED = (SUPERNET,)  # kinds that are measured with something of which there are several
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How thoroughly a configuration is evaluated. Evaluations of different fidelity are never mixed.
+
+    Raises:
+        InvalidArgument: a number that is none, or a ``source`` for a kind that has none.
+    """
+
+    epochs: float = 1.0  # of fine-tuning
+    recalibration: int = 8  # batches for batch-norm re-estimation; 0: the statistics stay as they are
+    kind: str = FULL  # "full": built and trained for itself; "supernet": activated in a supernet; or a word of your own
+    reconstruction: int = 0  # batches that last factors are fitted on, see `reconstruct`; 0: they stay as they are
+    source: str = ""  # what it is measured with: for "supernet" its method and the beginning of its key
+
+    def __post_init__(self) -> None:
+        checks.number("epochs", self.epochs, least=0)
+        checks.whole("recalibration", self.recalibration, least=0, hint="batches")
+        checks.whole("reconstruction", self.reconstruction, least=0, hint="batches")
+        if bool(self.source) != (self.kind in _SOURCED):
+            sourced = " and ".join(_SOURCED)
+            raise InvalidArgument(f"kind={self.kind!r}, source={self.source!r}: {sourced} needs a source, other kinds have none")
+
+    @property
+    def name(self) -> str:
+        """Kind and source, as in the key."""
+        return f"{self.kind}-{self.source}" if self.source else self.kind
+
+    @property
+    def key(self) -> str:
+        """How the store names it."""
+        fitted = f",reconstruction={self.reconstruction}" if self.reconstruction else ""
+        return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}{fitted}"
+
+    @staticmethod
+    def parse(key: str) -> Fidelity:
+        """Inverse of `key`.
+
+        Raises:
+            InvalidArgument: no key of a fidelity."""
+        found = re.fullmatch(r"(.+):epochs=([^,]+),recalibration=(\d+)(?:,reconstruction=(\d+))?", key)
+        try:
+            if found is None:
+                raise ValueError(key)
+            kind, dash, source = found[1].partition("-")
+            if not (dash and kind in _SOURCED):
+                kind, source = found[1], ""
+            return Fidelity(float(found[2]), int(found[3]), kind, int(found[4] or 0), source)
+        except ValueError as error:
+            raise InvalidArgument(f"fidelity={key!r} is none; one is written like {Fidelity().key}") from error

@@ -1,0 +1,47 @@
+"""What is asked of an evaluation, and what comes of it: all that a runner needs to know."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ranksearch.evaluation.fidelity import Fidelity
+from ranksearch.space import Configuration
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated. ``origin`` says who asked (a sampler, an exact front); it is no part of the key."""
+
+    configuration: Configuration
+    fidelity: Fidelity
+    seed: int
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a request: metrics as the task reports them, or the error of this configuration."""
+
+    request: Request
+    status: Literal["done", "failed"]
+    metrics: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    seconds: float = 0.0
+
+
+def outcome_of(request: Request, measure: Callable[[], Mapping[str, float]]) -> Outcome:
+    """What comes of measuring a request; whatever is wrong with it is its outcome."""
+    start = time.perf_counter()
+    try:
+        metrics = measure()
+    except Exception as error:  # whatever a candidate network does must not end the study; it is recorded
+        return Outcome(request, "failed", error=f"{type(error).__name__}: {error}", seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        return Outcome(request, "failed", error=f"not finite: {', '.join(wrong)}", seconds=seconds)
+    return Outcome(request, "done", dict(metrics), seconds=seconds)
