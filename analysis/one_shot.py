@@ -33,8 +33,17 @@ from ranksearch.home import home
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
-from ranksearch.proxies import Calibrated, DiagonalFisher, Energy, Frobenius, LastFeature, SingleSiteLoss, TableProxy
-from ranksearch.search.local_search import CalibrationLoss, polish
+from ranksearch.proxies import (
+    Calibrated,
+    CalibrationLoss,
+    DiagonalFisher,
+    Energy,
+    Frobenius,
+    LastFeature,
+    SingleSiteLoss,
+    TableProxy,
+)
+from ranksearch.search.local_search import polish
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, CostName, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
@@ -195,9 +204,9 @@ def calibrated(setting: Setting, space: SearchSpace, cost: CostName, budget: flo
             weights = np.exp(rng.normal(0.0, 0.8, len(space.ladders)))
             table = Table(tuple(w * v for w, v in zip(weights, base.values, strict=True)), "sum")
             sample.append(Additive().allocate(Problem(space, table, {cost: budget})).indices)
-        proxy = Calibrated(base, setting.loss, np.array(sample))
+        proxy = Calibrated(Energy(), setting.loss, space, np.array(sample))
         setting.fitted[key] = proxy.table(space)
-        fit = proxy.fit(space)
+        fit = proxy.fit
         notes = {"held_out_spearman": fit.held_out, "before": fit.before, "measurements": fit.measurements}
     return setting.fitted[key], notes
 

@@ -23,7 +23,7 @@ from supernet import prepare
 
 from ranksearch.agreement.measures import agreement
 from ranksearch.networks.batch_norm import recalibrate
-from ranksearch.proxies import PROXIES, Energy
+from ranksearch.proxies import free_proxies
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.supernet import RankSupernet, SupernetProxy, load_trained
 from ranksearch.supernet.methods import projecting
@@ -142,7 +142,7 @@ def main() -> None:
     indices = np.array([space.indices(configuration) for configuration in configurations])
     scores = {"supernet accuracy": np.array([-r["supernet_accuracy"] for r in rows])}
     scores["supernet loss"] = np.array([r["supernet_loss"] for r in rows])
-    scores |= {p.name: p.table(space).score(indices) for p in (Energy(), *PROXIES)}
+    scores |= {p.name: p.table(space).score(indices) for p in free_proxies()}
     scores["macs"] = -np.array([r["macs"] for r in rows])  # what counting alone says
     text = f"{len(rows)} configurations, supernet trained for {steps} steps, {a.epochs:g} epochs of fine-tuning; validation accuracy.\n\n"
     a.out.write_text(text + table(rows, scores) + "\n")

@@ -39,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     model = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)
     task = cifar10(given.data, learning_rate=given.learning_rate)
-    study = Study("reconstruction", model=model, task=task, space=mixture().but(metric="fisher"), seed=given.seed)
+    study = Study("reconstruction", model=model, task=task, space=mixture().replace(metric="fisher"), seed=given.seed)
     space, evaluator = study.space, Evaluator(study.spectra, task)
     split = "test" if given.test else "validation"
     ways = {

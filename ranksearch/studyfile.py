@@ -117,8 +117,7 @@ class StudyFile:
             made = _guarded(self.path, f"{NAME}() fails", made, values)
             if inspect.isawaitable(made) or not isinstance(made, Study):
                 raise StudyFileError(f"{self.path}: {NAME}() returns {_article(made)}, not a ranksearch.study.Study")
-        made.options = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
-        return made
+        return made.replace(options={n: str(value.absolute()) if isinstance(value, Path) else value for n, value in values.items()})
 
 
 def load(path: str | Path) -> StudyFile:

@@ -32,4 +32,4 @@ def study(
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     task = cifar10(data, learning_rate=learning_rate, augment=CropAndFlip() if augment else None)
     fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction)
-    return Study("cifar10_resnet20", model=model, task=task, space=mixture().but(metric=metric), fidelity=fidelity, seed=seed)
+    return Study("cifar10_resnet20", model=model, task=task, space=mixture().replace(metric=metric), fidelity=fidelity, seed=seed)

@@ -26,4 +26,4 @@ def study(
     model = trained(digits_net, schooling, epochs=training_epochs, seed=seed, cache=home() / "cache")
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction)
-    return Study("digits", model=model, task=digits(), space=mixture().but(metric=metric), fidelity=fidelity, seed=seed)
+    return Study("digits", model=model, task=digits(), space=mixture().replace(metric=metric), fidelity=fidelity, seed=seed)

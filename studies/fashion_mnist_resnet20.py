@@ -30,4 +30,4 @@ def study(
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     task = fashion_mnist(data, learning_rate=learning_rate)
     fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction)
-    return Study("fashion_mnist_resnet20", model=model, task=task, space=mixture().but(metric=metric), fidelity=fidelity, seed=seed)
+    return Study("fashion_mnist_resnet20", model=model, task=task, space=mixture().replace(metric=metric), fidelity=fidelity, seed=seed)

@@ -31,6 +31,6 @@ def study(
     task = sentences(data / f"{source}.parquet", tokenizer, length=length, learning_rate=learning_rate)
     model = SentenceClassifier(network, task.classes).eval()
     fit_probe(model, task, cache=home() / "cache")
-    space = mixture().but(metric=metric, calibration=32)
+    space = mixture().replace(metric=metric, calibration=32)
     fidelity = Fidelity(epochs=epochs, recalibration=0, reconstruction=reconstruction)
     return Study(f"minilm_{source}", model=model, task=task, space=space, fidelity=fidelity, seed=seed)

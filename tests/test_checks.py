@@ -14,7 +14,7 @@ from ranksearch.errors import InvalidArgument
 def test_whole_numbers() -> None:
     assert checks.whole("n", 3) == 3 and type(checks.whole("n", np.int32(2))) is int and checks.whole("n", 0, least=0) == 0
     for wrong in (0, -1, 1.0, True, np.True_, "1", None, math.nan, np.float64(2)):
-        with pytest.raises(InvalidArgument, match="must be a whole number, 1 or more; batches$"):
+        with pytest.raises(InvalidArgument, match=r"must be a whole number, 1 or more; batches$"):
             checks.whole("n", wrong, hint="batches")
 
 
@@ -46,5 +46,5 @@ def test_bounds(bounds: dict, inside: tuple, outside: tuple, text: str) -> None:
 def test_fractions() -> None:
     assert checks.fraction("p", 0) == 0 and checks.fraction("p", 1.0) == 1
     for wrong in (-0.1, 1.1, math.nan):
-        with pytest.raises(InvalidArgument, match="p=.*at least 0 and at most 1; a probability"):
+        with pytest.raises(InvalidArgument, match=r"p=.*at least 0 and at most 1; a probability"):
             checks.fraction("p", wrong, hint="a probability")

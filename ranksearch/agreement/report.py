@@ -38,43 +38,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from ranksearch.agreement.measures import proxy_agreement
-from ranksearch.allocators import Additive, Problem
 from ranksearch.errors import InvalidArgument
-from ranksearch.networks.batch_norm import recalibrate
-from ranksearch.proxies import (
-    PROXIES,
-    ActivationError,
-    Calibrated,
-    DiagonalFisher,
-    Energy,
-    FisherError,
-    LastFeature,
-    ScoreProxy,
-    SingleSiteLoss,
-    TableProxy,
-    score,
-    tables,
-)  # fmt: skip
-from ranksearch.search.local_search import CalibrationLoss
+from ranksearch.proxies import ProxyContext, ScoreProxy, TableProxy, make_proxies, score, tables
 from ranksearch.space import DENSE, Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.space.table import Table
-from ranksearch.statistics import Statistics
-from ranksearch.statistics import metric as space_metric
 from ranksearch.store import Record
-from ranksearch.tasks import Task
 
 LEAST = 3  # measured configurations below which nothing is said about a fidelity
 COLUMNS = ("proxy", "fidelity", "metric", "count", "kendall", "spearman", "recall", "k", "uncovered")  # and, before the last, of costs:
 COST_COLUMNS = {"kendall": "kendall_matched", "pairs": "pairs_matched", "regret": "regret", "chance": "regret_chance"}  # of every cost
 SCORE_COLUMNS = ("proxy", "fidelity", "id", "score", "measured")  # and COST_rel of every cost
 _TEXT, _WHOLE = {"proxy", "fidelity", "metric", "uncovered", "id"}, {"count", "k"}
-RUN_NETWORKS = ("last_feature", "single_site_loss", "calibrated")
-SAMPLE = 32  # measurements that `calibrated` is fitted to and checked on
-SAMPLE_SPREAD = 0.8  # of the logarithm of the random weights whose optima are measured
 
 
 @dataclass(frozen=True)
@@ -141,11 +118,6 @@ def agreement_columns(costs: Iterable[str]) -> tuple[str, ...]:
     return (*COLUMNS[:-1], *(f"{name}_{cost}" for cost in costs for name in COST_COLUMNS), COLUMNS[-1])
 
 
-def free_proxies() -> list[TableProxy]:
-    """The proxies that need nothing but the space; they see errors in its metric."""
-    return [Energy(), *PROXIES]
-
-
 def without_moments(spectra: Spectra) -> dict[str, str]:
     """Sites of which the metric of the space knows nothing: their errors, in the weight metric, are beside the others'."""
     if not spectra.moments:
@@ -154,72 +126,8 @@ def without_moments(spectra: Spectra) -> dict[str, str]:
     return {name: "no statistics: its error is in the weight metric, in another unit than the others'" for name in names}
 
 
-def statistics_proxies(spectra: Spectra, statistics: Statistics) -> list[TableProxy]:
-    """Those that need statistics with gradients and the diagonal of the Fisher."""
-    return [ActivationError(spectra, statistics), FisherError(spectra, statistics), DiagonalFisher(spectra, statistics)]
-
-
-def network_proxies(
-    spectra: Spectra, task: Task, space: SearchSpace, judged: SearchSpace, *, batches: int, seed: int = 0
-) -> tuple[list[TableProxy | ScoreProxy], dict[str, str]]:
-    """Those that run networks, on labelled calibration batches, batch norm by batch statistics or re-estimated on them:
-    `SingleSiteLoss` and `LastFeature` as they are, `Calibrated` on `Energy`, fitted to exact optima of randomly weighted
-    tables at random budgets.
-
-    Args:
-        space: of the study.
-        judged: the same with the measured options alone.
-        batches: calibration batches.
-
-    Returns:
-        The proxies, with their tables for ``judged``, and for those that cannot be made the reason.
-    """
-    labelled = list(task.labelled(batches))
-    inputs = [x for x, _ in labelled]
-    loss = CalibrationLoss(spectra, labelled, task.loss, normalization="batch")
-
-    def network(configuration: Configuration) -> nn.Module:
-        model = loss.build(configuration)
-        recalibrate(model, inputs)
-        return model
-
-    made: list[TableProxy | ScoreProxy] = list(solved([SingleSiteLoss(loss)], judged))
-    missing: dict[str, str] = {}
-    proxy = Calibrated(Energy(), loss, _near_the_fronts(space, SAMPLE, seed))
-    weights = proxy.fit(space).weights
-    table = Table(tuple(w * v for w, v in zip(weights, Energy().table(judged).values, strict=True)), "sum")
-    made.append(_Solved(proxy.name, table, {**without_moments(spectra), **proxy.uncovered(space)}))
-    try:
-        made.append(LastFeature(spectra.model, network, inputs))
-    except InvalidArgument as error:  # nothing of the network is a feature
-        missing[LastFeature.name] = str(error)
-    return made, missing
-
-
-def _near_the_fronts(space: SearchSpace, count: int, seed: int) -> np.ndarray:
-    """Exact optima of randomly weighted energies at random budgets: near the front, yet different; int64, shape: (count, n_sites)."""
-    random = np.random.default_rng(seed)
-    base, found = Energy().table(space), []
-    for number in range(count):
-        cost = space.costs[number % len(space.costs)]
-        weights = np.exp(random.normal(0.0, SAMPLE_SPREAD, len(base.values)))
-        table = Table(tuple(w * v for w, v in zip(weights, base.values, strict=True)), "sum")
-        least = space.smallest(cost) / (space.baseline[cost] or 1)
-        share = float(random.uniform(max(0.1, least), 0.9)) if least < 0.9 else 1.0
-        found.append(Additive().allocate(Problem(space, table, {cost: share})).indices)
-    return np.array(found)
-
-
-def left_out(*, calibrated: bool, measured: bool) -> dict[str, str]:
-    """The proxies that are not judged, and why."""
-    reasons = {} if measured else {name: "runs networks, which was not asked for" for name in RUN_NETWORKS}
-    if not calibrated:
-        reasons |= {name: "needs a calibration pass, which was not asked for" for name in ("activation", "fisher", "fwsvd")}
-    return reasons
-
-
-class _Solved(TableProxy):
-    """A table proxy whose table was computed."""
+class SolvedProxy(TableProxy):
+    """A table proxy whose table for one space was computed."""
 
     def __init__(self, name: str, table: Table, uncovered: Mapping[str, str]) -> None:
         self.name, self._table, self._uncovered = name, table, dict(uncovered)
@@ -231,10 +139,14 @@ class _Solved(TableProxy):
         return self._uncovered
 
 
-def solved(proxies: Sequence[TableProxy], space: SearchSpace, uncovered: Mapping[str, str] | None = None) -> list[TableProxy]:
-    """The same proxies with their tables for one space computed, and what they do not cover besides what they know."""
+def solve(proxies: Sequence[TableProxy], space: SearchSpace, unseen: Mapping[str, str] | None = None) -> list[TableProxy]:
+    """The same proxies with their tables for one space computed. ``unseen``: sites of which the metric of the space knows
+    nothing, added to what proxies whose values are errors in it do not cover."""
     found = zip(proxies, tables(proxies, space), strict=True)
-    return [_Solved(proxy.name, table, dict(uncovered or {}) | dict(proxy.uncovered(space))) for proxy, table in found]
+    return [
+        SolvedProxy(proxy.name, table, dict((unseen or {}) if proxy.in_metric else {}) | dict(proxy.uncovered(space)))
+        for proxy, table in found
+    ]  # fmt: skip
 
 
 def agreements(data: Measured, proxies: Sequence[TableProxy | ScoreProxy], *, k: int = 5, tolerance: float = 0.05) -> pd.DataFrame:
@@ -270,7 +182,7 @@ def scores(data: Measured, proxies: Sequence[TableProxy | ScoreProxy]) -> pd.Dat
     return _typed(rows, (*SCORE_COLUMNS, *costs))
 
 
-class Given(ScoreProxy):
+class MeasuredScores(ScoreProxy):
     """Scores that were measured before, such as a supernet's: the metric at another fidelity, lower is better."""
 
     def __init__(self, name: str, indices: np.ndarray, values: np.ndarray, uncovered: Mapping[str, str] | None = None) -> None:
@@ -284,12 +196,12 @@ class Given(ScoreProxy):
         return self._uncovered
 
 
-def _scored(proxy: ScoreProxy, data: Measured) -> Given:
+def _scored(proxy: ScoreProxy, data: Measured) -> MeasuredScores:
     """A score proxy whose scores of what was measured are computed once."""
-    return Given(proxy.name, data.indices, proxy.score(data.space, data.indices), proxy.uncovered(data.space))
+    return MeasuredScores(proxy.name, data.indices, proxy.score(data.space, data.indices), proxy.uncovered(data.space))
 
 
-def given(data: Measured, records: Iterable[Record], cheap: Mapping[str, str]) -> list[tuple[Measured, Given]]:
+def measured_scores(data: Measured, records: Iterable[Record], cheap: Mapping[str, str]) -> list[tuple[Measured, MeasuredScores]]:
     """What cheap fidelities said as proxies of the others, each with the configurations that have both: those pairs that
     have at least ``LEAST``.
 
@@ -308,7 +220,7 @@ def given(data: Measured, records: Iterable[Record], cheap: Mapping[str, str]) -
         others = {name: column for name, column in others.items() if np.isfinite(column).sum() >= LEAST}
         if others:
             ids, indices = tuple(data.ids[i] for i in rows), data.indices[rows]
-            proxy = Given(cheap[fidelity], indices, data.sign * np.array([np.mean(values[id]) for id in ids]))
+            proxy = MeasuredScores(cheap[fidelity], indices, data.sign * np.array([np.mean(values[id]) for id in ids]))
             pairs.append((replace(data, ids=ids, indices=indices, values=others), proxy))
     return pairs
 
@@ -319,46 +231,41 @@ def joined(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ProxyReport:
     """What was measured, and the proxies of it."""
 
     data: Measured
     proxies: Sequence[TableProxy | ScoreProxy]
-    given: Sequence[tuple[Measured, Given]]  # see `given`
+    cheaper: Sequence[tuple[Measured, MeasuredScores]]  # see `measured_scores`
     left_out: Mapping[str, str]
 
     def agreements(self, *, k: int = 5, tolerance: float = 0.05) -> pd.DataFrame:
         frame = agreements(self.data, self.proxies, k=k, tolerance=tolerance)
-        for both, proxy in self.given:
+        for both, proxy in self.cheaper:
             frame = joined(frame, agreements(both, [proxy], k=k, tolerance=tolerance))
         frame.attrs["left_out"] = dict(self.left_out)
         return frame
 
     def scores(self) -> pd.DataFrame:
         frame = scores(self.data, self.proxies)
-        for both, proxy in self.given:
+        for both, proxy in self.cheaper:
             frame = joined(frame, scores(both, [proxy]))
         return frame
 
 
-def judge(data: Measured, spectra: Spectra, task: Task, space: SearchSpace, *, calibration: int, batches: int) -> Judged:
-    """Every proxy of what was measured.
+def judge(data: Measured, context: ProxyContext, extra: Sequence[TableProxy | ScoreProxy] = ()) -> ProxyReport:
+    """Every proxy of the table that the context allows, and ``extra`` ones, on what was measured.
 
     Args:
-        data: in the options of ``space`` that were measured.
-        calibration: batches for the statistics (cached); 0: leave out the proxies that need data.
-        batches: of those that run networks; 0: leave these out.
+        data: in the options of the context's space that were measured.
+        context: of the study.
+        extra: other proxies to be judged, after those of the table.
     """
-    proxies: list[TableProxy | ScoreProxy] = [*solved(free_proxies(), data.space, without_moments(spectra))]
-    missing = left_out(calibrated=calibration > 0, measured=min(calibration, batches) > 0)
-    if calibration:
-        found = space_metric.statistics(spectra.model, spectra.sites, task, calibration=calibration, gradients=True, diagonal=True)
-        proxies += solved(statistics_proxies(spectra, found), data.space)
-        if batches:
-            run, cannot = network_proxies(spectra, task, space, data.space, batches=batches)
-            proxies += [_scored(proxy, data) if isinstance(proxy, ScoreProxy) else proxy for proxy in run]
-            missing |= cannot
-    return Judged(data, proxies, (), missing)
+    proxies, missing = make_proxies(context)
+    proxies += extra
+    tabled = [proxy for proxy in proxies if isinstance(proxy, TableProxy)]
+    solved = dict(zip(tabled, solve(tabled, data.space, without_moments(context.spectra)), strict=True))
+    return ProxyReport(data, [solved[p] if isinstance(p, TableProxy) else _scored(p, data) for p in proxies], (), missing)
 
 
 def _typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], whole: Collection[str] = ()) -> pd.DataFrame:

@@ -13,14 +13,21 @@ from ranksearch.allocators.evbmf import EVBMF
 from ranksearch.allocators.minimax import Minimax, MinimaxFront, minimax_front
 from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.allocators.uniform import Uniform
+from ranksearch.space.table import Reduction
 
 ALLOCATORS: tuple[Allocator, ...] = (
     Additive(), Minimax(), Uniform(), Energy(), ALDS(), ALDSHeuristic(),
     DecomposableNet(decompositions=None), DecomposableNetRaw(decompositions=None, least=1), STNStorage(), BALF(),
 )  # fmt: skip
 
+
+def exact_for(reduction: Reduction) -> Allocator:
+    """The allocator that solves tables of a reduction exactly: the first in the table that takes these and no others."""
+    return next(allocator for allocator in ALLOCATORS if allocator.reduction == reduction)
+
+
 __all__ = [
     "ALDS", "ALLOCATORS", "BALF", "EVBMF", "ALDSHeuristic", "Additive", "Allocation", "Allocator", "DecomposableNet",
     "DecomposableNetRaw", "Energy", "Hull", "Minimax", "MinimaxFront", "Problem", "STNStorage", "Uniform",
-    "additive_front", "lagrangian_hull", "minimax_front",
+    "additive_front", "exact_for", "lagrangian_hull", "minimax_front",
 ]  # fmt: skip

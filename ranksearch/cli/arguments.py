@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,29 @@ YIELDING = {"seed"}  # our options that a study may declare as its own
 
 class MaybeValued(click.Option):
     """An option that may stand without its value: the value is then empty text."""
+
+
+class NameIn(click.ParamType):
+    """The name of an entry of a table such as ``ranksearch.samplers.SAMPLERS``, which is imported when a name is checked or the help
+    shows what there is."""
+
+    name = "name"
+
+    def __init__(self, module: str, table: str) -> None:
+        self.module, self.table = module, table
+
+    def names(self) -> list[str]:
+        """What the table has."""
+        return [entry.name for entry in getattr(import_module(f"ranksearch.{self.module}"), self.table)]
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self.names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        names = self.names()
+        if value not in names:
+            self.fail(f"{value!r} is not one of {', '.join(names)}", param, ctx)
+        return value
 
 
 class Group(click.Group):

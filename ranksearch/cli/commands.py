@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ranksearch.cli.arguments import Group, MaybeValued, StudyCommand
+from ranksearch.cli.arguments import Group, MaybeValued, NameIn, StudyCommand
 from ranksearch.cli.session import Session, default_store
 from ranksearch.errors import InvalidArgument, StoreError
 
 if TYPE_CHECKING:
+    from ranksearch.runners import Runner
     from ranksearch.study import Study
     from ranksearch.studyfile import StudyFile
 
@@ -176,7 +177,12 @@ def _search_parameters() -> list[click.Parameter]:
             help='Evaluate only what satisfies it, such as "macs <= 0.5"; repeatable.',
         ),
         _objective(),
-        click.Option(["--sampler"], type=click.Choice(["nsga2", "random", "tpe"]), default="nsga2", help="[default: nsga2]"),
+        click.Option(["--sampler"], type=NameIn("samplers", "SAMPLERS"), default="nsga2", help="[default: nsga2]"),
+        click.Option(
+            ["--proxy"], multiple=True, type=NameIn("proxies", "PROXIES"),
+            help="Begin with the optima of this one; repeatable.  [default: those that need nothing but the space]",
+        ),
+        click.Option(["--allocator"], type=NameIn("allocators", "ALLOCATORS"), help="Solves for these optima.  [default: exactly]"),
         click.Option(["--seed"], type=int, metavar="N", help="Instead of the study's seed."),
         click.Option(["--workers"], type=click.IntRange(min=1), metavar="N", help="Evaluations at the same time.  [default: one per core]"),
         click.Option(["--runner"], type=click.Choice(["ray_tune", "local"]), default="ray_tune", help="[default: ray_tune]"),
@@ -192,27 +198,42 @@ def _search_parameters() -> list[click.Parameter]:
 
 def search(
     file: StudyFile, given: Mapping[str, Any], trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
-    workers: int | None, runner: str, address: str | None, supernet: str | None, screen: int | None, store: str | None,
-    seed: int | None = None,
+    proxy: tuple[str, ...], allocator: str | None, workers: int | None, runner: str, address: str | None, supernet: str | None,
+    screen: int | None, store: str | None, seed: int | None = None,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
     store is never evaluated again."""
     from ranksearch.cli import results
-    from ranksearch.cli.progress import Progress
+    from ranksearch.cli.progress import SearchProgress
 
     session = _session()
     if screen is not None and supernet is None:
         raise InvalidArgument(f"--screen {screen} needs --supernet: what is screened with")
     print(f"loading {file.path} ...", file=sys.stderr, flush=True)
+    from ranksearch.study import Screening
+
+    machine = _runner(runner, workers, address, file)
+    screening = None if supernet is None else Screening(supernet or True, 100 if screen is None else screen)
     study = _open(file, given, store, session=session, stored=False)
-    with Progress(study, session) as progress:
+    study = study.replace(seed=study.seed if seed is None else seed, objectives=objective or study.objectives)
+    with SearchProgress(study, session) as progress:
         study.run(
-            trials=trials, workers=workers, runner=cast(Any, runner), address=address, sampler=sampler, constraints=where, seed=seed,
-            objectives=objective or None, by_value=file.modules, on_event=progress.event,
-            supernet=False if supernet is None else supernet or True, screen=screen,
+            trials, sampler=sampler, proxies=proxy or None, allocator=allocator, runner=machine, constraints=where, screening=screening,
+            on_event=progress.event,
         )  # fmt: skip
     session.check()
     results.searched(study, _command(file, given, store), objective or None, trials)
+
+
+def _runner(name: str, workers: int | None, address: str | None, file: StudyFile) -> Runner:
+    """The runner that is asked for; workers of Ray get the modules beside the study file by value, since they cannot import them."""
+    from ranksearch.runners import LocalRunner, RayTuneRunner
+
+    if name == "ray_tune":
+        return RayTuneRunner(workers=workers, address=address, by_value=file.modules)
+    if workers not in (None, 1) or address is not None:
+        raise InvalidArgument(f"--workers {workers}, --address {address}: --runner local evaluates one at a time here; use ray_tune")
+    return LocalRunner()
 
 
 def _front_parameters() -> list[click.Parameter]:
@@ -313,7 +334,7 @@ def _session() -> Session:
 
 
 def _open(file: StudyFile, given: Mapping[str, Any], store: str | None, *, session: Session, stored: bool) -> Study:
-    """The study with its store attached. With ``stored``, options that are not given are those that the store was
+    """The study with its store. With ``stored``, options that are not given are those that the store was
     searched with."""
     session.check()
     session.store = store or default_store(file.path.stem)
@@ -329,9 +350,8 @@ def _open(file: StudyFile, given: Mapping[str, Any], store: str | None, *, sessi
         again = _stored_options(file, session.store) if stored else {}
         if any(study.options.get(name) != value for name, value in {**again, **options}.items() if name not in options):
             study = file.create({**again, **options})
-    study.attach(session.store)
     session.check()
-    return study
+    return study.replace(store=session.store)
 
 
 def _stored_options(file: StudyFile, store: str) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from ranksearch.cli.session import Session
 from ranksearch.cli.tables import percent, plural
 
 if TYPE_CHECKING:
-    from ranksearch.study import Event, Finished, Study
+    from ranksearch.study import Finished, SearchEvent, Study
 
 
-class Progress:
+class SearchProgress:
     """Pass `event` to ``Study.run``; a context manager. ``best`` is the evaluation of least MACs among those that lose
     no more than ``LOSS`` against the dense network: what most people look for first."""
 
@@ -41,7 +41,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def event(self, event: Event) -> None:
+    def event(self, event: SearchEvent) -> None:
         """Show an event."""
         from ranksearch.study import Finished, Planned, Stage
 
@@ -106,11 +106,10 @@ class Progress:
 
     def _open(self, total: int, done: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         # stdout stays untouched: it carries results
-        self._bar = RichProgress(
+        self._bar = Progress(
             BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             TextColumn("{task.fields[best]}"), console=Console(stderr=True), transient=True, redirect_stdout=False,
         )  # fmt: skip

@@ -27,7 +27,7 @@ def report(
     frame = study.proxies(metric=objective, fidelity=fidelity, k=k, calibrate=calibrate, batches=batches)
     write_frame(frame, format_, out, lambda: proxies_table(frame, {cost.name: cost.label for cost in study.costs}))
     if plot is not None:
-        scores = study.proxy_scores(metric=objective, fidelity=fidelity, calibrate=calibrate, batches=batches)
+        scores = study.report.scores(metric=objective, fidelity=fidelity, calibrate=calibrate, batches=batches)
         plot_proxies(frame, scores, title=f"{study.name}: measured networks against what proxies said of them", path=plot)
         print(f"drawn to {plot}", file=sys.stderr)
 

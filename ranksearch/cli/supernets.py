@@ -17,7 +17,7 @@ from ranksearch.space import DENSE
 if TYPE_CHECKING:
     from ranksearch.search.events import Stage
     from ranksearch.study import Study
-    from ranksearch.supernet import Event
+    from ranksearch.supernet import TrainingStep
     from ranksearch.supernet.study import TrainedSupernet
 
 
@@ -43,7 +43,7 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def event(self, event: Stage | Event) -> None:
+    def event(self, event: Stage | TrainingStep) -> None:
         """Show an event."""
         from ranksearch.search.events import Stage
 
@@ -118,7 +118,7 @@ def shown(study: Study, trained: TrainedSupernet, command: Callable[[str], str])
     header = ["size", *[name for metric in metrics for name in (metric, "change")], "% MACs", "% params"]
     print(f"\n{study.name}: supernet {entry.name} is trained. By activation, batch norm re-estimated, no other training:\n")
     print(table(header, rows, left=("size",)))
-    print(f"\nin {study.shelf.folder / entry.key}\n\nnext:")
+    print(f"\nin {study.supernets.store.folder / entry.key}\n\nnext:")
     which = f"--supernet {entry.key[:8]}"
     print(f"  {command('search')} {which} --screen 100 --trials 40")
     print(f"  {command('front')} --fidelity {entry.key[:8]}")

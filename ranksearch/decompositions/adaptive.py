@@ -102,7 +102,7 @@ class Adaptive(Decomposition[AdaptiveState]):
             raise InvalidArgument(f"rank={rank} of adaptive is not on the path learned; ranks are {state.ranks.tolist()}")
         return even(state.reduced.lift(state.cores[int(position[0])]))
 
-    def blank(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
         """The path, and with it the ranks that exist, is that of one weight: a stored network may have another.
 
         Raises:

@@ -96,7 +96,7 @@ class Decomposition(ABC, Generic[S]):
         keep = np.flatnonzero(cheaper(site, params, macs))
         return ranks[keep[np.lexsort((macs[keep], params[keep]))]]
 
-    def blank(self, site: Site, rank: Rank) -> tuple[Tensor, ...] | None:
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...] | None:
         """Factors of a rank with the right shapes and no meaning, for weights that come from elsewhere; None where `factors`
         gives those of any rank, whatever the weight."""
         del site, rank

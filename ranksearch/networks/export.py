@@ -177,11 +177,11 @@ class _Hosts(Spectra):
     """Factors that hold the place of stored ones: a rank need not be one that the dense weights lead to."""
 
     def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
-        blank = self.decomposition(name).blank(site, rank)
-        if blank is None:
+        factors = self.decomposition(name).empty_factors(site, rank)
+        if factors is None:
             return super().factors(site, name, rank)
         device = self.model.get_submodule(site.name).get_parameter("weight").device
-        return tuple(factor.to(device) for factor in blank)
+        return tuple(factor.to(device) for factor in factors)
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:

@@ -4,11 +4,13 @@ arXiv 2509.25136, truncate by it)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 from ranksearch.decompositions import Moments
 from ranksearch.decompositions.folding import split_groups
 from ranksearch.decompositions.metric import residual_energy
-from ranksearch.proxies._residual import Form, ResidualProxy
+from ranksearch.proxies.context import ProxyContext
+from ranksearch.proxies.residual import Form, ResidualProxy
 from ranksearch.sites import canonical_weight
 from ranksearch.space import SearchSpace
 from ranksearch.space.spectra import Spectra
@@ -27,9 +29,14 @@ class ActivationError(ResidualProxy):
     """
 
     name = "activation"
+    needs = "statistics"
 
     def __init__(self, spectra: Spectra, statistics: Statistics, *, center: bool = False) -> None:
         self.spectra, self.statistics, self.center = spectra, statistics, center
+
+    @classmethod
+    def make(cls, context: ProxyContext) -> Self:
+        return cls(context.spectra, context.statistics)
 
     def form(self, space: SearchSpace) -> Form:
         names = [ladder.site.name for ladder in space.ladders]

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 from scipy.optimize import lsq_linear
 from scipy.stats import spearmanr
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.proxies._base import TableProxy
+from ranksearch.proxies.context import ProxyContext
+from ranksearch.proxies.energy import Energy
+from ranksearch.proxies.proxy import TableProxy
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.space.table import Table
 
@@ -36,8 +40,9 @@ class Calibrated(TableProxy):
     factor ``SPREAD`` of it.
 
     Args:
-        base: proxy or table of a sum.
+        base: proxy of a sum.
         measure: loss of a configuration on calibration data.
+        space: of the sample. The weights, one per site, hold in every space of the same sites.
         sample: configurations to measure, option indices of shape (n, n_sites): where the proxy is to be good, such as
             perturbed optima at the budgets of interest.
         held_out: share of them that only checks.
@@ -46,43 +51,52 @@ class Calibrated(TableProxy):
     """
 
     name = "calibrated"
+    needs = "networks"
+    in_metric = True  # as `Energy` is, which a study's is made of
 
     def __init__(
-        self, base: TableProxy | Table, measure: Callable[[Configuration], float], sample: np.ndarray, *, held_out: float = 0.25,
-        ridge: float | None = None,
+        self, base: TableProxy, measure: Callable[[Configuration], float], space: SearchSpace, sample: np.ndarray, *,
+        held_out: float = 0.25, ridge: float | None = None,
     ) -> None:  # fmt: skip
         if not 0 < held_out < 1 or len(sample) * (1 - held_out) < 4 or len(sample) * held_out < 2:
             raise InvalidArgument(f"sample of {len(sample)} with held_out={held_out}: at least 4 to fit and 2 to check are needed")
-        self.base, self.measure, self.sample, self.share, self.ridge = base, measure, np.asarray(sample), held_out, ridge
-        self._fits: dict[str, Fit] = {}
+        self.base, self.measure, self.space, self.sample = base, measure, space, np.asarray(sample)
+        self.share, self.ridge = held_out, ridge
 
-    def fit(self, space: SearchSpace) -> Fit:
-        """The calibration for a space; measured once."""
-        if space.fingerprint not in self._fits:
-            self._fits[space.fingerprint] = self._fit(space, self._base(space))
-        return self._fits[space.fingerprint]
+    @classmethod
+    def make(cls, context: ProxyContext) -> Self:
+        """On `Energy`, fitted near the fronts of it."""
+        return cls(Energy(), context.loss, context.space, context.near_fronts(Energy().table(context.space)))
 
     def table(self, space: SearchSpace) -> Table:
-        weights = self.fit(space).weights
-        return Table(tuple(w * v for w, v in zip(weights, self._base(space).values, strict=True)), "sum")
+        """See `TableProxy.table`.
+
+        Raises:
+            InvalidArgument: a space of other sites than the calibration's."""
+        ours, theirs = ([ladder.site.name for ladder in s.ladders] for s in (self.space, space))
+        if ours != theirs:
+            raise InvalidArgument(f"space with sites {theirs}: the weights were fitted for {ours}; calibrate for this space")
+        return Table(tuple(w * v for w, v in zip(self.fit.weights, self._base(space).values, strict=True)), "sum")
 
     def uncovered(self, space: SearchSpace) -> dict[str, str]:
         """Sites whose weight is at a bound, and what the base does not cover."""
-        fit = self.fit(space)
+        fit = self.fit
         away = np.abs(np.log(fit.weights / fit.common)) > np.log(SPREAD) * (1 - 1e-3)
         reason = f"its weight is at the bound, a factor {SPREAD:g} from the common one"
         at_bound = {ladder.site.name: reason for ladder, far in zip(space.ladders, away, strict=True) if far}
-        return at_bound | dict(self.base.uncovered(space) if isinstance(self.base, TableProxy) else {})
+        return at_bound | dict(self.base.uncovered(space))
 
     def _base(self, space: SearchSpace) -> Table:
-        table = self.base if isinstance(self.base, Table) else self.base.table(space)
+        table = self.base.table(space)
         if table.reduction != "sum":
             raise InvalidArgument(f"base with reduction={table.reduction!r}: an additive table is needed")
         return table
 
-    def _fit(self, space: SearchSpace, table: Table) -> Fit:
-        dense = self.measure(Configuration())
-        rises = np.array([self.measure(space.configuration(row)) for row in self.sample]) - dense
+    @cached_property
+    def fit(self) -> Fit:
+        """The calibration; measured once."""
+        table, dense = self._base(self.space), self.measure(Configuration())
+        rises = np.array([self.measure(self.space.configuration(row)) for row in self.sample]) - dense
         features = np.stack([v[self.sample[:, s]] for s, v in enumerate(table.values)], axis=1)  # (n, sites)
         check = np.arange(len(rises)) % max(2, round(1 / self.share)) == 0
         fit_x, fit_y = features[~check], np.maximum(rises[~check], 0.0)

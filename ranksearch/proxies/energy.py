@@ -3,7 +3,7 @@ metric the estimated rise of the loss, and free, since every option carries it."
 
 from __future__ import annotations
 
-from ranksearch.proxies._base import TableProxy
+from ranksearch.proxies.proxy import TableProxy
 from ranksearch.space import SearchSpace
 from ranksearch.space.table import Table
 
@@ -15,6 +15,11 @@ class Energy(TableProxy):
     costs against one of another."""
 
     name = "energy"
+    in_metric = True
 
     def table(self, space: SearchSpace) -> Table:
         return Table(tuple(ladder.column("energy") / 2 for ladder in space.ladders), "sum")
+
+    def poor_budgets(self, space: SearchSpace) -> tuple[str, ...]:
+        """MACs in the weight metric: there they are taken from layers of few weights on large maps, whose loss is dear."""
+        return ("macs",) if space.metric == "weight" else ()

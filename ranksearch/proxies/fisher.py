@@ -4,11 +4,13 @@ convolutions, arXiv 1602.01407; two-sided as in GFWSVD), whatever metric the fac
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 from torch import Tensor
 
 from ranksearch.decompositions.metric import residual_energy
-from ranksearch.proxies._residual import Form, ResidualProxy
+from ranksearch.proxies.context import ProxyContext
+from ranksearch.proxies.residual import Form, ResidualProxy
 from ranksearch.sites import Site
 from ranksearch.space import SearchSpace
 from ranksearch.space.spectra import Spectra
@@ -28,9 +30,14 @@ class FisherError(ResidualProxy):
     """
 
     name = "fisher"
+    needs = "statistics"
 
     def __init__(self, spectra: Spectra, statistics: Statistics, *, center: bool = False, exact_trace: bool = False) -> None:
         self.spectra, self.statistics, self.center, self.exact_trace = spectra, statistics, center, exact_trace
+
+    @classmethod
+    def make(cls, context: ProxyContext) -> Self:
+        return cls(context.spectra, context.statistics)
 
     def form(self, space: SearchSpace) -> Form:
         moments = {name: m.floored for name, m in self.statistics.moments("fisher", center=self.center).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ranksearch.proxies._base import TableProxy
+from ranksearch.proxies.proxy import TableProxy
 from ranksearch.space import SearchSpace
 from ranksearch.space.table import Table
 
@@ -13,6 +13,7 @@ class Frobenius(TableProxy):
     """Squares, because errors of different layers are near to uncorrelated and then add in squares."""
 
     name = "frobenius"
+    in_metric = True
 
     def table(self, space: SearchSpace) -> Table:
         return Table(tuple(np.square(ladder.column("frobenius")) for ladder in space.ladders), "sum")

@@ -4,12 +4,14 @@ arXiv 2207.00112, which sums F over rows so that the weighted problem stays an S
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 from torch import Tensor
 
 from ranksearch.decompositions.folding import split_groups
 from ranksearch.errors import InvalidArgument
-from ranksearch.proxies._residual import Form, ResidualProxy
+from ranksearch.proxies.context import ProxyContext
+from ranksearch.proxies.residual import Form, ResidualProxy
 from ranksearch.sites import Site
 from ranksearch.space import SearchSpace
 from ranksearch.space.spectra import Spectra
@@ -26,9 +28,14 @@ class DiagonalFisher(ResidualProxy):
     """
 
     name = "fwsvd"
+    needs = "statistics"
 
     def __init__(self, spectra: Spectra, statistics: Statistics, *, rows: bool = False) -> None:
         self.spectra, self.statistics, self.rows = spectra, statistics, rows
+
+    @classmethod
+    def make(cls, context: ProxyContext) -> Self:
+        return cls(context.spectra, context.statistics)
 
     def form(self, space: SearchSpace) -> Form:
         weights = {}

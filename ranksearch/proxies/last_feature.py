@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.proxies._base import ScoreProxy
+from ranksearch.proxies.context import ProxyContext
+from ranksearch.proxies.proxy import ScoreProxy
 from ranksearch.sites import run
 from ranksearch.space import Configuration, SearchSpace
 
@@ -28,6 +29,7 @@ class LastFeature(ScoreProxy):
     """
 
     name = "last_feature"
+    needs = "networks"
 
     def __init__(
         self, model: nn.Module, build: Callable[[Configuration], nn.Module], batches: Sequence[Any], *, module: str | None = None
@@ -37,6 +39,10 @@ class LastFeature(ScoreProxy):
         self.build, self.batches = build, list(batches)
         self.module = module if module is not None else _last_linear(model, self.batches[0])
         self._features = [self._feature(model, batch) for batch in self.batches]
+
+    @classmethod
+    def make(cls, context: ProxyContext) -> Self:
+        return cls(context.spectra.model, context.network, context.inputs)
 
     def score(self, space: SearchSpace, indices: np.ndarray) -> np.ndarray:
         total = sum(float(f.square().sum()) for f in self._features)

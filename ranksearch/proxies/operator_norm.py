@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ranksearch.proxies._base import TableProxy
+from ranksearch.proxies.proxy import TableProxy
 from ranksearch.space import SearchSpace
 from ranksearch.space.table import Table
 
@@ -11,6 +11,7 @@ class OperatorNorm(TableProxy):
     """In the folding that each decomposition truncates; options without an operator norm count as 1, a lost layer."""
 
     name = "operator_norm"
+    in_metric = True
 
     def table(self, space: SearchSpace) -> Table:
         return space.table("operator", "max")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 
 from ranksearch import checks
-from ranksearch.proxies._base import TableProxy
+from ranksearch.proxies.context import ProxyContext
+from ranksearch.proxies.proxy import TableProxy
 from ranksearch.space import Configuration, Ladder, SearchSpace
 from ranksearch.space.table import Table
 
@@ -19,15 +21,20 @@ class SingleSiteLoss(TableProxy):
     monotonically in that error, so every option has a value and a worse error never scores better.
 
     Args:
-        measure: loss of a configuration on calibration data, see `ranksearch.search.local_search.CalibrationLoss`.
+        measure: loss of a configuration on calibration data, see `ranksearch.proxies.CalibrationLoss`.
         points: measurements per site. In all: sites x points + 1.
     """
 
     name = "single_site_loss"
+    needs = "networks"
 
     def __init__(self, measure: Callable[[Configuration], float], *, points: int = 6) -> None:
         checks.whole("points", points, least=1)
         self.measure, self.points = measure, points
+
+    @classmethod
+    def make(cls, context: ProxyContext) -> Self:
+        return cls(context.loss)
 
     def table(self, space: SearchSpace) -> Table:
         dense = self.measure(Configuration())

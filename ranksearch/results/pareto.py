@@ -138,7 +138,7 @@ def _minimised(values: ArrayLike, directions: Sequence[Direction]) -> np.ndarray
     return points * np.array([1.0 if d == "min" else -1.0 for d in directions])
 
 
-def spread(values: Sequence[Sequence[float]], count: int) -> list[int]:
+def spread_front(values: Sequence[Sequence[float]], count: int) -> list[int]:
     """At most ``count`` rows of the front of ``values`` (all minimised), best first: each adds the most hypervolume to
     those before it, so that they spread over the whole front. Columns are scaled to [0, 1] over the front."""
     points = np.array(values, dtype=np.float64)

@@ -6,4 +6,6 @@ from ranksearch.runners._base import WAIT, Runner, Wait
 from ranksearch.runners.local import LocalRunner
 from ranksearch.runners.ray_tune import RayTuneRunner
 
-__all__ = ["WAIT", "LocalRunner", "RayTuneRunner", "Runner", "Wait"]
+RUNNERS: dict[str, type[LocalRunner] | type[RayTuneRunner]] = {"ray_tune": RayTuneRunner, "local": LocalRunner}
+
+__all__ = ["RUNNERS", "WAIT", "LocalRunner", "RayTuneRunner", "Runner", "Wait"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ranksearch.samplers._base import Sampler
 from ranksearch.samplers.nsga2 import NSGA2
 from ranksearch.samplers.random import Random
+from ranksearch.samplers.sampler import Sampler
 from ranksearch.samplers.tpe import TPE
 
-SAMPLERS: tuple[type[Sampler], ...] = (NSGA2, TPE, Random)
+SAMPLERS: tuple[Sampler, ...] = (NSGA2(), TPE(), Random())
 
 __all__ = ["NSGA2", "SAMPLERS", "TPE", "Random", "Sampler"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ranksearch.samplers._base import Sampler
+from ranksearch.samplers.sampler import Sampler
 
 if TYPE_CHECKING:
     import optuna
@@ -24,16 +23,7 @@ class OptunaSampler(Sampler):
 
     refusals = 8
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        n_objectives: int,
-        *,
-        seed: int,
-        admissible: Callable[[np.ndarray], bool],
-        first: Sequence[np.ndarray] = (),
-    ) -> None:
-        super().__init__(shape, n_objectives, seed=seed, admissible=admissible, first=first)
+    def _begin(self, seed: int) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -44,7 +34,7 @@ class OptunaSampler(Sampler):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             engine = self._engine(seed)
-        self._study = optuna.create_study(directions=["minimize" for _ in range(n_objectives)], sampler=engine)
+        self._study = optuna.create_study(directions=["minimize" for _ in range(self.n_objectives)], sampler=engine)
         self._open: dict[bytes, list[optuna.trial.Trial]] = defaultdict(list)  # asked, not yet told
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from ranksearch.errors import InvalidArgument
 from ranksearch.samplers._optuna import OptunaSampler
 
 if TYPE_CHECKING:
@@ -13,10 +14,19 @@ if TYPE_CHECKING:
 class NSGA2(OptunaSampler):
     """Non-dominated sorting genetic algorithm.
 
-    The population is small, since an evaluation is a fine-tuning run and budgets are a few hundred of them."""
+    Args:
+        population: small by default, since an evaluation is a fine-tuning run and budgets are a few hundred of them.
+
+    Raises:
+        InvalidArgument: ``population`` below 2.
+    """
 
     name = "nsga2"
-    population = 20
+
+    def __init__(self, *, population: int = 20) -> None:
+        if population < 2:
+            raise InvalidArgument(f"population={population}: must be at least 2, the parents of a child")
+        self.population = population
 
     def _engine(self, seed: int) -> optuna.samplers.BaseSampler:
         import optuna

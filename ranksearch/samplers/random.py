@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ranksearch.samplers._base import Sampler
+from ranksearch.samplers.sampler import Sampler
 
 
 class Random(Sampler):

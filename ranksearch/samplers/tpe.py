@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ranksearch.errors import InvalidArgument
 from ranksearch.samplers._optuna import OptunaSampler
 
 if TYPE_CHECKING:
@@ -12,10 +13,21 @@ if TYPE_CHECKING:
 
 class TPE(OptunaSampler):
     """Parzen estimators of good and of other configurations. Pending proposals count as bad ones (the constant liar), so
-    that parallel workers do not all get the same."""
+    that parallel workers do not all get the same.
+
+    Args:
+        startup: random proposals before the first estimate.
+
+    Raises:
+        InvalidArgument: ``startup`` below 1.
+    """
 
     name = "tpe"
-    startup = 16  # random proposals before the first estimate
+
+    def __init__(self, *, startup: int = 16) -> None:
+        if startup < 1:
+            raise InvalidArgument(f"startup={startup}: must be at least 1")
+        self.startup = startup
 
     def _engine(self, seed: int) -> optuna.samplers.BaseSampler:
         import optuna

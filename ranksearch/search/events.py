@@ -32,4 +32,4 @@ class Finished:
     total: int
 
 
-Event = Stage | Planned | Finished
+SearchEvent = Stage | Planned | Finished

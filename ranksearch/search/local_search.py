@@ -1,24 +1,17 @@
 """Measured local search: from a configuration, moves along the ladders that keep the budgets, kept only where a
-measurement on calibration data says so; and that measurement."""
+measurement on calibration data says so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch import checks
 from ranksearch.allocators import Additive, Problem
-from ranksearch.errors import InfeasibleBudget, InvalidArgument
-from ranksearch.networks.surgery import factorized, replace_sites
-from ranksearch.sites import run
-from ranksearch.space import Configuration, SearchSpace
-from ranksearch.space.spectra import Spectra
+from ranksearch.errors import InfeasibleBudget
+from ranksearch.space import SearchSpace
 from ranksearch.space.table import Table
 
 SPREAD = 6.0  # how far one round of probes may move a site's weight from the common one
@@ -59,7 +52,7 @@ def polish(
     Args:
         space: whose ladders are moved on.
         indices: where to start, shape: (n_sites,); within the budgets.
-        measure: value of option indices to minimise, such as the loss on calibration data.
+        measure: value of option indices to minimise, such as the loss on calibration data (`ranksearch.proxies.CalibrationLoss`).
         budgets: as for `Problem`: bounds on whole-network costs, up to 1 relative.
         evaluations: how often ``measure`` may be called, at least 1.
         table: ranks the moves; relative squared Frobenius errors by default.
@@ -211,54 +204,3 @@ def _scored(values: Sequence[np.ndarray], now: np.ndarray, changes: Mapping[int,
         step = float(values[place][option] - values[place][now[place]])
         change += step * trust[site] if place == site else step
     return change, number, site, candidate
-
-
-class CalibrationLoss:
-    """Mean loss of configurations on labelled calibration batches: what `polish`, `SingleSiteLoss` and `Calibrated`
-    measure with. Layers are built once per option and networks share them.
-
-    Args:
-        spectra: the model and its prepared decompositions.
-        batches: pairs (inputs, targets), held in memory.
-        loss: mean loss of a batch, ``loss(outputs, targets)``.
-        normalization: "running" leaves batch norm as it is; "batch" normalizes each batch by its own statistics, which
-            is what re-estimated statistics converge to, at the price of no further pass.
-    """
-
-    def __init__(
-        self, spectra: Spectra, batches: Sequence[tuple[Any, Any]], loss: Callable[[Any, Any], Tensor],
-        *, normalization: Literal["running", "batch"] = "running",
-    ) -> None:  # fmt: skip
-        if not batches:
-            raise InvalidArgument("batches is empty: a loss needs at least one batch")
-        if normalization not in ("running", "batch"):
-            raise InvalidArgument(f"normalization={normalization!r} is none of running, batch")
-        self.spectra, self.batches, self.loss, self.normalization = spectra, list(batches), loss, normalization
-        self._layers: dict[tuple[str, str, tuple[int, ...]], nn.Module] = {}
-
-    def build(self, configuration: Configuration) -> nn.Module:
-        """The network of a configuration, in evaluation mode; factorized layers are shared between networks."""
-        sites = self.spectra.sites  # a configuration may call a site by another of its paths
-        replacements = {sites[name].name: self._layer(sites[name].name, d, rank) for name, d, rank in configuration.choices}
-        return replace_sites(self.spectra.model, [self.spectra.sites[name] for name in replacements], replacements).eval()
-
-    def _layer(self, name: str, decomposition_name: str, rank: tuple[int, ...]) -> nn.Module:
-        key = (name, decomposition_name, rank)
-        if key not in self._layers:
-            self._layers[key] = factorized(self.spectra, self.spectra.sites[name], decomposition_name, rank).eval()
-        return self._layers[key]
-
-    def __call__(self, configuration: Configuration) -> float:
-        """Mean loss over the batches, weighted by their sizes."""
-        model = self.build(configuration)
-        if self.normalization == "batch":
-            for module in model.modules():
-                if isinstance(module, _BatchNorm) and module.track_running_stats:
-                    module.train()
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for inputs, targets in self.batches:
-                size = len(targets) if hasattr(targets, "__len__") else 1
-                total += float(self.loss(run(model, inputs), targets)) * size
-                count += size
-        return total / count

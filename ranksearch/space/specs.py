@@ -54,7 +54,7 @@ class SpaceSpec:
             raise InvalidArgument(f"metric={self.metric!r} is none of {', '.join(get_args(MetricName))}")
         checks.whole("calibration", self.calibration, least=1, hint="batches")
 
-    def but(self, **changes: Any) -> SpaceSpec:
+    def replace(self, **changes: Any) -> SpaceSpec:
         """The same space with some attributes changed."""
         return replace(self, **changes)
 

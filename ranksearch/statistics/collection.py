@@ -27,7 +27,7 @@ from ranksearch.statistics.moments import kronecker, ledoit_wolf
 
 UNIT = "T^2 nats"  # of squared gradients at a temperature T; part of the key of the cache
 Output = Literal["model", "labels"]
-Metric = Literal["activation", "fisher", "output"]
+MomentKind = Literal["activation", "fisher", "output"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Statistics:
         moment = s.gradient / count
         return ledoit_wolf(moment, s.gradient_fourth / count, count)[0] if shrink else moment
 
-    def moments(self, metric: Metric = "fisher", *, center: bool = False, shrink: bool = True) -> dict[str, Moments]:
+    def moments(self, metric: MomentKind = "fisher", *, center: bool = False, shrink: bool = True) -> dict[str, Moments]:
         """Moments per site for `Spectra`. "activation" has A alone, "output" G alone, "fisher" both.
 
         The rows of a large embedding count as equally likely: A = I / rows, kept as a factor of G, so that its error has
@@ -145,8 +145,8 @@ def collect(
         loss: mean loss over the batch, ``loss(outputs, targets)``; cross entropy by default.
         sample: ``sample(outputs, generator)`` draws targets from the model; categorical over axis 1 by default.
         samples: label samples per example, one backward pass each.
-        temperature: T of the default ``loss`` and ``sample``, which divide the logits by it. The loss is then multiplied by T, so
-            that G, a mean of *squared* gradients, is that of T^2 times the divergence of the softened outputs: the unit of
+        temperature: T of the default ``loss``, and of ``sample``: the logits are divided by it for both. The loss is then multiplied by
+            T, so that G, a mean of *squared* gradients, is that of T^2 times the divergence of the softened outputs: the unit of
             distillation (Hinton et al. 2015), nats of the plain softmax where logits change by less than T. A network is
             nearly certain of its training examples, so that few of them make all of G; a temperature above 1 lets all take part.
         diagonal: the diagonal of the Fisher is collected too, from per-example weight gradients (about one more pass).
@@ -163,8 +163,8 @@ def collect(
         raise InvalidArgument(f"samples={samples}: must be 1 unless output='model'")
     if diagonal and output is None:
         raise InvalidArgument("diagonal=True needs gradients: output='model' or 'labels'")
-    if checks.number("temperature", temperature, above=0) != 1 and (loss or sample):
-        raise InvalidArgument(f"temperature={temperature}: must be 1 with a `loss` or `sample` of your own")
+    if checks.number("temperature", temperature, above=0) != 1 and loss:
+        raise InvalidArgument(f"temperature={temperature}: must be 1 with a `loss` of your own")
     path = None
     if cache is not None:
         batches = list(batches)
@@ -175,7 +175,7 @@ def collect(
     collectors = {site.name: Collector(site, chunk_bytes, gradient=output is not None, diagonal=diagonal) for site in sites}
     generators: dict[torch.device, torch.Generator] = {}
     loss = loss or partial(_cross_entropy, temperature=temperature)
-    sample = sample or partial(_categorical, temperature=temperature)
+    sample = sample or _categorical
     with observing(model, sites, collectors, backward=output is not None):
         seen = 0
         for batch in batches:
@@ -192,7 +192,7 @@ def collect(
                     if device not in generators:
                         generators[device] = torch.Generator(device).manual_seed(seed)
                     with torch.no_grad():
-                        targets = sample(outputs, generators[device])
+                        targets = sample(outputs if temperature == 1 else _logits(outputs) / temperature, generators[device])
                 value = loss(outputs, targets) * size
                 if value.requires_grad:
                     value.backward(retain_graph=number + 1 < samples)
@@ -254,8 +254,8 @@ def _cross_entropy(outputs: Any, targets: Any, *, temperature: float) -> Tensor:
     return F.cross_entropy(_logits(outputs) / temperature, targets) * temperature
 
 
-def _categorical(outputs: Any, generator: torch.Generator, *, temperature: float) -> Tensor:
-    probabilities = (_logits(outputs).detach().float() / temperature).movedim(1, -1).softmax(dim=-1)
+def _categorical(outputs: Any, generator: torch.Generator) -> Tensor:
+    probabilities = _logits(outputs).detach().float().movedim(1, -1).softmax(dim=-1)
     flat = probabilities.reshape(-1, probabilities.shape[-1])
     return torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1])
 

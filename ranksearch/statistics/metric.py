@@ -11,7 +11,7 @@ from ranksearch.decompositions import Moments
 from ranksearch.home import home
 from ranksearch.sites import Sites
 from ranksearch.statistics.collection import UNIT, Statistics, collect
-from ranksearch.tasks import Classification, Task
+from ranksearch.tasks import Task
 
 MetricName = Literal["weight", "activation", "fisher"]
 TEMPERATURE = 3.0  # of the softmax that labels are sampled from: a trained network is nearly certain of its own images
@@ -19,20 +19,26 @@ SAMPLES = 2  # labels per example
 SEED = 0  # of the sampled labels; not the study's: studies that differ in their seed alone have one space and one store
 
 
-def settings(metric: MetricName, calibration: int) -> str:
-    """What the moments of a metric depend on besides the weights and the task; empty for the weight metric."""
+def settings(metric: MetricName, calibration: int, task: Task) -> str:
+    """What the moments of a metric depend on besides the weights and the task's own fingerprint, which Fisher they are of among
+    it; empty for the weight metric."""
     if metric == "weight":
         return ""
-    sampled = f",temperature={TEMPERATURE:g},samples={SAMPLES},seed={SEED},unit={UNIT}" if metric == "fisher" else ""
-    return f"metric={metric},calibration={calibration}{sampled}"
+    if metric == "activation":
+        return f"metric=activation,calibration={calibration}"
+    if task.predictive is None:
+        return f"metric=fisher,calibration={calibration},targets=given"
+    if task.predictive == "other":
+        return f"metric=fisher,calibration={calibration},targets=sampled,samples={SAMPLES},seed={SEED}"
+    return f"metric=fisher,calibration={calibration},temperature={TEMPERATURE:g},samples={SAMPLES},seed={SEED},unit={UNIT}"
 
 
 def statistics(model: nn.Module, sites: Sites, task: Task, *, calibration: int, gradients: bool, diagonal: bool = False) -> Statistics:
     """One pass over the first ``calibration`` batches of the task, cached in ``home()/cache/statistics``.
 
-    Gradients are the true Fisher's for `Classification`: labels sampled from the model's own distribution at
-    ``TEMPERATURE``. Nothing says how to sample targets of other tasks: theirs are the empirical Fisher's, of the task's
-    own loss and the given targets. Deterministic on one machine and thread count.
+    Gradients are the true Fisher's where the task declares what distribution of targets the outputs stand for
+    (`Task.predictive`): targets are sampled from it, at ``TEMPERATURE`` where it is categorical. Of other tasks they are the
+    empirical Fisher's, of the task's own loss and the given targets. Deterministic on one machine and thread count.
 
     Args:
         calibration: batches.
@@ -42,11 +48,13 @@ def statistics(model: nn.Module, sites: Sites, task: Task, *, calibration: int, 
     cache = home() / "cache" / "statistics" / task.fingerprint()  # the task's own loss is part of its fingerprint
     if not gradients:
         return collect(model, sites, task.calibration(calibration), output=None, cache=cache)
-    if isinstance(task, Classification):
-        return collect(
-            model, sites, task.calibration(calibration), samples=SAMPLES, temperature=TEMPERATURE, diagonal=diagonal, seed=SEED, cache=cache
-        )
-    return collect(model, sites, task.labelled(calibration), output="labels", loss=task.loss, diagonal=diagonal, cache=cache)
+    if task.predictive is None:
+        return collect(model, sites, task.labelled(calibration), output="labels", loss=task.loss, diagonal=diagonal, cache=cache)
+    categorical = task.predictive == "categorical"  # then collect's own cross entropy, softened, is the task's loss
+    return collect(
+        model, sites, task.calibration(calibration), loss=None if categorical else task.loss, sample=task.sample_targets,
+        samples=SAMPLES, temperature=TEMPERATURE if categorical else 1.0, diagonal=diagonal, seed=SEED, cache=cache,
+    )  # fmt: skip
 
 
 def moments(found: Statistics, metric: MetricName) -> dict[str, Moments]:

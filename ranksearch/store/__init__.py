@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ranksearch.store.store import Record, Store, read_details
+from ranksearch.store.store import Record, Store
 
-__all__ = ["Record", "Store", "read_details"]
+__all__ = ["Record", "Store"]

@@ -269,16 +269,6 @@ class Store:
             yield self._engine
 
 
-def read_details(url: str | os.PathLike[str]) -> dict[str, Any]:
-    """The details that a store's study was last written with.
-
-    Raises:
-        StoreError: as `Store.open`.
-    """
-    with Store.open(url, create=False) as store:
-        return store.details
-
-
 def _checked_row(engine: sa.Engine, shown: str, study: str | None, fingerprint: str | None) -> sa.Row[Any]:
     """The study's row, if schema, study and fingerprint are those asked for."""
     with engine.connect() as connection:

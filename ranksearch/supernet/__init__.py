@@ -6,8 +6,8 @@ from ranksearch.supernet._bases import Bases, Projection
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.supernet.projections import PROJECTIONS
 from ranksearch.supernet.proxy import SupernetProxy
-from ranksearch.supernet.train import Event, Progress, load_trained, train
+from ranksearch.supernet.train import TrainingStep, TrainingSummary, load_trained, train
 
 __all__ = [
-    "PROJECTIONS", "Bases", "Event", "Progress", "Projection", "RankSupernet", "SupernetProxy", "load_trained", "train",
+    "PROJECTIONS", "Bases", "Projection", "RankSupernet", "SupernetProxy", "TrainingStep", "TrainingSummary", "load_trained", "train",
 ]  # fmt: skip

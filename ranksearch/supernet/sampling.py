@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ranksearch import checks
-from ranksearch.allocators import ALLOCATORS, Problem
+from ranksearch.allocators import Problem, exact_for
 from ranksearch.allocators.decomposable_net import largest_singular_value
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.errors import InvalidArgument
-from ranksearch.proxies import PROXIES, Energy, TableProxy
+from ranksearch.proxies import TableProxy, free_proxies
 from ranksearch.space import DENSE, Configuration, Ladder, SearchSpace
 
 Criterion = Literal["relative", "cost_aware", "raw"]
@@ -283,8 +283,9 @@ class FrontGuided(Sampling):
         low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.
         points: budgets per proxy, evenly spaced.
         cost: one of the space's, such as ``macs`` or ``params``.
-        proxies: default: the relative Frobenius error (sum) and operator norm (max), and, in a metric other than the
-            weights', first of all the absolute error in it.
+        proxies: default: those that need nothing but the space and are not known to be poor at budgets of ``cost``: the
+            absolute error in the metric of the space (not for MACs in the weight metric), the relative Frobenius error (sum) and
+            operator norm (max).
     """
 
     name = "front_guided"
@@ -313,7 +314,7 @@ class FrontGuided(Sampling):
         if self.low > self.high:
             raise InvalidArgument(f"high={high}: the smallest share of {cost} in this space is {self.low:.4f}; raise it")
         if proxies is None:
-            proxies = (*([Energy()] if self.space.metric != "weight" else []), *PROXIES)
+            proxies = tuple(proxy for proxy in free_proxies() if cost not in proxy.poor_budgets(self.space))
         if not proxies:
             raise InvalidArgument("proxies=() is empty: give at least one, or leave it out")
         self.proxies = [proxy.name for proxy in proxies]
@@ -321,7 +322,7 @@ class FrontGuided(Sampling):
         fronts = []
         for proxy in proxies:
             table = proxy.table(self.space)
-            solver = next(a for a in ALLOCATORS if a.name == ("additive" if table.reduction == "sum" else "minimax"))
+            solver = exact_for(table.reduction)
             fronts.append([solver.allocate(Problem(self.space, table, {cost: float(share)})).indices for share in shares])
         self.front = np.array(fronts)  # option indices, int64, shape: (n_proxies, points, n_sites)
 

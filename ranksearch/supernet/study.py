@@ -24,18 +24,16 @@ from ranksearch.allocators import Additive, Problem
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.evaluation.fidelity import SUPERNET, Fidelity
 from ranksearch.evaluation.request import Outcome, Request, outcome_of
-from ranksearch.proxies import PROXIES, Energy
+from ranksearch.proxies import free_proxies
 from ranksearch.search.events import Stage
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
-from ranksearch.supernet import PROJECTIONS, RankSupernet, SupernetProxy, load_trained, train
-from ranksearch.supernet import Event as Step
+from ranksearch.supernet import PROJECTIONS, RankSupernet, SupernetProxy, TrainingStep, load_trained, train
 from ranksearch.supernet.methods import METHODS, Method
 from ranksearch.supernet.sampling import SAMPLINGS, restrict
 from ranksearch.supernet.train import identity
 from ranksearch.tasks import Task
 
-DRAWING = ("joint", "sandwich")  # the methods that draw configurations
 SHARES = (0.75, 0.5, 0.25)  # of the dense MACs: the sizes that are shown after a training
 REMEDY = "train one: ranksearch train-supernet STUDY, or study.train_supernet()"
 _FILE = "supernet.json"
@@ -139,7 +137,7 @@ class TrainedSupernet:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class SupernetStore:
     """Where the supernets of one study are, and what they are made of.
 
     Args:
@@ -173,16 +171,16 @@ class Shelf:
 
     def train(
         self,
-        method: str = "sandwich",
+        method: str | Method = "sandwich",
         *,
         epochs: float = 6.0,
         sampling: str | None = None,
         seed: int = 0,
         recalibration: int = 16,
-        on_event: Callable[[Stage | Step], None] | None = None,
+        on_event: Callable[[Stage | TrainingStep], None] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> TrainedSupernet:
-        """See `ranksearch.study.Study.train_supernet`."""
+        """See `ranksearch.study.supernets.Supernets.train`."""
         options = dict(options or {})
         tell = on_event or (lambda event: None)
         kind = checked(method, sampling, options)
@@ -193,11 +191,17 @@ class Shelf:
             listed = ", ".join(f"{name} ({count:,} options)" for name, count in left.items())
             tell(Stage(f"leaving out what is no projection of the dense weight: {listed}"))
         tell(Stage(f"preparing the supernet: {kind.name}, {len(space.ladders)} sites"))
-        net = RankSupernet(self.model, space, spectra=self.spectra)
-        if sampling is not None:
-            types = set().union(*(ladder.present for ladder in space.ladders)) - {"dense"}
-            options["sampling"] = SAMPLINGS[sampling](space, types=tuple(sorted(types)))
-        made = kind(net, self.task.loss, seed=seed, **options)
+        if isinstance(method, Method):
+            made, options = method, {name: getattr(method, name) for name in _own_options(kind) if hasattr(method, name)}
+            if made.supernet.space.fingerprint != space.fingerprint:
+                raise InvalidArgument("method was made with a supernet of another space: make it with study.supernets.untrained()")
+        else:
+            net = self.untrained()
+            if sampling is not None:
+                types = set().union(*(ladder.present for ladder in space.ladders)) - {"dense"}
+                options["sampling"] = SAMPLINGS[sampling](space, types=tuple(sorted(types)))
+            made = kind(net, self.task.loss, seed=seed, **options)
+        net = made.supernet
         given = {name: _text(value) for name, value in options.items() if name != "sampling"}
         facts = [self.fingerprint, identity(net, self.task, made, epochs, seed), given]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -215,8 +219,12 @@ class Shelf:
         net.eval()
         return TrainedSupernet(entry, net, SupernetEvaluator(net, self.task, recalibration=recalibration), left)
 
+    def untrained(self) -> RankSupernet:
+        """The supernet before any training: the dense weights, and the options of the space that project."""
+        return RankSupernet(self.model, self.space(), spectra=self.spectra)
+
     def entries(self) -> list[Entry]:
-        """Everything on the shelf, of this study or another one, by method and key."""
+        """Every supernet in the folder, of this study or another one, by method and key."""
         folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         found = [entry for folder in folders if (entry := _read(folder)) is not None]
         return sorted(found, key=lambda entry: (entry.method, entry.key))
@@ -253,7 +261,7 @@ class Shelf:
 
     def load(self, entry: Entry) -> TrainedSupernet:
         """A trained supernet, ready to be measured with."""
-        net = RankSupernet(self.model, self.space(), spectra=self.spectra)
+        net = self.untrained()
         load_trained(net, self.folder / entry.key)
         net.eval()
         return TrainedSupernet(entry, net, SupernetEvaluator(net, self.task, recalibration=entry.recalibration), self.left_out())
@@ -264,34 +272,45 @@ class Shelf:
         return self.load(Entry(**{**vars(entry), "recalibration": fidelity.recalibration}))
 
 
-def checked(method: str, sampling: str | None, options: Mapping[str, Any]) -> type[Method]:
-    """The training method of a name.
+def checked(method: str | Method, sampling: str | None, options: Mapping[str, Any]) -> type[Method]:
+    """The training method of a name, or of an instance.
 
     Raises:
-        InvalidArgument: an unknown method, sampling or option, or a sampling for a method that draws nothing."""
+        InvalidArgument: an unknown method, sampling or option, a sampling for a method that draws nothing, or sampling and options
+            beside an instance, which has its own."""
+    if isinstance(method, Method):
+        if sampling is not None or options:
+            given = ", ".join([*(["sampling"] if sampling is not None else []), *options])
+            raise InvalidArgument(f"{given}: method is an instance of {type(method).__name__}: give this to its constructor")
+        return type(method)
     if method not in METHODS:
         raise InvalidArgument(f"method={method!r} is none of {', '.join(METHODS)}{_meant(method, [*METHODS])}")
     kind = METHODS[method]
     if sampling is not None:
         if sampling not in SAMPLINGS:
             raise InvalidArgument(f"sampling={sampling!r} is none of {', '.join(SAMPLINGS)}{_meant(sampling, [*SAMPLINGS])}")
-        if method not in DRAWING:
-            drawing = " or ".join(DRAWING)
+        if not kind.draws:
+            drawing = " or ".join(name for name, other in METHODS.items() if other.draws)
             raise InvalidArgument(f"sampling={sampling!r}: method {method!r} draws no configurations; leave it out, or take {drawing}")
-    own = [n for n in inspect.signature(kind.__init__).parameters if n not in ("self", "supernet", "loss", "sampling", "seed")]
+    own = _own_options(kind)
     for name in options:
         if name not in own:
             raise InvalidArgument(f"{name}: method {method!r} has {', '.join(own) or 'no options'}{_meant(name, own)}")
     return kind
 
 
+def _own_options(kind: type[Method]) -> list[str]:
+    """The hyper-parameters of a method, by name."""
+    return [name for name in inspect.signature(kind).parameters if name not in ("supernet", "loss", "sampling", "seed")]
+
+
 def sizes(trained: TrainedSupernet, shares: Sequence[float] = SHARES) -> list[tuple[float, Configuration]]:
     """The exact optimum of the leading proxy at shares of the dense MACs (params where there are none), those within
-    reach: (share asked for, configuration). The leading proxy is the absolute error in a metric of data, the relative
-    Frobenius error in the weight metric."""
+    reach: (share asked for, configuration). The leading proxy is the first of those that need nothing but the space and are not
+    known to be poor at such budgets."""
     space = trained.space
-    table = (PROXIES[0] if space.metric == "weight" else Energy()).table(space)
     cost = "macs" if space.baseline.macs else "params"
+    table = next(proxy for proxy in free_proxies() if cost not in proxy.poor_budgets(space)).table(space)
     found = []
     for share in shares:
         try:

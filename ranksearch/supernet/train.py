@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Event:
+class TrainingStep:
     """One step is done."""
 
     step: int  # 1 after the first
@@ -36,7 +36,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingSummary:
     """What a call of `train` did."""
 
     steps: int  # of the whole run, all of them done
@@ -55,8 +55,8 @@ def train(
     seed: int,
     folder: str | Path | None = None,
     every: int = 100,
-    on_event: Callable[[Event], None] | None = None,
-) -> Progress:
+    on_event: Callable[[TrainingStep], None] | None = None,
+) -> TrainingSummary:
     """Train in place for ``epochs`` passes with the task's stream, optimiser and schedule: those of `Task.fine_tune` at the
     same seed, so that the method ``plain`` gives the weights of ``task.fine_tune``, bit for bit.
 
@@ -110,7 +110,7 @@ def train(
                 run.save(step)
             if on_event is not None:
                 try:
-                    on_event(Event(step, training.steps, loss, saved))
+                    on_event(TrainingStep(step, training.steps, loss, saved))
                 except KeyboardInterrupt:
                     stop.set()
             if stop.is_set():
@@ -118,7 +118,7 @@ def train(
                     run.save(step)
                 raise KeyboardInterrupt
     training.optimizer.zero_grad(set_to_none=True)
-    return Progress(training.steps, first, loss, time.perf_counter() - begin, None if where is None else where / _checkpoint.NAME)
+    return TrainingSummary(training.steps, first, loss, time.perf_counter() - begin, None if where is None else where / _checkpoint.NAME)
 
 
 def load_trained(supernet: RankSupernet, folder: str | Path) -> int:

@@ -57,6 +57,7 @@ class Classification(Task):
     """
 
     metrics = (Metric("accuracy", "max"), Metric("loss", "min"))
+    predictive = "categorical"
 
     def __init__(
         self,
@@ -158,6 +159,11 @@ class Classification(Task):
         """Mean cross-entropy. outputs: logits, shape: (n, classes); targets: shape (n,)."""
         self._check_outputs(outputs, len(targets))
         return F.cross_entropy(outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs, targets)
+
+    def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """See `Task.sample_targets`: classes with the probabilities of the softmax, int64, shape: (n,)."""
+        self._check_outputs(outputs, outputs.shape[0] if isinstance(outputs, Tensor) and outputs.ndim else 0)
+        return torch.multinomial(outputs.detach().float().softmax(dim=-1), 1, generator=generator)[:, 0]
 
     def training(self, model: nn.Module, *, epochs: float, seed: int) -> Training:
         """See `Task.training`."""

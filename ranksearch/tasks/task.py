@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ranksearch.errors import InvalidArgument, RanksearchError
 
 Split = Literal["validation", "test"]
+Predictive = Literal["categorical", "other"]
 
 
 class Diverged(RanksearchError, ArithmeticError):
@@ -70,6 +71,12 @@ class Task(ABC):
 
     metrics: tuple[Metric, ...]  # what `measure` reports, in order
 
+    predictive: Predictive | None = None
+    """The distribution of targets that a network's outputs stand for. ``categorical``: outputs are logits, classes on axis 1,
+    and `loss` is their cross entropy, so that statistics may soften them by a temperature. ``other``: `sample_targets` draws
+    from it and `loss` is its negative log-likelihood. None: none is known, and Fisher statistics are the empirical ones, of the
+    given targets. A task that wraps another one passes on ``predictive`` and `sample_targets`."""
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Content hash of all that decides what `measure` gives for ``split="validation"`` after `fine_tune`:
@@ -100,6 +107,17 @@ class Task(ABC):
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Mean training loss of one batch, a scalar that gradients can be taken of."""
+
+    def sample_targets(self, outputs: Any, generator: torch.Generator) -> Any:
+        """Targets drawn from the distribution that ``outputs`` stand for, one per example, as `loss` takes them: gradients of the
+        loss at such targets give the true Fisher information.
+
+        Raises:
+            InvalidArgument: the task declares no such distribution.
+        """
+        raise InvalidArgument(
+            f"task={type(self).__name__} does not say how to sample targets: give it sample_targets() and an attribute predictive"
+        )
 
     @abstractmethod
     def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:

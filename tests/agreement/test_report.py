@@ -14,7 +14,19 @@ from ranksearch.agreement import report as proxy_report
 from ranksearch.decompositions import SVD, Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.surgery import build
-from ranksearch.proxies import Energy, Frobenius, ScoreProxy, TableProxy
+from ranksearch.proxies import (
+    PROXIES,
+    Calibrated,
+    Energy,
+    Frobenius,
+    LastFeature,
+    ProxyContext,
+    ScoreProxy,
+    SingleSiteLoss,
+    TableProxy,
+    free_proxies,
+    make_proxies,
+)
 from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, Configuration, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
@@ -75,11 +87,12 @@ def test_scores_are_those_of_the_whole_space(space: SearchSpace) -> None:
     every = records(space)
     data = proxy_report.measured(every, space, "accuracy", larger_is_better=True, fidelity=TUNED)
     assert list(data.values) == [TUNED] and data.space.size < space.size
-    frame = proxy_report.scores(data, proxy_report.solved(proxy_report.free_proxies(), data.space))
+    frame = proxy_report.scores(data, proxy_report.solve(free_proxies(), data.space))
     assert tuple(frame.columns) == (*proxy_report.SCORE_COLUMNS, "params_rel", "macs_rel")
-    assert set(frame["proxy"]) == {"energy", "frobenius", "operator_norm"} and len(frame) == 3 * len(data.ids)
+    names = [proxy.name for proxy in free_proxies()]
+    assert set(frame["proxy"]) == set(names) and len(frame) == len(names) * len(data.ids)
     values = {r.configuration_id: r for r in every if r.fidelity == TUNED}
-    for proxy in proxy_report.free_proxies():
+    for proxy in free_proxies():
         for row in frame[frame["proxy"] == proxy.name].to_dict("records"):
             mine = values[row["id"]]
             indices = space.indices(Configuration.from_json(mine.configuration))[None]
@@ -122,6 +135,7 @@ def test_too_few_and_unknown_fidelities(space: SearchSpace) -> None:
 
 class Partial(TableProxy):
     name = "partial"
+    in_metric = True
 
     def table(self, space: SearchSpace) -> Table:
         return Frobenius().table(space)
@@ -139,7 +153,7 @@ class Whole(ScoreProxy):
 
 def test_what_a_proxy_does_not_cover_is_told(space: SearchSpace) -> None:
     data = proxy_report.measured(records(space), space, "accuracy", larger_is_better=True, fidelity=TUNED)
-    frame = proxy_report.agreements(data, [*proxy_report.solved([Partial()], data.space, {"4": "besides"}), Whole()])
+    frame = proxy_report.agreements(data, [*proxy_report.solve([Partial()], data.space, {"4": "besides"}), Whole()])
     assert frame["uncovered"].tolist() == ["4: besides; 0: no reason; 2: none either", ""]
 
 
@@ -151,14 +165,13 @@ def test_sites_without_moments_are_told_only_where_others_have_some() -> None:
 
 
 def test_every_proxy_is_judged_or_left_out_with_a_reason() -> None:
-    from ranksearch import proxies
-
-    classes = [getattr(proxies, name) for name in proxies.__all__]
-    names = {c.name for c in classes if isinstance(c, type) and getattr(c, "name", None)}
+    names = {kind.name for kind in PROXIES}
+    assert len(names) == len(PROXIES)
     space = build_space(_spectra())
     data = proxy_report.measured(records(space, 8), space, "accuracy", larger_is_better=True)
     for calibration, batches in ((2, 2), (2, 0), (0, 2), (0, 0)):
-        judged = proxy_report.judge(data, _spectra(), Regression(), space, calibration=calibration, batches=batches)
+        context = ProxyContext(space, _spectra(), Regression(), calibration=calibration, batches=batches)
+        judged = proxy_report.judge(data, context)
         found, without = {p.name for p in judged.proxies}, set(judged.left_out)
         assert found | without == names and not found & without
         assert ("fisher" in found) == (calibration > 0) and ("calibrated" in found) == (calibration > 0 and batches > 0)
@@ -199,7 +212,8 @@ def test_proxies_that_run_networks_say_what_those_networks_do() -> None:
     spectra, task = _spectra(), Regression()
     space = build_space(spectra)
     data = proxy_report.measured(records(space, 8), space, "accuracy", larger_is_better=True)
-    found, missing = proxy_report.network_proxies(spectra, task, space, data.space, batches=3)
+    context = ProxyContext(space, spectra, task, calibration=1, batches=3)
+    found, missing = make_proxies(context, (SingleSiteLoss, Calibrated, LastFeature))
     assert not missing
     single, calibrated, feature = found
     assert (single.name, calibrated.name, feature.name) == ("single_site_loss", "calibrated", "last_feature")
@@ -209,7 +223,7 @@ def test_proxies_that_run_networks_say_what_those_networks_do() -> None:
         with torch.no_grad():
             return float(np.mean([task.loss(model(x), y).item() for x, y in task.labelled(3)]))
 
-    assert isinstance(single, TableProxy) and isinstance(calibrated, TableProxy)
+    assert isinstance(single, TableProxy) and isinstance(calibrated, TableProxy) and isinstance(feature, ScoreProxy)
     rises = []
     for ladder, column in zip(data.space.ladders, single.table(data.space).values, strict=True):
         best = int(np.argmin(ladder.column("frobenius")[:-1]))  # always measured, and nothing better raises it

@@ -21,6 +21,7 @@ from ranksearch import __version__
 from ranksearch.cli import main as cli
 from ranksearch.errors import StoreError
 from ranksearch.networks import export
+from ranksearch.proxies import PROXIES
 from ranksearch.studyfile import load
 
 STUDY = """
@@ -189,8 +190,7 @@ def test_searching_again_adds_to_what_is_stored(searched, tmp_path, capsys):
         printed = capsys.readouterr()
         assert f"{trials} evaluations wanted, 10 of them in the store" in printed.err
         assert f"{trials} evaluations stored" in printed.out
-    before = load(path).create({"data": data, "noise": 0.5})
-    before.attach(mine)
+    before = load(path).create({"data": data, "noise": 0.5}).replace(store=mine)
     assert before.evaluations()["id"].is_unique
 
 
@@ -242,25 +242,24 @@ def test_proxies_in_every_format(searched, tmp_path, capsys):
     command = ["proxies", path, "--store", store]
     assert cli.main([*command, "--no-calibration", "--format", "csv"]) == 0
     free = pd.read_csv(io.StringIO(capsys.readouterr().out))
-    assert set(free["proxy"]) == {"energy", "frobenius", "operator_norm"} and set(free["count"]) == {9}
+    needing = {need: [kind.name for kind in PROXIES if kind.needs == need] for need in ("space", "statistics", "networks")}
+    assert free["proxy"].tolist() == needing["space"] and set(free["count"]) == {9}
     best = free.loc[free["kendall"].idxmax()]
     assert said[1] == best["proxy"] and float(said[2]) == pytest.approx(best["kendall"], abs=0.006)
     assert cli.main([*command, "--format", "json", "--top", "2", "--objective", "loss"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    tables = {"energy", "frobenius", "operator_norm", "activation", "fisher", "fwsvd"}
-    ran = {"single_site_loss", "calibrated", "last_feature"}
-    assert {row["proxy"] for row in rows} == tables | ran
+    assert {row["proxy"] for row in rows} == {kind.name for kind in PROXIES}
     assert {row["k"] for row in rows} == {2} and {row["metric"] for row in rows} == {"loss"}
     assert cli.main([*command, "--batches", "0", "--plot", str(tmp_path / "p.png")]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("accuracy of 9 factorized networks at full:epochs=0,recalibration=1:")
-    assert "(blind choice)" in shown and re.search(r"last_feature, single_site_loss, calibrated: runs networks", shown)
+    assert "(blind choice)" in shown and f"{', '.join(needing['networks'])}: runs networks" in shown
     taus = [float(tau) for tau in re.findall(r"^\w+ +(-?\d\.\d\d) ", shown, re.M)]
-    assert len(taus) == 6 and taus == sorted(taus, reverse=True)
+    assert len(taus) == len(needing["space"] + needing["statistics"]) and taus == sorted(taus, reverse=True)
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     for name, read in (("p.csv", pd.read_csv), ("p.json", pd.read_json), ("p.parquet", pd.read_parquet)):
         assert cli.main([*command, "--no-calibration", "--out", str(tmp_path / name)]) == 0
-        assert "3 rows written" in capsys.readouterr().err and read(tmp_path / name)["proxy"].tolist() == free["proxy"].tolist()
+        assert f"{len(free)} rows written" in capsys.readouterr().err and read(tmp_path / name)["proxy"].tolist() == free["proxy"].tolist()
 
 
 def test_proxies_that_cannot_be_judged_are_one_line(searched, study, tmp_path, capsys):
@@ -280,7 +279,7 @@ def test_proxies_that_cannot_be_judged_are_one_line(searched, study, tmp_path, c
 
 
 def test_profile_tells_that_statistics_are_collected(study, tmp_path, capsys):
-    edited(study, 'Study("bright", ', 'Study("bright", space=mixture().but(metric="fisher", calibration=2), ')
+    edited(study, 'Study("bright", ', 'Study("bright", space=mixture().replace(metric="fisher", calibration=2), ')
     edited(study, "import time\n", "from ranksearch.space import mixture\n")
     assert cli.main(["profile", study, "--data", str(tmp_path)]) == 0
     printed = capsys.readouterr()

@@ -19,8 +19,9 @@ from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.evaluation import Fidelity
 from ranksearch.networks.export import read_manifest
 from ranksearch.networks.surgery import build
+from ranksearch.proxies import free_proxies
 from ranksearch.search.local_search import polish
-from ranksearch.search.loop import exact_starts
+from ranksearch.search.starts import optima
 from ranksearch.sites import Cost, find_sites
 from ranksearch.space import DENSE, SearchSpace, build_space, mixture, named
 from ranksearch.space.spectra import Spectra
@@ -66,9 +67,7 @@ def make(store: Path | str, **changes) -> Study:
     x = torch.randn(96, 3, 6, 6, generator=generator)
     y = (x.mean(dim=(1, 2, 3)) > 0).long()
     task = Classification(train=(x[:64], y[:64]), validation=(x[64:], y[64:]), batch_size=32, learning_rate=0.05)
-    study = Study("small", model=network(), task=task, fidelity=Fidelity(epochs=0, recalibration=1), **changes)
-    study.attach(str(store))
-    return study
+    return Study("small", model=network(), task=task, fidelity=Fidelity(epochs=0, recalibration=1), store=store, **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -205,10 +204,10 @@ def test_an_amount_below_one_is_no_share(space: SearchSpace) -> None:
 
 def test_searches_start_at_exact_optima_of_every_cost(space: SearchSpace) -> None:
     limits = {"bytes": space.limit("bytes", 0.9), "milliseconds": space.limit("milliseconds", 0.9)}
-    starts = exact_starts(space, limits)
+    starts = optima(space, free_proxies(), limits)
     assert any(":milliseconds<=" in start.origin for start in starts)
     for start in starts:
-        assert all(space.cost(start.indices)[name] <= limit * (1 + 1e-9) for name, limit in limits.items())
+        assert all(start.candidate.cost[name] <= limit * (1 + 1e-9) for name, limit in limits.items())
 
 
 def test_local_search_keeps_budgets_on_added_costs(space: SearchSpace) -> None:
@@ -226,14 +225,14 @@ def test_local_search_keeps_budgets_on_added_costs(space: SearchSpace) -> None:
 def test_an_added_cost_is_everywhere_in_a_study(tmp_path: Path) -> None:
     options = {"space": mixture(cp=False), "objectives": ("accuracy", "bytes")}
     study = make(tmp_path / "s.db", costs=(*COSTS, Bytes(), Milliseconds()), **options)
-    study.run(runner="local", trials=10, constraints=["bytes <= 0.5 and milliseconds < 0.9"])
+    study.run(10, runner="local", constraints=["bytes <= 0.5 and milliseconds < 0.9"])
     frame = study.evaluations()
     assert frame["bytes"].dtype == np.int64 and frame["milliseconds"].dtype == np.float64
     assert (frame["bytes"] == 4 * frame["params"]).all() and frame["bytes_rel"].max() == 1.0
     chosen = frame[frame["factorized"] > 0]
     assert len(chosen) == 9 and (chosen["bytes_rel"] <= 0.5).all() and (chosen["milliseconds_rel"] < 0.9).all()
     for row in frame.to_dict("records"):
-        cost = study.space.cost(study.space.indices(study.configuration(row["id"])))
+        cost = study.space.cost(study.space.indices(study.results.configuration(row["id"])))
         assert {name: row[name] for name in cost} == pytest.approx(dict(cost))
     front = study.front("bytes < 0.4")
     assert (front.loc[front["on_front"], "bytes_rel"] < 0.4).all() and front["is_dense"].sum() == 1
@@ -247,17 +246,17 @@ def test_an_added_cost_is_everywhere_in_a_study(tmp_path: Path) -> None:
     report = study.proxies(calibrate=False)
     assert report["pairs_milliseconds"].dtype == np.int64 and "regret_milliseconds" in report
     assert (report["pairs_bytes"] == report["pairs_params"]).all()  # four bytes each
-    assert {"bytes_rel", "milliseconds_rel"} <= {*study.proxy_scores(calibrate=False).columns}
+    assert {"bytes_rel", "milliseconds_rel"} <= {*study.report.scores(calibrate=False).columns}
     target = study.export(chosen["id"].iloc[0], tmp_path / "net")
     manifest = read_manifest(target)
     assert manifest["bytes"] == chosen["bytes"].iloc[0] and manifest["baseline"] == pytest.approx(dict(study.baseline))
 
 
 def test_a_study_may_gain_a_cost(tmp_path: Path) -> None:
-    make(tmp_path / "s.db", space=mixture(cp=False)).run(runner="local", trials=4)
+    make(tmp_path / "s.db", space=mixture(cp=False)).run(4, runner="local")
     study = make(tmp_path / "s.db", space=mixture(cp=False), costs=(*COSTS, Bytes()), objectives=("accuracy", "bytes"))
     assert (study.evaluations()["bytes"] == 4 * study.evaluations()["params"]).all()
-    study.run(runner="local", trials=6)
+    study.run(6, runner="local")
     frame = study.evaluations()
     assert len(frame) == 6 and (frame["bytes"] == 4 * frame["params"]).all() and frame["bytes"].dtype == np.int64
     plain = make(tmp_path / "s.db", space=mixture(cp=False)).evaluations()  # and lose it again
@@ -268,9 +267,9 @@ def test_a_study_may_gain_a_cost(tmp_path: Path) -> None:
 def test_constraints_below_what_is_reached_are_refused(tmp_path: Path) -> None:
     study = make(tmp_path / "s.db", space=mixture(cp=False), costs=(*COSTS, Bytes()))
     with pytest.raises(InfeasibleBudget, match=f"bytes <= .*{study.space.smallest('bytes'):,}"):
-        study.run(runner="local", trials=4, constraints=["bytes <= 0.0001"])
+        study.run(4, runner="local", constraints=["bytes <= 0.0001"])
     with pytest.raises(InvalidArgument, match="'seconds < 1' is not an upper bound on a cost"):
-        study.run(runner="local", trials=4, constraints=["seconds < 1"])
+        study.run(4, runner="local", constraints=["seconds < 1"])
 
 
 class Named(Bytes):

@@ -78,6 +78,17 @@ def test_fine_tuning_and_recalibration_happen() -> None:
     assert all(torch.equal(v, evaluator.spectra.model.state_dict()[k]) for k, v in dense.state_dict().items())
 
 
+def test_batch_norm_is_estimated_for_the_weights_that_fine_tuning_left() -> None:
+    evaluator = _evaluator()
+    network = evaluator.network(Request(LOW, Fidelity(epochs=3, recalibration=2), 0))
+    reference = evaluator.network(Request(LOW, Fidelity(epochs=3, recalibration=0), 0))
+    moved = reference[1].running_mean.clone()  # type: ignore[index]
+    recalibrate(reference, evaluator.task.normalization(2))
+    assert not torch.allclose(moved, reference[1].running_mean)  # type: ignore[index]
+    for (name, ours), theirs in zip(network.state_dict().items(), reference.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 def test_last_factors_are_fitted_before_anything_else() -> None:
     evaluator = _evaluator()
     plain = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=0), 0))

@@ -14,20 +14,25 @@ from ranksearch.proxies import (
     PROXIES,
     ActivationError,
     Calibrated,
+    CalibrationLoss,
     DiagonalFisher,
     Energy,
     FisherError,
     Frobenius,
     LastFeature,
+    ProxyContext,
     SingleSiteLoss,
+    TableProxy,
+    free_proxies,
+    make_proxies,
     score,
 )
-from ranksearch.search.local_search import CalibrationLoss
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.space.table import Table
 from ranksearch.statistics import collect
+from ranksearch.tasks import Classification
 
 
 class Fixture:
@@ -43,6 +48,7 @@ class Fixture:
         self.spectra = Spectra(self.model, self.sites, [SVD(), SVDIn()])
         self.space = build_space(self.spectra, max_options=6)
         self.indices = self.space.sample(12, seed=1)
+        self.task = Classification(train=(self.x, self.y), validation=(self.x, self.y), batch_size=32, learning_rate=0.1)
         self.measure = CalibrationLoss(self.spectra, [(self.x, self.y)], nn.functional.cross_entropy)
 
 
@@ -51,22 +57,44 @@ def f() -> Fixture:
     return Fixture()
 
 
-def tables(f: Fixture):
-    return [
-        *PROXIES, Energy(), ActivationError(f.spectra, f.statistics), FisherError(f.spectra, f.statistics),
-        FisherError(f.spectra, f.statistics, center=True, exact_trace=True), DiagonalFisher(f.spectra, f.statistics),
-        DiagonalFisher(f.spectra, f.statistics, rows=True), SingleSiteLoss(f.measure, points=3),
-        Calibrated(Frobenius(), f.measure, f.space.sample(12, seed=2)),
+def test_every_proxy_of_the_table_fits_the_space_and_gives_dense_nothing(f, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path))
+    made, left_out = make_proxies(ProxyContext(f.space, f.spectra, f.task, calibration=2, batches=1))
+    assert [proxy.name for proxy in made] == [kind.name for kind in PROXIES] and not left_out
+    assert {proxy.name for proxy in free_proxies()} <= {kind.name for kind in PROXIES if kind.needs == "space"}
+    variants = [
+        FisherError(f.spectra, f.statistics, center=True, exact_trace=True), DiagonalFisher(f.spectra, f.statistics, rows=True),
+        SingleSiteLoss(f.measure, points=3), Calibrated(Frobenius(), f.measure, f.space, f.space.sample(12, seed=2)),
     ]  # fmt: skip
+    sites = {l.site.name for l in f.space.ladders}
+    for proxy in (*made, *variants):
+        scores = score(proxy, f.space, np.stack([f.space.dense, *f.indices]))
+        assert scores.shape == (13,) and np.isfinite(scores).all(), proxy.name
+        assert scores[0] == pytest.approx(0, abs=1e-10) and (scores >= -1e-10).all(), proxy.name
+        assert {name.split(":")[0] for name in proxy.uncovered(f.space)} <= sites
+        if isinstance(proxy, TableProxy):
+            table = proxy.table(f.space)
+            assert tuple(len(v) for v in table.values) == f.space.shape, proxy.name
+            assert all(np.isfinite(v).all() and (v >= 0).all() and v[-1] == 0 for v in table.values), proxy.name
+            assert np.array_equal(scores[1:], table.score(f.indices)) and set(proxy.poor_budgets(f.space)) <= set(f.space.costs)
 
 
-def test_every_table_fits_the_space_and_gives_dense_nothing(f):
-    for proxy in tables(f):
-        table = proxy.table(f.space)
-        assert tuple(len(v) for v in table.values) == f.space.shape, proxy.name
-        assert all(np.isfinite(v).all() and (v >= 0).all() and v[-1] == 0 for v in table.values), proxy.name
-        assert np.array_equal(score(proxy, f.space, f.indices), table.score(f.indices))
-        assert set(proxy.uncovered(f.space)) <= {l.site.name for l in f.space.ladders}
+def test_proxies_are_left_out_for_what_was_not_asked_for(f):
+    made, left_out = make_proxies(ProxyContext(f.space, f.spectra, f.task, calibration=0, batches=2))
+    needs = {kind.name: kind.needs for kind in PROXIES}
+    assert {needs[proxy.name] for proxy in made} == {"space"} and {needs[name] for name in left_out} == {"statistics", "networks"}
+    for name, reason in left_out.items():
+        assert reason == ("needs a calibration pass" if needs[name] == "statistics" else "runs networks") + ", which was not asked for"
+
+
+def test_weights_hold_in_a_space_of_the_same_sites_alone(f):
+    proxy = Calibrated(Frobenius(), f.measure, f.space, f.space.sample(12, seed=2))
+    narrow = build_space(f.spectra, max_options=3)
+    for weight, ours, base in zip(proxy.fit.weights, proxy.table(narrow).values, Frobenius().table(narrow).values, strict=True):
+        np.testing.assert_allclose(ours, weight * base, rtol=1e-12)
+    sites = find_sites(f.model, f.x[:1], exclude="0")
+    with pytest.raises(InvalidArgument, match="calibrate for this space"):
+        proxy.table(build_space(Spectra(f.model, sites, [SVD()]), max_options=3))
 
 
 def test_frobenius_is_the_sum_of_squared_relative_errors(f):
@@ -167,15 +195,15 @@ def test_calibration_recovers_weights_and_reports_what_it_did_not_see(f):
         calls.append(configuration)
         return 1.0 + float(truth.score(f.space.indices(configuration)))
 
-    proxy = Calibrated(Frobenius(), measure, f.space.sample(48, seed=3))
-    fit = proxy.fit(f.space)
+    proxy = Calibrated(Frobenius(), measure, f.space, f.space.sample(48, seed=3))
+    fit = proxy.fit
     assert fit.measurements == len(calls) == 49
     assert fit.held_out > 0.97 and fit.held_out > fit.before
     fresh = f.space.sample(100, seed=4)
     assert np.corrcoef(proxy.table(f.space).score(fresh), truth.score(fresh))[0, 1] > 0.99
     assert len(calls) == 49  # once per space
     with pytest.raises(InvalidArgument):
-        Calibrated(Frobenius(), measure, f.space.sample(4, seed=0))
+        Calibrated(Frobenius(), measure, f.space, f.space.sample(4, seed=0))
 
 
 def test_proxies_follow_the_loss(f):

@@ -13,7 +13,8 @@ from ranksearch.decompositions import SVD, SVDIn
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.surgery import build
-from ranksearch.search.local_search import CalibrationLoss, polish
+from ranksearch.proxies import CalibrationLoss
+from ranksearch.search.local_search import polish
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space
 from ranksearch.space.spectra import Spectra

@@ -15,11 +15,12 @@ from ranksearch.errors import InvalidArgument, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity, Request
 from ranksearch.networks.surgery import build
 from ranksearch.runners import LocalRunner, RayTuneRunner
+from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, Configuration, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
 from ranksearch.study import Finished, Stage, Study
-from ranksearch.tasks import Classification
+from ranksearch.tasks import Classification, Metric, Task
 
 METRICS = ("activation", "fisher")
 
@@ -48,7 +49,7 @@ def make(metric: str = "fisher", model: nn.Module | None = None, **changes) -> S
     y = (x[:, 0].mean(dim=(1, 2)) > 0).long()
     task = Classification(train=(x[:96], y[:96]), validation=(x[96:], y[96:]), batch_size=32, learning_rate=0.05)
     torch.manual_seed(0)
-    spec = mixture().but(metric=metric, calibration=3, **changes)
+    spec = mixture().replace(metric=metric, calibration=3, **changes)
     return Study("odd", model=(model or Odd()).eval(), task=task, space=spec, fidelity=Fidelity(epochs=0, recalibration=1))
 
 
@@ -59,24 +60,107 @@ def test_a_weight_study_has_the_fingerprint_of_task_and_weights_alone() -> None:
         digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     assert study.fingerprint == digest.hexdigest()[:16] == make("weight", max_options=3).fingerprint
-    assert space_metric.settings("weight", 3) == ""
+    assert space_metric.settings("weight", 3, study.task) == ""
 
 
 def test_metrics_and_their_calibration_have_fingerprints_of_their_own() -> None:
     studies = [make(metric) for metric in ("weight", *METRICS)]
     more = make("fisher")
-    more.spec = more.spec.but(calibration=2)
+    more = more.replace(space=more.spec.replace(calibration=2))
     assert len({study.fingerprint for study in (*studies, more)}) == 4
 
 
 def test_a_store_of_another_metric_is_refused(tmp_path: Path) -> None:
-    first, second = make("weight"), make("fisher")
-    for study in (first, second):
-        study.attach(tmp_path / "s.db")
+    first, second = (make(metric).replace(store=tmp_path / "s.db") for metric in ("weight", "fisher"))
     first.run(runner="local", trials=2)
     with pytest.raises(StoreError, match="metric of the space"):
         second.run(runner="local", trials=3)
     assert len(first.evaluations()) == 2
+
+
+class Wrapped(Task):
+    """Another task, passed on call by call; ``sampling=False`` forgets how targets are sampled."""
+
+    def __init__(self, task: Task, *, sampling: bool = True) -> None:
+        self.task, self.metrics = task, task.metrics
+        self.predictive = task.predictive if sampling else None
+
+    def fingerprint(self) -> str:
+        return self.task.fingerprint()
+
+    def example(self):
+        return self.task.example()
+
+    def labelled(self, batches: int):
+        return self.task.labelled(batches)
+
+    def loss(self, outputs, targets):
+        return self.task.loss(outputs, targets)
+
+    def sample_targets(self, outputs, generator):
+        return self.task.sample_targets(outputs, generator)
+
+    def fine_tune(self, model, *, epochs, seed):
+        self.task.fine_tune(model, epochs=epochs, seed=seed)
+
+    def measure(self, model, split="validation"):
+        return self.task.measure(model, split)
+
+
+def test_a_wrapped_task_has_the_fisher_of_the_task_or_a_fingerprint_that_says_which() -> None:
+    study = make()
+    same, forgetful = (
+        Study("odd", model=study.model, task=Wrapped(study.task, sampling=sampling), space=study.spec, fidelity=study.fidelity)
+        for sampling in (True, False)
+    )
+    assert same.fingerprint == study.fingerprint != forgetful.fingerprint
+    ours, wrapped, empirical = (s.spectra.moments["one"].output for s in (study, same, forgetful))
+    assert torch.equal(ours, wrapped)
+    assert not torch.allclose(ours, empirical, rtol=0.1), "given labels and sampled ones cannot have the same gradients"
+    said = [space_metric.settings("fisher", 3, s.task) for s in (study, same, forgetful)]
+    assert said[0] == said[1] == "metric=fisher,calibration=3,temperature=3,samples=2,seed=0,unit=T^2 nats"
+    assert said[2] == "metric=fisher,calibration=3,targets=given"
+
+
+class Gaussian(Task):
+    """Outputs are the means of normal distributions of variance 1; the given targets are ten of those away."""
+
+    metrics = (Metric("loss", "min"),)
+    predictive = "other"
+
+    def fingerprint(self) -> str:
+        return "gaussian"
+
+    def example(self):
+        return torch.zeros(1, 3)
+
+    def labelled(self, batches: int):
+        random = torch.Generator().manual_seed(0)
+        for _ in range(batches):
+            x = torch.randn(1000, 3, generator=random)
+            yield x, x + 10
+
+    def loss(self, outputs, targets):
+        return (outputs - targets).square().sum(dim=1).mean() / 2
+
+    def sample_targets(self, outputs, generator):
+        return outputs.detach() + torch.randn(outputs.shape, generator=generator)
+
+    def fine_tune(self, model, *, epochs, seed):
+        raise AssertionError("not asked for")
+
+    def measure(self, model, split="validation"):
+        raise AssertionError("not asked for")
+
+
+def test_targets_of_other_distributions_are_sampled_as_the_task_says() -> None:
+    """The Fisher of means of unit normals is the identity; the gradients of the given targets, ten away, have squares of 100."""
+    model = nn.Sequential(nn.Linear(3, 3))
+    task, sites = Gaussian(), find_sites(model, torch.zeros(1, 3))
+    found = space_metric.statistics(model, sites, task, calibration=4, gradients=True).output_moment("0", shrink=False)
+    assert found is not None
+    torch.testing.assert_close(found[0], torch.eye(3, dtype=torch.float64), rtol=0, atol=0.15)  # ten deviations of 8,000 draws
+    assert space_metric.settings("fisher", 4, task) == "metric=fisher,calibration=4,targets=sampled,samples=2,seed=0"
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -150,15 +234,14 @@ def test_both_runners_measure_the_same(tmp_path: Path) -> None:
 
 
 def test_a_search_tells_that_it_collects_and_starts_from_the_estimated_loss(tmp_path: Path) -> None:
-    study = make()
-    study.attach(tmp_path / "s.db")
+    study = make().replace(store=tmp_path / "s.db")
     events: list = []
     study.run(runner="local", trials=6, on_event=events.append)
     stages = [event.text for event in events if isinstance(event, Stage)]
     assert stages[0] == "collecting statistics of 3 batches for the fisher metric" and "profiling" in stages[1]
     origins = [event.outcome.request.origin for event in events if isinstance(event, Finished)]
     assert origins[0] == "dense" and origins[1].startswith("additive:energy:")
-    for row in study.layers().to_dict("records"):
+    for row in study.results.layers().to_dict("records"):
         rank = tuple(int(r) for r in row["rank"].split("x"))
         site = next(s for s in study.sites if s.name == row["site"])
         assert row["description"] == study.spectra.decomposition(row["decomposition"]).describe(site, rank) != ""
@@ -182,9 +265,9 @@ def test_a_layer_that_sees_nothing_keeps_the_weight_metric() -> None:
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="'hessian' is none of weight, activation, fisher"):
-        mixture().but(metric="hessian")
+        mixture().replace(metric="hessian")
     with pytest.raises(InvalidArgument, match="calibration=0"):
-        mixture().but(calibration=0)
+        mixture().replace(calibration=0)
 
 
 def test_the_mixture_goes_without_cp() -> None:

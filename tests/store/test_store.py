@@ -17,18 +17,19 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from ranksearch.errors import InvalidArgument, StoreError
-from ranksearch.store import Record, Store, read_details
+from ranksearch.store import Record, Store
 from ranksearch.store import database as _database
 
 STUDY = {"study": "digits", "fingerprint": "f00d"}
 # a process without torch, so that starting one takes a fraction of a second
-PRELUDE = "import sys; from ranksearch.store import Record, Store, read_details\n"
+PRELUDE = "import sys; from ranksearch.store import Record, Store\n"
 
 
 def record(number: int = 0, **changes) -> Record:
@@ -134,15 +135,20 @@ def test_configuration_by_prefix(filled: Path) -> None:
             store.configuration("")
 
 
+def stored_details(where) -> dict[str, Any]:
+    with Store.open(where, create=False) as store:
+        return store.details
+
+
 def test_details(path: Path) -> None:
     with Store.open(path, **STUDY, details={"options": {"data": "\u00fc"}, "n": 1}) as store:
         assert store.details == {"options": {"data": "\u00fc"}, "n": 1} and store.study == "digits" and store.fingerprint == "f00d"
     with Store.open(path, **STUDY, details={"n": 2}, create=False):  # a reader changes nothing
-        assert read_details(path)["n"] == 1
+        assert stored_details(path)["n"] == 1
     with Store.open(path, **STUDY):
-        assert read_details(f"sqlite:///{path}")["n"] == 1
+        assert stored_details(f"sqlite:///{path}")["n"] == 1
     with Store.open(path, **STUDY, details={"n": 3}) as store:
-        assert store.details == read_details(path) == {"n": 3}
+        assert store.details == stored_details(path) == {"n": 3}
     with pytest.raises(InvalidArgument, match="details"):
         Store.open(path, **STUDY, details={"n": object()})
     with pytest.raises(InvalidArgument, match="needs both"):
@@ -184,7 +190,6 @@ def attempts(where):
     yield lambda: Store.open(where, **STUDY, create=True, write=False)
     yield lambda: Store.open(where, create=False)
     yield lambda: Store.open(where, create=False, write=True)
-    yield lambda: read_details(where)
 
 
 def refused(where, match: str) -> None:

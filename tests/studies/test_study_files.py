@@ -113,11 +113,10 @@ def test_digits_without_fine_tuning_is_another_fidelity_of_the_same_store(tmp_pa
     short = {"training_epochs": 0.1, "metric": "weight"}
     tuned, plain = digits(**short), digits(**short, epochs=0.0)
     assert tuned.fingerprint == plain.fingerprint and tuned.fidelity.key != plain.fidelity.key
-    for study in (tuned, plain):
-        study.spec = study.spec.but(include="*conv1", max_options=3)
-        study.attach(tmp_path / "digits.db")
-        study.fidelity = study.fidelity if study is plain else Fidelity(epochs=0.05, recalibration=8)
-        study.run(runner="local", trials=5)
+    space = plain.spec.replace(include="*conv1", max_options=3)
+    plain, tuned = (study.replace(space=space, store=tmp_path / "digits.db") for study in (plain, tuned))
+    plain.run(5, runner="local")
+    tuned.replace(fidelity=Fidelity(epochs=0.05, recalibration=8)).run(5, runner="local")
     frame = plain.evaluations()
     assert len(frame) == 10 and frame["fidelity"].nunique() == 2
     assert set(plain.proxies(calibrate=False)["fidelity"]) == set(frame["fidelity"])

@@ -13,13 +13,13 @@ from torch import nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Fidelity, Request
-from ranksearch.results.pareto import spread
+from ranksearch.results.pareto import spread_front
 from ranksearch.runners import LocalRunner, RayTuneRunner
 from ranksearch.search.events import Planned, Stage
 from ranksearch.space import DENSE, Configuration, SpaceSpec, mixture
 from ranksearch.space.specs import named
-from ranksearch.study import Study
-from ranksearch.supernet import Event as Step
+from ranksearch.study import Screening, Study
+from ranksearch.supernet import TrainingStep
 from ranksearch.supernet.study import named_fidelity, sizes
 from ranksearch.tasks import Classification
 
@@ -39,17 +39,14 @@ def make(*, space: SpaceSpec | None = None, noise: float = 0.0) -> Study:
 def store(tmp_path_factory) -> str:
     """The store of a study with a trained supernet, that was searched with it."""
     url = str(tmp_path_factory.mktemp("supernet") / "small.db")
-    study = make()
-    study.attach(url)
+    study = make().replace(store=url)
     study.train_supernet("joint", epochs=1, recalibration=2)
-    study.run(runner="local", trials=8, supernet=True, screen=14)
+    study.run(8, runner="local", screening=Screening(count=14))
     return url
 
 
 def attached(store: str | Path, study: Study | None = None) -> Study:
-    study = study or make()
-    study.attach(store)
-    return study
+    return (study or make()).replace(store=store)
 
 
 def supernet_rows(study: Study):
@@ -62,23 +59,23 @@ def test_training_goes_on_where_it_stopped_and_is_loaded_once_finished(tmp_path:
     study = attached(tmp_path / "b" / "s.db")
 
     def stop(event) -> None:
-        if isinstance(event, Step) and event.step == 4:
+        if isinstance(event, TrainingStep) and event.step == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         study.train_supernet("sandwich", epochs=2, on_event=stop)
     with pytest.raises(InvalidArgument, match=r"not trained to its end: .*sandwich, 2 epochs"):
-        study.supernet()
+        study.supernets.load()
     events: list = []
     trained = attached(tmp_path / "b" / "s.db").train_supernet("sandwich", epochs=2, on_event=events.append)
-    assert [e.step for e in events if isinstance(e, Step)] == [5, 6]
+    assert [e.step for e in events if isinstance(e, TrainingStep)] == [5, 6]
     assert trained.key == whole.key
     for name, value in whole.supernet.state_dict().items():
         assert torch.equal(value, trained.supernet.state_dict()[name]), name
     again: list = []
     loaded = attached(tmp_path / "b" / "s.db").train_supernet("sandwich", epochs=2, on_event=again.append)
-    assert not any(isinstance(e, Step) for e in again) and loaded.key == whole.key
-    found = attached(tmp_path / "b" / "s.db").supernet("sandwich")
+    assert not any(isinstance(e, TrainingStep) for e in again) and loaded.key == whole.key
+    found = attached(tmp_path / "b" / "s.db").supernets.load("sandwich")
     configuration = sizes(found)[0][1]
     assert found.evaluate(configuration) == whole.evaluate(configuration)
 
@@ -92,17 +89,17 @@ def test_key_holds_all_that_decides_the_training(tmp_path: Path) -> None:
     assert study.train_supernet("joint", epochs=0.3, recalibration=3).key == first.key
     other = attached(tmp_path / "s.db", make(noise=1.0))
     with pytest.raises(InvalidArgument, match="no supernet of this study is trained"):
-        other.supernet()
+        other.supernets.load()
 
 
 def test_types_that_do_not_project_are_left_out_and_named(tmp_path: Path) -> None:
-    study = attached(tmp_path / "s.db", make(space=mixture().but(decompositions=named("svd", "tensor_train"))))
+    study = attached(tmp_path / "s.db", make(space=mixture().replace(decompositions=named("svd", "tensor_train"))))
     events: list = []
     trained = study.train_supernet("joint", epochs=0.3, on_event=events.append)
     assert {o.decomposition for ladder in trained.space.ladders for o in ladder.options} == {"svd", "dense"}
     assert list(trained.left_out) == ["tensor_train"] and trained.left_out["tensor_train"] > 0
     assert any(isinstance(e, Stage) and "tensor_train (" in e.text for e in events)
-    nothing = attached(tmp_path / "t.db", make(space=mixture().but(decompositions=named("tensor_train"))))
+    nothing = attached(tmp_path / "t.db", make(space=mixture().replace(decompositions=named("tensor_train"))))
     with pytest.raises(InvalidArgument, match="no option of it is a projection"):
         nothing.train_supernet()
 
@@ -110,7 +107,7 @@ def test_types_that_do_not_project_are_left_out_and_named(tmp_path: Path) -> Non
 def test_rows_say_their_fidelity_and_fronts_are_apart(store: str) -> None:
     study = attached(store)
     frame = study.evaluations()
-    key = study.supernet().fidelity.key
+    key = study.supernets.load().fidelity.key
     assert key.endswith(":epochs=0,recalibration=2")
     assert frame["fidelity"].value_counts().to_dict() == {key: 14, study.fidelity.key: 8}
     assert set(study.front(all=True)["fidelity"]) == {study.fidelity.key}
@@ -124,7 +121,7 @@ def test_evaluations_begin_with_the_front_of_the_supernet(store: str) -> None:
     study = attached(store)
     frame = study.evaluations()
     full = frame[frame["fidelity"] == study.fidelity.key].reset_index(drop=True)
-    name = study.supernet().fidelity.name
+    name = study.supernets.load().fidelity.name
     assert full["id"].iloc[0] == DENSE.id and full["origin"].iloc[1] == name
     front = study.front(fidelity="supernet")
     taken = full[full["origin"] == name]
@@ -134,7 +131,7 @@ def test_evaluations_begin_with_the_front_of_the_supernet(store: str) -> None:
 
 def test_the_same_search_again_measures_nothing(store: str) -> None:
     events: list = []
-    attached(store).run(runner="local", trials=8, supernet="joint", screen=14, on_event=events.append)
+    attached(store).run(8, runner="local", screening=Screening("joint", 14), on_event=events.append)
     assert [e for e in events if not isinstance(e, Stage)] == [Planned(14, 14, True), Planned(8, 8)]
 
 
@@ -163,11 +160,11 @@ def test_export_at_the_supernets_fidelity(store: str, tmp_path: Path) -> None:
 
 def test_evaluator_travels_and_says_what_it_cannot_do(store: str) -> None:
     study = attached(store)
-    trained = study.supernet()
+    trained = study.supernets.load()
     before = {k: v.clone() for k, v in trained.supernet.state_dict().items()}
     copy = pickle.loads(pickle.dumps(trained.evaluator))
     row = supernet_rows(study).iloc[3]
-    request = Request(study.configuration(row["id"]), trained.fidelity, 0)
+    request = Request(study.results.configuration(row["id"]), trained.fidelity, 0)
     outcome = copy(request)
     assert outcome.metrics["accuracy"] == row["accuracy"] and outcome.metrics["loss"] == pytest.approx(row["loss"], rel=1e-6)
     wrong = Configuration.from_json('{"0": ["tensor_ring", [2]]}')
@@ -180,10 +177,10 @@ def test_evaluator_travels_and_says_what_it_cannot_do(store: str) -> None:
 
 def test_workers_measure_what_this_process_measures(store: str) -> None:
     study = attached(store)
-    trained = study.supernet()
+    trained = study.supernets.load()
     rows = supernet_rows(study).iloc[2:6]
     for runner in (LocalRunner(), RayTuneRunner(workers=1)):
-        requests = [Request(study.configuration(id), trained.fidelity, 0) for id in rows["id"]]
+        requests = [Request(study.results.configuration(id), trained.fidelity, 0) for id in rows["id"]]
         outcomes = []
         runner.run(trained.evaluator, lambda todo=requests: todo.pop(0) if todo else None, outcomes.append)
         found = {o.request.configuration.id: o.metrics["loss"] for o in outcomes}
@@ -194,7 +191,7 @@ def test_workers_measure_what_this_process_measures(store: str) -> None:
 def test_constraints_hold_while_screening(store: str, tmp_path: Path) -> None:
     study = attached(tmp_path / "s.db")
     study.train_supernet("joint", epochs=0.3)
-    study.run(runner="local", trials=5, supernet="joint", screen=8, constraints=["macs <= 0.6"])
+    study.run(5, runner="local", screening=Screening("joint", 8), constraints=["macs <= 0.6"])
     frame = study.evaluations()
     assert (frame[frame["id"] != DENSE.id]["macs_rel"] <= 0.6).all() and len(frame) == 13
 
@@ -208,7 +205,7 @@ def test_proxies_report_judges_the_supernet(store: str, tmp_path: Path) -> None:
     ids = [set(evaluations[evaluations["fidelity"] == key]["id"]) - {DENSE.id} for key in evaluations["fidelity"].unique()]
     assert len(row) == 1 and row["count"].iloc[0] == len(ids[0] & ids[1]) >= 3
     assert not len(frame[(frame["proxy"] == "supernet-joint") & frame["fidelity"].str.startswith("supernet")])
-    scores = study.proxy_scores(calibrate=False, metric="loss")
+    scores = study.report.scores(calibrate=False, metric="loss")
     scores = scores[scores["proxy"] == "supernet-joint"]
     known = supernet_rows(study).set_index("id")["loss"]
     assert np.allclose(scores["score"], known.loc[scores["id"]])
@@ -223,8 +220,11 @@ def test_proxies_report_judges_the_supernet(store: str, tmp_path: Path) -> None:
         (lambda s: s.train_supernet("joint", wieght=1), "wieght: method 'joint' has weight.*did you mean 'weight'"),
         (lambda s: s.train_supernet(epochs=0), "epochs=0: must be a finite number above 0"),
         (lambda s: s.train_supernet(recalibration=-1), "recalibration=-1"),
-        (lambda s: s.run(screen=5), "screen=5: needs supernet="),
-        (lambda s: s.run(supernet=True, runner="local"), r"no supernet of this study is trained in .*ranksearch train-supernet STUDY"),
+        (lambda s: s.run(screening=Screening(count=0)), "count=0: must be a whole number, 1 or more"),
+        (
+            lambda s: s.run(runner="local", screening=Screening()),
+            r"no supernet of this study is trained in .*ranksearch train-supernet STUDY",
+        ),
     ],
 )
 def test_errors(call, message: str, tmp_path: Path) -> None:
@@ -236,22 +236,22 @@ def test_several_supernets_have_to_be_named(tmp_path: Path) -> None:
     study = attached(tmp_path / "s.db")
     first, second = study.train_supernet("joint", epochs=0.3), study.train_supernet("joint", epochs=0.3, seed=1)
     study.train_supernet("trp", epochs=0.3)
-    assert study.supernet("trp").entry.method == "trp" and study.supernet(second.key[:6]).key == second.key
+    assert study.supernets.load("trp").entry.method == "trp" and study.supernets.load(second.key[:6]).key == second.key
     for which in (True, "joint"):
         with pytest.raises(InvalidArgument, match=rf"several are trained: .*{first.key[:8]}.*name one"):
-            study.supernet(which)
+            study.supernets.load(which)
     with pytest.raises(InvalidArgument, match=r"no trained supernet is called that; did you mean 'joint'\?; this study has joint"):
-        study.supernet("joiny")
+        study.supernets.load("joiny")
 
 
-def test_spread_takes_the_front_from_end_to_end() -> None:
+def test_spread_front_takes_the_front_from_end_to_end() -> None:
     values = [(x / 20, (1 - x / 20) ** 2) for x in range(21)] + [(0.9, 0.9), (0.5, 0.25)]
-    chosen = spread(values, 5)
+    chosen = spread_front(values, 5)
     assert 21 not in chosen and len(set(chosen)) == 5
     shares = sorted(values[i][0] for i in chosen)
     assert shares[0] < 0.15 and shares[-1] > 0.5 and min(b - a for a, b in pairwise(shares)) > 0.05
-    assert len(spread(values, 100)) == 21 and spread([], 3) == []
-    assert spread([(1.0,), (0.5,), (0.7,)], 2) == [1]
+    assert len(spread_front(values, 100)) == 21 and spread_front([], 3) == []
+    assert spread_front([(1.0,), (0.5,), (0.7,)], 2) == [1]
 
 
 def test_fidelities_by_name() -> None:

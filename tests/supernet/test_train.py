@@ -18,7 +18,7 @@ from torch import nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
-from ranksearch.supernet import Event, RankSupernet, load_trained, train
+from ranksearch.supernet import RankSupernet, TrainingStep, load_trained, train
 from ranksearch.supernet.methods import METHODS
 from ranksearch.tasks import Diverged
 
@@ -28,7 +28,7 @@ class Stop(Exception):
 
 
 def stop_at(step: int, error: type[BaseException] = Stop):
-    def on_event(event: Event) -> None:
+    def on_event(event: TrainingStep) -> None:
         if event.step == step:
             raise error
 

@@ -122,6 +122,21 @@ def test_the_loss_of_labelled_batches_has_a_gradient(pair: tuple[Task, nn.Module
     assert loss.shape == () and any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+def test_sampled_targets_have_a_loss_and_the_frequencies_of_the_predictive_distribution(pair: tuple[Task, nn.Module]) -> None:
+    task, model = pair
+    if task.predictive is None:
+        with pytest.raises(InvalidArgument, match="does not say how to sample targets"):
+            task.sample_targets(model(next(iter(task.calibration(1)))), torch.Generator())
+        return
+    outputs = model.eval()(task.example()).detach().expand(20_000, -1)
+    targets = task.sample_targets(outputs, torch.Generator().manual_seed(1))
+    assert torch.equal(targets, task.sample_targets(outputs, torch.Generator().manual_seed(1)))
+    assert math.isfinite(float(task.loss(outputs, targets)))
+    if task.predictive == "categorical":  # five deviations at most
+        found = torch.bincount(targets, minlength=outputs.shape[1]) / len(targets)
+        torch.testing.assert_close(found, outputs[0].softmax(0), rtol=0, atol=0.02)
+
+
 def test_a_pickled_task_is_the_same_task_even_in_read_only_memory(pair: tuple[Task, nn.Module], recwarn: pytest.WarningsRecorder) -> None:
     task, model = pair
     buffers: list[pickle.PickleBuffer] = []

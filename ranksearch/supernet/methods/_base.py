@@ -40,6 +40,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    draws: ClassVar[bool] = False  # whether it takes a ``sampling`` to draw configurations from
 
     def __init__(self, supernet: RankSupernet, loss: Loss, *, sampling: Sampling | None = None, seed: int = 0) -> None:
         if not callable(loss):

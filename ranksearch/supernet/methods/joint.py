@@ -41,6 +41,7 @@ class Joint(Method):
     """
 
     name = "joint"
+    draws = True
 
     def __init__(
         self,

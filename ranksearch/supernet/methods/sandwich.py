@@ -35,6 +35,7 @@ class Sandwich(Method):
     """
 
     name = "sandwich"
+    draws = True
 
     def __init__(
         self,

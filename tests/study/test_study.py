@@ -11,8 +11,9 @@ from torch import nn
 
 from ranksearch.errors import InfeasibleBudget, InvalidArgument, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
-from ranksearch.search.loop import exact_starts
-from ranksearch.space import DENSE, SpaceSpec, named
+from ranksearch.proxies import PROXIES, free_proxies
+from ranksearch.search.starts import optima
+from ranksearch.space import DENSE, SpaceSpec, mixture, named
 from ranksearch.study import Finished, Planned, Study
 from ranksearch.tasks import Classification
 
@@ -40,36 +41,28 @@ def store(tmp_path: Path) -> str:
     return str(tmp_path / "small.db")
 
 
-def _run(study: Study, store: str, **options) -> list:
-    study.attach(store)
+def _run(study: Study, trials: int = 40, **options) -> list:
     events: list = []
-    study.run(runner="local", on_event=events.append, **options)
+    study.run(trials, runner="local", on_event=events.append, **options)
     return events
 
 
 def test_search_fills_the_store_and_goes_on_where_it_stopped(store: str) -> None:
-    study = make()
-    events = _run(study, store, trials=12)
+    study = make(store=store)
+    events = _run(study, trials=12)
     assert sum(isinstance(e, Finished) for e in events) == 12
     first = study.evaluations()
     assert len(first) == 12 and first["id"].is_unique and (first["status"] == "done").all()
     assert first["id"].iloc[0] == DENSE.id
-    again = make()
-    assert not any(isinstance(e, Finished) for e in _run(again, store, trials=12))
-    more = _run(make(), store, trials=16)
+    again = make(store=store)
+    assert not any(isinstance(e, Finished) for e in _run(again, trials=12))
+    more = _run(make(store=store), trials=16)
     assert sum(isinstance(e, Finished) for e in more) == 4 and Planned(16, 12) in more
-    assert len(make_attached(store).evaluations()) == 16
-
-
-def make_attached(store: str) -> Study:
-    study = make()
-    study.attach(store)
-    return study
+    assert len(make(store=store).evaluations()) == 16
 
 
 def test_interrupted_search_keeps_everything_finished(store: str) -> None:
-    study = make()
-    study.attach(store)
+    study = make(store=store)
 
     def stop(event) -> None:
         if isinstance(event, Finished) and event.done == 5:
@@ -78,12 +71,12 @@ def test_interrupted_search_keeps_everything_finished(store: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         study.run(runner="local", trials=12, on_event=stop)
     assert len(study.evaluations()) == 5
-    assert sum(isinstance(e, Finished) for e in _run(make(), store, trials=12)) == 7
+    assert sum(isinstance(e, Finished) for e in _run(make(store=store), trials=12)) == 7
 
 
 def test_front_best_and_build(store: str) -> None:
-    study = make()
-    _run(study, store, trials=20)
+    study = make(store=store)
+    _run(study, trials=20)
     front = study.front()
     assert front["is_dense"].sum() == 1 and front["macs"].is_monotonic_increasing
     rows = front[front["on_front"]]
@@ -103,8 +96,8 @@ def test_front_best_and_build(store: str) -> None:
 
 
 def test_constraints_are_never_broken(store: str) -> None:
-    study = make()
-    _run(study, store, trials=15, constraints=["macs <= 0.5 and params <= 0.7"])
+    study = make(store=store)
+    _run(study, trials=15, constraints=["macs <= 0.5 and params <= 0.7"])
     frame = study.evaluations()
     candidates = frame[frame["id"] != DENSE.id]
     assert len(candidates) == 14
@@ -114,51 +107,51 @@ def test_constraints_are_never_broken(store: str) -> None:
 def test_infeasible_constraint_names_the_smallest_value_and_leaves_no_store(store: str) -> None:
     study = make()
     with pytest.raises(InfeasibleBudget, match=f"{study.space.smallest('macs'):,}"):
-        _run(study, store, constraints=["macs <= 0.001"])
+        _run(study, constraints=["macs <= 0.001"])
     assert not Path(store).exists()
 
 
 def test_bad_arguments_are_refused_before_any_work(store: str) -> None:
     with pytest.raises(InvalidArgument, match="accuracy, loss"):
         make(objectives=("f1", "macs"))
-    for bad in ({"trials": 0}, {"sampler": "magic"}, {"objectives": ["nope"]}, {"constraints": ["accuracy > 0.5"]}, {"workers": 0}):
+    for bad in ({"trials": 0}, {"sampler": "magic"}, {"allocator": "greedy"}, {"proxies": ["nope"]}, {"constraints": ["accuracy > 0.5"]}):
         with pytest.raises(InvalidArgument):
-            _run(make(), store, **bad)
+            _run(make(store=store), **bad)
     assert not Path(store).exists()
 
 
 def test_store_of_other_weights_is_refused_and_unchanged(store: str) -> None:
-    _run(make(), store, trials=2)
+    _run(make(store=store), trials=2)
     with pytest.raises(StoreError, match="--store"):
-        _run(make(scale=2.0), store, trials=3)
-    assert len(make_attached(store).evaluations()) == 2
+        _run(make(scale=2.0, store=store), trials=3)
+    assert len(make(store=store).evaluations()) == 2
 
 
 def test_results_without_a_store_are_a_clear_error(store: str) -> None:
     with pytest.raises(StoreError):
-        make_attached(store).front()
+        make(store=store).front()
     assert not Path(store).exists()
 
 
 def test_proxies_are_judged_on_what_was_measured(store: str) -> None:
-    study = make()
-    _run(study, store, trials=12)
-    frame, scores = study.proxies(), study.proxy_scores()
-    ran = ["single_site_loss", "calibrated", "last_feature"]
-    assert frame["proxy"].tolist() == ["energy", "frobenius", "operator_norm", "activation", "fisher", "fwsvd", *ran]
+    study = make(store=store)
+    _run(study, trials=12)
+    frame, scores = study.proxies(), study.report.scores()
+    ran = [kind.name for kind in PROXIES if kind.needs == "networks"]
+    assert frame["proxy"].tolist() == [kind.name for kind in PROXIES]
     assert set(frame["count"]) == {11} and set(frame["metric"]) == {"accuracy"} and set(frame["fidelity"]) == {study.fidelity.key}
-    assert len(scores) == 9 * 11 and frame.attrs["left_out"] == {} and scores["score"].notna().all()
+    assert len(scores) == len(PROXIES) * 11 and frame.attrs["left_out"] == {} and scores["score"].notna().all()
     assert study.proxies(batches=0).attrs["left_out"].keys() == set(ran)
     measured = study.evaluations().set_index("id")["accuracy"]
     for name, rows in scores.groupby("proxy"):
         tau = kendalltau(rows["score"], -measured[rows["id"]].to_numpy()).statistic
         assert frame.set_index("proxy").loc[name, "kendall"] == pytest.approx(tau), name
-    assert len(study.proxies(calibrate=False)) == 3
+    assert study.proxies(calibrate=False)["proxy"].tolist() == [proxy.name for proxy in free_proxies()]
     with pytest.raises(InvalidArgument, match="metric='macs': this task reports accuracy, loss"):
         study.proxies(metric="macs")
     with pytest.raises(InvalidArgument, match="batches=-1: must be a whole number"):
         study.proxies(batches=-1)
-    empty = make_attached(store + ".none")
+    empty = make(store=store + ".none")
     with pytest.raises(StoreError):
         empty.proxies()
 
@@ -172,33 +165,32 @@ def test_failed_evaluations_are_recorded_and_do_not_end_the_study(store: str, mo
         return real(self, request)
 
     monkeypatch.setattr(Evaluator, "__call__", fragile)
-    study = make()
-    _run(study, store, trials=14)
+    study = make(store=store)
+    _run(study, trials=14)
     frame = study.evaluations()
     assert 0 < (frame["status"] == "failed").sum() < 14 and len(frame) == 14
     assert set(frame.loc[frame["status"] == "failed", "error"]) == {"RuntimeError: no such luck"}
     assert (study.front(all=True)["id"].isin(frame.loc[frame["status"] == "done", "id"])).all()
-    assert not any(isinstance(e, Finished) for e in _run(make(), store, trials=14))
+    assert not any(isinstance(e, Finished) for e in _run(make(store=store), trials=14))
 
 
 def test_a_space_smaller_than_the_trials_is_exhausted(store: str) -> None:
-    study = make()
-    study.spec = study.spec.but(include="3", max_options=4)
-    _run(study, store, trials=100)
+    study = make(store=store).replace(space=mixture().replace(include="3", max_options=4))
+    _run(study, trials=100)
     assert len(study.evaluations()) == study.space.size
 
 
 def test_exact_starts_fit_their_budgets() -> None:
     study = make()
-    starts = exact_starts(study.space, {"macs": study.space.limit("macs", 0.6)})
-    assert len({s.indices.tobytes() for s in starts}) == len(starts) > 4
-    assert all(study.space.cost(s.indices).macs <= 0.6 * study.baseline.macs for s in starts)
+    starts = optima(study.space, free_proxies(), {"macs": study.space.limit("macs", 0.6)})
+    assert len({s.candidate.configuration for s in starts}) == len(starts) > 4
+    assert all(s.candidate.cost.macs <= 0.6 * study.baseline.macs for s in starts)
 
 
 def test_the_absolute_error_starts_first_where_it_is_good() -> None:
     spec = SpaceSpec(named("svd", "svd_in", "spatial", "spatial_t", "tucker2"))
     fisher, weight = (
-        [start.origin.split(":", 1)[1].split("<=")[0] for start in exact_starts(make(space=spec.but(metric=metric)).space, {})]
+        [s.origin.split(":", 1)[1].split("<=")[0] for s in optima(make(space=spec.replace(metric=metric)).space, free_proxies(), {})]
         for metric in ("fisher", "weight")
     )
     assert list(dict.fromkeys(fisher))[:2] == ["energy:params", "energy:macs"]
@@ -206,9 +198,9 @@ def test_the_absolute_error_starts_first_where_it_is_good() -> None:
 
 
 def test_other_objectives_and_seeds_share_the_store(store: str) -> None:
-    study = make()
-    _run(study, store, trials=4)
-    assert not any(isinstance(e, Finished) for e in _run(make(), store, trials=4, objectives=["loss", "params"]))
-    assert sum(isinstance(e, Finished) for e in _run(make(), store, trials=2, seed=9)) == 2
+    study = make(store=store)
+    _run(study, trials=4)
+    assert not any(isinstance(e, Finished) for e in _run(make(store=store, objectives=["loss", "params"]), trials=4))
+    assert sum(isinstance(e, Finished) for e in _run(make(store=store, seed=9), trials=2)) == 2
     frame = study.evaluations()
     assert set(frame["seed"]) == {0, 9}

@@ -4,9 +4,9 @@ measured elsewhere is as welcome as what was asked for."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from copy import copy
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -19,55 +19,58 @@ MUTATIONS = 64  # tries to change a known point before it is handed out as it is
 class Sampler(ABC):
     """Proposes vectors of option indices and learns from what they were worth. All objectives are minimised.
 
+    An instance holds hyper-parameters alone, so that one can be given to any study; `start` gives the one that works on a space.
     `propose` may be called any number of times before the results come back, and results may come back in any order,
     for vectors that were never proposed, or not at all. The same seed and the same calls give the same proposals.
 
-    A variant implements `_candidate` and `_learn`, and nothing else.
+    A variant implements `_candidate` and `_learn`, and `_begin` where it has a state of its own.
     """
 
     name: ClassVar[str]
     refusals: ClassVar[int] = 64  # candidates refused in a row before one is made admissible
+    shape: tuple[int, ...] = ()  # options per site, once started
+    n_objectives: int = 0
+    _admissible: Callable[[np.ndarray], bool]
+    _rng: np.random.Generator
+    _good: list[np.ndarray]  # admissible vectors met so far, distinct
+    _seen: set[bytes]
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],  # options per site
-        n_objectives: int,
-        *,
-        seed: int,
-        admissible: Callable[[np.ndarray], bool],
-        first: Sequence[np.ndarray] = (),
-    ) -> None:
-        """
+    def start(self, shape: tuple[int, ...], n_objectives: int, *, seed: int, admissible: Callable[[np.ndarray], bool]) -> Self:
+        """A sampler with these hyper-parameters at the beginning of a search; this one stays as it is.
+
         Args:
             shape: options per site; indices lie in [0, options). Lower indices are cheaper.
             n_objectives: how many values `observe` will bring.
             seed: of all random choices.
             admissible: whether a vector of indices keeps the constraints; called for every candidate.
-            first: vectors to propose before any other, in this order; those that are not admissible are left out.
 
         Raises:
-            InvalidArgument: an empty shape, a site without options, no objective, or a first vector outside the space.
+            InvalidArgument: an empty shape, a site without options, or no objective.
         """
         if not shape or min(shape) < 1:
             raise InvalidArgument(f"shape={shape}: every site needs at least one option, and there must be a site")
         checks.whole("n_objectives", n_objectives, least=1)
-        self.shape = tuple(int(count) for count in shape)
-        self.n_objectives = n_objectives
-        self._admissible = admissible
-        self._rng = np.random.default_rng(seed)
-        self._first = deque(self._vector(indices) for indices in first)
-        self._good: list[np.ndarray] = []  # admissible vectors met so far, distinct
-        self._seen: set[bytes] = set()
+        started = copy(self)
+        started.shape = tuple(int(count) for count in shape)
+        started.n_objectives = n_objectives
+        started._admissible = admissible
+        started._rng = np.random.default_rng(seed)
+        started._good, started._seen = [], set()
+        started._begin(seed)
+        return started
+
+    def _begin(self, seed: int) -> None:  # noqa: B027 - nothing to set up in most
+        """Set up what the search of a space needs; ``shape`` and ``n_objectives`` are known."""
 
     def propose(self) -> np.ndarray:
         """The next vector to measure, always admissible; int64, shape: (n_sites,). Duplicates are possible.
 
         Raises:
             InfeasibleBudget: no admissible vector was found, the cheapest one being refused too.
+            InvalidArgument: the sampler was not started.
         """
-        while self._first:
-            if self._accept(indices := self._first.popleft()):
-                return indices.copy()
+        if not self.shape:
+            raise InvalidArgument(f"sampler={self.name!r} was not started: propose with what start(shape, n_objectives, ...) returns")
         candidate = np.zeros(len(self.shape), dtype=np.int64)
         for _ in range(self.refusals):
             candidate = self._candidate()
@@ -109,7 +112,7 @@ class Sampler(ABC):
 
     def _vector(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         vector = np.array(indices, dtype=np.int64)
-        if vector.shape != (len(self.shape),) or (vector < 0).any() or (vector >= np.array(self.shape)).any():
+        if not self.shape or vector.shape != (len(self.shape),) or (vector < 0).any() or (vector >= np.array(self.shape)).any():
             raise InvalidArgument(f"indices={vector.tolist()} do not fit the space: one index per site, below {self.shape}")
         return vector
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ranksearch.decompositions.folding import split_groups
-from ranksearch.proxies._base import TableProxy
+from ranksearch.proxies.proxy import TableProxy
 from ranksearch.sites import Site, canonical_weight
 from ranksearch.space import SearchSpace
 from ranksearch.space.spectra import Spectra

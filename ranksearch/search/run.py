@@ -1,0 +1,144 @@
+"""One run of a study: from what its store knows of a fidelity to as many evaluations as are wanted, every one of them
+stored when it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+
+from ranksearch.allocators import Allocator
+from ranksearch.errors import InfeasibleBudget
+from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.proxies import TableProxy
+from ranksearch.results.conditions import Condition
+from ranksearch.results.pareto import spread_front
+from ranksearch.runners import Runner
+from ranksearch.samplers import Sampler
+from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
+from ranksearch.search.loop import Known, SearchLoop, indices_of
+from ranksearch.search.starts import Start, optima
+from ranksearch.sites import Amount, Cost
+from ranksearch.space import Candidate, Configuration, SearchSpace
+from ranksearch.store import Record, Store
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """What evaluations are worth: values of the named objectives, all to be minimised, costs relative to the dense network."""
+
+    names: tuple[str, ...]
+    directions: Mapping[str, Literal["min", "max"]]  # of all metrics and costs
+    baseline: Cost
+
+    def values(self, metrics: Mapping[str, float], cost: Mapping[str, Amount]) -> list[float]:
+        """Of one evaluation."""
+        relative = {name: cost[name] / (dense or 1) for name, dense in self.baseline.items() if name in self.names}
+        signs = [-1 if self.directions[name] == "max" else 1 for name in self.names]
+        return [sign * (relative[name] if name in relative else metrics[name]) for sign, name in zip(signs, self.names, strict=True)]
+
+    def known(self, store: Store, fidelity: Fidelity, seed: int) -> dict[str, Known]:
+        """What a store knows of a fidelity and seed, by configuration id."""
+        known: dict[str, Known] = {}
+        for record in store.records(fidelity=fidelity.key):
+            if record.seed == seed:
+                values = self.values(record.metrics, record.costs) if record.status == "done" else None
+                known[record.configuration_id] = Known(Configuration.from_json(record.configuration), values)
+        return known
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """Evaluations of one fidelity, by one strategy."""
+
+    space: SearchSpace
+    objectives: Objectives
+    fidelity: Fidelity
+    seed: int
+    trials: int
+    sampler: Sampler  # not started: `run` does
+    proxies: Sequence[TableProxy]  # whose optima are evaluated before the sampler is asked
+    allocator: Allocator | None  # solves for these optima; None: exactly
+    limits: Mapping[str, Amount]
+    evaluator: Callable[[], Callable[[Request], Outcome]]  # made when it is needed
+    screening: bool = False
+
+    def run(self, store: Store, runner: Runner, tell: Callable[[SearchEvent], None], *, first: Sequence[Start] = ()) -> None:
+        """Evaluate until the store has ``trials``: the dense network, ``first``, the optima of the proxies, then the sampler."""
+        known = self.objectives.known(store, self.fidelity, self.seed)
+        tell(Planned(max(self.trials, len(known)), len(known), self.screening))
+        if len(known) >= self.trials:
+            return
+        tell(Stage("solving the exact proxy fronts"))
+        taken = {start.candidate.configuration.id for start in first}
+        solved = optima(self.space, self.proxies, self.limits, allocator=self.allocator)
+
+        def keep(outcome: Outcome, candidate: Candidate) -> None:
+            store.add(_record(outcome, candidate))
+
+        loop = SearchLoop(
+            self.space, self.sampler.start(self.space.shape, len(self.objectives.names), seed=self.seed, admissible=self._admissible),
+            starts=[*first, *(start for start in solved if start.candidate.configuration.id not in taken)],
+            admissible=self._admissible, fidelity=self.fidelity, seed=self.seed, trials=self.trials, known=known,
+            values=lambda outcome, candidate: self.objectives.values(outcome.metrics, candidate.cost),
+            keep=keep,
+        )  # fmt: skip
+
+        def report(outcome: Outcome) -> None:
+            loop.report(outcome)
+            tell(Finished(outcome, loop.done, self.trials))
+
+        with_supernet = f" and {self.fidelity.name}" if self.screening else ""
+        tell(Stage(f"evaluating with {type(runner).__name__}{with_supernet}"))
+        runner.run(self.evaluator(), loop.propose, report)
+
+    def _admissible(self, indices: np.ndarray) -> bool:
+        return within(self.space, self.limits, indices)
+
+    def best(self, store: Store, into: SearchSpace, count: int) -> list[Start]:
+        """The front of what is stored, at most ``count`` of it, spread over cost, as starts of a search in another space:
+        those within the limits."""
+        rows: list[tuple[np.ndarray, Sequence[float]]] = []
+        for entry in self.objectives.known(store, self.fidelity, self.seed).values():
+            indices = indices_of(into, entry.configuration)
+            if entry.values is not None and indices is not None and entry.configuration.choices and within(into, self.limits, indices):
+                rows.append((indices, entry.values))
+        chosen = spread_front([values for _, values in rows], count)
+        return [Start(into.candidate(rows[i][0]), self.fidelity.name) for i in chosen]
+
+
+def within(space: SearchSpace, limits: Mapping[str, Amount], indices: np.ndarray) -> bool:
+    """Whether the costs of option indices are within limits."""
+    return all(float(space.cost_tables[name].score(indices)) <= limit for name, limit in limits.items())
+
+
+def upper_limits(space: SearchSpace, conditions: Sequence[Condition]) -> dict[str, Amount]:
+    """The tightest upper bound per cost, checked against the least that the space can reach.
+
+    Raises:
+        InfeasibleBudget: a bound below that."""
+    dense = space.baseline
+    found: dict[str, Amount] = {}
+    for condition in conditions:
+        for name, limit in condition.upper_bounds(dense).items():
+            found[name] = min(limit, found.get(name, limit))
+    for cost, limit in found.items():
+        least = space.smallest(cost)
+        if limit < least:
+            raise InfeasibleBudget(
+                f"constraint {cost} <= {limit:,} ({limit / dense[cost]:.3f} of the dense network's): the smallest that this space "
+                f"reaches is {least:,} ({least / dense[cost]:.3f}); relax the constraint or allow more decompositions or sites"
+            )
+    return found
+
+
+def _record(outcome: Outcome, candidate: Candidate) -> Record:
+    """An outcome as the store keeps it."""
+    request = outcome.request
+    return Record(
+        candidate.configuration.id, candidate.configuration.to_json(), request.fidelity.key, request.seed, outcome.status,
+        outcome.metrics, candidate.cost, outcome.error, outcome.seconds, request.origin, datetime.now(UTC),
+    )  # fmt: skip

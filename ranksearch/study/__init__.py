@@ -1,0 +1,9 @@
+"""A study: a model, a task, a space, objectives, and all evaluations made for them."""
+
+from __future__ import annotations
+
+from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
+from ranksearch.study.run import Screening
+from ranksearch.study.study import Study
+
+__all__ = ["Finished", "Planned", "Screening", "SearchEvent", "Stage", "Study"]

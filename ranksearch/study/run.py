@@ -1,0 +1,131 @@
+"""A search of a study: what is given by name or instance is checked first, then the space is profiled, then evaluations begin."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from ranksearch import checks
+from ranksearch.allocators import ALLOCATORS, Allocator
+from ranksearch.errors import InvalidArgument
+from ranksearch.evaluation import Outcome, Request
+from ranksearch.proxies import PROXIES, ProxyContext, TableProxy, free_proxies
+from ranksearch.results.conditions import Condition
+from ranksearch.runners import RUNNERS, Runner
+from ranksearch.samplers import SAMPLERS, Sampler
+from ranksearch.search.events import Planned, SearchEvent
+from ranksearch.search.run import Objectives, SearchRun, upper_limits
+
+if TYPE_CHECKING:
+    from ranksearch.study.study import Study
+
+BATCHES = 2  # labelled batches for proxies that run networks
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Configurations measured with a trained supernet before the evaluations, stored at its fidelity; the evaluations then begin with
+    the front of them, well spread.
+
+    Attributes:
+        supernet: True for the only one, or its method or key.
+        count: how many configurations; those in the store count.
+
+    Raises:
+        InvalidArgument: ``count`` below 1.
+    """
+
+    supernet: str | bool = True
+    count: int = 100
+
+    def __post_init__(self) -> None:
+        checks.whole("count", self.count, least=1)
+
+
+def run(
+    study: Study,
+    trials: int,
+    *,
+    sampler: str | Sampler,
+    proxies: Sequence[str | TableProxy] | None,
+    allocator: str | Allocator | None,
+    runner: str | Runner,
+    constraints: Sequence[str],
+    screening: Screening | None,
+    on_event: Callable[[SearchEvent], None] | None,
+) -> None:
+    """See `ranksearch.study.Study.run`."""
+    tell = on_event or (lambda event: None)
+    checks.whole("trials", trials, least=1)
+    if not isinstance(runner, Runner):
+        runner = _of_table("runner", runner, Runner, RUNNERS.items())()
+    if not isinstance(sampler, Sampler):
+        sampler = _of_table("sampler", sampler, Sampler, ((s.name, s) for s in SAMPLERS))
+    if allocator is not None and not isinstance(allocator, Allocator):
+        allocator = _of_table("allocator", allocator, Allocator, ((a.name, a) for a in ALLOCATORS))
+    kinds = None if proxies is None else [_proxy_kind(proxy) for proxy in proxies]
+    conditions = [Condition.parse(text) for text in constraints]
+
+    objectives = Objectives(study.objectives, study.directions, study.baseline)
+    if screening is None and not conditions and (done := _known(study, objectives)) >= trials:  # nothing to profile for
+        tell(Planned(done, done))
+        return
+    space = study.profile(tell)
+    starts = free_proxies() if kinds is None else _made(study, kinds)
+    search = SearchRun(
+        space, objectives, study.fidelity, study.seed, trials, sampler, starts, allocator, upper_limits(space, conditions),
+        lambda: study.evaluator,
+    )  # fmt: skip
+    screened = None if screening is None else _screening(study, screening, conditions, search)
+    with study.open_store(write=True) as store:
+        if screened is not None:
+            screened.run(store, runner, tell)
+        first = [] if screened is None else screened.best(store, space, trials // 2)
+        search.run(store, runner, tell, first=first)
+
+
+def _known(study: Study, objectives: Objectives) -> int:
+    with study.open_store(write=True) as store:
+        return len(objectives.known(store, study.fidelity, study.seed))
+
+
+def _screening(study: Study, screening: Screening, conditions: Sequence[Condition], search: SearchRun) -> SearchRun:
+    store = study.supernets.store
+    entry, space = store.find(screening.supernet), store.space()
+
+    def evaluator() -> Callable[[Request], Outcome]:
+        return store.load(entry).evaluator
+
+    return SearchRun(
+        space, search.objectives, entry.fidelity, study.seed, screening.count, search.sampler, search.proxies, search.allocator,
+        upper_limits(space, conditions), evaluator, screening=True,
+    )  # fmt: skip
+
+
+def _of_table(argument: str, given: object, kind: type, table: Iterable[tuple[str, T]]) -> T:
+    """The entry of a table that is called ``given``.
+
+    Raises:
+        InvalidArgument: there is none; the message lists them."""
+    entries = dict(table)
+    if isinstance(given, str) and given in entries:
+        return entries[given]
+    close = difflib.get_close_matches(given, entries, n=1) if isinstance(given, str) else []
+    hint = f"; did you mean {close[0]!r}?" if close else f", nor an instance of {kind.__name__}"
+    raise InvalidArgument(f"{argument}={given!r} is none of {', '.join(entries)}{hint}")
+
+
+def _proxy_kind(given: str | TableProxy) -> TableProxy | type[TableProxy]:
+    """A proxy that has optima, or the class that makes one."""
+    if isinstance(given, TableProxy):
+        return given
+    tabled = ((kind.name, kind) for kind in PROXIES if issubclass(kind, TableProxy))
+    return _of_table("proxies", given, TableProxy, tabled)
+
+
+def _made(study: Study, kinds: Sequence[TableProxy | type[TableProxy]]) -> list[TableProxy]:
+    context = ProxyContext(study.space, study.spectra, study.task, calibration=study.spec.calibration, batches=BATCHES)
+    return [kind.make(context) if isinstance(kind, type) else kind for kind in kinds]

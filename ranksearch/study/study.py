@@ -1,0 +1,309 @@
+"""What a study is made of, and what everything else about it starts from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import nn
+
+from ranksearch.allocators import Allocator
+from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
+from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.errors import InvalidArgument
+from ranksearch.evaluation import Evaluator, Fidelity
+from ranksearch.home import home
+from ranksearch.proxies import ScoreProxy, TableProxy
+from ranksearch.results import frames
+from ranksearch.runners import Runner
+from ranksearch.samplers import Sampler
+from ranksearch.search.events import SearchEvent, Stage
+from ranksearch.sites import Cost, Sites
+from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
+from ranksearch.space.spectra import Spectra
+from ranksearch.statistics import metric as space_metric
+from ranksearch.store import Record, Store
+from ranksearch.study.report import Report
+from ranksearch.study.results import Results
+from ranksearch.study.run import Screening, run
+from ranksearch.study.supernets import Supernets
+from ranksearch.supernet import TrainingStep
+from ranksearch.supernet.methods import Method
+from ranksearch.supernet.study import TrainedSupernet
+from ranksearch.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Study:
+    """Search the decompositions and ranks of a trained network.
+
+    `run` searches; `results` (`front`, `best`, `build`, ...), `report` (`proxies`) and `supernets` (`train_supernet`) are the rest of
+    what a study does. The calls in brackets stand here too, for short. Nothing is changed after it is made: `replace` gives
+    another study.
+
+    Args:
+        name: names the default store.
+        model: the trained network; never changed.
+        task: data, fine-tuning and metrics.
+        space: which types, layers and ranks to choose from, see `ranksearch.space`; default `mixture`.
+        objectives: what the front is made of: metrics of the task, ``params``, ``macs``, other costs.
+        costs: what networks are counted by, see `ranksearch.costs`: ``(*COSTS, Mine())`` adds one of your own.
+        fidelity: how each candidate is evaluated.
+        seed: of the search and of every evaluation.
+        store: where the evaluations are: a path, or any SQLAlchemy URL; default: the study's name in `ranksearch.home.home`.
+        options: what the study file was called with, as JSON data; stored with the study.
+
+    Raises:
+        InvalidArgument: an objective that is neither a metric of the task nor a cost, a name that cannot be a file name, costs
+            without params or MACs or with a name that is taken.
+        InvalidModel: weights that are NaN, an example that the model does not take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: nn.Module,
+        task: Task,
+        space: SpaceSpec | None = None,
+        objectives: Sequence[str] = ("accuracy", "macs", "params"),
+        fidelity: Fidelity | None = None,
+        seed: int = 0,
+        costs: Sequence[CostModel] = COSTS,
+        store: str | Path | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
+            raise InvalidArgument(f"name={name!r}: give letters, digits, '-' or '_'; it names the store's file")
+        self.name = name
+        self.model = model
+        self.task = task
+        self.spec = space or mixture()
+        self.fidelity = fidelity or Fidelity()
+        self.seed = seed
+        self.options = dict(options or {})
+        self._store = None if store is None else str(store)
+        metrics: dict[str, Literal["min", "max"]] = {m.name: m.direction for m in task.metrics}
+        self.costs = check_costs(costs, taken={*frames.RESERVED, *metrics.keys() - {c.name for c in COSTS}})
+        self.directions: dict[str, Literal["min", "max"]] = {cost.name: "min" for cost in self.costs}
+        self.directions |= metrics
+        self.objectives = self.check_objectives(objectives)
+
+    def replace(self, **changes: Any) -> Self:
+        """The same study with some arguments changed, such as ``study.replace(store="other.db", seed=1)``. What is computed of
+        the sites and the space is kept where model, task, space and costs stay."""
+        arguments: dict[str, Any] = {
+            "name": self.name, "model": self.model, "task": self.task, "space": self.spec, "objectives": self.objectives,
+            "fidelity": self.fidelity, "seed": self.seed, "costs": self.costs, "store": self._store, "options": self.options,
+        }  # fmt: skip
+        other = type(self)(**arguments | changes)
+        if not {"model", "task", "space", "costs"} & set(changes):
+            computed = ("sites", "spectra", "space", "baseline", "fingerprint")
+            vars(other).update({name: vars(self)[name] for name in computed if name in vars(self)})
+        return other
+
+    def check_objectives(self, objectives: Sequence[str]) -> tuple[str, ...]:
+        """Distinct objectives, in order.
+
+        Raises:
+            InvalidArgument: none, or one that is neither a metric of the task nor a cost."""
+        unknown = [o for o in objectives if o not in self.directions]
+        if unknown or not objectives:
+            raise InvalidArgument(f"objectives={list(objectives)}: this task reports {', '.join(self.directions)}; name some of these")
+        return tuple(dict.fromkeys(objectives))
+
+    # -- what it is made of --------------------------------------------------------------------------------------
+
+    @cached_property
+    def sites(self) -> Sites:
+        """The factorizable layers, and what was skipped and why."""
+        return self.spec.sites(self.model, self.task.example())
+
+    @cached_property
+    def spectra(self) -> Spectra:
+        """The prepared decompositions of every site, in the metric of the space.
+
+        Other metrics than the weights' take statistics from ``space.calibration`` batches first, cached under
+        ``$RANKSEARCH_HOME/cache``, with what was measured best as defaults (`ranksearch.statistics.metric`): labels
+        sampled from the model at temperature 3."""
+        name = self.spec.metric
+        moments = None
+        if name != "weight":
+            batches, gradients = self.spec.calibration, name == "fisher"
+            found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=gradients)
+            moments = space_metric.moments(found, name)
+        return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space: a ladder of options for every site."""
+        return self.spec.build(self.spectra, costs=self.costs, example=self.dense_network.example)
+
+    @property
+    def profiled(self) -> bool:
+        """Whether the space is computed already."""
+        return "space" in vars(self)
+
+    def profile(self, tell: Callable[[Stage], None]) -> SearchSpace:
+        """`space`, each stage of its computation told before it begins."""
+        if not self.profiled:
+            if self.spec.metric != "weight":
+                tell(Stage(f"collecting statistics of {self.spec.calibration} batches for the {self.spec.metric} metric"))
+                _ = self.spectra
+            tell(Stage(f"profiling {len(self.sites)} sites"))
+        return self.space
+
+    @cached_property
+    def baseline(self) -> Cost:
+        """Every cost of the dense network."""
+        return network_cost(self.costs, self.dense_network)
+
+    @property
+    def dense_network(self) -> DenseNetwork:
+        """The network as cost models see it."""
+        return DenseNetwork(self.model, self.sites, self.task.example())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash of the model's weights and the task: evaluations are facts about this. In other metrics than the
+        weights' a configuration has other factors, so the metric and its settings are part of it there."""
+        digest = hashlib.sha256(self.task.fingerprint().encode())
+        digest.update(space_metric.settings(self.spec.metric, self.spec.calibration, self.task).encode())
+        for key, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What evaluates a request; picklable."""
+        return Evaluator(self.spectra, self.task)
+
+    # -- the store ---------------------------------------------------------------------------------------------
+
+    @property
+    def store_url(self) -> str:
+        """Where the evaluations are."""
+        return self._store or str(home() / f"{self.name}.db")
+
+    def open_store(self, *, write: bool) -> Store:
+        """The store, made if it is to be written to and is not there.
+
+        Raises:
+            StoreError: there is none to read, or it is another study's."""
+        details = {"options": self.options, "objectives": list(self.objectives), "baseline": dict(self.baseline)}
+        mine = {"study": self.name, "fingerprint": self.fingerprint}
+        return Store.open(self.store_url, **mine, details=details, create=write, write=write, complete=self._counted)
+
+    def _counted(self, record: Record) -> Record:
+        """The record with the costs that the study has gained since it was written."""
+        missing = [cost for cost in self.costs if cost.name not in record.costs]
+        if not missing:
+            return record
+        choices = Configuration.from_json(record.configuration).choices
+        types = {d.name: d for d in (*DECOMPOSITIONS, *self.spec.decompositions)}
+        found = network_cost(missing, self.dense_network, choices, tuple(types.values()))
+        return replace(record, costs={**record.costs, **found})
+
+    # -- what a user does with it ------------------------------------------------------------------------------
+
+    @property
+    def results(self) -> Results:
+        """What the store has: fronts, tables, networks."""
+        return Results(self)
+
+    @cached_property
+    def report(self) -> Report:
+        """How well proxies predicted what was measured."""
+        return Report(self)
+
+    @property
+    def supernets(self) -> Supernets:
+        """One training for every size."""
+        return Supernets(self)
+
+    def run(
+        self,
+        trials: int = 40,
+        *,
+        sampler: str | Sampler = "nsga2",
+        proxies: Sequence[str | TableProxy] | None = None,
+        allocator: str | Allocator | None = None,
+        runner: str | Runner = "ray_tune",
+        constraints: Sequence[str] = (),
+        screening: Screening | None = None,
+        on_event: Callable[[SearchEvent], None] | None = None,
+    ) -> None:
+        """Search until the study holds ``trials`` evaluations at its fidelity; what the store has counts, so that
+        running again goes on where it stopped, and a larger number adds to it.
+
+        Args:
+            trials: evaluations the study is to have, the dense network and failed ones among them.
+            sampler: proposes what to evaluate: an instance, or a name in `ranksearch.samplers.SAMPLERS`.
+            proxies: whose optima are evaluated before the sampler is asked: instances, or names in
+                `ranksearch.proxies.PROXIES`; default: those that need nothing but the space.
+            allocator: solves for these optima where it takes the proxy's table: an instance, or a name in
+                `ranksearch.allocators.ALLOCATORS`; default, and for tables that it does not take: exactly.
+            runner: where evaluations happen: an instance, or a name in `ranksearch.runners.RUNNERS`, which then evaluates on
+                every core of this machine (``ray_tune``) or one by one in this process (``local``).
+            constraints: upper bounds on costs such as ``"macs <= 0.5"``; candidates that break one are never evaluated.
+            screening: first measure configurations with a trained supernet, and begin with the front of them.
+            on_event: called with progress.
+
+        Raises:
+            InvalidArgument, InfeasibleBudget, EmptySpace, StoreError: before any evaluation starts.
+        """
+        run(
+            self, trials, sampler=sampler, proxies=proxies, allocator=allocator, runner=runner, constraints=constraints,
+            screening=screening, on_event=on_event,
+        )  # fmt: skip
+
+    def evaluations(self) -> pd.DataFrame:
+        """See `Results.evaluations`."""
+        return self.results.evaluations()
+
+    def front(
+        self, where: str | None = None, objectives: Sequence[str] | None = None, *, all: bool = False, fidelity: str | None = None
+    ) -> pd.DataFrame:
+        """See `Results.front`."""
+        return self.results.front(where, objectives, all=all, fidelity=fidelity)
+
+    def best(self, where: str | None = None, objective: str | None = None) -> pd.Series:
+        """See `Results.best`."""
+        return self.results.best(where, objective)
+
+    def build(self, id: str, *, fidelity: str | None = None) -> nn.Module:
+        """See `Results.build`."""
+        return self.results.build(id, fidelity=fidelity)
+
+    def export(
+        self, id: str, directory: str | Path, *, onnx: bool = False, torch_export: bool = False, force: bool = False,
+        fidelity: str | None = None,
+    ) -> Path:  # fmt: skip
+        """See `Results.export`."""
+        return self.results.export(id, directory, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity)
+
+    def proxies(
+        self, *, metric: str | None = None, fidelity: str | None = None, k: int = 5, tolerance: float = 0.05, calibrate: bool = True,
+        batches: int = 2, extra: Sequence[TableProxy | ScoreProxy] = (),
+    ) -> pd.DataFrame:  # fmt: skip
+        """See `Report.agreements`."""
+        return self.report.agreements(
+            metric=metric, fidelity=fidelity, k=k, tolerance=tolerance, calibrate=calibrate, batches=batches, extra=extra
+        )
+
+    def train_supernet(
+        self, method: str | Method = "sandwich", *, epochs: float = 6.0, sampling: str | None = None, seed: int | None = None,
+        recalibration: int = 16, on_event: Callable[[Stage | TrainingStep], None] | None = None, **options: Any,
+    ) -> TrainedSupernet:  # fmt: skip
+        """See `Supernets.train`."""
+        return self.supernets.train(
+            method, epochs=epochs, sampling=sampling, seed=seed, recalibration=recalibration, on_event=on_event, **options
+        )

@@ -1,0 +1,173 @@
+"""The search loop, driven with a fake evaluator and several requests in flight."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from search_cases import InFlight, Scripted, anything, small_space, worth
+
+from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.runners import WAIT
+from ranksearch.samplers import SAMPLERS, Random, Sampler
+from ranksearch.search.loop import Known, SearchLoop
+from ranksearch.search.starts import Start
+from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    return small_space()
+
+
+def values(outcome: Outcome, candidate: Candidate) -> list[float]:
+    return [-outcome.metrics["accuracy"], candidate.cost.macs / 1e6]
+
+
+def make(space: SearchSpace, sampler: Sampler, *, trials: int, **changes) -> tuple[SearchLoop, Sampler, list[Outcome]]:
+    """A loop, its started sampler, and what it keeps."""
+    kept: list[Outcome] = []
+    admissible = changes.pop("admissible", anything)
+    started = sampler.start(space.shape, 2, seed=0, admissible=admissible)
+    given = {"starts": (), "known": {}, "fidelity": Fidelity(epochs=0), "seed": 7, "values": values} | changes
+    loop = SearchLoop(space, started, admissible=admissible, trials=trials, keep=lambda o, c: kept.append(o), **given)
+    return loop, started, kept
+
+
+def starts_of(space: SearchSpace, count: int, *, seed: int = 0) -> list[Start]:
+    rows = np.unique(space.sample(10 * count, seed=seed), axis=0)
+    rows = rows[(rows != space.dense).any(axis=1)]
+    assert len(rows) >= count
+    return [Start(space.candidate(row), f"start {number}") for number, row in enumerate(rows[:count])]
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+@pytest.mark.parametrize("kind", SAMPLERS, ids=lambda kind: kind.name)
+def test_every_sampler_gets_what_was_asked_for_and_nothing_twice(space: SearchSpace, kind: Sampler, workers: int) -> None:
+    loop, _, kept = make(space, kind, trials=30, starts=starts_of(space, 4))
+    runner = InFlight(workers)
+    runner.run(worth, loop.propose, loop.report)
+    ids = [request.configuration.id for request in runner.sent]
+    assert len(ids) == len(set(ids)) == 30 == loop.done and runner.most == workers
+    assert {o.request.configuration.id for o in kept} == set(ids) and len(kept) == 30
+    assert all((r.fidelity, r.seed) == (Fidelity(epochs=0), 7) for r in runner.sent)
+    assert loop.propose() is None
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_sampler_is_told_every_outcome_once_with_its_values(space: SearchSpace, workers: int) -> None:
+    rows = [tuple(row) for row in itertools.product(range(3), repeat=3)]
+    starts = [Start(space.candidate(row), "start") for row in ((4, 4, 4), (4, 4, 3), (3, 4, 4))]  # none of the sampler's
+    loop, sampler, kept = make(space, Scripted(rows), trials=20, starts=starts)
+    InFlight(workers).run(worth, loop.propose, loop.report)
+    told = dict(sampler.told)  # type: ignore[attr-defined]
+    assert len(sampler.told) == len(told) == len(kept) == 20  # type: ignore[attr-defined]
+    for outcome in kept:
+        candidate = space.candidate(space.indices(outcome.request.configuration))
+        expected = values(outcome, candidate) if outcome.status == "done" else None
+        assert told[tuple(candidate.indices.tolist())] == expected
+    assert None in told.values() and any(v is not None for v in told.values()), "both kinds must occur for this to say anything"
+
+
+def test_a_duplicate_of_what_is_known_is_answered_at_once_and_not_evaluated(space: SearchSpace) -> None:
+    first, second = (0, 1, 2), (1, 1, 1)
+    loop, sampler, kept = make(space, Scripted([first, first, first, second, second]), trials=3)
+    InFlight(1).run(worth, loop.propose, loop.report)
+    assert len(kept) == 3
+    answers = [values for indices, values in sampler.told if indices == first]  # type: ignore[attr-defined]
+    assert len(answers) == 3, "once when it landed, and once for each time that it was proposed again"
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_a_duplicate_in_flight_is_answered_when_it_lands(space: SearchSpace) -> None:
+    first, second = (0, 1, 2), (1, 1, 1)
+    loop, sampler, _ = make(space, Scripted([first, first, second]), trials=3, known={DENSE.id: Known(DENSE, [0.0, 0.0])})
+    told = sampler.told  # type: ignore[attr-defined]
+    one, two = loop.propose(), loop.propose()
+    assert isinstance(one, Request) and isinstance(two, Request)
+    assert [space.indices(r.configuration).tolist() for r in (one, two)] == [list(first), list(second)]
+    assert [indices for indices, _ in told] == [tuple(space.dense)]
+    loop.report(Outcome(one, "done", {"accuracy": 0.5}))
+    assert [indices for indices, _ in told][1:] == [first]
+
+
+def test_the_sampler_is_told_what_earlier_runs_found_before_it_proposes(space: SearchSpace) -> None:
+    elsewhere = Configuration({"0": ("tucker2", (1, 1))})
+    one, two = space.configuration([0, 1, 2]), space.configuration([2, 2, 2])
+    known = {c.id: Known(c, v) for c, v in ((one, [-0.5, 0.1]), (elsewhere, [-0.9, 0.1]), (two, None))}
+    loop, sampler, kept = make(space, Scripted([(0, 1, 2), (1, 1, 1)]), trials=5, known=known)
+    assert sampler.told == [((0, 1, 2), [-0.5, 0.1]), ((2, 2, 2), None)]  # type: ignore[attr-defined]
+    InFlight(2).run(worth, loop.propose, loop.report)
+    assert [o.request.configuration.id for o in kept] != [] and {one.id, two.id, elsewhere.id}.isdisjoint(
+        o.request.configuration.id for o in kept
+    )  # fmt: skip
+    assert len(kept) == 2 and loop.done == 5, "what another space of the study held counts too"
+
+
+def test_a_sampler_that_repeats_itself_does_not_stop_the_search(space: SearchSpace) -> None:
+    """Nothing is evaluated twice, in flight or after, whatever the sampler and the starts propose."""
+    same = starts_of(space, 1)[0]
+    loop, _, kept = make(space, Scripted([same.candidate.indices]), trials=12, starts=[same, same, same])
+    runner = InFlight(5)
+    runner.run(worth, loop.propose, loop.report)
+    origins = [request.origin for request in runner.sent]
+    assert len({o.request.configuration.id for o in kept}) == len(kept) == 12
+    assert origins == ["dense", "start 0", *["random"] * 10]
+
+
+@pytest.mark.parametrize(("trials", "known"), [(11, 0), (4, 0), (10, 3)])
+def test_starts_take_half_of_the_trials_at_most(space: SearchSpace, trials: int, known: int) -> None:
+    starts = starts_of(space, 20)
+    earlier = {s.candidate.configuration.id: Known(s.candidate.configuration, [0.0, 0.0]) for s in starts[:known]}
+    loop, _, _ = make(space, Random(), trials=trials, starts=starts, known=earlier)
+    runner = InFlight(3)
+    runner.run(worth, loop.propose, loop.report)
+    origins = [request.origin for request in runner.sent]
+    assert origins[: 1 + trials // 2 - known] == ["dense", *(s.origin for s in starts[known : trials // 2])]
+    assert set(origins[1 + trials // 2 - known :]) == {"random"} and len(origins) == trials - known
+
+
+def test_it_waits_for_what_is_in_flight_and_ends_after_it(space: SearchSpace) -> None:
+    loop, _, _ = make(space, Random(), trials=2)
+    requests = [loop.propose(), loop.propose()]
+    assert all(isinstance(request, Request) for request in requests)
+    assert loop.propose() is WAIT, "a third would be one evaluation too many"
+    for number, request in enumerate(requests):
+        assert isinstance(request, Request)
+        loop.report(worth(request))
+        assert loop.propose() is (WAIT if number == 0 else None)
+
+
+def test_a_space_is_evaluated_to_its_end() -> None:
+    tiny = small_space(max_options=1)
+    loop, _, kept = make(tiny, Random(), trials=100)
+    InFlight(3).run(worth, loop.propose, loop.report)
+    assert len(kept) == tiny.size == 8
+    assert loop.propose() is None
+
+
+def test_what_the_constraints_forbid_is_never_evaluated(space: SearchSpace) -> None:
+    def admissible(indices: np.ndarray) -> bool:
+        return int(indices.sum()) <= 6
+
+    only = (0, 0, 0)  # the sampler repeats itself, so that the loop looks for something new
+    loop, _, kept = make(space, Scripted([only]), trials=15, admissible=admissible)
+    InFlight(4).run(worth, loop.propose, loop.report)
+    found = [space.indices(o.request.configuration) for o in kept if o.request.configuration != DENSE]
+    assert len(found) == 14 and all(admissible(indices) for indices in found)
+
+
+def test_an_outcome_is_kept_before_anything_is_learned_from_it(space: SearchSpace) -> None:
+    def full(outcome: Outcome, candidate: Candidate) -> None:
+        raise OSError("disk full")
+
+    sampler = Scripted([(1, 1, 1)]).start(space.shape, 2, seed=0, admissible=anything)
+    loop = SearchLoop(
+        space, sampler, starts=(), admissible=anything, fidelity=Fidelity(), seed=0, trials=3, known={}, values=values, keep=full
+    )
+    request = loop.propose()
+    assert isinstance(request, Request) and request.configuration == DENSE
+    with pytest.raises(OSError, match="disk full"):
+        loop.report(worth(request))
+    assert sampler.told == [] and loop.done == 0

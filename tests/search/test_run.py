@@ -1,0 +1,129 @@
+"""One run of a study over its store, with a fake evaluator and several requests in flight."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from search_cases import InFlight, Scripted, small_space, worth
+
+from ranksearch.errors import InfeasibleBudget
+from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.proxies import free_proxies
+from ranksearch.results.conditions import Condition
+from ranksearch.samplers import Random, Sampler
+from ranksearch.search.events import Finished, Planned, SearchEvent
+from ranksearch.search.run import Objectives, SearchRun, upper_limits
+from ranksearch.search.starts import Start, optima
+from ranksearch.space import DENSE, Configuration, SearchSpace
+from ranksearch.store import Store
+
+FULL = Fidelity(epochs=0, recalibration=0)
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    return small_space()
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with Store.open(tmp_path / "s.db", study="small", fingerprint="f", create=True, write=True) as opened:
+        yield opened
+
+
+def make(space: SearchSpace, *, trials: int, sampler: Sampler | None = None, **changes) -> SearchRun:
+    objectives = Objectives(("accuracy", "macs"), {"accuracy": "max", "macs": "min", "params": "min"}, space.baseline)
+    given = {"fidelity": FULL, "seed": 3, "proxies": free_proxies(), "allocator": None, "limits": {}, "evaluator": lambda: worth} | changes
+    return SearchRun(space=space, objectives=objectives, trials=trials, sampler=sampler or Random(), **given)
+
+
+def run(search: SearchRun, store: Store, *, workers: int = 3, first: list[Start] | None = None) -> tuple[InFlight, list[SearchEvent]]:
+    runner, events = InFlight(workers), []
+    search.run(store, runner, events.append, first=first or [])
+    return runner, events
+
+
+def test_everything_evaluated_is_stored_with_its_cost_and_told(space: SearchSpace, store: Store) -> None:
+    runner, events = run(make(space, trials=14), store)
+    records = list(store.records())
+    assert len(records) == len(runner.sent) == 14 and {r.seed for r in records} == {3} and {r.fidelity for r in records} == {FULL.key}
+    for record in records:
+        cost = space.cost(space.indices(Configuration.from_json(record.configuration)))
+        assert dict(record.costs) == dict(cost)
+    finished = [e for e in events if isinstance(e, Finished)]
+    assert [e.done for e in finished] == list(range(1, 15)) and {e.total for e in finished} == {14}
+    solved = optima(space, free_proxies(), {})[:7]
+    assert [r.origin for r in runner.sent[:8]] == ["dense", *(start.origin for start in solved)]
+
+
+def test_a_second_run_goes_on_and_its_sampler_knows_the_first(space: SearchSpace, store: Store) -> None:
+    run(make(space, trials=10), store)
+    known = {r.configuration_id: r for r in store.records()}
+    started: list[Scripted] = []
+
+    class Listening(Scripted):
+        def _begin(self, seed: int) -> None:
+            super()._begin(seed)
+            started.append(self)
+
+    runner, events = run(make(space, trials=13, sampler=Listening([(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)])), store)
+    assert Planned(13, 10) in events and len(runner.sent) == 3
+    assert known.keys().isdisjoint(r.configuration.id for r in runner.sent)
+    heard = {space.configuration(indices).id: values for indices, values in started[0].told[:10]}
+    assert heard.keys() == known.keys()
+    for id, record in known.items():
+        macs = record.costs["macs"] / space.baseline.macs
+        assert heard[id] == (None if record.status == "failed" else pytest.approx([-record.metrics["accuracy"], macs]))
+    assert run(make(space, trials=13), store)[0].sent == []
+    other = run(make(space, trials=2, seed=4), store)[0]
+    assert len(other.sent) == 2, "another seed is another set of evaluations"
+
+
+def test_first_ones_come_before_the_optima_and_count_among_the_starts(space: SearchSpace, store: Store) -> None:
+    solved = optima(space, free_proxies(), {})
+    mine = [Start(space.candidate([0, 1, 0]), "mine"), Start(solved[0].candidate, "mine")]
+    runner, _ = run(make(space, trials=8), store, first=mine)
+    origins = [r.origin for r in runner.sent]
+    assert origins[:5] == ["dense", "mine", "mine", solved[1].origin, solved[2].origin]
+    assert set(origins[5:]) == {"random"}
+
+
+def test_limits_hold_for_starts_and_sampler(space: SearchSpace, store: Store) -> None:
+    limits = upper_limits(space, [Condition.parse("macs <= 0.6")])
+    runner, _ = run(make(space, trials=12, limits=limits), store)
+    costs = [space.cost(space.indices(r.configuration)).macs for r in runner.sent if r.configuration != DENSE]
+    assert len(costs) == 11 and max(costs) <= limits["macs"]
+
+
+def test_the_front_of_a_fidelity_starts_another_search(space: SearchSpace, store: Store) -> None:
+    def by_size(request: Request) -> Outcome:
+        """Larger is better, but for those above 0.7 of the dense MACs: so the front is known."""
+        macs = space.cost(space.indices(request.configuration)).macs
+        return Outcome(request, "done", {"accuracy": macs / space.baseline.macs if macs < 0.7 * space.baseline.macs else 0.0})
+
+    search = make(space, trials=25, evaluator=lambda: by_size)
+    run(search, store)
+    stored = {r.configuration_id: r.costs["macs"] for r in store.records()}
+    expected = {macs for macs in stored.values() if macs < 0.7 * space.baseline.macs}
+    starts = search.best(store, space, 100)
+    costs = sorted(s.candidate.cost.macs for s in starts)
+    assert costs == sorted(expected) and 4 < len(costs) < 24 and {s.origin for s in starts} == {FULL.name}
+    few = search.best(store, space, 4)
+    assert len(few) == 4 and {s.candidate.configuration.id for s in few} <= {s.candidate.configuration.id for s in starts}
+    limit = costs[len(costs) // 2]
+    tight = make(space, trials=25, limits={"macs": limit}).best(store, space, 100)
+    assert sorted(s.candidate.cost.macs for s in tight) == [macs for macs in costs if macs <= limit]
+    narrow = small_space(max_options=3)  # what it does not have cannot start there
+    theirs = {narrow.configuration(row).id for row in itertools.product(*map(range, narrow.shape))}
+    kept = search.best(store, narrow, 100)
+    assert {s.candidate.configuration.id for s in kept} <= theirs
+    assert {s.candidate.cost.macs for s in kept} == {macs for id, macs in stored.items() if id in theirs} & expected
+
+
+def test_limits_are_the_tightest_and_within_reach(space: SearchSpace) -> None:
+    found = upper_limits(space, [Condition.parse("macs <= 0.8 and params <= 0.9"), Condition.parse("macs <= 0.5")])
+    assert found == {"macs": space.limit("macs", 0.5), "params": space.limit("params", 0.9)}
+    with pytest.raises(InfeasibleBudget, match=f"smallest that this space reaches is {space.smallest('params'):,}"):
+        upper_limits(space, [Condition.parse("params <= 0.001")])
