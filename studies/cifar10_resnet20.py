@@ -24,7 +24,7 @@ def study(
     reconstruction: Annotated[int, "batches that the last factor of every layer is fitted on before; 0: none"] = 4,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning; layers of cp bear little"] = 0.002,
     augment: Annotated[bool, "random crops and mirroring in fine-tuning; pays only over many epochs"] = False,
-    metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are best in and errors are taken in"] = "fisher",
+    metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the search and every evaluation"] = 0,
 ) -> Study:
     """Compress a ResNet-20 trained on CIFAR-10."""

@@ -23,7 +23,7 @@ def study(
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
     reconstruction: Annotated[int, "batches that the last factor of every layer is fitted on before; 0: none"] = 8,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
-    metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are best in and errors are taken in"] = "fisher",
+    metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the search and every evaluation"] = 0,
 ) -> Study:
     """Compress a sentence encoder with a logistic probe."""

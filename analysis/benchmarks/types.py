@@ -174,7 +174,8 @@ def main() -> None:
     parts = [
         "# Which type at which budget",
         "Least relative Frobenius error of the weight, without fine-tuning, within a share of the dense parameters of the site. Types that "
-        "save storage only (`tensor_ring`, `adaptive`) compete; where one wins, the best of plain layers stands below it. "
+        "save storage only (`tensor_ring`, `adaptive`: their MACs are the dense layer's and those of putting the weight together) compete; "
+        "where one wins, the best of plain layers stands below it. "
         f"Made by `analysis/benchmarks/types.py --weights {args.weights.name} --per-shape {args.per_shape}"
         f"{f' --resnet50 --limit {args.limit}' if args.resnet50 else ''} --ring-limit {args.ring_limit}`, one thread. `tensor_ring` is not "
         f"tried above {args.ring_limit:,} parameters, where it takes minutes per layer. Curves of `cp` and `adaptive` that end flat on "

@@ -40,7 +40,7 @@ class Decomposition(ABC, Generic[S]):
     """
 
     name: str
-    nested: ClassVar[bool] = True  # errors never grow when any entry of the rank does
+    nested: ClassVar[bool] = True  # errors in the weight metric never grow when any entry of the rank does
     exact: ClassVar[bool] = True  # the last of the ranks reconstructs the weight
     labels: ClassVar[int] = 0  # how many leading entries of a rank name a structure (groups, tiles) and are no widths
     storage_only: ClassVar[bool] = False  # built as a parametrized dense layer: saves params, adds MACs
@@ -70,7 +70,8 @@ class Decomposition(ABC, Generic[S]):
 
     @abstractmethod
     def factors(self, state: S, rank: Rank) -> tuple[Tensor, ...]:
-        """Factors of one rank, float64, best in the state's metric; the layout is the decomposition's own."""
+        """Factors of one rank, float64, made for the state's metric (best in it where docs/metrics.md says so); the layout is the
+        decomposition's own."""
 
     @abstractmethod
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:

@@ -47,13 +47,14 @@ class _Moments:
         targets = gradients(site, wanted)  # (batch, c_out, positions)
         start = 0
         for part in chunks(site, images(site, given), CHUNK):
-            x = lower(site, part).flatten(2)  # (groups, d, batch * positions)
+            # (groups, d, batch * positions); in float32 sums the rounding alone would tell of directions that the inputs do not have
+            x = lower(site, part).flatten(2).double()
             if self.bias:
                 x = torch.cat([x, x.new_ones((x.shape[0], 1, x.shape[2]))], dim=1)
-            y = targets[start : start + len(part)].transpose(0, 1).flatten(1).reshape(site.groups, -1, x.shape[2])
-            self.inputs = self.inputs + (x @ x.mT).double()
-            self.cross = self.cross + (y @ x.mT).double()
-            self.energy = self.energy + y.double().square().sum()
+            y = targets[start : start + len(part)].double().transpose(0, 1).flatten(1).reshape(site.groups, -1, x.shape[2])
+            self.inputs = self.inputs + x @ x.mT
+            self.cross = self.cross + y @ x.mT
+            self.energy = self.energy + y.square().sum()
             start += len(part)
 
     def error(self, weight: Tensor) -> float:

@@ -20,7 +20,7 @@ from ranksearch.space.spectra import Spectra
 def build(spectra: Spectra, configuration: Configuration) -> nn.Module:
     """A new network in which every site that ``configuration`` names is factorized.
 
-    The factors are those that are best in the metric of ``spectra``; dtype, device, memory format, training mode and
+    The factors are those of the metric of ``spectra``; dtype, device, memory format, training mode and
     ``requires_grad`` follow the original. Nothing is shared with it.
 
     Raises:

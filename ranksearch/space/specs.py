@@ -29,7 +29,7 @@ class SpaceSpec:
         round_to: ranks are multiples of this.
         max_options: at most so many options per ladder; None: all that nothing beats.
         error: which error decides whether an option is beaten.
-        metric: what errors are taken in and factors are best in: ``weight`` (the default) needs no data;
+        metric: what errors are taken in and factors are made for: ``weight`` (the default) needs no data;
             ``activation`` weighs by the inputs that layers see, ``fisher`` by these and by what the loss feels at their
             outputs, so that layers can be compared and summed: best without or with little fine-tuning. See
             `ranksearch.statistics.metric` for how the moments are collected (softmax temperature 3, two sampled labels per

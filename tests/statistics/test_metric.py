@@ -61,6 +61,8 @@ def test_a_weight_study_has_the_fingerprint_of_task_and_weights_alone() -> None:
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     assert study.fingerprint == digest.hexdigest()[:16] == make("weight", max_options=3).fingerprint
     assert space_metric.settings("weight", 3, study.task) == ""
+    assert "unit=T^2 nats" in space_metric.settings("fisher", 3, study.task)
+    assert "unit" not in space_metric.settings("activation", 3, study.task)
 
 
 def test_metrics_and_their_calibration_have_fingerprints_of_their_own() -> None:

@@ -86,6 +86,28 @@ def energy(site, residual: torch.Tensor, moments: Moments) -> float:
 
 
 @pytest.mark.parametrize("name", list(PROJECTIONS))
+@pytest.mark.parametrize("scale", [(0.0, 0.0), (1.0, 1.0), (1e-30, 1e30), (1e30, 1e30), (1e-30, 1e-30)], ids=str)
+def test_moments_of_any_rank_and_scale_in_float32(name: str, scale: tuple[float, float]) -> None:
+    """Rank-one moments: bases and factors are finite in float32, full rank gives the weight back."""
+    decomposition, projection = cases.BY_NAME[name], PROJECTIONS[name]
+    for site, weight in sites_of(name):
+        weight = weight.float()
+        generator = torch.Generator().manual_seed(0)
+        sizes = (weight[0].numel(), site.c_out // site.groups)
+        vectors = [torch.randn(site.groups, size, 1, generator=generator, dtype=torch.float64) for size in sizes]
+        moments = Moments(*(s * v @ v.mT for s, v in zip(scale, vectors, strict=True)))
+        *_, full = some_ranks(name, site)
+        for rank in some_ranks(name, site):
+            bases = projection.bases(site, weight, rank, moments)
+            assert all(bool(t.isfinite().all()) for side in bases.sides for t in (side.out, side.into, side.energies))
+            for balanced in (False, True):
+                factors = projection.factors(site, weight, bases, rank, balanced=balanced)
+                assert all(bool(f.isfinite().all()) for f in factors)
+                if rank == full and decomposition.exact:
+                    assert (decomposition.compose(site, factors) - weight).norm() <= 1e-2 * weight.norm()
+
+
+@pytest.mark.parametrize("name", list(PROJECTIONS))
 def test_the_gradient_is_the_projected_gradient(name: str) -> None:
     """Against a dense oracle: the projector as a matrix, from the projection of every unit weight."""
     decomposition, projection = cases.BY_NAME[name], PROJECTIONS[name]
