@@ -8,19 +8,19 @@ from ranksearch.allocators.additive import Additive, Hull, additive_front, lagra
 from ranksearch.allocators.alds import ALDS, ALDSHeuristic
 from ranksearch.allocators.balf import BALF
 from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw
-from ranksearch.allocators.energy import Energy
+from ranksearch.allocators.energy import EnergyThreshold
 from ranksearch.allocators.evbmf import EVBMF
 from ranksearch.allocators.minimax import Minimax, MinimaxFront, minimax_front
 from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.allocators.uniform import Uniform
 
 ALLOCATORS: tuple[Allocator, ...] = (
-    Additive(), Minimax(), Uniform(), Energy(), ALDS(), ALDSHeuristic(),
+    Additive(), Minimax(), Uniform(), EnergyThreshold(), ALDS(), ALDSHeuristic(),
     DecomposableNet(decompositions=None), DecomposableNetRaw(decompositions=None, least=1), STNStorage(), BALF(),
 )  # fmt: skip
 
 __all__ = [
     "ALDS", "ALLOCATORS", "BALF", "EVBMF", "ALDSHeuristic", "Additive", "Allocation", "Allocator", "DecomposableNet",
-    "DecomposableNetRaw", "Energy", "Hull", "Minimax", "MinimaxFront", "Problem", "STNStorage", "Uniform",
+    "DecomposableNetRaw", "EnergyThreshold", "Hull", "Minimax", "MinimaxFront", "Problem", "STNStorage", "Uniform",
     "additive_front", "lagrangian_hull", "minimax_front",
 ]  # fmt: skip
