@@ -24,7 +24,7 @@ from ranksearch.allocators import Additive, Allocator, Problem, Uniform
 from ranksearch.allocators.alds import ALDS, ALDSHeuristic
 from ranksearch.allocators.balf import BALF
 from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw
-from ranksearch.allocators.energy import Energy as EnergyRule
+from ranksearch.allocators.energy import EnergyThreshold
 from ranksearch.allocators.evbmf import EVBMF
 from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
@@ -45,7 +45,7 @@ from ranksearch.proxies import (
 )
 from ranksearch.search.local_search import polish
 from ranksearch.sites import find_sites
-from ranksearch.space import Configuration, CostName, SearchSpace, build_space
+from ranksearch.space import Configuration, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.space.table import Table
 from ranksearch.statistics import Statistics, collect
@@ -60,7 +60,7 @@ TYPES = {
 }
 PUBLISHED: dict[str, tuple[str, Allocator | None]] = {  # name -> (metric, allocator)
     "uniform": ("weight", Uniform()),
-    "energy": ("weight", EnergyRule()),
+    "energy": ("weight", EnergyThreshold()),
     "alds": ("weight", ALDS()),
     "alds_heuristic": ("weight", ALDSHeuristic()),
     "decomposable_net": ("weight", DecomposableNet(decompositions=None)),
@@ -170,9 +170,9 @@ class Setting:
         return {}
 
 
-def choose(rule: str, setting: Setting, cost: CostName, budget: float) -> tuple[Spectra, Configuration, dict[str, Any]]:
+def choose(rule: str, setting: Setting, cost: str, budget: float) -> tuple[Spectra, Configuration, dict[str, Any]]:
     """The configuration of a rule at a budget, the spectra its factors come from, and notes."""
-    budgets: dict[CostName, float] = {cost: budget}
+    budgets: dict[str, float] = {cost: budget}
     if rule in PUBLISHED:
         metric, allocator = PUBLISHED[rule]
         spectra, space = setting.space(metric)
@@ -192,7 +192,7 @@ def choose(rule: str, setting: Setting, cost: CostName, budget: float) -> tuple[
     return spectra, space.configuration(found.indices), notes
 
 
-def calibrated(setting: Setting, space: SearchSpace, cost: CostName, budget: float) -> tuple[Table, dict[str, Any]]:
+def calibrated(setting: Setting, space: SearchSpace, cost: str, budget: float) -> tuple[Table, dict[str, Any]]:
     """The proxy's table with per-site weights fitted to measured losses around its optimum at the budget."""
     base = setting.table("polish")
     key = (cost, budget)
@@ -326,7 +326,7 @@ def settings(options: dict[str, Any]) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in options.items() if key not in free}
 
 
-def one(rule: str, setting: Setting, cost: CostName, budget: float, split: str) -> dict[str, Any]:
+def one(rule: str, setting: Setting, cost: str, budget: float, split: str) -> dict[str, Any]:
     """One cell of the table."""
     row: dict[str, Any] = {"rule": rule, "cost": cost, "budget": budget, "split": split}
     start = time.perf_counter()

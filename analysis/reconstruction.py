@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import get_args
 
 import torch
 
 from ranksearch.allocators import Additive, Problem
+from ranksearch.costs import COSTS
 from ranksearch.evaluation import Evaluator, Fidelity, Request
 from ranksearch.proxies import Energy
-from ranksearch.space import CostName, mixture
+from ranksearch.space import mixture
 from ranksearch.study import Study
 from ranksearch.tasks.images import cifar10
 from ranksearch.tasks.networks import cifar_resnet, load_weights
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--depth", type=int, default=20)
-    parser.add_argument("--cost", choices=get_args(CostName), default="macs")
+    parser.add_argument("--cost", choices=[cost.name for cost in COSTS], default="macs")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.2])
     parser.add_argument("--batches", type=int, default=4, help="that last factors are fitted on")
     parser.add_argument("--epochs", type=float, default=0.2, help="of fine-tuning")

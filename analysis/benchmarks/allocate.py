@@ -30,7 +30,7 @@ from ranksearch.allocators import lagrangian_hull, minimax_front
 from ranksearch.allocators._choice import solve
 from ranksearch.decompositions import Errors
 from ranksearch.sites import Cost, Site, Sites
-from ranksearch.space import COSTS, build_space
+from ranksearch.space import build_space
 from ranksearch.space.spectra import Profile, Spectra
 
 Arrays = list[np.ndarray]
@@ -60,7 +60,7 @@ class SharedShapes(Spectra):
     """Spectra in which sites of one shape share a decomposed weight; their errors differ by an exponent."""
 
     def __init__(self, sites: list[Site]) -> None:
-        super().__init__(nn.Module(), Sites(tuple(sites), (), sum((s.cost for s in sites), Cost(0, 0))))
+        super().__init__(nn.Module(), Sites(tuple(sites), (), sum((s.cost for s in sites), Cost(params=0, macs=0))))
         self.exponents = {site.name: 1.0 for site in sites}
         self.errors: dict[tuple[tuple[int, ...], str], Errors] = {}
 
@@ -87,7 +87,7 @@ def ladders(repeats: int, seed: int, max_options: int | None) -> Iterator[tuple[
         exponents = np.random.default_rng(seed + repeat).uniform(0.5, 1.5, len(sites))
         spectra.exponents = {site.name: float(e) for site, e in zip(sites, exponents, strict=True)}
         found = build_space(spectra, max_options=max_options).ladders
-        params, macs = ([ladder.column(name).astype(np.int64) for ladder in found] for name in COSTS)
+        params, macs = ([ladder.column(name).astype(np.int64) for ladder in found] for name in ("params", "macs"))
         yield [np.square(ladder.column("frobenius")) for ladder in found], params, macs
 
 

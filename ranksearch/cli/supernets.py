@@ -108,14 +108,14 @@ def shown(study: Study, trained: TrainedSupernet, command: Callable[[str], str])
     print("measuring a few sizes ...", file=sys.stderr, flush=True)
     metrics = [metric.name for metric in study.task.metrics]
     dense = trained.evaluate(DENSE)
-    rows = [["dense", *[text for m in metrics for text in (f"{dense[m]:.4f}", "")], "100.0 %", "100.0 %"]]
+    costs = study.costs[::-1]
+    rows = [["dense", *[text for m in metrics for text in (f"{dense[m]:.4f}", "")], *["100.0 %"] * len(costs)]]
     cost_name = "MACs" if study.baseline.macs else "params"
     for share, configuration in sizes(trained):
         found, cost = trained.evaluate(configuration), trained.space.cost(trained.space.indices(configuration))
         change = [text for m in metrics for text in (f"{found[m]:.4f}", f"{found[m] - dense[m]:+.4f}")]
-        shares = (percent(cost.macs / max(study.baseline.macs, 1)), percent(cost.params / max(study.baseline.params, 1)))
-        rows.append([f"at most {100 * share:g} % {cost_name}", *change, *shares])
-    header = ["size", *[name for metric in metrics for name in (metric, "change")], "% MACs", "% params"]
+        rows.append([f"at most {100 * share:g} % {cost_name}", *change, *(percent(cost.share(c.name, study.baseline)) for c in costs)])
+    header = ["size", *[name for metric in metrics for name in (metric, "change")], *(f"% {c.label}" for c in costs)]
     print(f"\n{study.name}: supernet {entry.name} is trained. By activation, batch norm re-estimated, no other training:\n")
     print(table(header, rows, left=("size",)))
     print(f"\nin {study.supernets.store.folder / entry.key}\n\nnext:")

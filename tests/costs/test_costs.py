@@ -196,6 +196,26 @@ def test_the_smallest_amount_is_feasible_and_less_is_refused(space: SearchSpace)
     assert space.limit("bytes", 0.5) == space.baseline["bytes"] // 2 and isinstance(space.limit("milliseconds", 0.5), float)
 
 
+class Seconds(Milliseconds):
+    """Less than 1 for the whole network, so that amounts look like shares."""
+
+    name, label, unit = "seconds", "s", "seconds per example"
+
+    def options(self, layer: LayerOptions) -> np.ndarray:
+        return super().options(layer) / 1e3
+
+    def rest(self, network: DenseNetwork) -> float:
+        return super().rest(network) / 1e3
+
+
+def test_searches_start_at_exact_optima_of_amounts_below_one(spectra: Spectra) -> None:
+    space = build_space(spectra, max_options=4, costs=(*COSTS, Seconds()))
+    limit = space.limit("seconds", 0.8)
+    starts = exact_starts(space, {"seconds": limit})
+    assert limit < 1 and any(":seconds<=0.7" in start.origin for start in starts) and any(":macs<=" in start.origin for start in starts)
+    assert all(space.cost(start.indices)["seconds"] <= limit * (1 + 1e-9) for start in starts)
+
+
 def test_an_amount_below_one_is_no_share(space: SearchSpace) -> None:
     assert space.budget("milliseconds", 0.25) == pytest.approx(0.25 / space.baseline["milliseconds"])
     assert space.limit("milliseconds", space.budget("milliseconds", 0.25)) == pytest.approx(0.25)
