@@ -122,8 +122,8 @@ def _solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Target:
-    """A weight and its metric, as all fits need them: moments have trace 1, for only their shape matters. The marginals are those of A over each mode of a patch: their Kronecker
-    product has its trace."""
+    """A weight and its metric, as all fits need them: moments have trace 1, for only their shape matters.
+    The marginals are those of A over each mode of a patch: their Kronecker product has its trace."""
 
     weight: Tensor  # W, float64, shape: (o, d)
     input: Tensor  # A, shape: (d, d)

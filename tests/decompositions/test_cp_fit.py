@@ -97,7 +97,7 @@ def test_refinement_in_a_metric(rank: int, output: bool) -> None:
 
 
 def test_in_the_identity_as_metric_it_is_alternating_least_squares() -> None:
-    site, weight = conv()
+    _, weight = conv()
     identity = Moments(torch.eye(weight[0].numel(), dtype=torch.float64)[None])
     begin = start(tuple(weight.shape), 3)
     found = refine(begin, target(weight, identity), sweeps=1, steps=40)
