@@ -24,7 +24,7 @@ from ranksearch.runners import Runner
 from ranksearch.samplers import SAMPLERS, Sampler
 from ranksearch.search import campaign as study_run
 from ranksearch.search.campaign import Campaign, Goal
-from ranksearch.search.events import Event, Finished, Planned, Stage
+from ranksearch.search.events import Event, Finished, Planned, Profiled, Stage
 from ranksearch.sites import Cost, Sites
 from ranksearch.space import COSTS, DENSE, Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
@@ -95,7 +95,8 @@ class Study:
 
     @cached_property
     def spectra(self) -> Spectra:
-        """The prepared decompositions of every site, in the metric of the space.
+        """The prepared decompositions of every site, in the metric of the space; what took long is kept under
+        ``$RANKSEARCH_HOME/cache/spectra``.
 
         Other metrics than the weights' take statistics from ``space.calibration`` batches first, cached under
         ``$RANKSEARCH_HOME/cache``, with what was measured best as defaults (`ranksearch.statistics.metric`): labels
@@ -106,7 +107,7 @@ class Study:
             batches, gradients = self.spec.calibration, name == "fisher"
             found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=gradients)
             moments = space_metric.moments(found, name)
-        return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments)
+        return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=home() / "cache" / "spectra")
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -220,11 +221,13 @@ class Study:
         """Whether the space is computed already."""
         return "space" in vars(self)
 
-    def _profile(self, tell: Callable[[Stage], None]) -> None:
+    def _profile(self, tell: Callable[[Stage | Profiled], None]) -> None:
         if self.spec.metric != "weight":
             tell(Stage(f"collecting statistics of {self.spec.calibration} batches for the {self.spec.metric} metric"))
             _ = self.spectra
         tell(Stage(f"profiling {len(self.sites)} sites"))
+        if not self.profiled:
+            self.spectra.profile_all(tell)
         _ = self.space
 
     def _screening(
@@ -255,7 +258,7 @@ class Study:
         sampling: str | None = None,
         seed: int | None = None,
         recalibration: int = 16,
-        on_event: Callable[[Stage | Step], None] | None = None,
+        on_event: Callable[[Stage | Profiled | Step], None] | None = None,
         **options: Any,
     ) -> TrainedSupernet:
         """One training for every size of the network, see `ranksearch.supernet`. Types of the space that are no projection

@@ -45,6 +45,16 @@ class Profile:
     operator_is: str
 
 
+@dataclass(frozen=True)
+class Profiled:
+    """Progress: all types of one more site are profiled."""
+
+    site: str
+    done: int
+    total: int
+    share: float  # of the work, about: sites count by their parameters; with the time it took, what the time left follows from
+
+
 class Spectra:
     """Prepared decompositions of a model's sites in one metric.
 
@@ -162,6 +172,20 @@ class Spectra:
                 errors.operator[keep], errors.norm, errors.frobenius_is, errors.operator_is,
             )  # fmt: skip
         return self._profiles[key]
+
+    def profile_all(self, on_site: Callable[[Profiled], None] | None = None) -> None:
+        """Profile every site in every type: what takes the time of a search space, done at once.
+
+        Args:
+            on_site: called after every site. What it raises ends the work; what is profiled by then stays so.
+        """
+        whole, done = sum(site.cost.params for site in self.sites), 0
+        for number, site in enumerate(self.sites, 1):
+            for name in self.decompositions:
+                self.profile(site, name)
+            done += site.cost.params
+            if on_site is not None:
+                on_site(Profiled(site.name, number, len(self.sites), done / max(whole, 1)))
 
 
 @contextmanager
