@@ -15,7 +15,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
 
 if TYPE_CHECKING:
-    from ranksearch.search.events import Stage
+    from ranksearch.search.events import Profiled, Stage
     from ranksearch.study import Study
     from ranksearch.supernet import TrainingStep
     from ranksearch.supernet.study import TrainedSupernet
@@ -43,11 +43,13 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def event(self, event: Stage | TrainingStep) -> None:
+    def event(self, event: Stage | Profiled | TrainingStep) -> None:
         """Show an event."""
-        from ranksearch.search.events import Stage
+        from ranksearch.search.events import Profiled, Stage
 
         self.session.check()
+        if isinstance(event, Profiled):
+            return
         if isinstance(event, Stage):
             print(f"{event.text} ...", file=sys.stderr, flush=True)
             self._start = time.monotonic()

@@ -1,34 +1,31 @@
 """CP, a sum of r rank-one kernels (Lebedev et al. 2015): 1 x 1 to r channels, kh x 1 and 1 x kw depthwise, 1 x 1.
 
-Alternating least squares (`tensorly.decomposition.parafac`) on a geometric grid of ranks. Every rank starts from the
-factors of the one before, plus the leading components of what they leave over; the error is measured."""
+Alternating least squares on a geometric grid of ranks. Every rank starts from the factors of the one before, plus the
+leading components of what they leave over; the error is measured."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tensorly
 import torch
-from tensorly import decomposition as tensorly_decomposition
-from tensorly.cp_tensor import CPTensor
 from torch import Tensor, nn
 
+from ranksearch.decompositions import cp_fit
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
 from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
-from ranksearch.decompositions.refinement import refine, refit_output
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
-parafac: Any = tensorly_decomposition.parafac  # its annotations are narrower than what it takes
-backend: Any = tensorly
-SWEEPS = 15  # of alternating least squares per rank
-WORK = 2e9  # multiply-adds per rank; fewer sweeps on larger weights, never under 3
+SWEEPS = 12  # of alternating least squares per rank in the weight metric
+WHITE_SWEEPS = 6  # in another metric, where they only begin what `cp_fit.refine` goes on with
+WORK = 2e9  # multiply-adds of them per rank; fewer sweeps on larger weights, never under 3
+ENOUGH = 1e-4  # they end where one gains less than this share of the squared error
+REFINE_SWEEPS, REFINE_WORK = 3, 5e8  # in a metric; and their multiply-adds per rank: fewer on larger weights, never under 1
 RIDGES = (1e-8, 1e-2)  # penalty on the squared factors, per component of a weight of norm 1: rounding; then one that tames
 NORM_LIMIT = 10.0  # a component may be so many times larger than the whole weight
 COSINE_LIMIT = -0.98  # two components this opposed cancel each other: a degenerate, diverging pair
@@ -87,19 +84,22 @@ class CP(Decomposition[CPState]):
         grid = [int(r) for r in self.ranks(site)[:, 0]]
         sides = (site.c_out, site.c_in, *_sides(site))
         if is_weight_metric(moments):
-            sound, refused = _ladder(dense.reshape(sides), grid)
+            sound, refused = _ladder(dense.reshape(sides), grid, SWEEPS)
             norm = float(dense.norm())
         else:
             # whitened by what acts on the channels alone, so that rank-one kernels stay rank-one; then refined
             root_out, unroot_out = whitener(moments.output, site.c_out, dense[None])
             root_in, unroot_in = whitener(channel_moment(moments, site.c_in), site.c_in, dense[None])
             white = torch.einsum("po,oihw,iq->pqhw", root_out[0], dense, root_in[0])
-            sound, refused = _ladder(white.reshape(sides), grid)
-            for rank, (out, into, *kernel) in sound.items():
-                sound[rank] = _weighted((unroot_out[0] @ out, unroot_in[0] @ into, *kernel), dense, moments)
+            sound, refused = _ladder(white.reshape(sides), grid, SWEEPS if moments.input is None else WHITE_SWEEPS)
+            sound = {r: (unroot_out[0] @ out, unroot_in[0] @ into, *kernel) for r, (out, into, *kernel) in sound.items()}
+            if moments.input is not None:
+                target = cp_fit.target(dense, moments)
+                sound = {r: tuple(cp_fit.refine(f, target, sweeps=_refine_sweeps(target, r))) for r, f in sound.items()}
             norm = residual_energy(dense[None], moments) ** 0.5
+        sound = {r: tuple(_even(f)) for r, f in sound.items()}
         ranks = sorted(sound)
-        energies = [residual_energy((dense - _compose(sound[r]).reshape(dense.shape))[None], moments) for r in ranks]
+        energies = [residual_energy((dense - cp_fit.compose(sound[r]).reshape(dense.shape))[None], moments) for r in ranks]
         frobenius = np.sqrt(np.array(energies)) / norm if norm > 0 else np.zeros(len(ranks))
         return CPState(
             np.array(ranks, dtype=np.int64)[:, None], tuple(sound[r] for r in ranks), frobenius, norm, tuple(refused)
@@ -117,7 +117,7 @@ class CP(Decomposition[CPState]):
         return state.factors[int(position[0])]
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
-        return _compose(factors).reshape(site.shape)
+        return cp_fit.compose(factors).reshape(site.shape)
 
     def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
         out, into, *kernel = factors
@@ -145,20 +145,7 @@ def _grid(top: int) -> list[int]:
     return sorted(grid)
 
 
-def _compose(factors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
-    """Sum of rank-one tensors, shape: (n_1, ..., n_d)."""
-    return (factors[0] @ rank_one(factors[1:]).mT).reshape([f.shape[0] for f in factors])
-
-
-def rank_one(factors: Sequence[Tensor]) -> Tensor:
-    """The rank-one tensors of factors of shape (n_k, r), flattened into columns (Khatri-Rao), shape: (n_1 ... n_d, r)."""
-    product = factors[0]
-    for factor in factors[1:]:
-        product = (product[:, None, :] * factor[None, :, :]).flatten(0, 1)
-    return product
-
-
-def _ladder(tensor: Tensor, grid: list[int]) -> tuple[dict[int, tuple[Tensor, ...]], list[int]]:
+def _ladder(tensor: Tensor, grid: list[int], sweeps: int) -> tuple[dict[int, tuple[Tensor, ...]], list[int]]:
     """Factors of ``tensor`` for every rank of the grid, and the ranks refused."""
     norm = float(tensor.norm())
     if norm == 0.0:
@@ -174,10 +161,10 @@ def _ladder(tensor: Tensor, grid: list[int]) -> tuple[dict[int, tuple[Tensor, ..
         kept = [min(n, 2 * rank) for n in core.shape[:2]]
         block = core[: kept[0], : kept[1]].contiguous()
         start = [f[: block.shape[k]] for k, f in enumerate(current)]
-        extra = _leading(block - _compose(start), rank - start[0].shape[1])
+        extra = _leading(block - cp_fit.compose(start), rank - start[0].shape[1])
         start = [torch.cat(pair, dim=1) for pair in zip(start, extra, strict=True)]
         for ridge in RIDGES:
-            found = _sweep(block, start, ridge / rank)
+            found = _fit(block, start, ridge / rank, sweeps)
             if found is not None and _is_sound(found):
                 break
         else:
@@ -191,17 +178,22 @@ def _ladder(tensor: Tensor, grid: list[int]) -> tuple[dict[int, tuple[Tensor, ..
     return sound, refused
 
 
-def _sweep(block: Tensor, start: list[Tensor], ridge: float) -> list[Tensor] | None:
+def _fit(block: Tensor, start: list[Tensor], ridge: float, sweeps: int) -> list[Tensor] | None:
     rank = start[0].shape[1]
-    sweeps = int(min(SWEEPS, max(3, WORK / (4 * rank * (block.numel() + rank**2)))))
-    with backend.backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of zero columns, which _is_sound judges
-        try:
-            result = parafac(block, rank, init=CPTensor((None, [f.clone() for f in start])), n_iter_max=sweeps, tol=1e-5, l2_reg=ridge)
-        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-            return None  # singular normal equations: components that coincide
-    # columns of equal norm in all modes, so that weight decay and step sizes treat the factors alike
-    factors = list(result.factors)
+    affordable = int(min(sweeps, max(3, WORK / (2 * rank * (block.numel() + rank**2)))))
+    found = cp_fit.sweep(block, start, ridge, sweeps=affordable, enough=ENOUGH)
+    return None if found is None else _even(found)
+
+
+def _refine_sweeps(target: cp_fit.Target, rank: int) -> int:
+    out, d = target.weight.shape
+    once = min(rank * d * (d + rank), out * d * (d + 2 * rank))  # multiply-adds of applying the metric to one change
+    applied = 2 + cp_fit.STEPS * len(target.marginals)
+    return int(min(REFINE_SWEEPS, max(1, REFINE_WORK / (applied * once))))
+
+
+def _even(factors: Sequence[Tensor]) -> list[Tensor]:
+    """The same tensor with columns of equal norm in all modes, so that weight decay and step sizes treat the factors alike."""
     norms = torch.stack([f.norm(dim=0) for f in factors])
     even = norms.prod(dim=0) ** (1.0 / len(factors))
     return [f * (even / n.clamp_min(torch.finfo(n.dtype).tiny)) for f, n in zip(factors, norms, strict=True)]
@@ -247,15 +239,3 @@ def _leading(tensor: Tensor, count: int) -> list[Tensor]:
         scale = torch.cat([scale, scale.new_zeros(count - len(scale))])
     root = scale[:count] ** (1.0 / len(factors))
     return [f[:, :count] * root for f in factors]
-
-
-def _weighted(factors: tuple[Tensor, ...], dense: Tensor, moments: Moments) -> tuple[Tensor, ...]:
-    """A few alternating weighted least-squares sweeps; the first step, of the output factor, is in closed form."""
-    fitted = (refit_output(dense.flatten(1), rank_one(factors[1:]).mT, moments), *factors[1:])
-
-    def compose(parts: Any) -> Tensor:
-        return _compose(tuple(parts)).reshape(1, *dense.shape)
-
-    before, after = (residual_energy(dense[None] - compose(f), moments) for f in (factors, fitted))
-    best = fitted if after <= before else factors
-    return refine(compose, best, dense[None], moments)

@@ -19,8 +19,8 @@ from ranksearch.decompositions.spectrum import ratio
 from ranksearch.decompositions.weighted_truncation import (
     Metric,
     Weighted,
-    alternate,
     coordinates,
+    descend,
     fold_metric,
     geometric,
     residual_norms,
@@ -176,7 +176,7 @@ class Tucker2(Decomposition[TuckerState]):
         input basis for them."""
         r_in, r_out = rank
         if state.metric is not None:
-            first, regression = _refine(state, r_in, _anchor(state, r_in, r_out), weighted(state.metric, state.weight))
+            first, regression = _refined(state, r_in, r_out, weighted(state.metric, state.weight))[_anchor(state, r_in, r_out)]
             core, last = _truncate(state, regression, r_out)
             return first, core.unflatten(3, state.kernel), last
         assert state.core is not None and state.output_basis is not None  # without an input moment
@@ -212,13 +212,14 @@ def _measured(state: TuckerState, ranks: np.ndarray) -> Errors:
     gram = seen.goal.flatten(2) @ seen.target.flatten(2).mT
     total, top = residual_norms(state.metric, state.weight)
     found = np.zeros((len(ranks), 2))
-    refined: dict[tuple[int, int], Regression] = {}
+    refined: dict[int, tuple[Tensor, Regression]] = {}
+    last = 0
     for k, (r_in, r_out) in enumerate(ranks.tolist()):
-        key = (r_in, _anchor(state, r_in, r_out))
-        if key not in refined:
-            refined = {key: _refine(state, *key, seen)[1]}  # pairs are sorted: no other needs the last one again
-        kept = refined[key].vectors[..., :r_out]
-        left = gram - (kept * refined[key].values[:, None, :r_out]) @ kept.mT
+        if r_in != last:  # pairs are sorted: the first of an input rank has the least output rank
+            last, refined = r_in, _refined(state, r_in, r_out, seen)
+        regression = refined[_anchor(state, r_in, r_out)][1]
+        kept = regression.vectors[..., :r_out]
+        left = gram - (kept * regression.values[:, None, :r_out]) @ kept.mT
         squared = max(0.0, float(left.diagonal(dim1=1, dim2=2).sum()))
         found[k] = squared, min(squared, max(0.0, float(torch.linalg.eigvalsh((left + left.mT) / 2).max())))
     return Errors(ranks, ratio(found[:, 0], total), ratio(found[:, 1], top), total**0.5, "measured", "measured")
@@ -234,35 +235,45 @@ def _anchor(state: TuckerState, r_in: int, r_out: int) -> int:
     return anchor
 
 
-def _refine(state: TuckerState, r_in: int, r_out: int, seen: Weighted) -> tuple[Tensor, Regression]:
-    """An input basis of shape (g, ci, r_in), refined for an output rank, and the regression on it."""
-    metric = state.metric
+def _refined(state: TuckerState, r_in: int, r_out: int, seen: Weighted) -> dict[int, tuple[Tensor, Regression]]:
+    """For every anchor from c_out down to that of ``r_out``: an input basis of shape (g, ci, r_in), refined for it, and the
+    regression on that. Each starts from the one before or from the higher-order SVD, whichever is better there."""
+    metric, anchor = state.metric, state.weight.shape[1]
     assert metric is not None
+    steps = weighted_truncation.affordable(state.weight, r_in)
+    plain = rows = state.input_basis[..., :r_in].mT
+    found: dict[int, tuple[Tensor, Regression]] = {}
+    while True:
 
-    def fit(rows: Tensor) -> tuple[Tensor, float, Regression]:
-        regression = _regress(state, rows)
-        core, last = _truncate(state, regression, r_out)
-        return torch.einsum("gop,gpqs->gosq", last, core), float(regression.values[:, :r_out].sum()), regression
+        def fit(rows: Tensor, spread: Tensor, anchor: int = anchor) -> tuple[Tensor, float, Regression]:
+            regression = _regress(seen, rows, spread)
+            output = regression.vectors[..., :anchor]
+            left = output @ _core(regression, anchor).mT
+            return left.unflatten(2, (r_in, -1)).transpose(2, 3), float(regression.values[:, :anchor].sum()), regression
 
-    sweeps = weighted_truncation.affordable(state.weight, r_in)
-    _, rows, regression = alternate(metric, seen, state.input_basis[..., :r_in].mT, fit, sweeps)
-    return rows.mT, regression
+        starts = (rows, plain) if found and steps else (plain,)
+        _, rows, regression = descend(metric, seen, starts, fit, steps)
+        found[anchor] = rows.mT, regression
+        if anchor <= _anchor(state, r_in, r_out):
+            return found
+        anchor //= 2
 
 
-def _regress(state: TuckerState, rows: Tensor) -> Regression:
-    assert state.metric is not None
-    factor, z = coordinates(state.metric, state.weight, rows)  # z: (g, r_in, s, o)
-    z = z.flatten(1, 2)
+def _regress(seen: Weighted, rows: Tensor, spread: Tensor) -> Regression:
+    factor, z = coordinates(seen, rows, spread)
     values, vectors = torch.linalg.eigh(z.mT @ z)
     return Regression(factor, z, values.flip(-1).clamp_min(0.0), vectors.flip(-1))
 
 
+def _core(regression: Regression, r_out: int) -> Tensor:
+    """The best core for the output basis kept, shape (g, r_in s, r_out)."""
+    return torch.linalg.solve_triangular(regression.factor.mT, regression.z @ regression.vectors[..., :r_out], upper=True)
+
+
 def _truncate(state: TuckerState, regression: Regression, r_out: int) -> tuple[Tensor, Tensor]:
     """The best core (g, r_out, r_in, s) and output basis (g, co, r_out) for the input basis of a regression."""
-    output = regression.vectors[..., :r_out]
-    core = torch.linalg.solve_triangular(regression.factor.mT, regression.z @ output, upper=True)
-    core = core.unflatten(1, (-1, state.weight.shape[2])).permute(0, 3, 1, 2).contiguous()
-    return core, _unwhiten(state.output_half, output)
+    core = _core(regression, r_out).unflatten(1, (-1, state.weight.shape[2])).permute(0, 3, 1, 2).contiguous()
+    return core, _unwhiten(state.output_half, regression.vectors[..., :r_out])
 
 
 def _iterate(core: Tensor, r_in: int, r_out: int, sweeps: int) -> tuple[Tensor, Tensor]:

@@ -4,15 +4,15 @@
 In the plain weight metric, or with an output moment alone, the truncated SVD is optimal. With an input moment A the
 metric |E|^2 = sum E[o,s,c] G[o,o'] E[o',s',c'] A[s,c,s',c'] couples rows s of the folding and no closed form exists:
 R starts from the SVD whitened by A's marginals over s and c; the best L for a given R is a weighted least-squares
-problem, solved exactly by one Cholesky factorization; R for a given L is a linear system of Kronecker terms, solved by
-preconditioned conjugate gradients; a few such sweeps, each extrapolated where that pays, never raise the error.
+problem, solved exactly by one Cholesky factorization; R descends on the error that is left by the best L (variable projection,
+Golub and Pereyra 1973), by preconditioned conjugate gradients; no step raises the error.
 
 The errors are those of exactly these factors, measured, on a geometric grid of ranks: errors of the start alone are cheap
 for all ranks but up to 40 % too large, which would tilt every comparison towards the types with a closed form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,10 +27,12 @@ from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
 from ranksearch.sites import Site
 
-SWEEPS = 8  # of alternating weighted least squares per rank, at most
-WORK = 1.5e10  # multiply-adds spent on them per rank, about; one sweep is always made, which gains most
-STEPS = 3  # conjugate-gradient steps per sweep, at most
-ENOUGH = 1e-3  # sweeps end where one gains less than this share of the error; a step of theirs, of a tenth of it
+SWEEPS = 16  # steps of R per rank, each with the best L for it, at most
+FEWER, LITTLE = 4, 2.5e8  # no more than so many where they need more multiply-adds than that: large ranks start near their best
+WORK = 1.5e10  # multiply-adds spent on them per rank, at most, about; one step is always made, which gains most
+TINY = torch.finfo(torch.float64).tiny
+ENOUGH = 1e-3  # they end where one gains less than this share of the squared error
+STRETCH = 1.5, 4.0  # a step's length over that which is best while L stays: of the first one, and at most
 RANKS = 16  # of the grid that errors are measured on, about
 
 P = TypeVar("P")
@@ -124,27 +126,28 @@ def _right_vectors(start: Spectrum) -> Tensor:
     return torch.linalg.qr(torch.cat([rows, eye], dim=1).mT)[0].mT[:, : rows.shape[1]]
 
 
-def coordinates(metric: Metric, weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The best approximation of ``weight`` from rows (x) taps, in the metric.
+def coordinates(seen: Weighted, rows: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """The best approximation of a weight from rows (x) taps, in the metric.
 
-    Returns the Cholesky factor Q of the rows' Gram matrix, shape (groups, k s, k s), ordered (k, s), and the
-    coordinates Z of the weight in the orthonormal basis that it defines, shape (groups, k, s, o): the first r of the k
-    rows capture the energy sum Z[:r]^2, and the best L for them solves Q_r^T L^T = Z[:r]. O((k s)^3)."""
-    groups, o, s, _c = weight.shape
+    Args:
+        rows: shape (groups, k, c); spread: what `_spread` makes of them.
+
+    Returns:
+        The Cholesky factor Q of the rows' Gram matrix, shape (groups, k s, k s), ordered (k, s), and the coordinates Z of the weight in
+        the orthonormal basis that it defines, shape (groups, k s, o): they capture the energy sum Z^2, and the best L
+        solves Q^T (C_G^T L)^T = Z. O((k s)^3)."""
+    groups, o, s, c = seen.goal.shape
     k = rows.shape[1]
-    spread = _spread(rows, metric.input)
-    gram = (spread.flatten(1, 3) @ rows.mT).reshape(groups, s, k, s, k).permute(0, 2, 1, 4, 3).reshape(groups, k * s, k * s)
-    moment = spread.transpose(1, 2).reshape(groups, k * s, -1) @ weight.reshape(groups, o, -1).mT
-    if metric.output_half is not None:
-        moment = moment @ metric.output_half
+    gram = (spread.flatten(1, 3) @ rows.mT).reshape(groups, s, s, k, k).permute(0, 3, 2, 4, 1).reshape(groups, k * s, k * s)
+    moment = seen.goal.reshape(groups, o * s, c) @ rows.mT
+    moment = moment.reshape(groups, o, s, k).permute(0, 3, 2, 1).reshape(groups, k * s, o)
     factor = half((gram + gram.mT) / 2)
-    return factor, solve_triangular(factor, moment, upper=False).reshape(groups, k, s, o)
+    return factor, solve_triangular(factor, moment, upper=False)
 
 
-def _spread(rows: Tensor, a: Tensor) -> Tensor:
-    """Rows (g, k, c) times every block row of A (g, s, c, s, c), shape (g, s, k, s, c). Unlike einsum, no copy of A."""
-    groups, s, c, t, d = a.shape
-    return (rows[:, None] @ a.reshape(groups, s, c, t * d)).reshape(groups, s, -1, t, d)
+def _spread(seen: Weighted, rows: Tensor) -> Tensor:
+    """Rows (g, k, c) times every block of A, shape (g, s, t, k, c): entry (s, t) is rows A_ts."""
+    return rows[:, None, None] @ seen.blocks
 
 
 def errors(state: Folded) -> Errors:
@@ -190,143 +193,150 @@ def factors(state: Folded, rank: int, *, sweeps: int | None = None, seen: Weight
     """L of shape (groups, o s, rank) and R (groups, rank, c), of equal norms. Any rank, also off the grid.
     ``sweeps``: at most so many, or as many as `affordable`; ``seen``: the weight's, where it is at hand."""
     metric, weight = state.metric, state.weight
+    groups, o, s, _ = weight.shape
     if metric is None or state.rows is None:
         left, right = truncate(state.spectrum, rank)
         if state.output_half is not None:
-            groups, o, s, _ = weight.shape
             left = solve_triangular(state.output_half.mT, left.reshape(groups, o, s * rank), upper=True).reshape(groups, o * s, rank)
         return left, right
+    seen = seen or weighted(metric, weight)
 
-    def fit(right: Tensor) -> tuple[Tensor, float, None]:
-        return (*best_left(metric, weight, right), None)
+    def fit(right: Tensor, spread: Tensor) -> tuple[Tensor, float, None]:
+        factor, z = coordinates(seen, right, spread)
+        left = solve_triangular(factor.mT, z, upper=True).reshape(groups, -1, s, o).permute(0, 3, 2, 1)
+        return left, float(z.square().sum()), None
 
-    count = affordable(weight, rank) if sweeps is None else sweeps
-    left, right, _ = alternate(metric, seen or weighted(metric, weight), state.rows[:, :rank], fit, count)
-    return even(left.flatten(1, 2), right)
+    left, right, _ = descend(metric, seen, [state.rows[:, :rank]], fit, affordable(weight, rank) if sweeps is None else sweeps)
+    if metric.output_half is not None:
+        left = solve_triangular(metric.output_half.mT, left.reshape(groups, o, s * rank), upper=True)
+    return even(left.reshape(groups, o * s, rank), right)
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """What all sweeps need of a weight W, shape (groups, o, s, c): O(o (s c)^2), which on large layers is more than a sweep."""
+    """What all steps need of a weight W, shape (groups, o, s, c), and its metric."""
 
     target: Tensor  # C_G^T W, shape: (groups, o, s, c)
     goal: Tensor  # C_G^T W A
     energy: float  # |W|^2 in the metric
+    blocks: Tensor  # A_ts = A[t, :, s, :], shape: (groups, s, t, c, c)
+    channel_half: Tensor  # lower triangular half of A's marginal over the channels, shape: (groups, c, c)
 
 
 def weighted(metric: Metric, weight: Tensor) -> Weighted:
-    """`Weighted` of a weight."""
+    """`Weighted` of a weight. O(o (s c)^2)."""
     groups, o, s, c = weight.shape
     target = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
     goal = (target.reshape(groups, o, s * c) @ metric.input.reshape(groups, s * c, s * c)).reshape(groups, o, s, c)
-    return Weighted(target, goal, float((goal * target).sum().clamp_min(0.0)))
+    blocks = metric.input.permute(0, 3, 1, 2, 4).contiguous()
+    return Weighted(target, goal, float((goal * target).sum().clamp_min(0.0)), blocks, half(metric.channels))
 
 
-def alternate(
-    metric: Metric, seen: Weighted, right: Tensor, fit: Callable[[Tensor], tuple[Tensor, float, P]], sweeps: int
+def descend(
+    metric: Metric, seen: Weighted, starts: Sequence[Tensor], fit: Callable[[Tensor, Tensor], tuple[Tensor, float, P]], steps: int
 ) -> tuple[Tensor, Tensor, P]:
-    """Alternating weighted least squares from R of shape (groups, r, c). The error never grows.
+    """Variable projection: L is always the best one for R. The error never grows.
 
     Args:
-        fit: the best L for an R with orthonormal rows, the energy it captures, and whatever else the caller needs of it.
+        starts: values of R, shape (groups, r, c), to start from the best of; only their span matters.
+        fit: of R and its `_spread`: the best C_G^T L, shape (groups, o, s, r), the energy it captures, and whatever else the caller
+            needs of it.
 
     Returns:
-        L, R, and the rest of what ``fit`` gave for them.
+        C_G^T L, R, and the rest of what ``fit`` gave for them.
     """
-    right = torch.linalg.qr(right.mT)[0].mT  # only the span of R matters, L being refitted
-    left, captured, rest = fit(right)
-    total = seen.energy
-    stretch = 1.0
-    for sweep in range(sweeps):
-        if total - captured <= 1e-12 * total:
+    places = [(right, _spread(seen, right)) for right in (torch.linalg.qr(start.mT)[0].mT.contiguous() for start in starts)]
+    fits = [fit(*place) for place in places]
+    best = max(range(len(fits)), key=lambda k: fits[k][1])
+    (right, spread), (left, captured, rest) = places[best], fits[best]
+    stretch = STRETCH[0]
+    way = None
+    for _ in range(steps):
+        way = None if seen.energy - captured <= 1e-12 * seen.energy else _way(metric, seen, left, spread, way)
+        if way is None:
             break
-        before = right
-        right, gain = better_right(metric, seen, left, before)
-        right = torch.linalg.qr(right.mT)[0].mT
-        if sweep:  # sweeps creep along valleys: go further the same way, if that is better than where they started
-            u, _, vh = torch.linalg.svd(before @ right.mT)
-            aligned = u @ (vh @ right)
-            further = torch.linalg.qr((aligned + stretch * (aligned - before)).mT)[0].mT
-            found = fit(further)
-            if found[1] > captured * (1 + 1e-15):
-                right, (left, captured, rest), stretch = further, found, 1.5 * stretch
-                if gain < ENOUGH:
-                    break
-                continue
-            stretch = max(0.5, 0.5 * stretch)
-        left, captured, rest = fit(right)
+
+        place, found, stretch = _walked(way, right, spread, fit, captured, stretch)
+        if not found[1] > captured:
+            break
+        gain = (found[1] - captured) / (seen.energy - captured)
+        (right, spread), (left, captured, rest) = place, found
         if gain < ENOUGH:
             break
     return left, right, rest
 
 
+def _walked(
+    way: Way, right: Tensor, spread: Tensor, fit: Callable[[Tensor, Tensor], tuple[Tensor, float, P]], captured: float, stretch: float
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, float, P], float]:
+    """R and its spread after a step, the fit there, and by how much the next step is to be stretched. L follows R, so that the error
+    bends less along the way than it does with L fixed; how much less is known after a step, and taken for the next."""
+
+    def at(length: float) -> tuple[Tensor, Tensor]:
+        return right + length * way.direction, spread + length * way.spread
+
+    length = stretch * way.slope / way.curvature
+    place = at(length)
+    found = fit(*place)
+    bend = (captured - found[1] + 2 * way.slope * length) / max(length, TINY) / max(length, TINY)
+    if not found[1] > captured and bend * length > way.slope:  # too far: to the top of the parabola
+        place = at(way.slope / bend)
+        found = fit(*place)
+    return place, found, STRETCH[1] if bend * STRETCH[1] <= way.curvature else max(1.0, way.curvature / bend)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A direction for R, and how the captured energy changes along it while L stays: by 2 t slope - t^2 curvature."""
+
+    direction: Tensor  # shape: (groups, r, c)
+    spread: Tensor  # its `_spread`
+    slope: float
+    curvature: float
+    gradient: Tensor  # shape: (groups, r, c)
+    size: float  # squared norm of the gradient, preconditioned
+
+
+def _way(metric: Metric, seen: Weighted, left: Tensor, spread: Tensor, last: Way | None) -> Way | None:
+    """The next direction of conjugate gradients (Polak and Ribiere 1969); None where there is no way up. The gradient of
+    sum_ss' (L_s^T G L_s') R A_s's is preconditioned by what it would be if A were its marginals' Kronecker product."""
+    groups, o, s, r = left.shape
+    flat = left.reshape(groups, o, s * r)
+    pairs = (flat.mT @ flat).reshape(groups, s, r, s, r)
+
+    def pulled(spread: Tensor) -> Tensor:
+        return pairs.permute(0, 2, 1, 3, 4).reshape(groups, r, s * s * r) @ spread.reshape(groups, s * s * r, -1)
+
+    mean = torch.einsum("gst,gsptr->gpr", metric.taps, pairs)
+    ridge = mean.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(TINY) * 1e-13
+    mean_half = half((mean + mean.mT) / 2 + ridge[:, None, None] * torch.eye(r).to(mean))
+    gradient = flat.reshape(groups, o * s, r).mT @ seen.goal.reshape(groups, o * s, -1) - pulled(spread)
+    step = torch.cholesky_solve(torch.cholesky_solve(gradient, mean_half).mT, seen.channel_half).mT
+    size = float((gradient * step).sum())
+    direction, slope = step, size
+    if last is not None and last.size > 0:
+        conjugate = step + max(0.0, float(((gradient - last.gradient) * step).sum()) / last.size) * last.direction
+        if float((gradient * conjugate).sum()) > 0:
+            direction, slope = conjugate, float((gradient * conjugate).sum())
+    image = _spread(seen, direction)
+    curvature = float((direction * pulled(image)).sum())
+    return Way(direction, image, slope, curvature, gradient, size) if slope > 0 and curvature > 0 else None
+
+
 def affordable(weight: Tensor, rank: int) -> int:
-    """Sweeps for a weight of shape (groups, o, s, c): `SWEEPS`, fewer where one is long, at least one; none where R spans
+    """Steps for a weight of shape (groups, o, s, c): `SWEEPS`, fewer where one is long, at least one; none where R spans
     all columns."""
-    return 0 if rank >= weight.shape[3] else int(min(SWEEPS, max(1, WORK / work(weight, rank))))
+    if rank >= weight.shape[3]:
+        return 0
+    once = work(weight, rank)
+    return int(min(SWEEPS, max(1, LITTLE / once, min(FEWER, WORK / once))))
 
 
 def work(weight: Tensor, rank: int) -> float:
-    """Multiply-adds of one sweep, about."""
+    """Multiply-adds of one step with its fit, about."""
     groups, o, s, c = weight.shape
-    solve = (rank * s) ** 3 / 3 + rank * (s * c) ** 2 + rank * s * o * s * c
-    steps = STEPS * (s * rank * s * c * c + (s * rank) ** 2 * c)
-    return groups * (solve + steps)
-
-
-def best_left(metric: Metric, weight: Tensor, right: Tensor) -> tuple[Tensor, float]:
-    """The L that minimises |W - L R| for a given R, shape (groups, o, s, r): weighted least squares, the same for every
-    output moment. And the energy that it captures."""
-    groups, o, s, _ = weight.shape
-    r = right.shape[1]
-    factor, z = coordinates(Metric(metric.input, None, metric.taps, metric.channels), weight, right)
-    z = z.reshape(groups, r * s, o)
-    captured = float((z if metric.output_half is None else z @ metric.output_half).square().sum())
-    left = solve_triangular(factor.mT, z, upper=True)
-    return left.reshape(groups, r, s, o).permute(0, 3, 2, 1), captured
-
-
-def better_right(metric: Metric, seen: Weighted, left: Tensor, right: Tensor, *, steps: int = STEPS) -> tuple[Tensor, float]:
-    """An R with |W - L R| no larger than before, L given: preconditioned conjugate gradients on
-    sum_ss' (L_s^T G L_s') R A_s's = sum_s L_s^T (G W A)_s. Shapes: left (groups, o, s, r), right (groups, r, c).
-    Also returns the share of the squared error that was gained."""
-    whitened = left if metric.output_half is None else torch.einsum("gpo,gpsr->gosr", metric.output_half, left)
-    pairs = torch.einsum("gosp,gotr->gsptr", whitened, whitened)
-
-    def system(x: Tensor) -> Tensor:
-        return torch.einsum("gsptr,gtrsc->gpc", pairs, _spread(x, metric.input))
-
-    energy = seen.energy
-    goal = torch.einsum("gosr,gosc->grc", whitened, seen.goal)
-    mean = torch.einsum("gst,gsptr->gpr", metric.taps, pairs)
-    ridge = mean.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(torch.finfo(torch.float64).tiny) * 1e-13
-    mean_half = half((mean + mean.mT) / 2 + ridge[:, None, None] * torch.eye(mean.shape[1]).to(mean))
-    channel_half = half(metric.channels)
-
-    def precondition(x: Tensor) -> Tensor:
-        return torch.cholesky_solve(torch.cholesky_solve(x, mean_half).mT, channel_half).mT
-
-    image = system(right)
-    residual = goal - image
-    before = max(energy - float((right * (goal + residual)).sum()), 1e-14 * energy)  # |W|^2 - 2 <R, goal> + <R, system(R)>
-    gained = 0.0
-    step = precondition(residual)
-    size = float((residual * step).sum())
-    direction = step
-    for _ in range(steps):
-        image = system(direction)
-        curvature = float((direction * image).sum())
-        if not (curvature > 0 and size > 0):
-            break
-        right = right + (size / curvature) * direction
-        gained += size * size / curvature
-        if size * size / curvature < 0.1 * ENOUGH * before:
-            break
-        residual = residual - (size / curvature) * image
-        step = precondition(residual)
-        size, last = float((residual * step).sum()), size
-        direction = step + (size / last) * direction
-    return right, gained / before
+    solve = (rank * s) ** 3 / 3 + (rank * s) ** 2 * o
+    return groups * (solve + rank * (s * c) ** 2 + 3 * (s * rank) ** 2 * c + 2 * o * s * rank * c)
 
 
 def even(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

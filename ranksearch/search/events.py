@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ranksearch.evaluation import Outcome
+from ranksearch.space.spectra import Profiled
 
 
 @dataclass(frozen=True)
@@ -32,4 +33,6 @@ class Finished:
     total: int
 
 
-SearchEvent = Stage | Planned | Finished
+SearchEvent = Stage | Profiled | Planned | Finished
+
+__all__ = ["Finished", "Planned", "Profiled", "SearchEvent", "Stage"]

@@ -1,24 +1,31 @@
 """The prepared states of a model's sites: every site x decomposition is prepared once, its errors for all ranks
-kept, its state cached within a bound, since states are several times larger than the weights."""
+kept, its state cached within a bound, since states are several times larger than the weights. What took long is kept on disk
+as well."""
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, Rank, cheaper
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Errors, Moments, Rank, cheaper
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, Sites, canonical_weight
+from ranksearch.space.cache import ContentCache, content_key
+
+V = TypeVar("V")
 
 SMALL = 1 << 18  # parameters of a layer up to which it is factorized on one thread
 SHIPPED = 256 << 20  # bytes of prepared states that go along when spectra are pickled
+DEAR = 0.02  # seconds of processor time from which on what was made is kept on disk
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,16 @@ class Profile:
     operator_is: str
 
 
+@dataclass(frozen=True)
+class Profiled:
+    """Progress: all types of one more site are profiled."""
+
+    site: str
+    done: int
+    total: int
+    share: float  # of the work, about: sites count by their parameters; with the time it took, what the time left follows from
+
+
 class Spectra:
     """Prepared decompositions of a model's sites in one metric.
 
@@ -48,6 +65,8 @@ class Spectra:
         moments: second moments per site name: the metric (see `Moments`); sites that are missing use the weight
             metric, and so do embeddings with a tied head: the error of two uses has no single pair of moments.
         cache_bytes: how much memory prepared states may hold; the least recently used are prepared again.
+        cache: folder in which states, errors and factors that took long are kept for other processes, see `ContentCache`; None:
+            nowhere. Results are the same, bit for bit, whatever it holds.
     """
 
     def __init__(
@@ -58,6 +77,7 @@ class Spectra:
         *,
         moments: Mapping[str, Moments] | None = None,
         cache_bytes: int = 1 << 30,
+        cache: Path | None = None,
     ) -> None:
         self.model = model
         self.sites = sites
@@ -68,6 +88,8 @@ class Spectra:
         self._cache_bytes = cache_bytes
         self._states: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
         self._profiles: dict[tuple[str, str], Profile] = {}
+        self._disk = None if cache is None else ContentCache(cache)
+        self._keys: dict[tuple[str, str], str | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Profiles do not travel to workers, which build and do not choose; the states do, the most recently used first, up
@@ -93,9 +115,11 @@ class Spectra:
         if key in self._states:
             self._states.move_to_end(key)
             return self._states[key][0]
-        weight = canonical_weight(self.model.get_submodule(site.name), site)
-        with _threads(site):
-            state = self.decomposition(name).prepare(site, weight, self.moments.get(site.name))
+
+        def prepare() -> Any:
+            return self.decomposition(name).prepare(site, self._weight(site), self.moments.get(site.name))
+
+        state = self._kept(site, name, "state", prepare)
         self._states[key] = (state, _bytes(state))
         while sum(size for _, size in self._states.values()) > self._cache_bytes and len(self._states) > 1:
             self._states.popitem(last=False)
@@ -103,8 +127,34 @@ class Spectra:
 
     def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
         """Factors of one option, float64."""
-        with _threads(site):
+
+        def make() -> tuple[Tensor, ...]:
             return self.decomposition(name).factors(self.state(site, name), rank)
+
+        return self._kept(site, name, f"factors-{'x'.join(str(int(r)) for r in rank)}", make)
+
+    def _weight(self, site: Site) -> Tensor:
+        return canonical_weight(self.model.get_submodule(site.name), site)
+
+    def _kept(self, site: Site, name: str, what: str, make: Callable[[], V]) -> V:
+        """What was made before, by whatever process, or made now, and kept if that took long."""
+        with _threads(site):
+            if self._disk is None:
+                return make()
+            place = (site.name, name)
+            if place not in self._keys:
+                decomposition, moments = self.decomposition(name), self.moments.get(site.name)
+                self._keys[place] = content_key(decomposition, site, self._weight(site), moments, threads=torch.get_num_threads())
+            key = self._keys[place]
+            if key is None:
+                return make()
+            if (found := self._disk.load(f"{key}-{what}")) is not None:
+                return _moved(found, self._weight(site).device)
+            begin = time.process_time()
+            made = make()
+            if time.process_time() - begin >= DEAR:
+                self._disk.save(f"{key}-{what}", made)
+            return made
 
     def profile(self, site: Site, name: str) -> Profile | None:
         """The options of one decomposition at one site; None where it is undefined."""
@@ -113,8 +163,7 @@ class Spectra:
         if decomposition.undefined(site) is not None:
             return None
         if key not in self._profiles:
-            with _threads(site):
-                errors = decomposition.errors(self.state(site, name))
+            errors: Errors = self._kept(site, name, "errors", lambda: decomposition.errors(self.state(site, name)))
             params, macs = decomposition.costs(site, errors.ranks)
             keep = np.arange(len(params)) if name == "dense" else np.flatnonzero(cheaper(site, params, macs))
             keep = keep[np.lexsort((macs[keep], params[keep]))]
@@ -123,6 +172,20 @@ class Spectra:
                 errors.operator[keep], errors.norm, errors.frobenius_is, errors.operator_is,
             )  # fmt: skip
         return self._profiles[key]
+
+    def profile_all(self, on_site: Callable[[Profiled], None] | None = None) -> None:
+        """Profile every site in every type: what takes the time of a search space, done at once.
+
+        Args:
+            on_site: called after every site. What it raises ends the work; what is profiled by then stays so.
+        """
+        whole, done = sum(site.cost.params for site in self.sites), 0
+        for number, site in enumerate(self.sites, 1):
+            for name in self.decompositions:
+                self.profile(site, name)
+            done += site.cost.params
+            if on_site is not None:
+                on_site(Profiled(site.name, number, len(self.sites), done / max(whole, 1)))
 
 
 @contextmanager
@@ -138,6 +201,15 @@ def _threads(site: Site) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A value whose tensors are on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+    return tuple(_moved(item, device) for item in value) if isinstance(value, tuple) else value
 
 
 def _bytes(state: Any) -> int:

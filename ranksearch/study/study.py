@@ -22,7 +22,7 @@ from ranksearch.proxies import ScoreProxy, TableProxy
 from ranksearch.results import frames
 from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
-from ranksearch.search.events import SearchEvent, Stage
+from ranksearch.search.events import Profiled, SearchEvent, Stage
 from ranksearch.sites import Cost, Sites
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
@@ -128,7 +128,8 @@ class Study:
 
     @cached_property
     def spectra(self) -> Spectra:
-        """The prepared decompositions of every site, in the metric of the space.
+        """The prepared decompositions of every site, in the metric of the space; what took long is kept under
+        ``$RANKSEARCH_HOME/cache/spectra``.
 
         Other metrics than the weights' take statistics from ``space.calibration`` batches first, cached under
         ``$RANKSEARCH_HOME/cache``, with what was measured best as defaults (`ranksearch.statistics.metric`): labels
@@ -139,7 +140,7 @@ class Study:
             batches, gradients = self.spec.calibration, name == "fisher"
             found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=gradients)
             moments = space_metric.moments(found, name)
-        return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments)
+        return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=home() / "cache" / "spectra")
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -151,13 +152,14 @@ class Study:
         """Whether the space is computed already."""
         return "space" in vars(self)
 
-    def profile(self, tell: Callable[[Stage], None]) -> SearchSpace:
-        """`space`, each stage of its computation told before it begins."""
+    def profile(self, tell: Callable[[Stage | Profiled], None]) -> SearchSpace:
+        """`space`, each stage of its computation told before it begins, each site when it is done."""
         if not self.profiled:
             if self.spec.metric != "weight":
                 tell(Stage(f"collecting statistics of {self.spec.calibration} batches for the {self.spec.metric} metric"))
                 _ = self.spectra
             tell(Stage(f"profiling {len(self.sites)} sites"))
+            self.spectra.profile_all(tell)
         return self.space
 
     @cached_property
@@ -301,7 +303,7 @@ class Study:
 
     def train_supernet(
         self, method: str | Method = "sandwich", *, epochs: float = 6.0, sampling: str | None = None, seed: int | None = None,
-        recalibration: int = 16, on_event: Callable[[Stage | TrainingStep], None] | None = None, **options: Any,
+        recalibration: int = 16, on_event: Callable[[Stage | Profiled | TrainingStep], None] | None = None, **options: Any,
     ) -> TrainedSupernet:  # fmt: skip
         """See `Supernets.train`."""
         return self.supernets.train(

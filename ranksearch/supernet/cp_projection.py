@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions import Moments, Rank
-from ranksearch.decompositions.cp import CP, rank_one
+from ranksearch.decompositions.cp import CP
+from ranksearch.decompositions.cp_fit import rank_one
 from ranksearch.decompositions.metric import conditioned
 from ranksearch.decompositions.refinement import refine, refit_output
 from ranksearch.sites import Site

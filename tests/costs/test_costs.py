@@ -211,9 +211,9 @@ class Seconds(Milliseconds):
 def test_searches_start_at_exact_optima_of_amounts_below_one(spectra: Spectra) -> None:
     space = build_space(spectra, max_options=4, costs=(*COSTS, Seconds()))
     limit = space.limit("seconds", 0.8)
-    starts = exact_starts(space, {"seconds": limit})
+    starts = optima(space, free_proxies(), {"seconds": limit})
     assert limit < 1 and any(":seconds<=0.7" in start.origin for start in starts) and any(":macs<=" in start.origin for start in starts)
-    assert all(space.cost(start.indices)["seconds"] <= limit * (1 + 1e-9) for start in starts)
+    assert all(start.candidate.cost["seconds"] <= limit * (1 + 1e-9) for start in starts)
 
 
 def test_an_amount_below_one_is_no_share(space: SearchSpace) -> None:

@@ -93,3 +93,25 @@ def test_small_layers_are_factorized_on_one_thread(spectra: Spectra, monkeypatch
         assert seen == [1, 2] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_progress_names_every_site_once_and_ends_at_all(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[module.Profiled] = []
+    spectra.profile_all(events.append)
+    first, second = spectra.sites
+    assert [(e.site, e.done, e.total) for e in events] == [(first.name, 1, 2), (second.name, 2, 2)]
+    assert [e.share for e in events] == [first.cost.params / (first.cost.params + second.cost.params), 1.0]
+    seen = _prepared(spectra, monkeypatch)
+    for site in spectra.sites:
+        for decomposition in TYPES:
+            spectra.profile(site, decomposition.name)
+    assert not seen
+
+
+def test_a_callback_may_stop_the_profiling(spectra: Spectra) -> None:
+    def stop(event: module.Profiled) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spectra.profile_all(stop)
+    assert {key[0] for key in spectra._profiles} == {spectra.sites.sites[0].name}

@@ -1,0 +1,197 @@
+"""What was factorized before, on disk: states, errors and factors by the content of what they were made from, so that profiling,
+searching and building factorize a layer once. Files are read back bit for bit, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+import ranksearch.decompositions
+from ranksearch.decompositions import AnyDecomposition, Moments
+from ranksearch.sites import Site
+
+LIMIT = 1 << 30  # bytes of all files
+KEEP = 0.8  # of the limit, when the oldest files are removed to make room
+PACKAGES = ("ranksearch.decompositions.", "ranksearch.sites.")  # values of classes defined here are kept, no others
+
+
+def content_key(
+    decomposition: AnyDecomposition, site: Site, weight: Tensor, moments: Moments | None, *, threads: int
+) -> str | None:
+    """Hash of everything that factors and errors depend on; None for types that are not the package's own, whose code
+    nobody vouches for.
+
+    That is the weight, the metric, the geometry of the site (not its name), the type with its options, the code of all types, the
+    version of torch, the kind of device, and what the last bits of products hang on: instruction set and threads."""
+    if not type(decomposition).__module__.startswith(PACKAGES[0]):
+        return None
+    place = replace(site, name="", aliases=(), head=None if site.head is None else replace(site.head, name="", aliases=()))
+    options = sorted((name, repr(value)) for name, value in vars(decomposition).items())
+    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), weight.device.type, threads)
+    digest = hashlib.sha256(repr((_code(), type(decomposition).__qualname__, options, place, machine)).encode())
+    for tensor in (weight, *(() if moments is None else (moments.input, moments.output))):
+        _absorb(digest, tensor)
+    return digest.hexdigest()[:32]
+
+
+@cache
+def _code() -> str:
+    """Hash of the source of all decompositions: what other code made is not taken for what this one makes."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder) for folder in ranksearch.decompositions.__path__):
+        for file in sorted(path.glob("*.py")):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _absorb(digest: Any, tensor: Tensor | None) -> None:
+    """Update a hash by a tensor's shape, type and content."""
+    digest.update(b"none" if tensor is None else f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+    if tensor is not None:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+class ContentCache:
+    """A folder of values by key: dataclasses, tuples, arrays, tensors, numbers and texts. A file that is damaged, was written by
+    other software or belongs to another key counts as absent and is written again.
+
+    Args:
+        folder: made when something is written; removing it, or any of its files, is safe at any time.
+        limit: bytes of all files together; those used least recently are removed to make room.
+    """
+
+    def __init__(self, folder: Path, *, limit: int = LIMIT) -> None:
+        self.folder = folder
+        self.limit = limit
+
+    def load(self, key: str) -> Any | None:
+        """The value of a key, tensors on the CPU; None where there is none that can be trusted."""
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            body = data[8 + int.from_bytes(data[:8], "little") :]
+            if header["key"] != key or header["sum"] != _sum(header["value"], body):
+                return None
+            value = _thaw(json.loads(header["value"]), load(data))
+            os.utime(path)  # used just now
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ImportError, SafetensorError):
+            return None
+        return value
+
+    def save(self, key: str, value: Any) -> bool:
+        """Keep a value; returns whether it was kept. What cannot be written is a warning: it is made again next time."""
+        tensors: dict[str, Tensor] = {}
+        try:
+            tree = json.dumps(_freeze(value, tensors))
+        except TypeError:  # a state of some other kind
+            return False
+        body = save(tensors)
+        body = body[8 + int.from_bytes(body[:8], "little") :]
+        data = save(tensors, {"key": key, "value": tree, "sum": _sum(tree, body)})
+        if len(data) > self.limit:
+            return False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(len(data))
+            _write(self._path(key), data)
+        except OSError as error:
+            warnings.warn(f"cannot cache in {self.folder}: {error}; set RANKSEARCH_HOME to a writable folder with free space", stacklevel=2)
+            return False
+        return True
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def _make_room(self, size: int) -> None:
+        found = []
+        for path in self.folder.glob("*.safetensors"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # removed by another process
+                continue
+            found.append((stat.st_mtime_ns, path, stat.st_size))
+        total = sum(entry[2] for entry in found)
+        if total + size <= self.limit:
+            return
+        for _, path, length in sorted(found):
+            path.unlink(missing_ok=True)
+            total -= length
+            if total + size <= KEEP * self.limit:
+                return
+
+
+def _write(path: Path, data: bytes) -> None:
+    """The whole file or none: written beside its place, then moved there."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _sum(tree: str, body: bytes) -> str:
+    digest = hashlib.sha256(tree.encode())
+    digest.update(body)
+    return digest.hexdigest()
+
+
+def _freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON; its tensors, named by numbers, go into ``tensors``, in the order of their strides.
+
+    Raises:
+        TypeError: a kind of value that is not kept."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        order = sorted(range(value.ndim), key=lambda k: -value.stride(k))
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().permute(order).contiguous().clone()
+        return {"tensor": name, "order": order}
+    if isinstance(value, np.ndarray):
+        name = str(len(tensors))
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(value).copy())
+        return {"array": name}
+    if isinstance(value, tuple):
+        return {"tuple": [_freeze(item, tensors) for item in value]}
+    kind = type(value)
+    if is_dataclass(value) and kind.__module__.startswith(PACKAGES):
+        parts = {field.name: _freeze(getattr(value, field.name), tensors) for field in fields(value)}
+        return {"class": [kind.__module__, kind.__qualname__], "fields": parts}
+    raise TypeError(f"{kind.__name__} is not kept")
+
+
+def _thaw(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Inverse of `_freeze`: tensors have the strides that they had, on which the last bits of products hang."""
+    if not isinstance(tree, dict):
+        return tree
+    if "tensor" in tree:
+        return tensors[tree["tensor"]].permute(tuple(int(k) for k in np.argsort(tree["order"])))
+    if "array" in tree:
+        return tensors[tree["array"]].numpy()
+    if "tuple" in tree:
+        return tuple(_thaw(item, tensors) for item in tree["tuple"])
+    module, name = tree["class"]
+    if not module.startswith(PACKAGES):
+        raise ValueError(f"{module} is none of {', '.join(PACKAGES)}")
+    kind = getattr(importlib.import_module(module), name)
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise ValueError(f"{name} is no dataclass")
+    return kind(**{key: _thaw(item, tensors) for key, item in tree["fields"].items()})
