@@ -16,7 +16,7 @@ from ranksearch.decompositions.tree_network import Cut, cut_ranks, is_forest, tr
 EXACT = 1e-10  # relative error at which a network *is* the tensor
 CUT = EXACT / 8  # of every unfolding's norm: so little at each of a tree's edges is less than EXACT in all
 LOOPS = 60  # structures with loops that are tried
-STARTS = 32  # random ones per structure; of a good structure's starts, a third and more arrive (docs/decompositions/adaptive.md)
+STARTS = 32  # random ones per structure; where the structure is right, a third of them arrive or more
 SWEEPS = 15  # of least squares between looks at the errors
 ROUNDS = 40  # of so many sweeps, at most
 LOOP_ENTRIES = 20_000  # loops are tried for tensors of up to so many entries
@@ -106,7 +106,7 @@ def recover_loop(tensor: Tensor, bonds: Bonds) -> list[Tensor] | None:
         for _ in range(SWEEPS):
             cores, errors = sweep(tensor, cores, order)
         cores = list(even(cores))
-        arrived = torch.nonzero(errors <= EXACT**2 * total)
+        arrived = torch.le(errors, EXACT**2 * total).nonzero()
         if len(arrived):
             return [c[int(arrived[0])] for c in cores]
         going = (errors <= 0.9 * last) | (errors <= 1e-8 * total)
