@@ -1,10 +1,6 @@
-"""Learned topologies against a published rule: `adaptive` beside the rule in the public code of the first author of STN
-(arXiv 2205.15198). That code is of an earlier adaptive tensor network; that STN itself uses the rule is an inference.
-
-The rule. Of a tensor, for every pair of modes (i, j), take the spectrum s_ij: the squared singular values of all n_i x n_j slices,
-averaged and divided by their sum. The bond between i and j is as wide as the fewest leading values whose share reaches a threshold,
-the same for all pairs; width 1 is no edge. The threshold is the one whose network comes nearest to the wanted storage from below. The
-cores are fitted by alternating least squares, here from the same kind of start as `adaptive`.
+"""Learned topologies against a published rule: `adaptive` beside the rule of `ranksearch.decompositions.slice_rule`, as it was published: one
+threshold whose network comes nearest to the wanted storage from below, cores by 300 sweeps of alternating least squares.
+`adaptive` fits a few structures of that rule as well, beside those that it grows, with fewer sweeps; `--grown` shows growth alone.
 
     python analysis/topology.py --weights SHARED/models/resnet20_cifar10.safetensors --budgets 0.5 0.25
     python analysis/topology.py --structured --seeds 10"""
@@ -25,7 +21,9 @@ from torch import Tensor
 
 from ranksearch.decompositions.adaptive import Adaptive, graph, learned_path, modes, stored_bonds
 from ranksearch.decompositions.exact_structure import with_hub
-from ranksearch.decompositions.network import Bonds, contract, core_shapes, fit, pairs, reduce, start, stored, widen
+from ranksearch.decompositions.network import Bonds, contract, core_shapes, fit, reduce, start, stored, widen
+from ranksearch.decompositions.network_growth import grow
+from ranksearch.decompositions.slice_rule import slice_structures
 from ranksearch.sites import Site
 
 SWEEPS = 300  # of least squares, as in the published code
@@ -48,34 +46,11 @@ class Outcome:
     graph: str
 
 
-def slice_spectra(tensor: Tensor) -> list[Tensor]:
-    """For every pair of modes, the mean squared singular values of its slices, divided by their sum; descending."""
-    spectra = []
-    for i, j in pairs(tensor.ndim):
-        slices = tensor.movedim((i, j), (-2, -1)).reshape(-1, tensor.shape[i], tensor.shape[j])
-        energies = torch.linalg.svdvals(slices).square().mean(0)
-        spectra.append(energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
-    return spectra
-
-
-def bonds_at(spectra: list[Tensor], threshold: float) -> Bonds:
-    """The fewest leading values of every spectrum whose share reaches ``threshold``."""
-    return tuple(min(len(s), 1 + int((s.cumsum(0) < threshold * (1 - 1e-12)).sum())) for s in spectra)
-
-
 def slice_rule(tensor: Tensor, budget: int) -> Bonds | None:
-    """The widest bonds of the rule that store at most ``budget`` numbers; None where rank one stores more. Storage never falls with
-    the threshold, and changes only where a share of a spectrum is reached: bisection is over these shares."""
-    spectra = slice_spectra(tensor)
-    shares = sorted({float(share) for s in spectra for share in s.cumsum(0)})
-    low, high = -1, len(shares)  # shares[low] fits, shares[high] does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if stored(tensor.shape, bonds_at(spectra, shares[middle])) <= budget:
-            low = middle
-        else:
-            high = middle
-    return bonds_at(spectra, shares[low]) if low >= 0 else None
+    """The widest bonds of the rule that store at most ``budget`` numbers; None where rank one stores more."""
+    return max(
+        (b for b in slice_structures(tensor) if stored(tensor.shape, b) <= budget), key=lambda b: stored(tensor.shape, b), default=None
+    )
 
 
 def fitted(tensor: Tensor, bonds: Bonds) -> float:
@@ -87,12 +62,16 @@ def fitted(tensor: Tensor, bonds: Bonds) -> float:
     return (error / float(tensor.square().sum())) ** 0.5
 
 
-def learned(tensor: Tensor) -> list[Outcome]:
-    """The options of `adaptive`, cheapest first."""
+def learned(tensor: Tensor, *, grown: bool) -> list[Outcome]:
+    """The options of `adaptive`, cheapest first; of growth alone if ``grown``."""
     sizes = tuple(tensor.shape)
     reduced = reduce(tensor)
     outcomes = []
-    for rank, cores in learned_path(reduced, sizes):
+    if grown:
+        path = [(with_hub(step.bonds, len(sizes)), step.cores) for step in grow(reduced.core, sizes)]
+    else:
+        path = learned_path(reduced, sizes)
+    for rank, cores in path:
         error = float((contract(reduced.lift(cores), len(sizes)) - tensor).norm() / tensor.norm())
         outcomes.append(Outcome(stored(sizes, stored_bonds(rank, len(sizes))), error, graph(rank, _names(len(sizes)))))
     return outcomes
@@ -130,9 +109,9 @@ HEADER = (
 )
 
 
-def compare(name: str, tensor: Tensor, budgets: list[int]) -> Iterator[Comparison]:
+def compare(name: str, tensor: Tensor, budgets: list[int], *, grown: bool = False) -> Iterator[Comparison]:
     """The rule and `adaptive` on one tensor, at every budget."""
-    options = learned(tensor)
+    options = learned(tensor, grown=grown)
 
     def within(limit: int) -> Outcome | None:
         return max((o for o in options if o.params <= limit), key=lambda o: o.params, default=None)
@@ -171,7 +150,8 @@ def trained(path: Path, largest: int) -> Iterator[tuple[str, Tensor]]:
         if weight.ndim not in (2, 4) or weight.numel() > largest:
             continue
         kernel = (int(weight.shape[2]), int(weight.shape[3])) if weight.ndim == 4 else (1, 1)
-        site = Site(name, "conv2d" if weight.ndim == 4 else "linear", *weight.shape[:2], kernel, bias=False)
+        c_out, c_in = weight.shape[:2]
+        site = Site(name, "conv2d" if weight.ndim == 4 else "linear", c_out, c_in, kernel, bias=False)
         if Adaptive().undefined(site) is None:
             yield name.removesuffix(".weight"), weight.double().reshape(tuple(modes(site).values()))
 
@@ -183,6 +163,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, nargs="*", default=None, metavar="N", help="also a Gaussian tensor of these modes")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25], help="shares of the dense parameters")
     parser.add_argument("--largest", type=int, default=40_000, help="entries of the largest weight that is taken")
+    parser.add_argument("--grown", action="store_true", help="growth alone instead of all that `adaptive` tries")
     parser.add_argument("--seeds", type=int, default=3, help="of the tensors that are drawn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="markdown file")
@@ -195,7 +176,7 @@ def main() -> None:
     lines = [HEADER]
     print(HEADER, flush=True)
     for name, tensor, budgets in cases(given):
-        for row in compare(name, tensor, budgets):
+        for row in compare(name, tensor, budgets, grown=given.grown):
             rows.append(row)
             lines.append(row.row())
             print(lines[-1], flush=True)

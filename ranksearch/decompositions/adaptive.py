@@ -28,8 +28,9 @@ from ranksearch.decompositions.network import (
     stored,
     stored_module,
 )
-from ranksearch.decompositions.network_growth import grow
+from ranksearch.decompositions.network_growth import TIE, Grown, grow
 from ranksearch.decompositions.refinement import residual_energy
+from ranksearch.decompositions.slice_rule import slice_networks
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
@@ -169,13 +170,26 @@ def stored_bonds(rank: Rank, modes: int) -> Bonds:
     return tuple(r for r, h in zip(rank, hub, strict=True) if not h)
 
 
+def undominated(networks: list[Grown], sizes: tuple[int, ...]) -> list[Grown]:
+    """The networks that err less than every one of as little storage, cheapest first. Errors within `TIE` of each other are equal."""
+    kept: list[Grown] = []
+    for network in sorted(networks, key=lambda n: stored(sizes, n.bonds)):
+        if kept and network.error >= kept[-1].error * (1 - TIE):
+            continue
+        if kept and stored(sizes, kept[-1].bonds) == stored(sizes, network.bonds):
+            kept.pop()
+        kept.append(network)
+    return kept
+
+
 def learned_path(reduced: Reduced, sizes: tuple[int, ...]) -> list[tuple[Rank, list[Tensor]]]:
-    """The networks learned from a tensor, (rank, cores of the reduced tensor), cheapest first: the path of growth and, where a
-    network cheaper than the path's end *is* the tensor, that network at the end."""
+    """The networks learned from a tensor, (rank, cores of the reduced tensor), cheapest first: what growth and the slice rule
+    give and, where a network cheaper than their last *is* the tensor, that network at the end."""
     modes = len(sizes)
     if not bool(reduced.core.any()):
         return [(with_hub((1,) * len(pairs(modes)), modes), [c.new_zeros(1, *[1] * (modes - 2), c.shape[1]) for c in reduced.bases])]
-    path = [(with_hub(step.bonds, modes), step.cores) for step in grow(reduced.core, sizes)]
+    networks = undominated([*grow(reduced.core, sizes), *slice_networks(reduced.core, sizes)], sizes)
+    path = [(with_hub(network.bonds, modes), network.cores) for network in networks]
     if any(n > kept == CAP for n, kept in zip(sizes, reduced.core.shape, strict=True)):
         return path  # what was cut off is in no network
     exact = exact_network(reduced.core, sizes)
