@@ -5,7 +5,6 @@ parameter, and the search by cut ranks that finds exact structures."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.exact_structure import exact_network, with_hub
 from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
 from ranksearch.decompositions.network import (
     CAP,
@@ -22,27 +22,18 @@ from ranksearch.decompositions.network import (
     contract,
     core_shapes,
     even,
-    fit,
+    matrix_modes,
     pairs,
     reduce,
-    start,
+    storage_undefined,
     stored,
     stored_costs,
     stored_module,
-    widen,
-)  # fmt: skip
-from ranksearch.decompositions.tensor_ring import storage_undefined
-from ranksearch.decompositions.tensor_train import _factors
+)
+from ranksearch.decompositions.network_growth import TIE, Grown, grow
+from ranksearch.decompositions.slice_rule import slice_networks
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
-
-STEPS = 24  # of growth per site
-FRESH = 3  # bonds tried per step: those that bought most when last tried
-SHARE = 0.9  # of the dense parameters: the storage constraint that ends the growth
-WORK = 4e8  # multiply-adds of one least-squares solve; growth ends before larger ones
-EXACT = 1e-10  # relative error at which a network *is* the weight
-TRIALS = 60  # structures tried in the search for an exact one
-TRIAL_WORK = 3e9  # multiply-adds that this search may take; small tensors alone are searched to the end
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ class Adaptive(Decomposition[AdaptiveState]):
 
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sizes = tuple(modes(site).values())
-        return stored_costs(site, sizes, [_active(tuple(row), len(sizes)) for row in ranks.tolist()])
+        return stored_costs(site, sizes, [stored_bonds(tuple(row), len(sizes)) for row in ranks.tolist()])
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> AdaptiveState:
         dense = weight.double()
@@ -83,7 +74,7 @@ class Adaptive(Decomposition[AdaptiveState]):
         sizes = tuple(modes(site).values())
         norm = residual_energy(dense[None], metric) ** 0.5
         reduced = reduce(dense.reshape(sizes))
-        path = learn(reduced, sizes)
+        path = learned_path(reduced, sizes)
         energies = []
         for _, cores in path:
             residual = dense - contract(reduced.lift(cores), len(sizes)).reshape(dense.shape)
@@ -111,7 +102,7 @@ class Adaptive(Decomposition[AdaptiveState]):
         count = len(sizes)
         if len(rank) != len(pairs(count + 1)) or min(rank) < 1:
             raise InvalidArgument(f"rank={rank} of adaptive: {site.name!r} has {len(pairs(count + 1))} bonds, each of width 1 or more")
-        shapes = core_shapes(sizes, _active(rank, count))
+        shapes = core_shapes(sizes, stored_bonds(rank, count))
         return tuple(torch.full(shape, math.prod(shape) ** -0.5, dtype=torch.float64) for shape in shapes)
 
     def describe(self, site: Site, rank: Rank) -> str:
@@ -129,9 +120,7 @@ def modes(site: Site) -> dict[str, int]:
     if site.kernel != (1, 1):
         kernel = {name: k for name, k in zip(("height", "width"), site.kernel, strict=True) if k > 1}
         return {"out": site.c_out, "in": site.c_in, **kernel}
-    out, into = _factors(site.c_out, 2), _factors(site.c_in, 2)
-    assert out is not None and into is not None, "asked of a site that the type is undefined for"
-    return {"out1": out[0], "out2": out[1], "in1": into[0], "in2": into[1]}
+    return dict(zip(("out1", "out2", "in1", "in2"), matrix_modes(site), strict=True))
 
 
 def edges(rank: Rank, names: tuple[str, ...] | list[str]) -> list[tuple[str, str, int]]:
@@ -173,166 +162,40 @@ def _connected(found: list[tuple[str, str, int]]) -> bool:
     return reached == {end for edge in found for end in edge[:2]}
 
 
-def _active(rank: Rank, count: int) -> Bonds:
-    """The bonds of the nodes that are stored: without the hub where it has none."""
-    hub = [j == count for _, j in pairs(count + 1)]
+def stored_bonds(rank: Rank, modes: int) -> Bonds:
+    """The bonds of the nodes that are stored: without the hub, the last node, where it has none."""
+    hub = [j == modes for _, j in pairs(modes + 1)]
     if any(r > 1 for r, h in zip(rank, hub, strict=True) if h):
         return rank
     return tuple(r for r, h in zip(rank, hub, strict=True) if not h)
 
 
-def _with_hub(bonds: Bonds, count: int) -> Rank:
-    """The rank of a network without a hub."""
-    width = dict(zip(pairs(count), bonds, strict=True))
-    return tuple(width.get(pair, 1) for pair in pairs(count + 1))
-
-
-def learn(reduced: Reduced, sizes: tuple[int, ...]) -> list[tuple[Rank, list[Tensor]]]:
-    """The path of growth: (rank, cores of the reduced tensor), cheapest first. If a cheaper network than the path's
-    end *is* the tensor, the path ends with it."""
-    count = len(sizes)
-    path = _grow(reduced.core, sizes)
-    options = [(_with_hub(bonds, count), cores) for bonds, cores in path]
-    capped = any(n > kept == CAP for n, kept in zip(sizes, reduced.core.shape, strict=True))
-    exact = None if capped else _exact(reduced.core, sizes)
-    if exact is not None:
-        limit = stored(sizes, _active(exact[0], count))
-        # what costs as much or more than the exact network without being exact is of no use
-        options = [o for o in options if stored(sizes, _active(o[0], count)) < limit] + [exact]
-    return options
-
-
-def _grow(tensor: Tensor, sizes: tuple[int, ...]) -> list[tuple[Bonds, list[Tensor]]]:
-    """Greedy growth by the bond with the most squared error removed per parameter added."""
-    generator = torch.Generator().manual_seed(0)
-    ends = pairs(len(sizes))
-    bonds: Bonds = (1,) * len(ends)
-    cores, error = fit(tensor, start(tensor), sweeps=5)
-    path: list[tuple[Bonds, list[Tensor]]] = [(bonds, list(even(cores)))]
-    total = float(tensor.square().sum())
-    worth = dict.fromkeys(range(len(ends)), math.inf)  # what each bond bought per parameter when last tried
-    while len(path) <= STEPS and error > EXACT**2 * total:
-        params = stored(sizes, bonds)
-        trials = []
-        for k in sorted(worth, key=lambda k: -worth[k])[: len(ends) if len(path) == 1 else FRESH]:
-            wider = _wider(bonds, k, tensor.shape)
-            if wider is None or stored(sizes, wider) > SHARE * math.prod(sizes) or _work(tensor.shape, wider) > WORK:
-                worth[k] = -math.inf
-                continue
-            i, j = ends[k]
-            grown, found = fit(tensor, widen(cores, wider, generator), sweeps=1, nodes=(j, i, j))
-            worth[k] = (error - found) / (stored(sizes, wider) - params)
-            trials.append((worth[k], wider, grown))
-        if not trials:
-            if all(w == -math.inf for w in worth.values()):
-                break
+def undominated(networks: list[Grown], sizes: tuple[int, ...]) -> list[Grown]:
+    """The networks that err less than every one of as little storage, cheapest first. Errors within `TIE` of each other are equal."""
+    kept: list[Grown] = []
+    for network in sorted(networks, key=lambda n: stored(sizes, n.bonds)):
+        if kept and network.error >= kept[-1].error * (1 - TIE):
             continue
-        _, bonds, cores = max(trials, key=lambda trial: trial[0])
-        cores, error = fit(tensor, cores, sweeps=8, tolerance=1e-3)
-        cores = list(even(cores))
-        path.append((bonds, cores))
-    return path
+        if kept and stored(sizes, kept[-1].bonds) == stored(sizes, network.bonds):
+            kept.pop()
+        kept.append(network)
+    return kept
 
 
-def _wider(bonds: Bonds, k: int, shape: tuple[int, ...]) -> Bonds | None:
-    """Bond ``k`` wider by half, at most as wide as its ends can use; None where it already is."""
-    ends = pairs(len(shape))
-    i, j = ends[k]
-    limit = math.inf
-    for node in (i, j):
-        rest = math.prod(r for r, pair in zip(bonds, ends, strict=True) if node in pair and pair != (i, j))
-        limit = min(limit, shape[node] * rest)
-    width = int(min(limit, bonds[k] + max(1, round(bonds[k] / 2))))
-    return None if width <= bonds[k] else (*bonds[:k], width, *bonds[k + 1 :])
-
-
-def _work(shape: tuple[int, ...], bonds: Bonds) -> float:
-    """Multiply-adds of the largest normal equations."""
-    total, ends = math.prod(shape), pairs(len(shape))
-    widths = [math.prod(r for r, pair in zip(bonds, ends, strict=True) if node in pair) for node in range(len(shape))]
-    return max(total / n * w * (w + n) + w**3 / 3 for n, w in zip(shape, widths, strict=True))
-
-
-def cut_ranks(tensor: Tensor) -> dict[tuple[int, ...], int]:
-    """Numerical rank of every unfolding: modes S against the others, each pair once. A network that is the tensor
-    has bonds across the cut whose product is at least as large."""
-    count = tensor.ndim
-    ranks = {}
-    for size in range(1, count // 2 + 1):
-        for subset in itertools.combinations(range(count), size):
-            if 2 * size == count and 0 not in subset:
-                continue
-            rest = [m for m in range(count) if m not in subset]
-            matrix = tensor.permute(*subset, *rest).reshape(math.prod(tensor.shape[m] for m in subset), -1)
-            values = torch.linalg.svdvals(matrix)
-            ranks[subset] = int((values > 1e-9 * values[0]).sum())
-    return ranks
-
-
-def _exact(tensor: Tensor, sizes: tuple[int, ...]) -> tuple[Rank, list[Tensor]] | None:
-    """The network of least storage that is the tensor, where one is cheaper than dense: structures are taken in order
-    of storage among those whose bonds satisfy every cut rank (necessary), and fitted (sufficient)."""
-    count = tensor.ndim
-    if tensor.numel() > 20_000 or count < 3 or not bool(tensor.any()):
-        return None
-    cuts = cut_ranks(tensor)
-    full = {s: min(n, tensor.numel() // n) for s in cuts if (n := math.prod(tensor.shape[m] for m in s))}
-    if tuple(tensor.shape) == tuple(sizes) and cuts == full:
-        return None  # no unfolding lacks rank, as with every trained weight: there is no structure to find
-    limit = math.prod(sizes)
-    best: tuple[Rank, list[Tensor]] | None = None
-    single = tuple(cuts[k,] for k in range(count))
-    hub_width = dict(zip([(k, count) for k in range(count)], single, strict=True))
-    hub = tuple(hub_width.get(pair, 1) for pair in pairs(count + 1))
-    if sum(r > 1 for r in single) > 2 and stored(sizes, hub) < limit:
-        # reduced tensors are in the bases of their modes: the Tucker form is at hand
-        cores = [torch.eye(n, dtype=tensor.dtype, device=tensor.device) for n in tensor.shape]
-        cores = [c.reshape(*[1] * (count - 1), *c.shape) for c in cores]  # bonds to modes are 1, to the hub (last) the rank
-        best, limit = (hub, [*cores, tensor.clone()]), stored(sizes, hub)
-    spent = 0.0
-    for bonds in _candidates(cuts, sizes, limit):
-        spent += 100 * count * _work(tensor.shape, bonds)  # sweeps of a hopeless trial, over its starts
-        if spent > TRIAL_WORK:
-            break
-        cores = _recover(tensor, bonds)
-        if cores is not None:
-            return _with_hub(bonds, count), cores
-    return best
-
-
-def _candidates(cuts: dict[tuple[int, ...], int], sizes: tuple[int, ...], limit: int) -> list[Bonds]:
-    """Bonds that satisfy every cut rank, of less storage than ``limit``, none of which could be narrower; by storage."""
-    count = len(sizes)
-    ends = pairs(count)
-    top = min(max(cuts.values()), 8 if len(ends) > 3 else 64)
-    grid = np.stack([g.ravel() for g in np.meshgrid(*[np.arange(1, top + 1)] * len(ends), indexing="ij")], axis=1)
-    for subset, rank in cuts.items():
-        across = [k for k, (i, j) in enumerate(ends) if (i in subset) != (j in subset)]
-        grid = grid[grid[:, across].prod(axis=1) >= rank]
-    width = np.zeros((len(grid), count), dtype=np.int64)
-    for node in range(count):
-        width[:, node] = grid[:, [k for k, pair in enumerate(ends) if node in pair]].prod(axis=1) * sizes[node]
-    cost = width.sum(axis=1)
-    order = np.lexsort((*grid.T[::-1], cost))
-    order = order[cost[order] < limit][:TRIALS]
-    return [tuple(int(r) for r in row) for row in grid[order]]
-
-
-def _recover(tensor: Tensor, bonds: Bonds, *, restarts: int = 4) -> list[Tensor] | None:
-    """Cores that reproduce the tensor, or None if alternating least squares does not get there from a few starts."""
-    total = float(tensor.square().sum())
-    for seed in range(restarts):
-        generator = torch.Generator().manual_seed(seed)
-        cores = widen(start(tensor), bonds, generator)
-        scales = [float(c.std()) if c.numel() > 1 else 0.0 for c in cores]
-        noise = [torch.randn(c.shape, generator=generator, dtype=torch.float64).to(c) for c in cores]
-        cores = [c + scale * n for c, scale, n in zip(cores, scales, noise, strict=True)]
-        last = math.inf
-        for _ in range(40):
-            cores, error = fit(tensor, list(even(cores)), sweeps=15)
-            if error <= EXACT**2 * total:
-                return list(even(cores))
-            if error > 0.9 * last and error > 1e-8 * total:  # stalled away from the tensor
-                break
-            last = error
-    return None
+def learned_path(reduced: Reduced, sizes: tuple[int, ...]) -> list[tuple[Rank, list[Tensor]]]:
+    """The networks learned from a tensor, (rank, cores of the reduced tensor), cheapest first: what growth and the slice rule
+    give and, where a network cheaper than their last *is* the tensor, that network at the end."""
+    modes = len(sizes)
+    if not bool(reduced.core.any()):
+        return [(with_hub((1,) * len(pairs(modes)), modes), [c.new_zeros(1, *[1] * (modes - 2), c.shape[1]) for c in reduced.bases])]
+    networks = undominated([*grow(reduced.core, sizes), *slice_networks(reduced.core, sizes)], sizes)
+    path = [(with_hub(network.bonds, modes), network.cores) for network in networks]
+    if any(n > kept == CAP for n, kept in zip(sizes, reduced.core.shape, strict=True)):
+        return path  # what was cut off is in no network
+    exact = exact_network(reduced.core, sizes)
+    if exact is None:
+        return path
+    limit = stored(sizes, exact[0])
+    # what costs as much or more than the exact network without being exact is of no use
+    cheaper = [step for step in path if stored(sizes, stored_bonds(step[0], modes)) < limit]
+    return [*cheaper, (with_hub(exact[0], modes), exact[1])]

@@ -1,6 +1,8 @@
 """Tensor networks over the modes of a weight: one core per mode, a bond between any two of them (the fully connected
 network of Zheng et al. 2021; a bond of width 1 is no edge), fitted by alternating least squares, and stored as the cores
-of a parametrized dense layer. A node past the modes is a *hub*: a core with bonds only, the centre of a Tucker form."""
+of a parametrized dense layer. A node past the modes is a *hub*: a core with bonds only, the centre of a Tucker form.
+
+Functions on cores take leading batch dimensions, the same for every core: networks of equal widths are then fitted together."""
 
 from __future__ import annotations
 
@@ -15,12 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ranksearch.decompositions.balanced_factors import balanced_factors
 from ranksearch.decompositions.chain import Link, chain_module
 from ranksearch.errors import RanksearchError
 from ranksearch.sites import Site
 
 Bonds = tuple[int, ...]  # widths of all pairs of nodes, upper triangle row by row
 CAP = 64  # a mode is reduced to so many leading directions before a network is fitted
+DAMPING = 1e-14  # of least squares, per unknown, relative to the squared norm of each one's column
+ROUNDING = 1e-12  # relative singular values below this are rounding
+GRAM_ROUNDING = 1e-7  # and those below this, where they come from a Gram matrix
 
 
 def pairs(nodes: int) -> list[tuple[int, int]]:
@@ -28,9 +34,14 @@ def pairs(nodes: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(nodes) for j in range(i + 1, nodes)]
 
 
+def node_count(bonds: Bonds) -> int:
+    """Number of nodes of a network with these bonds: the n of n (n - 1) / 2 pairs."""
+    return round((1 + math.sqrt(1 + 8 * len(bonds))) / 2)
+
+
 def core_shapes(sizes: Sequence[int], bonds: Bonds) -> list[tuple[int, ...]]:
     """Shapes of the cores: the bonds to all other nodes in order, then the mode (a hub has none)."""
-    nodes = round((1 + math.sqrt(1 + 8 * len(bonds))) / 2)
+    nodes = node_count(bonds)
     width = dict(zip(pairs(nodes), bonds, strict=True))
     return [
         (*(width[min(k, j), max(k, j)] for j in range(nodes) if j != k), *((sizes[k],) if k < len(sizes) else ()))
@@ -44,15 +55,16 @@ def stored(sizes: Sequence[int], bonds: Bonds) -> int:
 
 
 def contract(cores: Sequence[Tensor], modes: int, skip: int | None = None) -> Tensor:
-    """The tensor of a network, shape (n_1, ..., n_modes); without node ``skip``, shape (the other modes in order,
-    then the bonds of the missing node that are wider than 1). Differentiable in the cores."""
-    shapes = tuple(tuple(c.shape) for c in cores)
+    """The tensor of a network, shape (*batch, n_1, ..., n_modes); without node ``skip``, shape (*batch, the other modes in
+    order, then the bonds of the missing node that are wider than 1). Differentiable in the cores."""
+    batch = cores[0].shape[: cores[0].ndim - len(cores)]
+    shapes = tuple(tuple(c.shape[len(batch) :]) for c in cores)
     terms, steps, final, _ = _plan(shapes, modes, skip)
-    tensors = [cores[k].reshape(shape) for k, shape in terms]
+    tensors = [cores[k].reshape(*batch, *shape) for k, shape in terms]
     for a, b, left, right, out in steps:
         second, first = tensors.pop(b), tensors.pop(a)
-        tensors.append(torch.einsum(first, left, second, right, out))
-    return tensors[0].permute(final)
+        tensors.append(torch.einsum(first, [..., *left], second, [..., *right], [..., *out]))
+    return tensors[0].permute(*range(len(batch)), *(len(batch) + axis for axis in final))
 
 
 @lru_cache(maxsize=4096)
@@ -95,50 +107,88 @@ def _plan(shapes: tuple[tuple[int, ...], ...], modes: int, skip: int | None) -> 
     return tuple(terms), tuple(steps), final, macs
 
 
+def sweep(tensor: Tensor, cores: Sequence[Tensor], nodes: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """One sweep of alternating least squares: each of ``nodes`` is solved for in turn while the others are fixed.
+
+    Each solution is a damped step from the present core (proximal alternating least squares), so that the error never
+    rises, singular systems have a solution, and the damping moves no minimum.
+
+    Args:
+        tensor: shape (n_1, ..., n_modes), float64, common to the batch.
+        cores: each of shape (*batch, ...), see `core_shapes`.
+
+    Returns:
+        The cores, and the squared errors after the last node, shape: batch."""
+    current = list(cores)
+    batch = current[0].shape[: current[0].ndim - len(current)]
+    errors = tensor.new_full(batch, math.inf)
+    for k in nodes:
+        rest = [m for m in range(tensor.ndim) if m != k]
+        target = tensor.permute(*rest, k).flatten(0, -2) if k < tensor.ndim else tensor.reshape(-1, 1)
+        core = current[k].reshape(*batch, -1, target.shape[-1])
+        frame = contract(current, tensor.ndim, skip=k).reshape(*batch, len(target), core.shape[-2])
+        residual = target - frame @ core
+        step = solve_damped(frame.mT @ frame, frame.mT @ residual)
+        current[k] = (core + step).reshape(current[k].shape)
+        errors = (residual - frame @ step).square().sum((-1, -2))
+    return current, errors
+
+
+def solve_damped(gram: Tensor, right: Tensor) -> Tensor:
+    """(G + D)^-1 right with a damping D of rounding size, relative to the diagonal of G: badly scaled and singular systems have a
+    finite solution, and what G does not see stays zero.
+
+    Args:
+        gram: positive semidefinite, shape (*batch, w, w); right: shape (*batch, w, n)."""
+    scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))[..., None]
+    damping = DAMPING * gram.shape[-1]
+    scaled = gram / scale / scale.mT
+    scaled.diagonal(dim1=-2, dim2=-1).add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(scaled)
+    if not bool(failed.any()):
+        return torch.cholesky_solve(right / scale, factor) / scale
+    values, vectors = torch.linalg.eigh(scaled)
+    return (vectors @ ((vectors.mT @ (right / scale)) / values.clamp_min(damping)[..., None])) / scale
+
+
 def fit(
     tensor: Tensor, cores: Sequence[Tensor], *, sweeps: int, nodes: Sequence[int] | None = None, tolerance: float = 0.0
 ) -> tuple[list[Tensor], float]:
-    """Alternating least squares: ``sweeps`` times each of ``nodes`` (all) solved for in turn, the others fixed.
+    """At most ``sweeps`` of alternating least squares over ``nodes`` (all of them) of one network, see `sweep`.
 
     Returns the cores and the squared error; stops early once a sweep lowers the squared error by less than
-    ``tolerance`` of itself. Normal equations with a ridge of rounding size: singular ones have a solution."""
+    ``tolerance`` of itself."""
     current = list(cores)
-    modes = tensor.ndim
-    error = math.inf
     order = tuple(nodes) if nodes is not None else tuple(reversed(range(len(current))))  # the last first: see `widen`
+    error = math.inf
     for _ in range(sweeps):
         before = error
-        for k in order:
-            rest = [m for m in range(modes) if m != k]
-            target = tensor.permute(*rest, k).flatten(0, -2) if k < modes else tensor.reshape(-1, 1)
-            shape = current[k].shape
-            width = math.prod(shape[:-1] if k < modes else shape)
-            frame = contract(current, modes, skip=k).reshape(len(target), width)
-            gram = frame.mT @ frame
-            gram.diagonal().add_(1e-14 * float(gram.diagonal().sum()) + 1e-300)
-            factor, failed = torch.linalg.cholesky_ex(gram)
-            right = frame.mT @ target
-            if bool(failed):
-                solution = torch.linalg.pinv(gram, hermitian=True) @ right
-            else:
-                solution = torch.cholesky_solve(right, factor)
-            current[k] = solution.reshape(shape)
-            if k == order[-1]:
-                error = float((target - frame @ solution).square().sum())
+        current, errors = sweep(tensor, current, order)
+        error = float(errors)
         if before - error <= tolerance * error:
             break
     return current, error
 
 
-def start(tensor: Tensor, nodes: int | None = None) -> list[Tensor]:
+def directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors and singular values of ``matrix``, shape (m, n), the largest first; min(m, n) of them. Each vector's
+    sign is fixed by its product with one generic vector, as LAPACK leaves it to the processor."""
+    wide = matrix.shape[1] > matrix.shape[0]
+    # of a wide matrix, the triangle of a QR decomposition of the transpose has the same left vectors and values
+    vectors, values, _ = torch.linalg.svd(torch.linalg.qr(matrix.mT, mode="r")[1].mT if wide else matrix, full_matrices=False)
+    return _signed(vectors), values
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    generic = torch.arange(1, len(vectors) + 1, dtype=vectors.dtype, device=vectors.device).mul(math.sqrt(2.0)).cos()
+    return torch.where(generic @ vectors < 0, -vectors, vectors)
+
+
+def start(tensor: Tensor) -> list[Tensor]:
     """The rank-one network of the leading directions of every mode."""
-    count = nodes or tensor.ndim
-    vectors = []
-    for mode in range(tensor.ndim):
-        unfolding = tensor.movedim(mode, 0).flatten(1)
-        vectors.append(torch.linalg.eigh(unfolding @ unfolding.mT)[1][:, -1])
-    cores = [v.reshape(*[1] * (count - 1), -1) for v in vectors]
-    return cores + [tensor.new_ones([1] * (count - 1)) for _ in range(count - tensor.ndim)]
+    leading = [directions(tensor.movedim(mode, 0).flatten(1))[0][:, 0] for mode in range(tensor.ndim)]
+    return [v.reshape(*[1] * (tensor.ndim - 1), -1) for v in leading]
 
 
 def widen(cores: Sequence[Tensor], bonds: Bonds, generator: torch.Generator) -> list[Tensor]:
@@ -160,12 +210,13 @@ def widen(cores: Sequence[Tensor], bonds: Bonds, generator: torch.Generator) -> 
 
 
 def even(cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The same network with cores of equal norm, so that weight decay and step sizes treat them alike."""
-    norms = [float(c.norm()) for c in cores]
-    if min(norms) <= 0.0 or not all(map(math.isfinite, norms)):
-        return tuple(cores)
-    level = math.exp(sum(map(math.log, norms)) / len(norms))
-    return tuple(c * (level / n) for c, n in zip(cores, norms, strict=True))
+    """The same networks with cores of equal norm, so that weight decay and step sizes treat them alike; a network with a zero
+    core is left as it is."""
+    batch = cores[0].ndim - len(cores)
+    norms = torch.stack([c.flatten(batch).norm(dim=-1) for c in cores])  # shape: (nodes, *batch)
+    level = norms.log().mean(0).exp()
+    scales = torch.where((level > 0) & level.isfinite(), level / norms, torch.ones_like(norms))
+    return tuple(c * s.reshape(*s.shape, *[1] * (c.ndim - batch)) for c, s in zip(cores, scales, strict=True))
 
 
 @dataclass(frozen=True)
@@ -182,13 +233,19 @@ class Reduced:
 
 
 def reduce(tensor: Tensor) -> Reduced:
-    """At most ``CAP`` directions of every mode (higher-order SVD), and none that the tensor does not have."""
+    """At most ``CAP`` directions of every mode (higher-order SVD, De Lathauwer et al. 2000), and none that the tensor does
+    not have, to rounding."""
     bases = []
     for mode in range(tensor.ndim):
         unfolding = tensor.movedim(mode, 0).flatten(1)
-        values, vectors = torch.linalg.eigh(unfolding @ unfolding.mT)
-        count = int((values > 1e-14 * values[-1]).sum())
-        bases.append(vectors.flip(-1)[:, : max(1, min(count, CAP))])
+        if len(unfolding) > CAP:  # which the Gram matrix gives sooner, and as precisely as leading directions need
+            values, vectors = torch.linalg.eigh(unfolding @ unfolding.mT)
+            vectors, values = _signed(vectors.flip(-1)), values.flip(-1).clamp_min(0.0).sqrt()
+        else:
+            vectors, values = directions(unfolding)
+        tolerance = GRAM_ROUNDING if len(unfolding) > CAP else ROUNDING
+        count = int((values > tolerance * values[0]).sum())
+        bases.append(vectors[:, : max(1, min(count, CAP))])
     core = tensor
     for basis in bases:
         core = torch.tensordot(core, basis, dims=([0], [0]))  # pyright: ignore[reportArgumentType]  # moves each mode to the end: the order comes round
@@ -231,3 +288,21 @@ def stored_module(site: Site, cores: Sequence[Tensor], modes: int, bias: Tensor 
     layer = chain_module(site, [Link(site.c_in, site.c_out, (True, True), site.groups)], (weight,), bias)
     parametrize.register_parametrization(layer, "weight", CoreWeight(cores, modes))
     return layer
+
+
+def storage_undefined(site: Site) -> str | None:
+    """Why a site has no form that is stored as the cores of a network."""
+    if site.kind == "embedding":
+        return "the whole table would be put together for every batch"
+    if site.groups > 1:
+        return f"groups={site.groups}: networks of grouped weights are not provided"
+    if site.kernel == (1, 1) and (balanced_factors(site.c_out, 2) is None or balanced_factors(site.c_in, 2) is None):
+        return "a matrix needs dimensions that factor, and one of these is prime or 1"
+    return None
+
+
+def matrix_modes(site: Site) -> tuple[int, int, int, int]:
+    """The modes (o_1, o_2, i_1, i_2) of a matrix: balanced factors of c_out and c_in."""
+    out, into = balanced_factors(site.c_out, 2), balanced_factors(site.c_in, 2)
+    assert out is not None and into is not None, "asked of a site that the type is undefined for"
+    return out[0], out[1], into[0], into[1]

@@ -19,14 +19,15 @@ from ranksearch.decompositions.network import (
     core_shapes,
     even,
     fit,
+    matrix_modes,
     pairs,
     reduce,
     start,
+    storage_undefined,
     stored_costs,
     stored_module,
     widen,
 )
-from ranksearch.decompositions.tensor_train import _factors
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
@@ -125,23 +126,10 @@ class TensorRing(Decomposition[RingState]):
         return stored_module(site, factors, len(factors), bias)
 
 
-def storage_undefined(site: Site) -> str | None:
-    """Why a site has no form that is stored as the cores of a network."""
-    if site.kind == "embedding":
-        return "the whole table would be put together for every batch"
-    if site.groups > 1:
-        return f"groups={site.groups}: networks of grouped weights are not provided"
-    if site.kernel == (1, 1) and (_factors(site.c_out, 2) is None or _factors(site.c_in, 2) is None):
-        return "a matrix needs dimensions that factor, and one of these is prime or 1"
-    return None
-
-
 def ring_modes(site: Site) -> tuple[int, ...]:
     if site.kernel != (1, 1):
         return (site.c_out, site.c_in, site.kernel[0] * site.kernel[1])
-    out, into = _factors(site.c_out, 2), _factors(site.c_in, 2)
-    assert out is not None and into is not None, "asked of a site that the type is undefined for"
-    return (*out, *into)
+    return matrix_modes(site)
 
 
 def _bonds(row: tuple[int, ...], modes: int) -> Bonds:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ranksearch.decompositions.balanced_factors import balanced_factors
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
 from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, cheaper
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
@@ -59,7 +60,7 @@ class TensorTrain(Decomposition[TrainState]):
                 return "a kernel with one side has a train of three modes: it equals tucker2"
             return None
         if _modes(site) is None:
-            prime = site.c_out if _factors(site.c_out, 2) is None else site.c_in
+            prime = site.c_out if balanced_factors(site.c_out, 2) is None else site.c_in
             return f"{prime} is prime or 1: it has no factors to be modes"
         return None
 
@@ -248,24 +249,11 @@ class TrainLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def _factors(size: int, count: int) -> tuple[int, ...] | None:
-    """The most balanced ``count`` factors above 1 of ``size``, largest first; None where there are none."""
-    if count == 1:
-        return (size,) if size > 1 else None
-    best: tuple[int, ...] | None = None
-    for divisor in range(2, math.isqrt(size) + 1):
-        if size % divisor == 0 and (rest := _factors(size // divisor, count - 1)) is not None:
-            candidate = tuple(sorted((divisor, *rest), reverse=True))
-            if best is None or candidate[0] / candidate[-1] < best[0] / best[-1]:
-                best = candidate
-    return best
-
-
 def _modes(site: Site) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Output and input modes of a linear site: three each where every factor is at least 4, else two. The large
     factors of one side go with the small ones of the other, so that the products are alike."""
     for count, least in ((3, 4), (2, 2)):
-        out, into = _factors(site.c_out, count), _factors(site.c_in, count)
+        out, into = balanced_factors(site.c_out, count), balanced_factors(site.c_in, count)
         if out is not None and into is not None and min(*out, *into) >= least:
             return out, into[::-1]
     return None

@@ -50,9 +50,10 @@ ALL = make(("svd", "svd_in", "spatial", "tucker2"))
 
 
 def rules(spectra):
+    tucker = EVBMF(spectra, decomposition="tucker2") if "tucker2" in spectra.decompositions else EnergyThreshold()
     return [
-        EnergyThreshold(), ALDS(), ALDSHeuristic(), DecomposableNet(), DecomposableNet(decompositions=None), DecomposableNetRaw(least=1),
-        BALF(), STNStorage(), EVBMF(spectra), EVBMF(spectra, decomposition="tucker2") if "tucker2" in spectra.decompositions else EnergyThreshold(),
+        EnergyThreshold(), ALDS(), ALDSHeuristic(), DecomposableNet(), DecomposableNet(decompositions=None),
+        DecomposableNetRaw(least=1), BALF(), STNStorage(), EVBMF(spectra), tucker,
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ranksearch.decompositions import Moments
-from ranksearch.decompositions.tensor_train import TensorTrain, TrainLinear, _factors
+from ranksearch.decompositions.tensor_train import TensorTrain, TrainLinear
 from ranksearch.sites import Call, Site, find_sites
 
 train = TensorTrain()
@@ -86,12 +86,6 @@ def test_a_kronecker_product_is_a_train_of_bond_one() -> None:
     state = train.prepare(where, torch.kron(a, b).reshape(where.shape))
     assert train.errors(state).frobenius[0] < 1e-6
     assert train.cost(where, (1,)).params == a.numel() + b.numel() + 9
-
-
-def test_balanced_factors() -> None:
-    assert _factors(64, 2) == (8, 8) and _factors(64, 3) == (4, 4, 4)
-    assert _factors(768, 3) == (12, 8, 8) and _factors(10, 2) == (5, 2)
-    assert _factors(13, 2) is None and _factors(1, 2) is None and _factors(6, 3) is None
 
 
 @pytest.mark.parametrize("where", [conv(6, 5), Site("layer", "linear", 8, 12)])
