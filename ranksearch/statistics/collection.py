@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,16 +13,17 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranksearch import checks
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
+from ranksearch.home import replacing
 from ranksearch.sites import Site, Sites, run
 from ranksearch.statistics.collector import LARGEST, Collector, SiteStatistics, observing
 from ranksearch.statistics.moments import kronecker, ledoit_wolf
+from ranksearch.tensors import absorb, save
 
 UNIT = "T^2 nats"  # of squared gradients at a temperature T; part of the key of the cache
 Output = Literal["model", "labels"]
@@ -287,16 +287,9 @@ def _name(function: Callable[..., Any] | None) -> str:
 
 def _digest(model: nn.Module, sites: Sites, batches: Iterable[Any], settings: list[Any]) -> str:
     digest = hashlib.sha256(repr([sites.sites, settings]).encode())
-    for _, tensor in sorted(model.state_dict().items()):
-        _update(digest, tensor)
-    for tensor in _tensors(batches):
-        _update(digest, tensor)
+    absorb(digest, (("", tensor) for _, tensor in sorted(model.state_dict().items())))
+    absorb(digest, (("", tensor) for tensor in _tensors(batches)))
     return digest.hexdigest()[:20]
-
-
-def _update(digest: Any, tensor: Tensor) -> None:
-    digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 _ARRAYS = ("input", "mean", "fourth", "gradient", "gradient_fourth", "channel", "tap", "counts", "fisher_diagonal")
@@ -307,10 +300,8 @@ def _save(path: Path, statistics: Statistics) -> None:
     for name, s in statistics.of.items():
         numbers[name] = [s.examples, s.rows, s.sampled]
         tensors |= {f"{name}:{key}": getattr(s, key).cpu().contiguous() for key in _ARRAYS if getattr(s, key) is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors, unfinished, {"numbers": json.dumps(numbers), "uncovered": json.dumps(statistics.uncovered)})
-    unfinished.replace(path)  # whole or not at all
+    with replacing(path) as unfinished:
+        save(tensors, unfinished, {"numbers": json.dumps(numbers), "uncovered": json.dumps(statistics.uncovered)})
 
 
 def _load(path: Path, sites: Sites) -> Statistics:

@@ -16,10 +16,12 @@ import torch
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
+from ranksearch.sites import mode
 from ranksearch.supernet import _checkpoint
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.tasks import Diverged, Task
-from ranksearch.tasks.task import Training, device_of, mode
+from ranksearch.tasks.task import Training, device_of
+from ranksearch.tensors import absorb
 
 if TYPE_CHECKING:
     from ranksearch.supernet.methods import Method
@@ -209,9 +211,7 @@ def _short(value: Any) -> str:
 def identity(supernet: RankSupernet, task: Task, method: Method, epochs: float, seed: int) -> dict[str, Any]:
     """All that decides how a run goes, as JSON."""
     digest = hashlib.sha256()
-    for name, tensor in supernet.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    absorb(digest, supernet.state_dict().items())
     sampling = getattr(method, "sampling", None)
     return {
         "start": digest.hexdigest()[:16],

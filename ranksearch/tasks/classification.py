@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
-from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training, device_of, mode
+from ranksearch.sites import mode
+from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training, device_of
 
 Array = Tensor | np.ndarray
 Augment = Callable[[Tensor, torch.Generator], Tensor]
