@@ -100,22 +100,8 @@ def save(
             _write_program(model, example, folder / PROGRAM)
         if onnx:
             _write_onnx(model, example, folder / ONNX)
-        record = {
-            **manifest,
-            "schema": SCHEMA,
-            "ranksearch": __version__,
-            "torch": torch.__version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "configuration_id": configuration.id,
-            "example": _describe(example),
-            "aliases": aliases,
-            "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
-        }
-        try:
-            text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgument(f"manifest is not JSON: {error}") from error
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        added = {"configuration_id": configuration.id, "example": _describe(example), "aliases": aliases}
+        _write_manifest({**manifest, **added}, folder)
         for path in folder.iterdir():
             sync(path)
         _move(folder, target, Path(scratch) / "replaced")
@@ -234,6 +220,23 @@ def _write_weights(tensors: dict[str, Tensor], path: Path) -> None:
         save_tensors(tensors, path, {"format": "pt"})
     except SafetensorError as error:
         raise InvalidModel(f"model: its weights cannot be written as safetensors: {error}") from error
+
+
+def _write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Write the manifest of the files that are in ``folder``."""
+    record = {
+        **manifest,
+        "schema": SCHEMA,
+        "ranksearch": __version__,
+        "torch": torch.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+    }
+    try:
+        text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"manifest is not JSON: {error}") from error
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
