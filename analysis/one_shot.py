@@ -48,7 +48,7 @@ from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.space.table import Table
-from ranksearch.statistics import Statistics, collect
+from ranksearch.statistics import SampledLabels, Statistics, collect
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import cifar10, fashion_mnist
 from ranksearch.tasks.networks import cifar_resnet, load_weights
@@ -267,8 +267,9 @@ def main() -> None:
     task = task if a.test_images is None else task.cut(test=a.test_images)
     start = time.perf_counter()
     batches = list(task.calibration(a.statistics))
-    options: dict[str, Any] = {"samples": 2, "temperature": TEMPERATURE, "diagonal": "fwsvd" in a.rules, "seed": a.seed, "cache": a.cache}
-    statistics = collect(model, find_sites(model, task.example()), batches, **options)
+    labels = SampledLabels(samples=2, temperature=TEMPERATURE, seed=a.seed)
+    sites = find_sites(model, task.example())
+    statistics = collect(model, sites, batches, labels=labels, diagonal="fwsvd" in a.rules, cache=a.cache)
     print(f"statistics: {time.perf_counter() - start:.1f} s", flush=True)
     dense = task.measure(model, split)["accuracy"]
     print(f"dense on {split}: {100 * dense:.2f}", flush=True)

@@ -35,7 +35,7 @@ from ranksearch.proxies import Energy, Frobenius
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
-from ranksearch.statistics import collect
+from ranksearch.statistics import SampledLabels, collect
 from ranksearch.supernet import RankSupernet, train
 from ranksearch.supernet.methods import METHODS, Joint, Method, Sandwich, projecting
 from ranksearch.supernet.sampling import FrontGuided, Sampling, SmallRank, UniformCost
@@ -109,7 +109,7 @@ def subject(arguments: argparse.Namespace, seed: int) -> Subject:
 def prepare(model: nn.Module, task: Classification, batches: int) -> tuple[Spectra, SearchSpace]:
     """Spectra and space of the mixture in the Fisher metric of a network as it is now."""
     sites = find_sites(model, task.example())
-    statistics = collect(model, sites, task.calibration(batches), samples=2, temperature=TEMPERATURE, seed=0)
+    statistics = collect(model, sites, task.calibration(batches), labels=SampledLabels(samples=2, temperature=TEMPERATURE))
     moments: dict[str, Moments] = statistics.moments("fisher")
     spectra = Spectra(model, sites, [d for d in DECOMPOSITIONS if d.name in TYPES], moments=moments)
     return spectra, build_space(spectra)

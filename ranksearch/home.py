@@ -1,11 +1,64 @@
-"""Where ranksearch keeps what it makes."""
+"""Where ranksearch keeps what it makes, and how a file gets there: as a whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def home() -> Path:
     """Folder of stores, caches and trained weights: RANKSEARCH_HOME, or ``.ranksearch`` in the working directory."""
     return Path(os.environ.get("RANKSEARCH_HOME") or ".ranksearch")
+
+
+@contextmanager
+def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+    """A new empty file to write to, which takes the place of ``path`` when the block ends: others see the old content or
+    the new one, never a part. If the block raises (the disk is full, an interrupt), the new file is removed and what was
+    at ``path`` is untouched.
+
+    The new file lies beside ``path``, has the same suffix, and the permissions of the file that it replaces, or those
+    that ``open`` would give it. A missing folder is made.
+
+    Args:
+        durable: the content is on the disk before it gets the name, so that a crash of the machine too leaves the old
+            file or the new one. This costs a wait for the disk.
+
+    Raises:
+        OSError: the folder cannot be made or written to, or the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        permissions = (path if path.exists() else temporary).stat().st_mode & 0o777
+        yield temporary
+        temporary.chmod(permissions)  # a writer may have put a private file in its place, as safetensors does
+        move(temporary, path, durable=durable)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def move(temporary: Path, path: Path, *, durable: bool = False) -> None:
+    """Give a finished file its name, in place of what has it; both in one folder. ``durable`` as for `replacing`."""
+    if durable:
+        sync(temporary)
+    os.replace(temporary, path)
+    if durable:
+        sync(path.parent)  # the name too is on disk
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: it cannot be opened, or the disk reports that writing failed."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -57,7 +57,7 @@ def main() -> None:
     before = peak_mib()
     row = {"benchmark": "statistics", "model": f"resnet{arguments.depth}", "images": arguments.batches * arguments.batch_size}
     row |= {"threads": arguments.threads, "machine": platform.processor() or platform.machine(), "forward_backward_s": round(base, 3)}
-    kinds = {"activation": {"output": None}, "fisher": {"output": "model"}, "diagonal": {"output": "model", "diagonal": True}}
+    kinds = {"activation": {"labels": None}, "fisher": {}, "diagonal": {"diagonal": True}}
     for name, options in kinds.items():
         taken = seconds(lambda options=options: collect(model, sites, batches, **options), arguments.repeats)  # type: ignore[arg-type]
         row |= {f"{name}_s": round(taken, 3), f"{name}_passes": round(taken / base, 2), f"{name}_peak_mib": round(peak_mib(), 0)}

@@ -3,6 +3,8 @@ and its own heuristic beside it for comparison."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
@@ -43,21 +45,14 @@ class ALDSHeuristic(Allocator):
         values = problem.space.table("operator", "max").values
         # a type per option; dense is of no type, least_threshold adds it to all
         types = [np.array(ladder.decompositions)[ladder.which] for ladder in problem.space.ladders]
-        choices = [sorted(set(t[:-1])) for t in types]
         scale = 1 / np.maximum(problem.limits, 1)
-        prices = [cost @ scale for cost in problem.costs]
-        rng = np.random.default_rng(self.seed)
-        everywhere = sorted(set().union(*choices))
+        prices = [costs @ scale for costs in problem.costs]
         best: tuple[float, np.ndarray] | None = None
         refused: InfeasibleBudget | None = None
-        for start in range(max(self.starts, len(everywhere))):
-            if start < len(everywhere):
-                chosen = [everywhere[start] if everywhere[start] in c else (c[0] if c else "dense") for c in choices]
-            else:
-                chosen = [str(rng.choice(c)) if c else "dense" for c in choices]
+        for chosen in self._starts([sorted(set(of_site[:-1])) for of_site in types]):
             for _ in range(self.iterations):
+                masks = [of_site == one for of_site, one in zip(types, chosen, strict=True)]
                 try:
-                    masks = [t == one for t, one in zip(types, chosen, strict=True)]
                     indices = least_threshold(problem, values, masks, rule=self.name)
                 except InfeasibleBudget as error:
                     refused = error
@@ -65,11 +60,23 @@ class ALDSHeuristic(Allocator):
                 error_now = max(float(v[i]) for v, i in zip(values, indices, strict=True))
                 if best is None or error_now < best[0]:
                     best = (error_now, indices)
-                for site, index in enumerate(indices):
-                    fits = np.flatnonzero(prices[site][:-1] <= prices[site][index])
-                    if len(fits):
-                        chosen[site] = str(types[site][fits[np.argmin(values[site][fits])]])
+                chosen = [_least(v, t, p, int(i)) or one for v, t, p, i, one in zip(values, types, prices, indices, chosen, strict=True)]
         if best is None:
             assert refused is not None
             raise refused
         return finish(problem, best[1], float("nan"))
+
+    def _starts(self, choices: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+        """A type per site to begin with: each type wherever a site has it, then types at random."""
+        everywhere = sorted(set().union(*choices))
+        for one in everywhere:
+            yield [one if one in c else (c[0] if c else "dense") for c in choices]
+        rng = np.random.default_rng(self.seed)
+        for _ in range(self.starts - len(everywhere)):
+            yield [str(rng.choice(c)) if c else "dense" for c in choices]
+
+
+def _least(values: np.ndarray, types: np.ndarray, prices: np.ndarray, index: int) -> str | None:
+    """The type of least error among a site's options, dense apart, that cost no more than option ``index``; None: no option does."""
+    fits = np.flatnonzero(prices[:-1] <= prices[index])
+    return str(types[fits[np.argmin(values[fits])]]) if len(fits) else None

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ranksearch.cli.proxies import best_proxy
 from ranksearch.cli.tables import count, percent, plural, table
 from ranksearch.errors import InvalidArgument
+from ranksearch.home import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,12 +203,8 @@ def _write(out: Path, write: Callable[[Path], Any]) -> None:
     """Write a file as a whole or not at all."""
     if not out.parent.is_dir():
         raise InvalidArgument(f"--out {out}: there is no directory {out.parent}; make it first")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    with replacing(out) as part:
         write(part)
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # -- the ends of search and build --------------------------------------------------------------------------------------

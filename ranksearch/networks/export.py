@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ranksearch import __version__
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
+from ranksearch.home import sync
 from ranksearch.networks.surgery import build
 from ranksearch.sites import Site, find_sites, run
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
+from ranksearch.tensors import save as save_tensors
 
 SCHEMA = 1
 MANIFEST, WEIGHTS, PROGRAM, ONNX = "manifest.json", "model.safetensors", "program.pt2", "model.onnx"
@@ -98,25 +100,10 @@ def save(
             _write_program(model, example, folder / PROGRAM)
         if onnx:
             _write_onnx(model, example, folder / ONNX)
-        record = {
-            **manifest,
-            "schema": SCHEMA,
-            "ranksearch": __version__,
-            "torch": torch.__version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "configuration_id": configuration.id,
-            "example": _describe(example),
-            "aliases": aliases,
-            "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
-        }
-        try:
-            text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgument(f"manifest is not JSON: {error}") from error
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        added = {"configuration_id": configuration.id, "example": _describe(example), "aliases": aliases}
+        _write_manifest({**manifest, **added}, folder)
         for path in folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
         _move(folder, target, Path(scratch) / "replaced")
     return target
 
@@ -230,11 +217,26 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _write_weights(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_tensors(tensors, path, {"format": "pt"})
     except SafetensorError as error:
-        if "I/O" in str(error) or "os error" in str(error).lower():  # the library hides the errno of a full disk
-            raise OSError(f"{path}: {error}") from error
         raise InvalidModel(f"model: its weights cannot be written as safetensors: {error}") from error
+
+
+def _write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Write the manifest of the files that are in ``folder``."""
+    record = {
+        **manifest,
+        "schema": SCHEMA,
+        "ranksearch": __version__,
+        "torch": torch.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+    }
+    try:
+        text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"manifest is not JSON: {error}") from error
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -51,4 +51,3 @@ class ActivationError(ResidualProxy):
     def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
         names = {ladder.site.name for ladder in space.ladders}
         return {site: reason for site, reason in self.statistics.uncovered.items() if site in names and "gradient" not in reason}
-

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies.context import ProxyContext
 from ranksearch.proxies.proxy import ScoreProxy
-from ranksearch.sites import run
+from ranksearch.sites import evaluating, run
 from ranksearch.space import Configuration, SearchSpace
 
 
@@ -62,13 +61,10 @@ class LastFeature(ScoreProxy):
         handle = None
         if self.module:
             handle = model.get_submodule(self.module).register_forward_pre_hook(lambda _m, args: found.append(args[0].detach()))
-        modes = {m: m.training for m in model.modules()}
         try:
-            with torch.no_grad():
-                output = run(model.eval(), batch)
+            with evaluating(model):
+                output = run(model, batch)
         finally:
-            for m, was in modes.items():
-                m.training = was
             if handle is not None:
                 handle.remove()
         if found:
@@ -85,13 +81,10 @@ def _last_linear(model: nn.Module, batch: Any) -> str:
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear)
     ]
-    modes = {m: m.training for m in model.modules()}
     try:
-        with torch.no_grad():
-            run(model.eval(), batch)
+        with evaluating(model):
+            run(model, batch)
     finally:
-        for m, was in modes.items():
-            m.training = was
         for handle in handles:
             handle.remove()
     return called[-1] if called else ""

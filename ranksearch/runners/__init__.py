@@ -1,4 +1,4 @@
-"""Runners: where evaluations happen. One contract; Ray is known to `ray_tune` alone, and imported when it runs."""
+"""Runners: where evaluations happen. One contract; Ray is imported when a run on it starts, and by no other part of the package."""
 
 from __future__ import annotations
 

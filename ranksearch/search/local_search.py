@@ -58,7 +58,7 @@ def polish(
         table: ranks the moves; relative squared Frobenius errors by default.
 
     Raises:
-        InvalidArgument: ``evaluations`` below 1 or misshapen indices.
+        InvalidArgument: ``evaluations`` below 1, misshapen indices, or as for `Problem`.
         InfeasibleBudget: the start breaks a budget.
     """
     checks.whole("evaluations", evaluations, least=1, hint="the start takes one")
@@ -66,66 +66,102 @@ def polish(
     if table is None:
         table = Table(tuple(np.square(ladder.column("frobenius")) for ladder in space.ladders), "sum")
     problem = Problem(space, table, budgets)
-    costs, room = problem.costs, problem.room
-    best = np.asarray(indices, dtype=np.int64).copy()
-    if (_total(costs, best) > room).any():
-        over = f"indices cost {space.cost(best)}, over the budgets {dict(budgets)}"
+    start = np.asarray(indices, dtype=np.int64).copy()
+    if (_total(problem, start) > problem.room).any():
+        over = f"indices cost {space.cost(start)}, over the budgets {dict(budgets)}"
         raise InfeasibleBudget(f"{over}; start from an allocator's answer to them")
-    known: dict[bytes, float] = {}
+    found = _Incumbent(measure, start)
+    first = found.value
+    _exchange(_corrected(problem, found, evaluations), found, evaluations, width)
+    return Polished(found.best, found.value, first, found.evaluations, found.accepted)
 
-    def ask(candidate: np.ndarray) -> float:
+
+class _Incumbent:
+    """The best configuration so far, and every measurement that was made: none is made twice."""
+
+    def __init__(self, measure: Callable[[np.ndarray], float], start: np.ndarray) -> None:
+        self._measure = measure
+        self._known: dict[bytes, float] = {}
+        self.accepted = 0
+        self.best, self.value = start, self.ask(start)
+
+    @property
+    def evaluations(self) -> int:
+        """Measurements made."""
+        return len(self._known)
+
+    def ask(self, candidate: np.ndarray) -> float:
         key = candidate.tobytes()
-        if key not in known:
-            known[key] = float(measure(candidate))
-        return known[key]
+        if key not in self._known:
+            self._known[key] = float(self._measure(candidate))
+        return self._known[key]
 
-    start = value = ask(best)
-    accepted = stuck = 0
-    while len(known) + len(best) + 2 <= 0.75 * evaluations and stuck < 2:
-        table = _probe(table, costs, best, value, ask)
-        before = value
+    def knows(self, candidate: np.ndarray) -> bool:
+        return candidate.tobytes() in self._known
+
+    def improves(self, candidate: np.ndarray) -> bool:
+        """Whether a candidate measures better; then it takes the place of the best."""
+        value = self.ask(candidate)
+        if not value < self.value:
+            return False
+        self.best, self.value = candidate, value
+        self.accepted += 1
+        return True
+
+
+def _corrected(problem: Problem, found: _Incumbent, evaluations: int) -> Problem:
+    """Rounds of probing, while three quarters of the evaluations last and the last two rounds were not both in vain. Returns the
+    problem with the corrected table."""
+    in_vain = 0
+    while found.evaluations + len(found.best) + 2 <= 0.75 * evaluations and in_vain < 2:
+        problem = replace(problem, table=_probe(problem, found))
+        before = found.value
         # the corrected optimum, and the one when every change has a price
-        for target in (table, _reluctant(table, best)):
-            candidate = Additive().allocate(Problem(space, target, budgets)).indices
-            if (found := ask(candidate)) < value:
-                best, value = candidate, found
-                accepted += 1
-        stuck = 0 if value < before else stuck + 1
+        for target in (problem.table, _reluctant(problem.table, found.best)):
+            found.improves(Additive().allocate(replace(problem, table=target)).indices)
+        in_vain = 0 if found.value < before else in_vain + 1
+    return problem
+
+
+def _exchange(problem: Problem, found: _Incumbent, evaluations: int, width: int) -> None:
+    """Rounds of exchanges. A round ends with the first better configuration; where it finds none, the next looks twice as far."""
     # how well moves that grow a site have done so far: the table's word is taken less where it misled
-    trust = np.ones(len(best))
-    improved = True
-    while len(known) < evaluations:
-        width = width if improved else 2 * width
-        if width > 4 * max(len(c) for c in costs):
-            break
-        improved = False
-        for site, candidate in _moves(table, costs, room, best, trust, width):
-            if candidate.tobytes() in known:
-                continue
-            if len(known) >= evaluations:
-                break
-            if (found := ask(candidate)) < value:
-                best, value, improved = candidate, found, True
-                accepted += 1
-                trust[site] *= 1.5
-                break
-            trust[site] *= 0.7
-    return Polished(best, value, start, len(known), accepted)
+    trust = np.ones(len(found.best))
+    widest = 4 * max(problem.space.shape)
+    while found.evaluations < evaluations and width <= widest:
+        if not _improved(_moves(problem, found.best, trust, width), found, evaluations, trust):
+            width *= 2
 
 
-def _probe(table: Table, costs: Sequence[np.ndarray], now: np.ndarray, value: float, ask: Callable[[np.ndarray], float]) -> Table:
+def _improved(moves: Iterator[tuple[int, np.ndarray]], found: _Incumbent, evaluations: int, trust: np.ndarray) -> bool:
+    """Try moves in their order up to the first that measures better; their outcomes change the trust in place."""
+    for site, candidate in moves:
+        if found.knows(candidate):
+            continue
+        if found.evaluations >= evaluations:
+            return False
+        if found.improves(candidate):
+            trust[site] *= 1.5
+            return True
+        trust[site] *= 0.7
+    return False
+
+
+def _probe(problem: Problem, found: _Incumbent) -> Table:
     """The table with every site's values scaled to what a cheaper option of it measures."""
+    table, now, value = problem.table, found.best, found.value
     current = np.array([v[i] for v, i in zip(table.values, now, strict=True)])
     typical = max(float(current.mean()), float(np.mean([v.max() for v in table.values])) * 1e-3, 1e-300)
     factors = np.full(len(now), np.nan)
     for site, values in enumerate(table.values):
         rise = values - current[site]
-        cheaper = np.flatnonzero((costs[site] <= costs[site][now[site]]).all(axis=1) & (rise > 0))
+        cost = problem.costs[site]
+        cheaper = np.flatnonzero((cost <= cost[now[site]]).all(axis=1) & (rise > 0))
         if len(cheaper):
             option = int(cheaper[np.argmin(np.abs(np.log(rise[cheaper] / typical)))])
             candidate = now.copy()
             candidate[site] = option
-            factors[site] = max(ask(candidate) - value, 0.0) / rise[option]
+            factors[site] = max(found.ask(candidate) - value, 0.0) / rise[option]
     seen = factors[np.isfinite(factors)]
     common = float(np.median(seen)) if len(seen) else 0.0
     if not common > 0:
@@ -146,17 +182,16 @@ def _reluctant(table: Table, now: np.ndarray) -> Table:
     return replace(table, values=tuple(moved))
 
 
-def _total(costs: Sequence[np.ndarray], indices: np.ndarray) -> np.ndarray:
-    return np.sum([c[i] for c, i in zip(costs, indices, strict=True)], axis=0)
+def _total(problem: Problem, indices: np.ndarray) -> np.ndarray:
+    """What the sites cost together, int64, shape: (n_budgets,)."""
+    return np.sum([costs[i] for costs, i in zip(problem.costs, indices, strict=True)], axis=0)
 
 
-def _moves(
-    table: Table, costs: Sequence[np.ndarray], room: np.ndarray, now: np.ndarray, trust: np.ndarray, width: int
-) -> Iterator[tuple[int, np.ndarray]]:
+def _moves(problem: Problem, now: np.ndarray, trust: np.ndarray, width: int) -> Iterator[tuple[int, np.ndarray]]:
     """Feasible neighbours and the site that they grow, best predicted first."""
-    values = table.values
-    slack = room - _total(costs, now)
-    scale = 1 / np.maximum(room, 1)
+    values, costs = problem.table.values, problem.costs
+    slack = problem.room - _total(problem, now)
+    scale = 1 / np.maximum(problem.room, 1)
     scored: list[tuple[float, int, int, np.ndarray]] = []
     for site in range(len(now)):
         gain = values[site][now[site]] - values[site]

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites.cost import Cost
+from ranksearch.sites.modes import evaluating
 
 Kind = Literal["conv2d", "conv1d", "linear", "transformers_conv1d", "embedding"]
 Pair = tuple[int, int]
@@ -238,22 +239,6 @@ def _batch_size(example: Any) -> int:
         if isinstance(value, Tensor) and value.ndim:
             return value.shape[0]
     raise InvalidArgument(f"example={type(example).__name__} holds no tensor; give the input of one forward pass")
-
-
-@contextmanager
-def evaluating(model: nn.Module):
-    """Evaluation mode without gradients and without fused kernels; modes come back as they were."""
-    modes = {module: module.training for module in model.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel bypasses submodules and the counter
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from ranksearch.statistics.collection import Statistics, accumulator_bytes, collect
 from ranksearch.statistics.collector import LARGEST
+from ranksearch.statistics.labels import GivenLabels, Labels, SampledLabels
 
-__all__ = ["LARGEST", "Statistics", "accumulator_bytes", "collect"]
+__all__ = ["LARGEST", "GivenLabels", "Labels", "SampledLabels", "Statistics", "accumulator_bytes", "collect"]

@@ -5,29 +5,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ranksearch import checks
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
+from ranksearch.home import replacing
 from ranksearch.sites import Site, Sites, run
 from ranksearch.statistics.collector import LARGEST, Collector, SiteStatistics, observing
+from ranksearch.statistics.labels import UNIT, Labels, SampledLabels
 from ranksearch.statistics.moments import kronecker, ledoit_wolf
+from ranksearch.tensors import absorb, save
 
-UNIT = "T^2 nats"  # of squared gradients at a temperature T; part of the key of the cache
-Output = Literal["model", "labels"]
 MomentKind = Literal["activation", "fisher", "output"]
+_SAMPLED = SampledLabels()
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class Statistics:
         if metric not in ("activation", "fisher", "output"):
             raise InvalidArgument(f"metric={metric!r} is none of activation, fisher, output")
         if metric != "activation" and all(s.gradient is None for s in self.of.values()):
-            raise InvalidArgument(f"metric={metric!r} needs output gradients: collect with output='model' or 'labels'")
+            raise InvalidArgument(f"metric={metric!r} needs output gradients: collect with labels, SampledLabels() or GivenLabels()")
         result = {}
         for name in self.of:
             a = self.input_moment(name, center=center, shrink=shrink) if metric != "output" else None
@@ -119,92 +116,80 @@ def collect(
     sites: Sites,
     batches: Iterable[Any],
     *,
-    output: Output | None = "model",
-    loss: Callable[[Any, Any], Tensor] | None = None,
-    sample: Callable[[Any, torch.Generator], Any] | None = None,
-    samples: int = 1,
-    temperature: float = 1.0,
+    labels: Labels | None = _SAMPLED,
     diagonal: bool = False,
-    seed: int = 0,
     chunk_bytes: int = 64 << 20,
     cache: str | Path | None = None,
 ) -> Statistics:
-    """Collect statistics in one pass, in evaluation mode. The model is left as it was.
+    """Collect statistics in one pass over the data, in evaluation mode. The model is left as it was.
 
     The pass needs more memory than a forward-backward pass does: per site 8 (groups d^2 + groups (c_out / groups)^2) bytes for the
     accumulators (see `accumulator_bytes`), twice that while they are read out, and ``chunk_bytes`` for lowered inputs. Its result is
     the same for the same seed, machine and thread count.
 
     Args:
-        model: any module; the last of its outputs that is needed is what ``loss`` takes.
+        model: any module; the last of its outputs that is needed is what the loss takes.
         sites: where to collect.
-        batches: inputs, one forward pass each (tensor, tuple or mapping), batch first; pairs ``(inputs, targets)``
-            for ``output="labels"``.
-        output: which labels the gradients are of. "model" samples them from the model's own distribution, which gives the true Fisher;
-            "labels" takes the given ones, which gives the empirical Fisher; None makes no backward pass.
-        loss: mean loss over the batch, ``loss(outputs, targets)``; cross entropy by default.
-        sample: ``sample(outputs, generator)`` draws targets from the model; categorical over axis 1 by default.
-        samples: label samples per example, one backward pass each.
-        temperature: T of the default ``loss``, and of ``sample``: the logits are divided by it for both. The loss is then multiplied by
-            T, so that G, a mean of *squared* gradients, is that of T^2 times the divergence of the softened outputs: the unit of
-            distillation (Hinton et al. 2015), nats of the plain softmax where logits change by less than T. A network is
-            nearly certain of its training examples, so that few of them make all of G; a temperature above 1 lets all take part.
+        batches: inputs, one forward pass each (tensor, tuple or mapping), batch first; with `GivenLabels` pairs of inputs and targets.
+        labels: which labels the gradients are of: `SampledLabels` (the true Fisher) or `GivenLabels` (the empirical one). None makes
+            no backward pass, and the statistics have no output moments.
         diagonal: the diagonal of the Fisher is collected too, from per-example weight gradients (about one more pass).
         chunk_bytes: bound on the lowered inputs held at a time.
         cache: folder; statistics of the same weights, sites, data and settings are read from there. All batches are
             then held at once.
 
     Raises:
-        InvalidArgument: no batch, or an impossible combination of arguments.
+        InvalidArgument: no batch, or ``diagonal`` without labels.
     """
-    if output not in ("model", "labels", None):
-        raise InvalidArgument(f"output={output!r} is none of 'model', 'labels', None")
-    if checks.whole("samples", samples, least=1) > 1 and output != "model":
-        raise InvalidArgument(f"samples={samples}: must be 1 unless output='model'")
-    if diagonal and output is None:
-        raise InvalidArgument("diagonal=True needs gradients: output='model' or 'labels'")
-    if checks.number("temperature", temperature, above=0) != 1 and loss:
-        raise InvalidArgument(f"temperature={temperature}: must be 1 with a `loss` of your own")
-    path = None
-    if cache is not None:
-        batches = list(batches)
-        settings = [UNIT, output, samples, temperature, diagonal, seed, _name(loss), _name(sample)]
-        path = Path(cache) / f"statistics-{_digest(model, sites, batches, settings)}.safetensors"
-        if path.exists():
-            return _load(path, sites)
-    collectors = {site.name: Collector(site, chunk_bytes, gradient=output is not None, diagonal=diagonal) for site in sites}
-    generators: dict[torch.device, torch.Generator] = {}
-    loss = loss or partial(_cross_entropy, temperature=temperature)
-    sample = sample or _categorical
-    with observing(model, sites, collectors, backward=output is not None):
-        seen = 0
+    if diagonal and labels is None:
+        raise InvalidArgument("diagonal=True needs gradients: give labels, SampledLabels() or GivenLabels()")
+    if cache is None:
+        return _collected(model, sites, batches, labels, diagonal, chunk_bytes)
+    batches = list(batches)
+    path = Path(cache) / f"statistics-{_digest(model, sites, batches, labels, diagonal)}.safetensors"
+    if path.exists():
+        return _load(path, sites)
+    statistics = _collected(model, sites, batches, labels, diagonal, chunk_bytes)
+    _save(path, statistics)
+    return statistics
+
+
+def _collected(
+    model: nn.Module, sites: Sites, batches: Iterable[Any], labels: Labels | None, diagonal: bool, chunk_bytes: int
+) -> Statistics:
+    collectors = {site.name: Collector(site, chunk_bytes, gradient=labels is not None, diagonal=diagonal) for site in sites}
+    differentiate = None if labels is None else _Differentiation(labels, collectors.values())
+    seen = 0
+    with observing(model, sites, collectors, backward=labels is not None):
         for batch in batches:
             seen += 1
-            inputs, targets = batch if output == "labels" else (batch, None)
+            inputs, targets = (batch, None) if labels is None else labels.split(batch)
             size = _batch(inputs)
             for collector in collectors.values():
                 collector.begin(size)
-            with torch.set_grad_enabled(output is not None):
+            with torch.set_grad_enabled(labels is not None):
                 outputs = run(model, inputs)
-            for number in range(samples if output is not None else 0):
-                if output == "model":
-                    device = _logits(outputs).device
-                    if device not in generators:
-                        generators[device] = torch.Generator(device).manual_seed(seed)
-                    with torch.no_grad():
-                        targets = sample(outputs if temperature == 1 else _logits(outputs) / temperature, generators[device])
-                value = loss(outputs, targets) * size
-                if value.requires_grad:
-                    value.backward(retain_graph=number + 1 < samples)
-                for collector in collectors.values():
-                    collector.end_sample()
+            if differentiate is not None:
+                differentiate(outputs, targets, size)
     if not seen:
         raise InvalidArgument("batches is empty: statistics need at least one batch")
     found = {name: collector.result() for name, collector in collectors.items()}
-    statistics = Statistics({site.name: site for site in sites}, found, _uncovered(sites, found, output))
-    if path is not None:
-        _save(path, statistics)
-    return statistics
+    return Statistics({site.name: site for site in sites}, found, _uncovered(sites, found, gradients=labels is not None))
+
+
+class _Differentiation:
+    """The backward passes of a run over the data; the collectors' hooks see what they bring."""
+
+    def __init__(self, labels: Labels, collectors: Iterable[Collector]) -> None:
+        self._passes, self._losses, self._collectors = labels.passes, labels.start(), collectors
+
+    def __call__(self, outputs: Any, targets: Any, size: int) -> None:
+        """All passes of one batch of ``size`` examples."""
+        for number, loss in enumerate(self._losses(outputs, targets), 1):
+            if loss.requires_grad:
+                (loss * size).backward(retain_graph=number < self._passes)
+            for collector in self._collectors:
+                collector.end_sample()
 
 
 def accumulator_bytes(sites: Iterable[Site], *, diagonal: bool = False) -> int:
@@ -223,7 +208,7 @@ def accumulator_bytes(sites: Iterable[Site], *, diagonal: bool = False) -> int:
     return total
 
 
-def _uncovered(sites: Sites, found: Mapping[str, SiteStatistics], output: Output | None) -> dict[str, str]:
+def _uncovered(sites: Sites, found: Mapping[str, SiteStatistics], *, gradients: bool) -> dict[str, str]:
     missing = {}
     for site in sites:
         s = found[site.name]
@@ -235,29 +220,9 @@ def _uncovered(sites: Sites, found: Mapping[str, SiteStatistics], output: Output
             missing[site.name] = f"an embedding of {s.counts.numel()} rows: these count as equally likely"
         elif s.channel is not None:
             missing[site.name] = f"im2col dimension over {LARGEST}: the input moment is a Kronecker product of channels and taps"
-        elif output is not None and s.gradient is not None and not bool(s.gradient.any()):
+        elif gradients and s.gradient is not None and not bool(s.gradient.any()):
             missing[site.name] = "no gradient reached it: the loss does not depend on it"
     return missing
-
-
-def _logits(outputs: Any) -> Tensor:
-    if isinstance(outputs, Tensor):
-        return outputs
-    if hasattr(outputs, "logits"):
-        return outputs.logits
-    if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
-        return outputs[0]
-    raise InvalidArgument(f"outputs={type(outputs).__name__}: pass `loss` and `sample` for a model that does not return logits")
-
-
-def _cross_entropy(outputs: Any, targets: Any, *, temperature: float) -> Tensor:
-    return F.cross_entropy(_logits(outputs) / temperature, targets) * temperature
-
-
-def _categorical(outputs: Any, generator: torch.Generator) -> Tensor:
-    probabilities = _logits(outputs).detach().float().movedim(1, -1).softmax(dim=-1)
-    flat = probabilities.reshape(-1, probabilities.shape[-1])
-    return torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1])
 
 
 def _batch(inputs: Any) -> int:
@@ -281,22 +246,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 # -- the cache ---------------------------------------------------------------------------------------------------
 
 
-def _name(function: Callable[..., Any] | None) -> str:
-    return "" if function is None else f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(type(function)))}"
-
-
-def _digest(model: nn.Module, sites: Sites, batches: Iterable[Any], settings: list[Any]) -> str:
+def _digest(model: nn.Module, sites: Sites, batches: Iterable[Any], labels: Labels | None, diagonal: bool) -> str:
+    kind, samples, temperature, *rest = (None, 1, 1.0, 0, "", "") if labels is None else labels.key()
+    settings = [UNIT, kind, samples, temperature, diagonal, *rest]
     digest = hashlib.sha256(repr([sites.sites, settings]).encode())
-    for _, tensor in sorted(model.state_dict().items()):
-        _update(digest, tensor)
-    for tensor in _tensors(batches):
-        _update(digest, tensor)
+    absorb(digest, (("", tensor) for _, tensor in sorted(model.state_dict().items())))
+    absorb(digest, (("", tensor) for tensor in _tensors(batches)))
     return digest.hexdigest()[:20]
-
-
-def _update(digest: Any, tensor: Tensor) -> None:
-    digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 _ARRAYS = ("input", "mean", "fourth", "gradient", "gradient_fourth", "channel", "tap", "counts", "fisher_diagonal")
@@ -307,10 +263,8 @@ def _save(path: Path, statistics: Statistics) -> None:
     for name, s in statistics.of.items():
         numbers[name] = [s.examples, s.rows, s.sampled]
         tensors |= {f"{name}:{key}": getattr(s, key).cpu().contiguous() for key in _ARRAYS if getattr(s, key) is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors, unfinished, {"numbers": json.dumps(numbers), "uncovered": json.dumps(statistics.uncovered)})
-    unfinished.replace(path)  # whole or not at all
+    with replacing(path) as unfinished:
+        save(tensors, unfinished, {"numbers": json.dumps(numbers), "uncovered": json.dumps(statistics.uncovered)})
 
 
 def _load(path: Path, sites: Sites) -> Statistics:

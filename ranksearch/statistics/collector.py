@@ -4,7 +4,7 @@ outputs. Accumulators are float64, everything that feeds them float32."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranksearch.sites import Site, Sites
+from ranksearch.sites import Site, Sites, mode, unfused
 from ranksearch.statistics.moments import chunks, displaced, displaced_gram, gradients, gram, images, lower, pad, symmetrize, to_patch_order
 
 LARGEST = 4608  # im2col dimensions above this are kept as a Kronecker product of a channel and a tap factor
@@ -166,26 +166,16 @@ class Collector:
 @contextmanager
 def observing(model: nn.Module, sites: Sites, collectors: Mapping[str, Collector], *, backward: bool) -> Iterator[None]:
     """Evaluation mode, frozen weights (so that backward passes compute no weight gradient) and hooks; all undone."""
-    modes = {module: module.training for module in model.modules()}
-    frozen = {p: p.requires_grad for p in model.parameters()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel bypasses submodules
-    handles = []
-    try:
-        model.eval().requires_grad_(False)
+    trainable = {p: p.requires_grad for p in model.parameters()}
+    with mode(model, training=False), unfused(), ExitStack() as undone:
+        for parameter, flag in trainable.items():
+            undone.callback(parameter.requires_grad_, flag)
+        model.requires_grad_(False)
         for site in sites:
-            modules = {id(m): m for m in (model.get_submodule(path) for path in (site.name, *site.aliases))}
-            for module in modules.values():
-                handles.append(module.register_forward_hook(_hook(collectors[site.name], backward), with_kwargs=True))
+            for module in {model.get_submodule(path) for path in (site.name, *site.aliases)}:
+                handle = module.register_forward_hook(_hook(collectors[site.name], backward), with_kwargs=True)
+                undone.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for parameter, flag in frozen.items():
-            parameter.requires_grad_(flag)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _hook(collector: Collector, backward: bool) -> Callable[..., Tensor | None]:

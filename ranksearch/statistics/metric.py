@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ranksearch.decompositions import Moments
 from ranksearch.home import home
 from ranksearch.sites import Sites
-from ranksearch.statistics.collection import UNIT, Statistics, collect
+from ranksearch.statistics.collection import Statistics, collect
+from ranksearch.statistics.labels import UNIT, GivenLabels, SampledLabels
 from ranksearch.tasks import Task
 
 MetricName = Literal["weight", "activation", "fisher"]
@@ -47,14 +48,14 @@ def statistics(model: nn.Module, sites: Sites, task: Task, *, calibration: int, 
     """
     cache = home() / "cache" / "statistics" / task.fingerprint()  # the task's own loss is part of its fingerprint
     if not gradients:
-        return collect(model, sites, task.calibration(calibration), output=None, cache=cache)
+        return collect(model, sites, task.calibration(calibration), labels=None, cache=cache)
     if task.predictive is None:
-        return collect(model, sites, task.labelled(calibration), output="labels", loss=task.loss, diagonal=diagonal, cache=cache)
-    categorical = task.predictive == "categorical"  # then collect's own cross entropy, softened, is the task's loss
-    return collect(
-        model, sites, task.calibration(calibration), loss=None if categorical else task.loss, sample=task.sample_targets,
-        samples=SAMPLES, temperature=TEMPERATURE if categorical else 1.0, diagonal=diagonal, seed=SEED, cache=cache,
-    )  # fmt: skip
+        return collect(model, sites, task.labelled(calibration), labels=GivenLabels(task.loss), diagonal=diagonal, cache=cache)
+    if task.predictive == "categorical":  # the labels' own cross entropy, softened, is the task's loss
+        labels = SampledLabels(SAMPLES, temperature=TEMPERATURE, sample=task.sample_targets, seed=SEED)
+    else:
+        labels = SampledLabels(SAMPLES, loss=task.loss, sample=task.sample_targets, seed=SEED)
+    return collect(model, sites, task.calibration(calibration), labels=labels, diagonal=diagonal, cache=cache)
 
 
 def moments(found: Statistics, metric: MetricName) -> dict[str, Moments]:

@@ -112,48 +112,65 @@ def displaced_gram(site: Site, value: Tensor, out: Tensor) -> int:
     (kh, kw), (dh, dw) = site.kernel, site.dilation
     n, _, height, width = value.shape
     window = height + top + bottom - dh * (kh - 1), width + left + right - dw * (kw - 1)
-    groups, c = site.groups, site.c_in // site.groups
-    # gaps of zeros between rows and between images, so that a displacement is one shift of the flat index
-    grid = value.new_zeros((groups, c, n, height + dh * (kh - 1), width + dw * (kw - 1)))
-    grid[..., :height, :width] = value.transpose(0, 1).reshape(groups, c, n, height, width)
-    flat = grid.flatten(2)
-    stride = grid.shape[4]
-    cache: dict[tuple[int, int, int | None, int | None], Tensor] = {}
-
-    def product(dr: int, dc: int, row: int | None, column: int | None) -> Tensor:
-        """Correlation at displacement (dr, dc) over everything, one row, one column or one position; float64."""
-        key = (dr, dc, row, column)
-        if key not in cache:
-            if row is None and column is None:
-                shift = dr * stride + dc
-                one, two = flat[..., : flat.shape[2] - shift], flat[..., shift:]
-            else:
-                rows = slice(0, height - dr) if row is None else slice(row, row + 1)
-                columns = slice(max(0, -dc), width - max(0, dc)) if column is None else slice(column, column + 1)
-                one = grid[..., rows, columns].flatten(2)
-                two = grid[..., rows.start + dr : rows.stop + dr, columns.start + dc : columns.stop + dc].flatten(2)
-            cache[key] = (one @ two.mT).double()
-        return cache[key]
-
-    def left_out(start: int, length: int, size: int, shift: int) -> list[int]:
-        """Positions of the input outside [start, start + length) whose partner is inside the input."""
-        return [r for r in range(max(0, -shift), size - max(0, shift)) if not start <= r < start + length]
-
+    c = site.c_in // site.groups
+    product = _Autocorrelation(value, site)
     for first in range(kh * kw):
         i, j = divmod(first, kw)
         for second in range(first, kh * kw):
             dr, dc = (second // kw - i) * dh, (second % kw - j) * dw
-            rows = left_out(i * dh - top, window[0], height, dr)
-            columns = left_out(j * dw - left, window[1], width, dc)
+            rows = _left_out(i * dh - top, window[0], height, dr)
+            columns = _left_out(j * dw - left, window[1], width, dc)
             block = out[:, first * c : (first + 1) * c, second * c : (second + 1) * c]
-            block += product(dr, dc, None, None)
+            block += product(dr, dc)
             for row in rows:
-                block -= product(dr, dc, row, None)
+                block -= product(dr, dc, row=row)
             for column in columns:
-                block -= product(dr, dc, None, column)
+                block -= product(dr, dc, column=column)
                 for row in rows:
-                    block += product(dr, dc, row, column)
+                    block += product(dr, dc, row=row, column=column)
     return n * window[0] * window[1]
+
+
+def _left_out(start: int, length: int, size: int, shift: int) -> list[int]:
+    """Positions of the input outside [start, start + length) whose partner, ``shift`` further, is inside the input."""
+    return [r for r in range(max(0, -shift), size - max(0, shift)) if not start <= r < start + length]
+
+
+class _Autocorrelation:
+    """Sums of x_p x_q^T over positions p of the input and q at a displacement from p; every one is computed once."""
+
+    def __init__(self, value: Tensor, site: Site) -> None:
+        """
+        Args:
+            value: shape (batch, c_in, height, width).
+        """
+        (kh, kw), (dh, dw) = site.kernel, site.dilation
+        n, _, self._height, self._width = value.shape
+        # gaps of zeros between rows and between images, so that a displacement is one shift of the flat index
+        shape = site.groups, site.c_in // site.groups, n, self._height + dh * (kh - 1), self._width + dw * (kw - 1)
+        self._grid = value.new_zeros(shape)
+        self._grid[..., : self._height, : self._width] = value.transpose(0, 1).reshape(*shape[:3], self._height, self._width)
+        self._flat = self._grid.flatten(2)
+        self._known: dict[tuple[int, int, int | None, int | None], Tensor] = {}
+
+    def __call__(self, down: int, right: int, *, row: int | None = None, column: int | None = None) -> Tensor:
+        """The sum at displacement (down, right), down at least 0, over p everywhere or in one row, one column or both; float64, shape
+        (groups, c, c)."""
+        key = down, right, row, column
+        if key not in self._known:
+            one, two = self._pair(*key)
+            self._known[key] = (one @ two.mT).double()
+        return self._known[key]
+
+    def _pair(self, down: int, right: int, row: int | None, column: int | None) -> tuple[Tensor, Tensor]:
+        """The values at p and at q, shape (groups, c, positions)."""
+        if row is None and column is None:
+            shift = down * self._grid.shape[4] + right
+            return self._flat[..., : self._flat.shape[2] - shift], self._flat[..., shift:]
+        rows = slice(0, self._height - down) if row is None else slice(row, row + 1)
+        columns = slice(max(0, -right), self._width - max(0, right)) if column is None else slice(column, column + 1)
+        partner = self._grid[..., rows.start + down : rows.stop + down, columns.start + right : columns.stop + right]
+        return self._grid[..., rows, columns].flatten(2), partner.flatten(2)
 
 
 def symmetrize(value: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from sqlalchemy import exc
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from ranksearch.errors import StoreError
+from ranksearch.home import move
 
 SCHEMA = 2  # of stores that are made; those of 1 are read as they are, and brought to it when they are written
 APPLICATION_ID = 0x52414E4B  # "RANK", in the header of every SQLite store: tells a store from any other database
@@ -182,12 +183,7 @@ class Place:
                     connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             finally:
                 engine.dispose()
-            os.rename(draft, self.path)
-            directory = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)  # the name too is on disk
-            finally:
-                os.close(directory)
+            move(draft, self.path, durable=True)
         finally:
             _remove(draft)
 

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from torch import nn
 
 from ranksearch.allocators import Allocator
@@ -36,6 +35,7 @@ from ranksearch.supernet import TrainingStep
 from ranksearch.supernet.methods import Method
 from ranksearch.supernet.study import TrainedSupernet
 from ranksearch.tasks import Task
+from ranksearch.tensors import absorb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,9 +178,7 @@ class Study:
         weights' a configuration has other factors, so the metric and its settings are part of it there."""
         digest = hashlib.sha256(self.task.fingerprint().encode())
         digest.update(space_metric.settings(self.spec.metric, self.spec.calibration, self.task).encode())
-        for key, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        absorb(digest, sorted(self.model.state_dict().items()))
         return digest.hexdigest()[:16]
 
     @property

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ranksearch.errors import InvalidArgument
+from ranksearch.home import replacing
+from ranksearch.tensors import save
 
 FORMAT = "ranksearch-supernet-1"
 NAME = "supernet.safetensors"
@@ -34,28 +32,10 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encode(state, "state", tensors))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".supernet-", suffix=".tmp")
-        os.close(handle)
-        try:
-            save_file(tensors, name, metadata={"format": FORMAT, "state": text})
-            _sync(name)
-            os.replace(name, folder / NAME)
-            _sync(folder)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+        with replacing(folder / NAME, durable=True) as unfinished:
+            save(tensors, unfinished, {"format": FORMAT, "state": text})
     except (OSError, SafetensorError) as error:
         raise InvalidArgument(f"folder={str(folder)!r}: no checkpoint can be written: {error}; give a writable one with space") from error
-
-
-def _sync(path: str | Path) -> None:
-    """On disk before it is renamed: a crash of the machine leaves the old file or the new one."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from ranksearch.space.spectra import Spectra
 from ranksearch.supernet._bases import Bases, Side, moved
 from ranksearch.supernet.cp_projection import CPProjection
 from ranksearch.supernet.projections import PROJECTIONS, GramProjection, Halves, Wanted, solve
+from ranksearch.tensors import content
 
 Key = tuple[str, str, Rank]  # site, decomposition, the part of the rank that its basis depends on
 REFIT = 25  # refreshes between two fits of a fitted type's bases, which take tens of milliseconds each
@@ -378,7 +379,7 @@ class RankSupernet(nn.Module):
 
 
 def _checksum(weight: Tensor) -> int:
-    return zlib.crc32(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return zlib.crc32(content(weight))
 
 
 def _loaded(module: nn.Module, _incompatible: Any) -> None:

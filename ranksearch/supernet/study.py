@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import inspect
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from ranksearch.allocators import Additive, Problem
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.evaluation.fidelity import SUPERNET, Fidelity
 from ranksearch.evaluation.request import Outcome, Request, outcome_of
+from ranksearch.home import replacing
 from ranksearch.proxies import free_proxies
 from ranksearch.search.events import Stage
 from ranksearch.space import Configuration, SearchSpace
@@ -394,7 +394,5 @@ def _read(folder: Path) -> Entry | None:
 
 
 def _write(folder: Path, entry: Entry) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{_FILE}.{os.getpid()}.part"
-    part.write_text(json.dumps(asdict(entry), indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / _FILE)
+    with replacing(folder / _FILE) as part:
+        part.write_text(json.dumps(asdict(entry), indent=2) + "\n", encoding="utf-8")

@@ -16,10 +16,12 @@ import torch
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
+from ranksearch.sites import mode
 from ranksearch.supernet import _checkpoint
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.tasks import Diverged, Task
-from ranksearch.tasks.task import Training, device_of, mode
+from ranksearch.tasks.task import Training, device_of
+from ranksearch.tensors import absorb
 
 if TYPE_CHECKING:
     from ranksearch.supernet.methods import Method
@@ -81,41 +83,25 @@ def train(
         raise InvalidArgument("method was made with another supernet: make it with the one to be trained")
     begin = time.perf_counter()
     training = task.training(supernet, epochs=epochs, seed=seed)
-    device = device_of(supernet)
     where = None if folder is None else Path(folder)
-    run = _Run(supernet, method, training, identity(supernet, task, method, epochs, seed), where)
-    loss: float | None = None
+    run = _Run(supernet, method, training, identity(supernet, task, method, epochs, seed), where, every)
+    device = device_of(supernet)
     forked = [device] if device.type == "cuda" else []
+    loss: float | None = None
     with mode(supernet, training=True), torch.random.fork_rng(devices=forked), torch.enable_grad(), _interrupts() as stop:
         torch.manual_seed(seed)  # dropout and the like
-        first = run.resume()
-        if where is not None and first == 0:
-            run.save(0)
-        for step in range(first + 1, training.steps + 1):
-            batch = training.batch()
-            training.optimizer.zero_grad(set_to_none=True)
-            remedy = f"at step {step} of {training.steps}: lower the task's learning rate"
-            try:
-                value = method.loss(batch)
-                loss = float(value.detach())
-                if not torch.isfinite(value).all():
-                    raise Diverged(f"loss={loss} {remedy}")
-                value.backward()
-                training.optimizer.step()
-                method.after_step(step)
-            except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]  weights not finite
-                raise Diverged(f"weights without a decomposition ({error}) {remedy}") from error
-            saved = where is not None and (step % every == 0 or step == training.steps)
-            if saved:
-                run.save(step)
+        first = run.begin()
+        for number in range(first + 1, training.steps + 1):
+            loss = run.step(number)
+            saved = run.save_if_due(number)
             if on_event is not None:
                 try:
-                    on_event(TrainingStep(step, training.steps, loss, saved))
+                    on_event(TrainingStep(number, training.steps, loss, saved))
                 except KeyboardInterrupt:
                     stop.set()
             if stop.is_set():
-                if where is not None and not saved:
-                    run.save(step)
+                if not saved:
+                    run.save(number)
                 raise KeyboardInterrupt
     training.optimizer.zero_grad(set_to_none=True)
     return TrainingSummary(training.steps, first, loss, time.perf_counter() - begin, None if where is None else where / _checkpoint.NAME)
@@ -139,16 +125,53 @@ def load_trained(supernet: RankSupernet, folder: str | Path) -> int:
 
 @dataclass
 class _Run:
-    """What a checkpoint is made of."""
+    """A training between two steps, and its checkpoints; without a folder it has none."""
 
     supernet: RankSupernet
     method: Method
     training: Training
     identity: dict[str, Any]
     folder: Path | None
+    every: int  # steps between checkpoints
+
+    def begin(self) -> int:
+        """Go on from the checkpoint, or write the first one; returns how many steps are done."""
+        done = self.resume()
+        if not done:
+            self.save(0)
+        return done
+
+    def step(self, number: int) -> float:
+        """Make one step; returns the loss of its batch.
+
+        Raises:
+            Diverged: the loss or the weights are not finite."""
+        batch = self.training.batch()
+        self.training.optimizer.zero_grad(set_to_none=True)
+        remedy = f"at step {number} of {self.training.steps}: lower the task's learning rate"
+        try:
+            loss = self.method.loss(batch)
+            value = float(loss.detach())
+            if not torch.isfinite(loss).all():
+                raise Diverged(f"loss={value} {remedy}")
+            loss.backward()
+            self.training.optimizer.step()
+            self.method.after_step(number)
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]  weights not finite
+            raise Diverged(f"weights without a decomposition ({error}) {remedy}") from error
+        return value
+
+    def save_if_due(self, number: int) -> bool:
+        """Write a checkpoint where one is due after this step; returns whether it was written."""
+        due = self.folder is not None and (number % self.every == 0 or number == self.training.steps)
+        if due:
+            self.save(number)
+        return due
 
     def save(self, step: int) -> None:
-        assert self.folder is not None
+        """Write a checkpoint, if there is a folder."""
+        if self.folder is None:
+            return
         device = device_of(self.supernet)
         tensors, layout = self.supernet.bases_state()
         _checkpoint.write(
@@ -167,7 +190,7 @@ class _Run:
         )
 
     def resume(self) -> int:
-        """Load the checkpoint, if there is one; how many steps are done."""
+        """Load the checkpoint, if there is one; returns how many steps are done."""
         start = self.identity["start"]
         known = self.supernet.__dict__.get("_start")  # of an earlier call with this very supernet, which has moved since
         state = None if self.folder is None else _checkpoint.read(self.folder)
@@ -209,9 +232,7 @@ def _short(value: Any) -> str:
 def identity(supernet: RankSupernet, task: Task, method: Method, epochs: float, seed: int) -> dict[str, Any]:
     """All that decides how a run goes, as JSON."""
     digest = hashlib.sha256()
-    for name, tensor in supernet.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    absorb(digest, supernet.state_dict().items())
     sampling = getattr(method, "sampling", None)
     return {
         "start": digest.hexdigest()[:16],

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from ranksearch.home import home
+from ranksearch.home import home, replacing
 
 
 def cache_folder() -> Path:
@@ -20,15 +18,8 @@ def write_cache(path: Path, write: Callable[[Path], object]) -> bool:
     """Let ``write`` fill a temporary file beside ``path``, then move it there. A cache that cannot be written (no
     space, no permission) is a warning: the work is done again next time. Returns whether it was written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with replacing(path) as temporary:
             write(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         remedy = "it will be made again next time; set RANKSEARCH_HOME to a writable folder with free space"
         warnings.warn(f"cannot cache {path}: {error}; {remedy}", stacklevel=3)

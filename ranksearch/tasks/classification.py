@@ -20,7 +20,9 @@ from torch.nn import functional as F
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
-from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training, device_of, mode
+from ranksearch.sites import mode
+from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training, device_of
+from ranksearch.tensors import absorb
 
 Array = Tensor | np.ndarray
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -80,14 +82,14 @@ class Classification(Task):
         checks.number("momentum", momentum, least=0, below=1)
         if schedule not in ("cosine", "one_cycle"):
             raise InvalidArgument(f"schedule={schedule!r} is none of cosine, one_cycle")
+        if augment is not None and not callable(augment):
+            raise InvalidArgument(f"augment={augment!r}: must be callable as augment(x, generator), or None")
         self._splits: dict[str, tuple[Tensor, Tensor]] = {"train": _pair("train", train), "validation": _pair("validation", validation)}
         if test is not None:
             self._splits["test"] = _pair("test", test)
         self.classes = int(self._splits["train"][1].max()) + 1 if classes is None else classes
         _check_splits(self._splits, self.classes)
         self._affine = _affine(normalize, self._splits["train"][0])
-        if augment is not None and not callable(augment):
-            raise InvalidArgument(f"augment={augment!r}: must be callable as augment(x, generator), or None")
         self.learning_rate, self.batch_size, self.momentum, self.weight_decay = learning_rate, batch_size, momentum, weight_decay
         self.schedule: Schedule = schedule
         self.augment = augment
@@ -123,10 +125,7 @@ class Classification(Task):
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self._protocol, sort_keys=True).encode())
-        for name in ("train", "validation"):
-            for tensor in self._splits[name]:
-                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(tensor.numpy().data.cast("B"))
+        absorb(digest, ((name, tensor) for name in ("train", "validation") for tensor in self._splits[name]))
         return digest.hexdigest()[:16]
 
     def fingerprint(self) -> str:

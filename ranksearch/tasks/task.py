@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -148,18 +147,6 @@ class Task(ABC):
             InvalidArgument: the task has no such split.
             InvalidModel: outputs that do not fit the task.
         """
-
-
-@contextmanager
-def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """``model`` in training or evaluation mode; the mode of each of its modules is restored afterwards."""
-    before = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was in before.items():
-            module.training = was
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
 from ranksearch.tasks._cache import write_cache
 from ranksearch.tasks.classification import Classification, Schedule
 from ranksearch.tasks.networks import load_weights
+from ranksearch.tensors import absorb, save
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +162,7 @@ def fit_probe(model: SentenceClassifier, task: Classification, *, strength: floa
         model.probe.bias.copy_(bias)
     if path is not None:
         state = {name: tensor.detach().cpu().clone() for name, tensor in model.probe.state_dict().items()}
-        write_cache(path, lambda temporary: save_file(state, temporary))
+        write_cache(path, lambda temporary: save(state, temporary))
 
 
 def _logistic_regression(model: SentenceClassifier, task: Classification, strength: float) -> tuple[Tensor, Tensor]:
@@ -181,7 +181,5 @@ def _logistic_regression(model: SentenceClassifier, task: Classification, streng
 
 def _probe_key(model: SentenceClassifier, task: Classification, strength: float) -> str:
     digest = hashlib.sha256(f"{task.fingerprint()} {strength!r}".encode())
-    for key, tensor in sorted(model.encoder.state_dict().items()):
-        digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    absorb(digest, sorted(model.encoder.state_dict().items()))
     return digest.hexdigest()[:16]

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from ranksearch.errors import InvalidModel
 from ranksearch.tasks._cache import write_cache
 from ranksearch.tasks.networks import load_weights
 from ranksearch.tasks.task import Task
+from ranksearch.tensors import save
 
 log = logging.getLogger(__name__)
 
@@ -41,5 +41,5 @@ def trained(build: Callable[[], nn.Module], task: Task, *, epochs: float, seed: 
             log.warning("the cached weights cannot be used and are made again: %s", error)
     task.fine_tune(model, epochs=epochs, seed=seed)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    write_cache(path, lambda temporary: save_file(state, temporary))
+    write_cache(path, lambda temporary: save(state, temporary))
     return model.eval()

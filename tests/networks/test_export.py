@@ -139,7 +139,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path, saved,
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_file", full)
+    monkeypatch.setattr(export, "save_tensors", full)
     with pytest.raises(OSError, match="No space"):
         export.save(model, tmp_path / "new", manifest=manifest(), example=EXAMPLE)
     with pytest.raises(OSError, match="No space"):

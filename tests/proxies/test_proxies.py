@@ -31,7 +31,7 @@ from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.space.table import Table
-from ranksearch.statistics import collect
+from ranksearch.statistics import SampledLabels, collect
 from ranksearch.tasks import Classification
 
 
@@ -44,7 +44,7 @@ class Fixture:
         ).eval()  # fmt: skip
         self.x, self.y = torch.randn(64, 3, 8, 8), torch.randint(0, 6, (64,))
         self.sites = find_sites(self.model, self.x[:1])
-        self.statistics = collect(self.model, self.sites, [self.x], diagonal=True, samples=20)
+        self.statistics = collect(self.model, self.sites, [self.x], labels=SampledLabels(samples=20), diagonal=True)
         self.spectra = Spectra(self.model, self.sites, [SVD(), SVDIn()])
         self.space = build_space(self.spectra, max_options=6)
         self.indices = self.space.sample(12, seed=1)

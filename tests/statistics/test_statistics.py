@@ -12,7 +12,7 @@ from torch import nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import find_sites
-from ranksearch.statistics import LARGEST, accumulator_bytes, collect
+from ranksearch.statistics import LARGEST, GivenLabels, SampledLabels, accumulator_bytes, collect
 from ranksearch.statistics.moments import images, kronecker, ledoit_wolf, lower, to_patch_order
 
 
@@ -105,7 +105,7 @@ def test_equals_the_dense_oracle(case, diagonal):
     model = Net(layer, probe.flatten(1).shape[1], times)
     sites = find_sites(model, x[:1])
     batches = [(x[:4], y[:4]), (x[4:], y[4:])]
-    statistics = collect(model, sites, batches, output="labels", diagonal=diagonal, chunk_bytes=2000)
+    statistics = collect(model, sites, batches, labels=GivenLabels(), diagonal=diagonal, chunk_bytes=2000)
     a, g, squares = oracle(model, x, y)
     torch.testing.assert_close(statistics.input_moment("layer", shrink=False), a, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(statistics.output_moment("layer", shrink=False), g, rtol=1e-4, atol=1e-7)
@@ -141,7 +141,7 @@ def small() -> tuple[nn.Module, torch.Tensor]:
 def test_padding_same_with_an_even_kernel():
     model = nn.Sequential(nn.Conv2d(2, 3, (2, 4), padding="same", dilation=(1, 2)), nn.Flatten(), nn.Linear(75, 2))
     x = torch.randn(3, 2, 5, 5)
-    statistics = collect(model, find_sites(model, x[:1]), [x], output=None)
+    statistics = collect(model, find_sites(model, x[:1]), [x], labels=None)
     padded = F.pad(x.double(), (3, 3, 0, 1))
     columns = F.unfold(padded, (2, 4), dilation=(1, 2)).transpose(0, 1).flatten(1)
     torch.testing.assert_close(statistics.input_moment("0", shrink=False)[0], columns @ columns.T / columns.shape[1], rtol=1e-5, atol=1e-6)
@@ -153,8 +153,8 @@ def test_the_model_is_left_as_it_was_and_runs_repeat():
     model[0].weight.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     sites = find_sites(model, x[:1])
-    runs = [collect(model, sites, [x[:16], x[16:]], seed=3) for _ in range(2)]
-    other = collect(model, sites, [x[:16], x[16:]], seed=4)
+    runs = [collect(model, sites, [x[:16], x[16:]], labels=SampledLabels(seed=3)) for _ in range(2)]
+    other = collect(model, sites, [x[:16], x[16:]], labels=SampledLabels(seed=4))
     assert model.training and all(m.training for m in model.modules())
     assert not model[0].weight.requires_grad and model[5].weight.requires_grad
     assert all(p.grad is None for p in model.parameters())
@@ -168,7 +168,7 @@ def test_the_model_is_left_as_it_was_and_runs_repeat():
 def test_sampled_labels_estimate_the_true_fisher():
     model = nn.Sequential(nn.Linear(4, 3))
     x = torch.randn(64, 4)
-    statistics = collect(model, find_sites(model, x[:1]), [x], samples=400)
+    statistics = collect(model, find_sites(model, x[:1]), [x], labels=SampledLabels(samples=400))
     p = model(x).detach().double().softmax(1)
     exact = (torch.diag_embed(p) - p[:, :, None] * p[:, None, :]).mean(0)  # Fisher of a softmax in its logits
     torch.testing.assert_close(statistics.output_moment("0", shrink=False)[0], exact, atol=5e-3, rtol=5e-2)
@@ -179,7 +179,7 @@ def test_temperature_is_that_of_the_softmax():
     x = torch.randn(64, 4)
     with torch.no_grad():
         model[0].weight.mul_(10)
-    statistics = collect(model, find_sites(model, x[:1]), [x], samples=400, temperature=5.0)
+    statistics = collect(model, find_sites(model, x[:1]), [x], labels=SampledLabels(samples=400, temperature=5.0))
     p = (model(x).detach().double() / 5).softmax(1)
     exact = (torch.diag_embed(p) - p[:, :, None] * p[:, None, :]).mean(0)  # Fisher in the logits over 5: what 25 KL is, to second order
     torch.testing.assert_close(statistics.output_moment("0", shrink=False)[0], exact, atol=5e-3, rtol=5e-2)
@@ -190,7 +190,7 @@ def test_fisher_error_estimates_the_rise_of_the_loss():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 4))
     x = torch.randn(2000, 6)
-    statistics = collect(model, find_sites(model, x[:1]), [x], samples=20)
+    statistics = collect(model, find_sites(model, x[:1]), [x], labels=SampledLabels(samples=20))
     moments = statistics.moments("fisher", shrink=False)["0"]
     change = 0.05 * torch.randn(4, 6, dtype=torch.float64)
     predicted = 0.5 * torch.trace(moments.output[0] @ change @ moments.input[0] @ change.T)
@@ -225,7 +225,7 @@ def test_the_unit_is_that_of_the_divergence(trained, temperature):
     """Small cuts of a trained network, measured: half of tr(G R A R^T) is T^2 KL of the outputs softened by T, at every T. What
     is left of the ratio is K-FAC's assumption that inputs and gradients are independent."""
     model, x = trained
-    statistics = collect(model, find_sites(model, x[:1]), [x], samples=8, temperature=temperature)
+    statistics = collect(model, find_sites(model, x[:1]), [x], labels=SampledLabels(samples=8, temperature=temperature))
     ratios = []
     for name, m in statistics.moments("fisher", shrink=False).items():
         weight = model.get_submodule(name).weight.double()
@@ -255,7 +255,7 @@ def test_other_units_have_other_statistics_in_the_cache(tmp_path, monkeypatch):
 
 def test_centred_moment_is_the_covariance():
     model, x = small()
-    statistics = collect(model, find_sites(model, x[:1]), [x + 2], output=None)
+    statistics = collect(model, find_sites(model, x[:1]), [x + 2], labels=None)
     columns = F.unfold((x + 2).double(), 3, padding=1).transpose(0, 1).flatten(1)
     found = statistics.input_moment("0", center=True, shrink=False)[0]
     torch.testing.assert_close(found, torch.cov(columns, correction=0), rtol=1e-3, atol=1e-3)
@@ -281,10 +281,10 @@ def test_cache_answers_for_the_same_weights_and_data_only(tmp_path):
 def test_large_dimensions_are_kept_as_a_kronecker_product(monkeypatch):
     model, x = small()
     sites = find_sites(model, x[:1])
-    exact = collect(model, sites, [x], output=None).input_moment("0", shrink=False)
+    exact = collect(model, sites, [x], labels=None).input_moment("0", shrink=False)
     monkeypatch.setattr("ranksearch.statistics.collection.LARGEST", 20)
     monkeypatch.setattr("ranksearch.statistics.collector.LARGEST", 20)
-    statistics = collect(model, sites, [x], output=None)
+    statistics = collect(model, sites, [x], labels=None)
     assert statistics.of["0"].input is None and "Kronecker" in statistics.uncovered["0"]
     found = statistics.input_moment("0", shrink=False)
     torch.testing.assert_close(found.diagonal(dim1=1, dim2=2).sum(), exact.diagonal(dim1=1, dim2=2).sum(), rtol=1e-5, atol=0)
@@ -344,7 +344,9 @@ def test_the_rows_of_a_large_embedding_count_as_equally_likely(monkeypatch: pyte
     model = nn.Sequential(nn.Embedding(50, 6), nn.Linear(6, 2))
     tokens = torch.arange(50).repeat(2).reshape(25, 4)  # every row as often as every other
     sites = find_sites(model, tokens[:1])
-    statistics = collect(model, sites, [tokens], sample=lambda out, _: out.argmax(1), loss=nn.functional.cross_entropy)
+    statistics = collect(
+        model, sites, [tokens], labels=SampledLabels(sample=lambda out, _: out.argmax(1), loss=nn.functional.cross_entropy)
+    )
     exact = {metric: statistics.moments(metric, shrink=False)["0"] for metric in ("activation", "fisher")}
     monkeypatch.setattr("ranksearch.statistics.collection.LARGEST", 40)
     change = torch.randn(6, 50, dtype=torch.float64)
@@ -373,14 +375,20 @@ def test_what_was_not_reached_is_reported():
 def test_refusals():
     model, x = small()
     sites = find_sites(model, x[:1])
-    wrongs = ({"output": "best"}, {"samples": 0}, {"samples": 2, "output": "labels"}, {"output": None, "diagonal": True})
-    for wrong in (*wrongs, {"temperature": 0.0}):
-        with pytest.raises(InvalidArgument):
-            collect(model, sites, [x], **wrong)
+    for wrong in (
+        {"samples": 0},
+        {"temperature": 0.0},
+        {"temperature": float("inf")},
+        {"temperature": 2.0, "loss": nn.functional.mse_loss},
+    ):
+        with pytest.raises(InvalidArgument, match=next(iter(wrong))):
+            SampledLabels(**wrong)
+    with pytest.raises(InvalidArgument, match="diagonal"):
+        collect(model, sites, [x], labels=None, diagonal=True)
     with pytest.raises(InvalidArgument, match="empty"):
         collect(model, sites, [])
     with pytest.raises(InvalidArgument, match="collect with"):
-        collect(model, sites, [x], output=None).moments("fisher")
+        collect(model, sites, [x], labels=None).moments("fisher")
 
 
 def test_accumulator_bytes_is_what_they_hold():
@@ -415,7 +423,7 @@ def test_what_the_whole_batch_shares_counts_for_every_example(projected):
     for shared in (True, False):
         model = Positions(shared, projected)
         batches = [x[i : i + 16] for i in range(0, 64, 16)]
-        options = {"samples": 200, "diagonal": projected, "seed": 0}
+        options = {"labels": SampledLabels(samples=200), "diagonal": projected}
         found[shared] = collect(model, find_sites(model, x[:1]), batches, **options)
     name = "project" if projected else "positions"
     one, every = (found[shared].of[name] for shared in (True, False))

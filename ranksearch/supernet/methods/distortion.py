@@ -60,19 +60,7 @@ class Distortion(Method):
         steps: int | None = None,
         ramp: float = 0.5,
     ) -> None:
-        if decomposition not in LOWERINGS:
-            raise InvalidArgument(f"decomposition={decomposition!r} is none of {', '.join(LOWERINGS)}; give a target for others")
-        checks.number("ratio", ratio, above=0, below=1)
-        checks.whole("period", period, least=1)
-        if schedule not in ("constant", "linear"):
-            raise InvalidArgument(f"schedule={schedule!r} is none of constant, linear")
-        if schedule == "linear" and steps is None:
-            raise InvalidArgument("steps=None: schedule='linear' needs to know how many steps training has")
-        if steps is not None:
-            checks.whole("steps", steps, least=1)
-        checks.number("ramp", ramp, above=0)
-        if ramp > 1:
-            raise InvalidArgument(f"ramp={ramp!r}: must be in (0, 1], a share of the steps")
+        _check(decomposition, ratio, period, schedule, steps, ramp)
         if target is not None and not isinstance(target, Configuration):
             raise InvalidArgument(f"target={target!r}: must be a Configuration, or None")
         super().__init__(supernet, loss, seed=seed)
@@ -81,17 +69,19 @@ class Distortion(Method):
         if target is None:
             target = self._uniform(TABLE[decomposition], ratio)
         self.target, self.target_id = target, target.id
-        self._choices: list[tuple[Site, AnyDecomposition, Rank, Rank]] = []  # with the full rank of the same structure
-        for name, kind, rank in target.choices:
-            site = supernet.sites[name]
-            if kind not in TABLE:
-                raise InvalidArgument(f"target: {kind!r} at {name!r} is not known; known are: {', '.join(TABLE)}")
-            reason = TABLE[kind].undefined(site)
-            if reason is not None:
-                raise InvalidArgument(f"target: {kind} is not defined for {name!r}: {reason}")
-            self._choices.append((site, TABLE[kind], rank, full_rank(site, TABLE[kind], rank)))
+        self._choices = [self._choice(*choice) for choice in target.choices]
         if not self._choices:
             raise InvalidArgument("target: it is the dense network, so that nothing would ever be distorted; give one with lower ranks")
+
+    def _choice(self, name: str, kind: str, rank: Rank) -> tuple[Site, AnyDecomposition, Rank, Rank]:
+        """One of the target's choices: site, decomposition, rank, and the full rank of the same structure."""
+        site = self.supernet.sites[name]
+        if kind not in TABLE:
+            raise InvalidArgument(f"target: {kind!r} at {name!r} is not known; known are: {', '.join(TABLE)}")
+        reason = TABLE[kind].undefined(site)
+        if reason is not None:
+            raise InvalidArgument(f"target: {kind} is not defined for {name!r}: {reason}")
+        return site, TABLE[kind], rank, full_rank(site, TABLE[kind], rank)
 
     def _uniform(self, decomposition: AnyDecomposition, ratio: float) -> Configuration:
         choices = {}
@@ -135,6 +125,22 @@ class Distortion(Method):
                     distorted[site.name] = decomposition.reconstruct(site, state, ranks[site.name])
             self.overwrite(distorted)
         super().after_step(step)
+
+
+def _check(decomposition: str, ratio: float, period: int, schedule: str, steps: int | None, ramp: float) -> None:
+    if decomposition not in LOWERINGS:
+        raise InvalidArgument(f"decomposition={decomposition!r} is none of {', '.join(LOWERINGS)}; give a target for others")
+    checks.number("ratio", ratio, above=0, below=1)
+    checks.whole("period", period, least=1)
+    if schedule not in ("constant", "linear"):
+        raise InvalidArgument(f"schedule={schedule!r} is none of constant, linear")
+    if schedule == "linear" and steps is None:
+        raise InvalidArgument("steps=None: schedule='linear' needs to know how many steps training has")
+    if steps is not None:
+        checks.whole("steps", steps, least=1)
+    checks.number("ramp", ramp, above=0)
+    if ramp > 1:
+        raise InvalidArgument(f"ramp={ramp!r}: must be in (0, 1], a share of the steps")
 
 
 TABLE: Mapping[str, AnyDecomposition] = {d.name: d for d in DECOMPOSITIONS if d.name != "dense"}

@@ -1,0 +1,104 @@
+"""The parts that Tune calls: a searcher that hands requests in and outcomes out, and a scheduler that watches it for what
+searchers are not told. Imports Ray, so it is imported when a run starts."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from ranksearch.errors import RanksearchError
+from ranksearch.runners._dispatch import Dispatcher
+
+
+class Abort(BaseException):
+    """Carries an exception of the caller through Tune, which swallows or retries on `Exception` in places."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextlib.contextmanager
+def aborting() -> Iterator[None]:
+    """Every `Exception` in the block leaves Tune, as the cause of an `Abort`."""
+    try:
+        yield
+    except Exception as error:
+        raise Abort(error) from error
+
+
+class Watch(FIFOScheduler):
+    """Learns Tune's controller, which a run that is cut short needs, and why trials failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.controller: Any = None
+        self.causes: dict[str, str] = {}  # by trial
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self.controller = tune_controller
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        path = None if trial.error_file is None else Path(trial.error_file)
+        text = path.read_text(errors="replace") if path is not None and path.exists() else ""
+        self.causes[trial.trial_id] = " ".join(text.split("\n", 1)[-1].split())[:800]  # the first line counts failures
+
+    def end_workers(self) -> None:
+        """End the workers of a run that was cut short, in a Ray that lives on."""
+        if self.controller is None:
+            return
+        for trial in self.controller.get_trials():
+            if (actor := trial.temporary_state.ray_actor) is not None:
+                ray.kill(actor, no_restart=True)
+        self.controller.cleanup()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles its experiment, which is never restored; a controller cannot be pickled."""
+        return FIFOScheduler, ()
+
+
+class Bridge(Searcher):
+    """Translates between Tune's trials and a `Dispatcher`."""
+
+    def __init__(self, dispatcher: Dispatcher, watch: Watch) -> None:
+        super().__init__(metric=None, mode=None)
+        self._dispatcher, self._watch = dispatcher, watch
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The configuration of a new trial; None for none at present."""
+        with aborting():
+            request = self._dispatcher.take(trial_id)
+            if request is not None:
+                return {"request": pickle.dumps(request)}
+            return Searcher.FINISHED if self._dispatcher.finished else None
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """An evaluation has one result, its last."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if not self._dispatcher.is_out(trial_id):
+            return
+        with aborting():
+            if not error and result and "broken" in result:
+                raise RanksearchError(
+                    f"workers cannot load the evaluator ({result['broken']}): ranksearch and what the study imports must be installed "
+                    "there, modules that are not go by_value"
+                )
+            if not error and result and "outcome" in result:
+                self._dispatcher.landed(trial_id, pickle.loads(result["outcome"]))
+            else:
+                self._dispatcher.lost(trial_id, self._watch.causes.pop(trial_id, "no result came back"))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: what is known is in the store."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles its experiment, which is never restored; what propose and report hold (a store) cannot be pickled."""
+        return Searcher, ()

@@ -1,0 +1,61 @@
+"""What runs in a Tune worker, and the form in which the evaluator gets there. Imports Ray, so it is imported when a run starts."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from ray import cloudpickle
+from ray.tune import Trainable
+
+from ranksearch.runners._base import Evaluate, failed
+
+
+def pickled(evaluate: Evaluate, by_value: Sequence[ModuleType]) -> list[np.ndarray]:
+    """The evaluator as one array of pickle and one for each large buffer: what goes through the object store, once."""
+    # what is not in sys.modules under its name is pickled by value anyway
+    registered = [module for module in by_value if sys.modules.get(module.__name__) is module]
+    for module in registered:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        buffers: list[pickle.PickleBuffer] = []
+        body: bytes = cloudpickle.dumps(evaluate, protocol=5, buffer_callback=buffers.append)  # pyright: ignore[reportPrivateImportUsage]
+    finally:
+        for module in registered:
+            cloudpickle.unregister_pickle_by_value(module)
+    return [np.frombuffer(body, np.uint8)] + [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
+
+
+class Worker(Trainable):
+    """The trainable: one step is one evaluation. The process lives as long as the run and loads the evaluator once."""
+
+    def setup(self, config: dict[str, Any], pieces: list[np.ndarray], threads: int) -> None:  # type: ignore[override]
+        import torch
+
+        torch.set_num_threads(threads)
+        self.pieces: list[Any] = pieces
+        self.evaluate: Evaluate | None = None
+
+    def step(self) -> dict[str, Any]:
+        if self.evaluate is None:
+            try:
+                self.evaluate = pickle.loads(self.pieces[0].data, buffers=self.pieces[1:])
+            except Exception as error:  # handed to the driver, which ends the run: no other request would fare better
+                return {"done": True, "broken": f"{type(error).__name__}: {error}"}
+        assert self.evaluate is not None
+        start = time.perf_counter()
+        request = pickle.loads(self.config["request"])
+        try:
+            outcome = self.evaluate(request)
+            data = cloudpickle.dumps(outcome)  # pyright: ignore[reportPrivateImportUsage]
+        except Exception as error:  # a fault of this request, not of the worker: reported, not retried
+            data = cloudpickle.dumps(failed(request, error, time.perf_counter() - start))  # pyright: ignore[reportPrivateImportUsage]
+        return {"done": True, "outcome": data}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        return True

@@ -1,0 +1,41 @@
+"""Running a model in another mode than it is in, and leaving it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """``model`` in training or evaluation mode; afterwards each of its modules has the mode that it had, whatever the block
+    did to it. Modules of one model need not agree: a frozen batch norm stays in evaluation mode."""
+    before = {module: module.training for module in model.modules()}
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, was in before.items():
+            module.training = was
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Attention and transformer layers call their submodules: PyTorch's fused kernel for evaluation mode bypasses them, so that
+    hooks on them would see nothing."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in evaluation mode, without gradients and without fused kernels; all is afterwards as it was."""
+    with mode(model, training=False), unfused(), torch.no_grad():
+        yield
