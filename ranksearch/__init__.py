@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ranksearch.costs import COSTS, CostModel
     from ranksearch.decompositions import DECOMPOSITIONS
     from ranksearch.errors import RanksearchError
     from ranksearch.evaluation import Fidelity
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "COSTS": "costs",
     "Classification": "tasks",
     "Configuration": "space",
+    "CostModel": "costs",
     "DECOMPOSITIONS": "decompositions",
     "Fidelity": "evaluation",
     "RanksearchError": "errors",
@@ -33,9 +36,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "COSTS",
     "DECOMPOSITIONS",
     "Classification",
     "Configuration",
+    "CostModel",
     "Fidelity",
     "RanksearchError",
     "SearchSpace",

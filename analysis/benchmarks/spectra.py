@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions import DECOMPOSITIONS, _tiles
+from ranksearch.decompositions import DECOMPOSITIONS, tiles
 from ranksearch.decompositions.grouped_svd import GroupedSVD
 from ranksearch.sites import Call, Site
 
@@ -129,15 +129,15 @@ def measure(job: tuple[Site, int, int, bool]) -> dict[str, Any]:
     return rows
 
 
-def grouped(state: _tiles.TileState) -> list[np.ndarray]:
-    """Frobenius errors of all ranks per group count, as `_tiles.errors` computes them."""
+def grouped(state: tiles.TileState) -> list[np.ndarray]:
+    """Frobenius errors of all ranks per group count, as `tiles.errors` computes them."""
     total = float(state.weight.square().sum())
     result = []
     for t in sorted(set(state.ranks[:, 1].tolist())):
-        tiles = _tiles.split(state.weight, 1, t)
-        energies = _tiles.spectrum(tiles.flatten(0, 1)).energies.sum(dim=0).numpy()
+        parts = tiles.split(state.weight, 1, t)
+        energies = tiles.spectrum(parts.flatten(0, 1)).energies.sum(dim=0).numpy()
         tails = np.append(np.cumsum(energies[::-1])[::-1], 0.0)
-        result.append(_tiles.ratio(tails[1:], total))
+        result.append(tiles.ratio(tails[1:], total))
     return result
 
 

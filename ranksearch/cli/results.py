@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ranksearch.cli.proxies import best_proxy
-from ranksearch.cli.tables import count, percent, plural, table
+from ranksearch.cli.tables import amount, count, percent, plural, table
 from ranksearch.errors import InvalidArgument
 from ranksearch.home import replacing
 
@@ -56,8 +56,8 @@ def profile(study: Study, format_: str) -> None:
             data |= {"size": str(space.size), "smallest": {name: space.smallest(name) for name in space.costs}}
         print(json.dumps(data, indent=2))
     else:
-        amounts = ", ".join(f"{total[cost.name]:,} {cost.label}" for cost in study.costs)
-        print(f"{study.name}: {plural(len(rows), 'site')}; dense network {amounts} per example\n")
+        dense = ", ".join(f"{amount(total[cost.name])} {cost.unit}" for cost in study.costs)
+        print(f"{study.name}: {plural(len(rows), 'site')}; dense network {dense}\n")
         _profile_table(study, rows, skipped)
     space = study.space  # raises where there is nothing to choose
     if format_ == "table":
@@ -105,7 +105,7 @@ def _profile_table(study: Study, rows: Sequence[dict[str, Any]], skipped: Sequen
         total = study.baseline
 
         def amounts(row: dict[str, Any]) -> list[str]:
-            return [text for name in total for text in (f"{row[name]:,}", percent(row[name] / (total[name] or 1)))]
+            return [text for name in total for text in (amount(row[name]), percent(row[name] / (total[name] or 1)))]
 
         cells = [
             (
@@ -250,6 +250,6 @@ def built(study: Study, directory: Path) -> None:
     rows = [(name, f"{value:.4f}", f"{manifest['measured'].get(name, float('nan')):.4f}") for name, value in manifest["metrics"].items()]
     print(table(("metric", "in the store", "measured now"), rows, left=("metric",)))
     for cost in study.costs:
-        amount = manifest[cost.name]
-        print(f"{amount:,} {cost.label}, {percent(amount / (base[cost.name] or 1))} of the dense network's")
+        share = percent(manifest[cost.name] / (base[cost.name] or 1))
+        print(f"{amount(manifest[cost.name])} {cost.label}, {share} of the dense network's")
     print("files: " + ", ".join(sorted([*manifest["files"], "manifest.json"])))

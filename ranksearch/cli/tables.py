@@ -28,7 +28,12 @@ def count(value: float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}" if abs(value) / size < 999.5 else f"{value / size:.0f}{unit}"
-    return f"{value:.0f}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.3g}"
+
+
+def amount(value: float) -> str:
+    """A number in full where it is whole, else to four digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def plural(number: int, noun: str) -> str:

@@ -90,11 +90,11 @@ class Ladder:
 
     def rank(self, index: int) -> Rank:
         """The rank of an option."""
-        return tuple(entry for entry in self.ranks[index].tolist() if entry != _NONE)
+        return self._choices[index][1]
 
     def choice(self, index: int) -> tuple[str, Rank]:
         """(decomposition, rank) of an option."""
-        return self.decompositions[self.which[index]], self.rank(index)
+        return self._choices[index]
 
     def cost(self, index: int) -> Cost:
         """What a layer built at an option costs."""
@@ -131,7 +131,12 @@ class Ladder:
 
     @cached_property
     def _positions(self) -> dict[tuple[str, Rank], int]:
-        return {self.choice(index): index for index in range(len(self))}
+        return {choice: index for index, choice in enumerate(self._choices)}
+
+    @cached_property
+    def _choices(self) -> list[tuple[str, Rank]]:
+        rows = zip(self.which.tolist(), self.ranks.tolist(), strict=True)
+        return [(self.decompositions[number], tuple(entry for entry in rank if entry != _NONE)) for number, rank in rows]
 
 
 class _Options(Sequence[Option]):

@@ -81,10 +81,14 @@ class SearchSpace:
         Raises:
             InvalidArgument: wrong length, or an index outside its ladder.
         """
+        vector = self._checked(indices)
+        return Configuration((ladder.site.name, *ladder.choice(i)) for ladder, i in zip(self.ladders, vector, strict=True))
+
+    def _checked(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         vector = np.asarray(indices)
         if vector.shape != (len(self.ladders),) or (vector < 0).any() or (vector > self.dense).any():
             raise InvalidArgument(f"indices={vector.tolist()} do not fit the space: one index per site, below {self.shape}")
-        return Configuration((ladder.site.name, *ladder.choice(i)) for ladder, i in zip(self.ladders, vector, strict=True))
+        return vector
 
     def candidate(self, indices: Sequence[int] | np.ndarray) -> Candidate:
         """Indices, configuration and cost of a vector of option indices, in one value.
@@ -126,13 +130,27 @@ class SearchSpace:
         return {name: self.table(name) for name in self.costs}
 
     def cost(self, indices: Sequence[int] | np.ndarray) -> Cost:
-        """Cost of the whole network for one vector of option indices."""
-        return self._sum(indices) + self.fixed
+        """Cost of the whole network for one vector of option indices.
 
-    def _sum(self, indices: Sequence[int] | np.ndarray) -> Cost:
-        """Of the sites alone; in Python's integers where costs are counted."""
-        rows = list(zip(self.ladders, indices, strict=True))
-        return Cost({name: sum(ladder.costs[name][i].item() for ladder, i in rows) for name in self.costs})
+        Raises:
+            InvalidArgument: as `configuration`.
+        """
+        return self._sum(self._checked(indices)) + self.fixed
+
+    def _sum(self, indices: np.ndarray) -> Cost:
+        """Of the sites alone; exact where costs are counted."""
+        rows = self._starts + indices
+        return Cost({name: column[rows].sum().item() for name, column in self._columns.items()})
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Where the options of each ladder begin in `_columns`."""
+        return np.concatenate([[0], np.cumsum(self.shape)[:-1]])
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        """Every cost of all options of all ladders, one ladder after another."""
+        return {name: np.concatenate([ladder.costs[name] for ladder in self.ladders]) for name in self.costs}
 
     def limit(self, name: str, value: float) -> Amount:
         """A budget as an absolute amount: values up to 1 are relative to the dense network.

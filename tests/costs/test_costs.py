@@ -305,6 +305,16 @@ def test_names_that_are_taken_are_refused(name: str, tmp_path: Path) -> None:
         make(tmp_path / "s.db", costs=(COSTS[0], Bytes()))
 
 
+def test_the_page_about_costs_runs_and_tells_the_truth(spectra: Spectra) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "costs.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict = {}
+    exec(code, names)
+    dense = DenseNetwork(spectra.model, spectra.sites)
+    choices = build_space(spectra).configuration([0, 0, 0]).choices
+    assert network_cost(names["costs"], dense, choices) == network_cost((*COSTS, Bytes()), dense, choices)
+
+
 class Wrong(CostModel):
     name, label, unit = "wrong", "wrong", "nothing"
 
