@@ -24,7 +24,7 @@ from ranksearch.allocators import Additive, Allocator, Problem, Uniform
 from ranksearch.allocators.alds import ALDS, ALDSHeuristic
 from ranksearch.allocators.balf import BALF
 from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw
-from ranksearch.allocators.energy import Energy as EnergyRule
+from ranksearch.allocators.energy import EnergyThreshold
 from ranksearch.allocators.evbmf import EVBMF
 from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
@@ -60,7 +60,7 @@ TYPES = {
 }
 PUBLISHED: dict[str, tuple[str, Allocator | None]] = {  # name -> (metric, allocator)
     "uniform": ("weight", Uniform()),
-    "energy": ("weight", EnergyRule()),
+    "energy": ("weight", EnergyThreshold()),
     "alds": ("weight", ALDS()),
     "alds_heuristic": ("weight", ALDSHeuristic()),
     "decomposable_net": ("weight", DecomposableNet(decompositions=None)),

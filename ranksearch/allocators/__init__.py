@@ -8,7 +8,7 @@ from ranksearch.allocators.additive import Additive, Hull, additive_front, lagra
 from ranksearch.allocators.alds import ALDS, ALDSHeuristic
 from ranksearch.allocators.balf import BALF
 from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw
-from ranksearch.allocators.energy import Energy
+from ranksearch.allocators.energy import EnergyThreshold
 from ranksearch.allocators.evbmf import EVBMF
 from ranksearch.allocators.minimax import Minimax, MinimaxFront, minimax_front
 from ranksearch.allocators.stn_storage import STNStorage
@@ -16,7 +16,7 @@ from ranksearch.allocators.uniform import Uniform
 from ranksearch.space.table import Reduction
 
 ALLOCATORS: tuple[Allocator, ...] = (
-    Additive(), Minimax(), Uniform(), Energy(), ALDS(), ALDSHeuristic(),
+    Additive(), Minimax(), Uniform(), EnergyThreshold(), ALDS(), ALDSHeuristic(),
     DecomposableNet(decompositions=None), DecomposableNetRaw(decompositions=None, least=1), STNStorage(), BALF(),
 )  # fmt: skip
 
@@ -28,6 +28,6 @@ def exact_for(reduction: Reduction) -> Allocator:
 
 __all__ = [
     "ALDS", "ALLOCATORS", "BALF", "EVBMF", "ALDSHeuristic", "Additive", "Allocation", "Allocator", "DecomposableNet",
-    "DecomposableNetRaw", "Energy", "Hull", "Minimax", "MinimaxFront", "Problem", "STNStorage", "Uniform",
+    "DecomposableNetRaw", "EnergyThreshold", "Hull", "Minimax", "MinimaxFront", "Problem", "STNStorage", "Uniform",
     "additive_front", "exact_for", "lagrangian_hull", "minimax_front",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
 from ranksearch.allocators._threshold import least_threshold
 
 
-class Energy(Allocator):
+class EnergyThreshold(Allocator):
     """The paper fixes e (0.02) and takes the size that comes of it; here e is the least that the budgets allow. The
     relative squared Frobenius error of the space is e; with several types a layer takes the cheapest one within it.
     The problem's table is only scored."""

@@ -37,7 +37,7 @@ P = TypeVar("P")
 
 
 @dataclass(frozen=True)
-class Metric:
+class FoldedMetric:
     """Conditioned moments in the order of a folding."""
 
     input: Tensor  # A, shape: (groups, s, c, s, c)
@@ -53,7 +53,7 @@ class Folded:
     weight: Tensor  # float64, shape: (groups, o, s, c)
     spectrum: Spectrum  # of the (whitened) matrix (o s) x c
     output_half: Tensor | None
-    metric: Metric | None  # None: no input moment, the truncated SVD is optimal
+    metric: FoldedMetric | None  # None: no input moment, the truncated SVD is optimal
     rows: Tensor | None  # with a metric: R of the start for all ranks, strongest first, shape: (groups, k, c)
     grid: np.ndarray  # with a metric: the ranks that errors are measured at, int64, shape: (n_ranks, 1)
 
@@ -77,7 +77,7 @@ def geometric(top: int, count: int) -> np.ndarray:
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def fold_metric(moments: Moments, folding: Folding, site: Site) -> Metric | None:
+def fold_metric(moments: Moments, folding: Folding, site: Site) -> FoldedMetric | None:
     """Conditioned moments in the order of a folding whose rows are (o, s) and columns c; None without an input moment."""
     if moments.input is None:
         return None
@@ -89,7 +89,7 @@ def fold_metric(moments: Moments, folding: Folding, site: Site) -> Metric | None
     taps = torch.einsum("gsctc->gst", a)
     taps = taps / taps.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
     output_half = None if moments.output is None else half(moments.output)
-    return Metric(a, output_half, taps, channels)
+    return FoldedMetric(a, output_half, taps, channels)
 
 
 def prepare(site: Site, canonical: Tensor, moments: Moments | None, folding: Folding, grid: np.ndarray) -> Folded:
@@ -124,7 +124,7 @@ def _right_vectors(start: Spectrum) -> Tensor:
     return torch.linalg.qr(torch.cat([rows, eye], dim=1).mT)[0].mT[:, : rows.shape[1]]
 
 
-def coordinates(metric: Metric, weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def coordinates(metric: FoldedMetric, weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The best approximation of ``weight`` from rows (x) taps, in the metric.
 
     Returns the Cholesky factor Q of the rows' Gram matrix, shape (groups, k s, k s), ordered (k, s), and the
@@ -157,7 +157,7 @@ def errors(state: Folded) -> Errors:
     return measured(state.metric, state.weight, state.grid, ((left @ right).reshape(state.weight.shape) for left, right in parts))
 
 
-def measured(metric: Metric, weight: Tensor, ranks: np.ndarray, built: Iterable[Tensor]) -> Errors:
+def measured(metric: FoldedMetric, weight: Tensor, ranks: np.ndarray, built: Iterable[Tensor]) -> Errors:
     """Errors of dense weights that were built, of shape (groups, o, s, c) each, in the metric."""
     total, top = residual_norms(metric, weight)
     found = np.array([residual_norms(metric, weight - dense) for dense in built]).reshape(len(ranks), 2)
@@ -170,12 +170,12 @@ def bounded(ranks: np.ndarray, residual: np.ndarray, total: float, top: float) -
     return Errors(ranks, ratio(residual, total), ratio(residual, top), float(total) ** 0.5, "bound", "bound")
 
 
-def largest(metric: Metric, weight: Tensor) -> float:
+def largest(metric: FoldedMetric, weight: Tensor) -> float:
     """Squared operator norm of C_G^T W A W^T C_G: of the lowered weight in the metric."""
     return residual_norms(metric, weight)[1]
 
 
-def residual_norms(metric: Metric, residual: Tensor) -> tuple[float, float]:
+def residual_norms(metric: FoldedMetric, residual: Tensor) -> tuple[float, float]:
     """Squared Frobenius norm, and squared operator norm (largest over groups), of C_G^T E A^(1/2)."""
     flat = residual.flatten(2)
     if metric.output_half is not None:
@@ -214,7 +214,7 @@ class Weighted:
     energy: float  # |W|^2 in the metric
 
 
-def weighted(metric: Metric, weight: Tensor) -> Weighted:
+def weighted(metric: FoldedMetric, weight: Tensor) -> Weighted:
     """`Weighted` of a weight."""
     groups, o, s, c = weight.shape
     target = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
@@ -223,7 +223,7 @@ def weighted(metric: Metric, weight: Tensor) -> Weighted:
 
 
 def alternate(
-    metric: Metric, seen: Weighted, right: Tensor, fit: Callable[[Tensor], tuple[Tensor, float, P]], sweeps: int
+    metric: FoldedMetric, seen: Weighted, right: Tensor, fit: Callable[[Tensor], tuple[Tensor, float, P]], sweeps: int
 ) -> tuple[Tensor, Tensor, P]:
     """Alternating weighted least squares from R of shape (groups, r, c). The error never grows.
 
@@ -274,19 +274,19 @@ def work(weight: Tensor, rank: int) -> float:
     return groups * (solve + steps)
 
 
-def best_left(metric: Metric, weight: Tensor, right: Tensor) -> tuple[Tensor, float]:
+def best_left(metric: FoldedMetric, weight: Tensor, right: Tensor) -> tuple[Tensor, float]:
     """The L that minimises |W - L R| for a given R, shape (groups, o, s, r): weighted least squares, the same for every
     output moment. And the energy that it captures."""
     groups, o, s, _ = weight.shape
     r = right.shape[1]
-    factor, z = coordinates(Metric(metric.input, None, metric.taps, metric.channels), weight, right)
+    factor, z = coordinates(FoldedMetric(metric.input, None, metric.taps, metric.channels), weight, right)
     z = z.reshape(groups, r * s, o)
     captured = float((z if metric.output_half is None else z @ metric.output_half).square().sum())
     left = solve_triangular(factor.mT, z, upper=True)
     return left.reshape(groups, r, s, o).permute(0, 3, 2, 1), captured
 
 
-def better_right(metric: Metric, seen: Weighted, left: Tensor, right: Tensor, *, steps: int = STEPS) -> tuple[Tensor, float]:
+def better_right(metric: FoldedMetric, seen: Weighted, left: Tensor, right: Tensor, *, steps: int = STEPS) -> tuple[Tensor, float]:
     """An R with |W - L R| no larger than before, L given: preconditioned conjugate gradients on
     sum_ss' (L_s^T G L_s') R A_s's = sum_s L_s^T (G W A)_s. Shapes: left (groups, o, s, r), right (groups, r, c).
     Also returns the share of the squared error that was gained."""

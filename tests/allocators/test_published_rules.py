@@ -13,7 +13,7 @@ from ranksearch.allocators import Problem
 from ranksearch.allocators.alds import ALDS, ALDSHeuristic
 from ranksearch.allocators.balf import BALF
 from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw, largest_singular_value
-from ranksearch.allocators.energy import Energy
+from ranksearch.allocators.energy import EnergyThreshold
 from ranksearch.allocators.evbmf import EVBMF, evbmf_rank
 from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS
@@ -51,8 +51,8 @@ ALL = make(("svd", "svd_in", "spatial", "tucker2"))
 
 def rules(spectra):
     return [
-        Energy(), ALDS(), ALDSHeuristic(), DecomposableNet(), DecomposableNet(decompositions=None), DecomposableNetRaw(least=1), BALF(),
-        STNStorage(), EVBMF(spectra), EVBMF(spectra, decomposition="tucker2") if "tucker2" in spectra.decompositions else Energy(),
+        EnergyThreshold(), ALDS(), ALDSHeuristic(), DecomposableNet(), DecomposableNet(decompositions=None), DecomposableNetRaw(least=1),
+        BALF(), STNStorage(), EVBMF(spectra), EVBMF(spectra, decomposition="tucker2") if "tucker2" in spectra.decompositions else EnergyThreshold(),
     ]  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_a_budget_of_everything_costs_nothing_and_one_below_all_is_refused(spect
 def test_energy_is_the_smallest_rank_that_keeps_the_share():
     """Against a dense SVD: all layers keep at least 1 - e, one rank less of any would not."""
     spectra, space = SVD
-    found = Energy().allocate(Problem(space, Frobenius().table(space), {"params": 0.5}))
+    found = EnergyThreshold().allocate(Problem(space, Frobenius().table(space), {"params": 0.5}))
     errors = [float(np.square(l.column("frobenius"))[i]) for l, i in zip(space.ladders, found.indices, strict=True)]
     e = max(errors)
     for ladder, index in zip(space.ladders, found.indices, strict=True):
