@@ -52,7 +52,8 @@ ALL = make(("svd", "svd_in", "spatial", "tucker2"))
 def rules(spectra):
     return [
         EnergyThreshold(), ALDS(), ALDSHeuristic(), DecomposableNet(), DecomposableNet(decompositions=None), DecomposableNetRaw(least=1),
-        BALF(), STNStorage(), EVBMF(spectra), EVBMF(spectra, decomposition="tucker2") if "tucker2" in spectra.decompositions else EnergyThreshold(),
+        BALF(), STNStorage(), EVBMF(spectra),
+        EVBMF(spectra, decomposition="tucker2") if "tucker2" in spectra.decompositions else EnergyThreshold(),
     ]  # fmt: skip
 
 
