@@ -17,7 +17,7 @@ from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
 from ranksearch.decompositions.folding import FOLDINGS, split_groups
 from ranksearch.decompositions.metric import Moments, conditioned, half, is_weight_metric, residual_energy
 from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
-from ranksearch.decompositions.weighted_truncation import Metric, bounded, fold_metric, largest
+from ranksearch.decompositions.weighted_truncation import FoldedMetric, bounded, fold_metric, largest
 from ranksearch.sites import Site
 
 FOLDING, BLOCKS = FOLDINGS["decoupled"], FOLDINGS["svd_in"]
@@ -31,7 +31,7 @@ class FilterState:
     spectrum: Spectrum  # of matrices ci x (kh kw), one per filter: shape (c_out, ci, kh kw)
     channel_half: Tensor | None  # shape: (groups, ci, ci)
     tap_half: Tensor | None  # shape: (groups, kh kw, kh kw)
-    metric: Metric | None  # of the blocks (groups, o, kh kw, ci); None without an input moment
+    metric: FoldedMetric | None  # of the blocks (groups, o, kh kw, ci); None without an input moment
     moments: Moments  # conditioned
 
 

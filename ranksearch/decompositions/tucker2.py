@@ -17,7 +17,7 @@ from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import ratio
 from ranksearch.decompositions.weighted_truncation import (
-    Metric,
+    FoldedMetric,
     Weighted,
     coordinates,
     descend,
@@ -44,7 +44,7 @@ class TuckerState:
     output_basis: Tensor | None  # shape: (groups, co, co), orthonormal columns, strongest first; None with an input moment
     core: Tensor | None  # shape: (groups, co, ci, kh kw); None with an input moment
     output_half: Tensor | None
-    metric: Metric | None  # None: no input moment
+    metric: FoldedMetric | None  # None: no input moment
     kernel: tuple[int, int]
     grid: np.ndarray  # pairs that errors are measured at, where there is no closed form: int64, shape (n_pairs, 2)
 

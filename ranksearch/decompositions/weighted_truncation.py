@@ -39,7 +39,7 @@ P = TypeVar("P")
 
 
 @dataclass(frozen=True)
-class Metric:
+class FoldedMetric:
     """Conditioned moments in the order of a folding."""
 
     input: Tensor  # A, shape: (groups, s, c, s, c)
@@ -55,7 +55,7 @@ class Folded:
     weight: Tensor  # float64, shape: (groups, o, s, c)
     spectrum: Spectrum  # of the (whitened) matrix (o s) x c
     output_half: Tensor | None
-    metric: Metric | None  # None: no input moment, the truncated SVD is optimal
+    metric: FoldedMetric | None  # None: no input moment, the truncated SVD is optimal
     rows: Tensor | None  # with a metric: R of the start for all ranks, strongest first, shape: (groups, k, c)
     grid: np.ndarray  # with a metric: the ranks that errors are measured at, int64, shape: (n_ranks, 1)
 
@@ -79,7 +79,7 @@ def geometric(top: int, count: int) -> np.ndarray:
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def fold_metric(moments: Moments, folding: Folding, site: Site) -> Metric | None:
+def fold_metric(moments: Moments, folding: Folding, site: Site) -> FoldedMetric | None:
     """Conditioned moments in the order of a folding whose rows are (o, s) and columns c; None without an input moment."""
     if moments.input is None:
         return None
@@ -91,7 +91,7 @@ def fold_metric(moments: Moments, folding: Folding, site: Site) -> Metric | None
     taps = torch.einsum("gsctc->gst", a)
     taps = taps / taps.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
     output_half = None if moments.output is None else half(moments.output)
-    return Metric(a, output_half, taps, channels)
+    return FoldedMetric(a, output_half, taps, channels)
 
 
 def prepare(site: Site, canonical: Tensor, moments: Moments | None, folding: Folding, grid: np.ndarray) -> Folded:
@@ -160,7 +160,7 @@ def errors(state: Folded) -> Errors:
     return measured(state.metric, state.weight, state.grid, ((left @ right).reshape(state.weight.shape) for left, right in parts))
 
 
-def measured(metric: Metric, weight: Tensor, ranks: np.ndarray, built: Iterable[Tensor]) -> Errors:
+def measured(metric: FoldedMetric, weight: Tensor, ranks: np.ndarray, built: Iterable[Tensor]) -> Errors:
     """Errors of dense weights that were built, of shape (groups, o, s, c) each, in the metric."""
     total, top = residual_norms(metric, weight)
     found = np.array([residual_norms(metric, weight - dense) for dense in built]).reshape(len(ranks), 2)
@@ -173,12 +173,12 @@ def bounded(ranks: np.ndarray, residual: np.ndarray, total: float, top: float) -
     return Errors(ranks, ratio(residual, total), ratio(residual, top), float(total) ** 0.5, "bound", "bound")
 
 
-def largest(metric: Metric, weight: Tensor) -> float:
+def largest(metric: FoldedMetric, weight: Tensor) -> float:
     """Squared operator norm of C_G^T W A W^T C_G: of the lowered weight in the metric."""
     return residual_norms(metric, weight)[1]
 
 
-def residual_norms(metric: Metric, residual: Tensor) -> tuple[float, float]:
+def residual_norms(metric: FoldedMetric, residual: Tensor) -> tuple[float, float]:
     """Squared Frobenius norm, and squared operator norm (largest over groups), of C_G^T E A^(1/2)."""
     flat = residual.flatten(2)
     if metric.output_half is not None:
@@ -223,7 +223,7 @@ class Weighted:
     channel_half: Tensor  # lower triangular half of A's marginal over the channels, shape: (groups, c, c)
 
 
-def weighted(metric: Metric, weight: Tensor) -> Weighted:
+def weighted(metric: FoldedMetric, weight: Tensor) -> Weighted:
     """`Weighted` of a weight. O(o (s c)^2)."""
     groups, o, s, c = weight.shape
     target = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
@@ -233,7 +233,7 @@ def weighted(metric: Metric, weight: Tensor) -> Weighted:
 
 
 def descend(
-    metric: Metric, seen: Weighted, starts: Sequence[Tensor], fit: Callable[[Tensor, Tensor], tuple[Tensor, float, P]], steps: int
+    metric: FoldedMetric, seen: Weighted, starts: Sequence[Tensor], fit: Callable[[Tensor, Tensor], tuple[Tensor, float, P]], steps: int
 ) -> tuple[Tensor, Tensor, P]:
     """Variable projection: L is always the best one for R. The error never grows.
 
@@ -297,7 +297,7 @@ class Way:
     size: float  # squared norm of the gradient, preconditioned
 
 
-def _way(metric: Metric, seen: Weighted, left: Tensor, spread: Tensor, last: Way | None) -> Way | None:
+def _way(metric: FoldedMetric, seen: Weighted, left: Tensor, spread: Tensor, last: Way | None) -> Way | None:
     """The next direction of conjugate gradients (Polak and Ribiere 1969); None where there is no way up. The gradient of
     sum_ss' (L_s^T G L_s') R A_s's is preconditioned by what it would be if A were its marginals' Kronecker product."""
     groups, o, s, r = left.shape

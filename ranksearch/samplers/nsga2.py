@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from ranksearch.errors import InvalidArgument
+from ranksearch import checks
 from ranksearch.samplers._optuna import OptunaSampler
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ class NSGA2(OptunaSampler):
     name = "nsga2"
 
     def __init__(self, *, population: int = 20) -> None:
-        if population < 2:
-            raise InvalidArgument(f"population={population}: must be at least 2, the parents of a child")
-        self.population = population
+        self.population = checks.whole("population", population, least=2, hint="a child has two parents")
 
     def _engine(self, seed: int) -> optuna.samplers.BaseSampler:
         import optuna

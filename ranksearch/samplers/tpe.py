@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ranksearch.errors import InvalidArgument
+from ranksearch import checks
 from ranksearch.samplers._optuna import OptunaSampler
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ class TPE(OptunaSampler):
     name = "tpe"
 
     def __init__(self, *, startup: int = 16) -> None:
-        if startup < 1:
-            raise InvalidArgument(f"startup={startup}: must be at least 1")
-        self.startup = startup
+        self.startup = checks.whole("startup", startup, least=1)
 
     def _engine(self, seed: int) -> optuna.samplers.BaseSampler:
         import optuna
