@@ -143,7 +143,9 @@ def check(decomposition: AnyDecomposition, site: Site, weight: Tensor, moments: 
     if decomposition.name in JOINT:
         assert (errors.frobenius <= 1 + 1e-6).all()
         a, b = np.nonzero((errors.ranks[:, None] <= errors.ranks[None]).all(axis=2))
-        assert (errors.frobenius[b] <= errors.frobenius[a] * 1.02 + 1e-6).all()
+        # closed forms always; local optima as far as a metric whose eigenvalues span eight orders of magnitude lets them be found
+        slack = 1e-6 if errors.frobenius_is == "exact" else 1e-3
+        assert (errors.frobenius[b] <= errors.frobenius[a] * 1.02 + slack).all()
     for k in sorted({0, len(errors.ranks) // 3, len(errors.ranks) - 1}):
         factors = decomposition.factors(state, tuple(errors.ranks[k].tolist()))
         assert all(bool(f.isfinite().all() & f.float().isfinite().all()) for f in factors)
