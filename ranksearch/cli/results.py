@@ -50,7 +50,7 @@ def profile(study: Study, format_: str) -> None:
         writer.writerows([*(s.get(c, "") for c in columns), full["reason"]] for s, full in zip(left_out, skipped, strict=True))
         print(out.getvalue(), end="")
     elif format_ == "json":
-        data = {"study": study.name, **total, "sites": rows, "skipped": skipped}
+        data = {"study": study.name, **total, "sites": rows, "skipped": skipped, "uncounted": list(study.sites.uncounted)}
         if rows:
             space = study.space
             data |= {"size": str(space.size), "smallest": {name: space.smallest(name) for name in space.costs}}
@@ -59,6 +59,8 @@ def profile(study: Study, format_: str) -> None:
         dense = ", ".join(f"{amount(total[cost.name])} {cost.unit}" for cost in study.costs)
         print(f"{study.name}: {plural(len(rows), 'site')}; dense network {dense}\n")
         _profile_table(study, rows, skipped)
+        if study.sites.uncounted:
+            print(f"\nnot in the MACs, since no rule counts these operators: {', '.join(study.sites.uncounted)}")
     space = study.space  # raises where there is nothing to choose
     if format_ == "table":
         digits = str(space.size)

@@ -1,4 +1,4 @@
-"""Multiply-adds for one example, as PyTorch's flop counter counts them in the dense network."""
+"""Multiply-adds for one example, as `ranksearch.sites.macs` counts them in the dense network."""
 
 from __future__ import annotations
 

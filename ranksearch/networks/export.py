@@ -138,7 +138,8 @@ def load(
         raise InvalidArgument(f"{weights} is missing; export again")
     if _sha256(weights) != manifest.get("files", {}).get(WEIGHTS):
         raise InvalidArgument(f"{weights} is not what the manifest was written for (SHA-256 differs): damaged or exchanged; export again")
-    sites = find_sites(dense_model, _revive(manifest, folder) if example is None else example)
+    # only what layers are is asked, not what they cost: the batch does not matter
+    sites = find_sites(dense_model, _revive(manifest, folder) if example is None else example, batch_dim=None)
     known = {name for site in sites for name in site.paths}
     table = {decomposition.name for decomposition in decompositions}
     for site, decomposition, _rank in configuration.choices:

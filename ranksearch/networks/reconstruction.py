@@ -95,7 +95,7 @@ def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any]
     factorized = list(_factorized(network, reference))
     if not factorized:
         return ()
-    sites = {site.name: site for site in find_sites(network, held[0])}
+    sites = {site.name: site for site in find_sites(network, held[0], batch_dim=None, check=False)}
     lasts = {path: sites[last] for path, last in factorized if last in sites}
     once = [path for path, site in lasts.items() if len(site.calls) == 1]
     with evaluating(network), evaluating(reference), _batch_statistics(network), ExitStack() as stack:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import Site
-from ranksearch.sites.attention import without_fused_paths
+from ranksearch.sites import Site, copied, take_over
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 
@@ -43,31 +41,77 @@ def factorized(spectra: Spectra, site: Site, decomposition: str, rank: Rank) -> 
     weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
     factors = tuple(f.to(weight.dtype) for f in spectra.factors(site, decomposition, rank))
     layer = spectra.decomposition(decomposition).module(site, factors, None if bias is None else bias.detach().clone())
+    return conformed(layer, original)
+
+
+def conformed(layer: nn.Module, original: nn.Module) -> nn.Module:
+    """``layer``, which stands in for ``original``, with what follows from that one, in place: padding index, memory format, training
+    mode, and whether weight and bias are trained."""
+    weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
     if isinstance(original, nn.Embedding):
         table = next(module for module in layer.modules() if isinstance(module, nn.Embedding))
         table.padding_idx, table.scale_grad_by_freq = original.padding_idx, original.scale_grad_by_freq
     if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
         layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return layer.train(original.training).requires_grad_(weight.requires_grad)
+    layer.train(original.training).requires_grad_(weight.requires_grad)
+    own_bias = _last_bias(layer)
+    if bias is not None and own_bias is not None:
+        own_bias.requires_grad_(bias.requires_grad)
+    return layer
 
 
 def replace_sites(model: nn.Module, sites: Iterable[Site], replacements: Mapping[str, nn.Module]) -> nn.Module:
     """A deep copy of ``model`` with the modules of ``sites`` (and all their aliases) exchanged for ``replacements``,
-    by site name; tied heads are derived from them. What is replaced is not copied first."""
+    by site name; tied heads are derived from them. What is replaced is not copied first; its hooks, and what the model reads
+    of it besides calling it, are those of the new layer too."""
     memo: dict[int, Any] = {}
+    replaced: list[tuple[nn.Module, nn.Module]] = []
     for site in sites:
-        layer = replacements[site.name]
-        _keep_bias(layer, model.get_submodule(site.name), memo)
-        for path in (site.name, *site.aliases):
-            memo[id(model.get_submodule(path))] = layer
+        original = model.get_submodule(site.name)
+        layer = _readable(replacements[site.name], original, site)
+        _keep_bias(layer, original, memo)
+        replaced += [(layer, model.get_submodule(path)) for path in (site.name, *site.aliases)]
         if site.head is not None:
             original = model.get_submodule(site.head.name)
-            head = tied_head(layer, original._parameters.get("bias"))
+            head = _readable(tied_head(layer, original._parameters.get("bias")), original, site)
             head.train(original.training)
             _keep_bias(head, original, memo)
-            for path in site.head.paths:
-                memo[id(model.get_submodule(path))] = head
-    return without_fused_paths(copy.deepcopy(model, memo))
+            replaced += [(head, model.get_submodule(path)) for path in site.head.paths]
+    memo |= {id(original): layer for layer, original in replaced}
+    for layer, original in replaced:
+        take_over(layer, original, memo)
+    return copied(model, memo)
+
+
+class ReadableChain(nn.Sequential):
+    """A chain in the place of a layer whose ``weight`` the model reads besides calling it, as in ``x.to(layer.weight.dtype)``:
+    it answers with the type, device and shape of the weight that it stands for. That weight is not put together: values
+    are NaN, so that a computation with them cannot pass for a result. ``bias`` is the chain's own."""
+
+    def __init__(self, layers: nn.Sequential, shape: torch.Size) -> None:
+        super().__init__(*layers)
+        self.train(layers.training)
+        self._shape = shape
+
+    @property
+    def weight(self) -> Tensor:
+        first = next(self.parameters())
+        return torch.full((), float("nan"), dtype=first.dtype, device=first.device).expand(self._shape)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return _last_bias(self)
+
+
+def _readable(layer: nn.Module, original: nn.Module, site: Site) -> nn.Module:
+    if not site.reads or not isinstance(layer, nn.Sequential):
+        return layer
+    return ReadableChain(layer, original.get_parameter("weight").shape)
+
+
+def _last_bias(layer: nn.Module) -> nn.Parameter | None:
+    """The bias of a chain: only its last layer has one."""
+    return next((m._parameters["bias"] for m in layer.modules() if m._parameters.get("bias") is not None), None)
 
 
 def _keep_bias(layer: nn.Module, original: nn.Module, memo: dict[int, Any]) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranksearch.errors import InvalidArgument, InvalidModel
-from ranksearch.sites.find import Rule, matches, module_kind, own_forward
+from ranksearch.sites.copies import copied
+from ranksearch.sites.layers import Rule, matches, module_kind, own_forward
 
 
 class PlainAttention(nn.Module):
@@ -140,7 +141,7 @@ def unpack_attention(model: nn.Module, *, exclude: Rule | Sequence[Rule] = ()) -
         if reason is not None:
             raise InvalidModel(f"model: attention {path!r} cannot be unpacked: {reason}; leave it as it is with exclude={path!r}")
         memo[id(module)] = _plain(module, memo, blocks)
-    return without_fused_paths(copy.deepcopy(model, memo))
+    return copied(model, memo)
 
 
 def split_linear(model: nn.Module, parts: Mapping[str, Sequence[int]]) -> nn.Module:
@@ -183,22 +184,7 @@ def split_linear(model: nn.Module, parts: Mapping[str, Sequence[int]]) -> nn.Mod
             bias = None if module.bias is None else _block(module.bias, start, size, {})
             layers.append(_linear(_parameter(rows[start : start + size], weight.requires_grad), bias, module.training))
         memo[id(module)] = SplitLinear(layers).train(module.training)
-    return without_fused_paths(copy.deepcopy(model, memo))
-
-
-def without_fused_paths(model: nn.Module) -> nn.Module:
-    """torch's encoder layers have a fused inference path that reads weights past the modules; where one of these was
-    replaced, the flags that torch itself consults choose the plain path. Changes and returns ``model``."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            attention = module.self_attn
-            plain = type(module.linear1) is type(module.linear2) is nn.Linear
-            if not plain or not isinstance(attention, nn.MultiheadAttention):
-                module.activation_relu_or_gelu = 0
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and any(not getattr(layer, "activation_relu_or_gelu", 0) for layer in module.layers):
-            module.use_nested_tensor = False
-    return model
+    return copied(model, memo)
 
 
 def _users(model: nn.Module) -> dict[int, list[str]]:

@@ -10,16 +10,23 @@ from torch import nn
 
 
 @contextmanager
-def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """``model`` in training or evaluation mode; afterwards each of its modules has the mode that it had, whatever the block
-    did to it. Modules of one model need not agree: a frozen batch norm stays in evaluation mode."""
-    before = {module: module.training for module in model.modules()}
+def preserved_modes(model: nn.Module) -> Iterator[None]:
+    """Each module of ``model`` has afterwards the mode that it had, whatever the block did to it."""
+    before = [(module, module.training) for module in model.modules()]
     try:
-        model.train(training)
         yield
     finally:
-        for module, was in before.items():
-            module.training = was
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """``model`` in training or evaluation mode; afterwards each of its modules has the mode that it had. Modules of one
+    model need not agree: a frozen batch norm stays in evaluation mode."""
+    with preserved_modes(model):
+        model.train(training)
+        yield
 
 
 @contextmanager

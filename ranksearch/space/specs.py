@@ -12,7 +12,7 @@ from ranksearch import checks
 from ranksearch.costs import COSTS, CostModel
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import Rule, Sites, find_sites
+from ranksearch.sites import BatchDim, Rule, Sites, find_sites
 from ranksearch.space.ladder import ErrorName
 from ranksearch.space.space import SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
@@ -58,9 +58,9 @@ class SpaceSpec:
         """The same space with some attributes changed."""
         return replace(self, **changes)
 
-    def sites(self, model: nn.Module, example: Any) -> Sites:
-        """The sites of a model that this space covers."""
-        return find_sites(model, example, include=self.include, exclude=self.exclude)
+    def sites(self, model: nn.Module, example: Any, *, batch_dim: BatchDim = 0) -> Sites:
+        """The sites of a model that this space covers; ``batch_dim``: see `find_sites`."""
+        return find_sites(model, example, include=self.include, exclude=self.exclude, batch_dim=batch_dim)
 
     def build(self, spectra: Spectra, *, costs: Sequence[CostModel] = COSTS, example: Any = None) -> SearchSpace:
         """The ladders of prepared spectra; ``costs`` and ``example`` as for `build_space`."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Errors, Moments, Rank, cheaper
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import Site, Sites, canonical_weight
+from ranksearch.sites import Site, Sites, canonical_weight, unwrapped
 from ranksearch.space.cache import ContentCache, content_key
 
 V = TypeVar("V")
@@ -59,7 +59,8 @@ class Spectra:
     """Prepared decompositions of a model's sites in one metric.
 
     Args:
-        model: the trained network; its weights are read, never changed, and must not change while this is used.
+        model: the trained network; its weights are read, never changed, and must not change while this is used. What `torch.compile`
+            or a parallel module wraps stands for it, as in `find_sites`.
         sites: where to factorize.
         decompositions: which types to prepare; ``dense`` is always among them.
         moments: second moments per site name: the metric (see `Moments`); sites that are missing use the weight
@@ -79,7 +80,7 @@ class Spectra:
         cache_bytes: int = 1 << 30,
         cache: Path | None = None,
     ) -> None:
-        self.model = model
+        self.model = unwrapped(model)
         self.sites = sites
         table = {d.name: d for d in (DECOMPOSITIONS[0], *decompositions)}
         self.decompositions: dict[str, AnyDecomposition] = table

@@ -22,7 +22,7 @@ from ranksearch.results import frames
 from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
 from ranksearch.search.events import Profiled, SearchEvent, Stage
-from ranksearch.sites import Cost, Sites
+from ranksearch.sites import Cost, Sites, unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
@@ -50,7 +50,7 @@ class Study:
 
     Args:
         name: names the default store.
-        model: the trained network; never changed.
+        model: the trained network; never changed. Of a compiled or parallel one, the network inside.
         task: data, fine-tuning and metrics.
         space: which types, layers and ranks to choose from, see `ranksearch.space`; default `mixture`.
         objectives: what the front is made of: metrics of the task, ``params``, ``macs``, other costs.
@@ -83,7 +83,7 @@ class Study:
         if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
             raise InvalidArgument(f"name={name!r}: give letters, digits, '-' or '_'; it names the store's file")
         self.name = name
-        self.model = model
+        self.model = unwrapped(model)
         self.task = task
         self.spec = space or mixture()
         self.fidelity = fidelity or Fidelity()
@@ -124,7 +124,7 @@ class Study:
     @cached_property
     def sites(self) -> Sites:
         """The factorizable layers, and what was skipped and why."""
-        return self.spec.sites(self.model, self.task.example())
+        return self.spec.sites(self.model, self.task.example(), batch_dim=self.task.batch_dim)
 
     @cached_property
     def spectra(self) -> Spectra:

@@ -17,8 +17,7 @@ from ranksearch import checks
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks import batch_norm, surgery
-from ranksearch.sites import Site
-from ranksearch.sites.attention import without_fused_paths
+from ranksearch.sites import Site, copied, unwrapped
 from ranksearch.space import DENSE, Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.supernet._bases import Bases, Side, moved
@@ -69,7 +68,7 @@ class RankSupernet(nn.Module):
     def __init__(self, model: nn.Module, space: SearchSpace, *, spectra: Spectra, refresh: int = 2) -> None:
         super().__init__()
         checks.whole("refresh", refresh, least=1, hint="bases are made anew every so many steps")
-        self.model = without_fused_paths(copy.deepcopy(model))
+        self.model = copied(unwrapped(model))
         self.space, self.sites = space, spectra.sites
         self.refresh_every = refresh
         self.active: Configuration = DENSE
@@ -339,7 +338,7 @@ class RankSupernet(nn.Module):
                 factors = projection.factors(choice.site, dense, self._bases[choice.key], choice.rank, balanced=True)
                 bias = holder._parameters.get("bias")
                 layer = self._decompositions[choice.decomposition].module(choice.site, factors, None if bias is None else bias.detach())
-                layers[choice.site.name] = layer.train(holder.training).requires_grad_(weight.requires_grad)
+                layers[choice.site.name] = surgery.conformed(layer, holder)
         network = surgery.replace_sites(self.model, [choice.site for choice in choices], layers)
         for full, name in self._low_names.items():
             network.get_buffer(full).copy_(self.low_buffers.get_buffer(name))

@@ -13,11 +13,12 @@ from torch import Tensor
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies import ScoreProxy
+from ranksearch.sites import device_of
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.supernet.projections import PROJECTIONS
 from ranksearch.tasks import Task
-from ranksearch.tasks.task import Split, device_of
+from ranksearch.tasks.task import Split
 
 
 class SupernetProxy(ScoreProxy):

@@ -16,11 +16,11 @@ import torch
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import mode
+from ranksearch.sites import device_of, mode
 from ranksearch.supernet import _checkpoint
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.tasks import Diverged, Task
-from ranksearch.tasks.task import Training, device_of
+from ranksearch.tasks.task import Training
 from ranksearch.tensors import absorb
 
 if TYPE_CHECKING:

@@ -20,14 +20,15 @@ from torch.nn import functional as F
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
-from ranksearch.sites import mode
-from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training, device_of
+from ranksearch.sites import device_of, fitted, mode, run
+from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training
 from ranksearch.tensors import absorb
 
 Array = Tensor | np.ndarray
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Schedule = Literal["cosine", "one_cycle"]
 INPUT_TYPES = (torch.uint8, torch.int64, torch.float32, torch.float64)
+WIDENED = {torch.int32: torch.int64, torch.float16: torch.float32, torch.bfloat16: torch.float32}  # read as what holds the same values
 CALIBRATION_SEED = 0
 WARM_UP = 0.3  # share of a one-cycle run in which the learning rate rises
 
@@ -39,7 +40,8 @@ class Classification(Task):
     Args:
         train, validation, test: pairs (x, y). x has shape (n, ...) and dtype uint8, int64, float32 or float64; y has
             shape (n,), integers from 0. uint8 stays uint8 in memory and is scaled to [0, 1] batch by batch; int64, such as
-            tokens, reaches the network as it is. Tensors are kept, not copied: do not change them afterwards.
+            tokens, reaches the network as it is. int32 is read as int64, 16-bit floats as float32. The network gets floating-point
+            inputs in its own type (`ranksearch.sites.forward.fitted`). Tensors are kept, not copied: do not change them afterwards.
         learning_rate: the peak of the schedule.
         batch_size: of training, measuring and calibration. A last incomplete batch is not trained on.
         momentum: Nesterov's; 0 for plain SGD.
@@ -199,7 +201,7 @@ class Classification(Task):
         correct, loss = 0, 0.0
         with mode(model, training=False), torch.no_grad():
             for part, targets in zip(x.split(self.batch_size), y.split(self.batch_size), strict=True):
-                outputs = model(self._inputs(part, device))
+                outputs = run(model, self._inputs(part, device))
                 targets = targets.to(device)
                 loss += float(self.loss(outputs, targets)) * len(targets)
                 correct += int((outputs.argmax(1) == targets).sum())
@@ -240,6 +242,7 @@ class _Steps(Training):
         if not parameters:
             raise InvalidModel("model has no parameter that requires a gradient: call model.requires_grad_(True), or use epochs=0")
         self.device = device_of(model)
+        self.model = model
         self.task = task
         self.per_epoch = max(1, task.sizes()["train"] // task.batch_size)
         self.steps = max(1, round(epochs * self.per_epoch))
@@ -264,7 +267,7 @@ class _Steps(Training):
         for group in self.optimizer.param_groups:
             group["lr"] = task.learning_rate * rate(self.done, self.steps, task.schedule)
         self.done += 1
-        return task._inputs(batch, self.device), y[chosen].to(self.device)
+        return fitted(task._inputs(batch, self.device), self.model), y[chosen].to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "order": self.order, "generator": self.generator.get_state()}
@@ -294,8 +297,10 @@ def _pair(split: str, pair: Any) -> tuple[Tensor, Tensor]:
         raise InvalidArgument(f"{split}: holds an array that is no tensor ({error}); give numbers") from error
     if x.ndim < 2 or not x.numel():
         raise InvalidArgument(f"{split}: x has shape {tuple(x.shape)}; must be (n, ...), not empty")
+    x = x.to(WIDENED.get(x.dtype, x.dtype))
     if x.dtype not in INPUT_TYPES:
-        raise InvalidArgument(f"{split}: x is {x.dtype}; must be one of uint8, int64, float32, float64: convert with x.float()")
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*INPUT_TYPES, *WIDENED))
+        raise InvalidArgument(f"{split}: x is {x.dtype}; must be one of {known}: convert values with x.float(), tokens with x.long()")
     if x.is_floating_point() and not torch.isfinite(x).all():
         raise InvalidArgument(f"{split}: x holds NaN or infinite values; clean the data first")
     if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:

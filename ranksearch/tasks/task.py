@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import InvalidArgument, RanksearchError
+from ranksearch.sites import BatchDim
 
 Split = Literal["validation", "test"]
 Predictive = Literal["categorical", "other"]
@@ -69,6 +70,7 @@ class Task(ABC):
     a method hands out is a copy. Batches are moved to the model's device by the task where it gets the model."""
 
     metrics: tuple[Metric, ...]  # what `measure` reports, in order
+    batch_dim: BatchDim = 0  # along which dimension `example` stacks examples, see `find_sites`; 1 where sequences come first
 
     predictive: Predictive | None = None
     """The distribution of targets that a network's outputs stand for. ``categorical``: outputs are logits, classes on axis 1,
@@ -147,10 +149,3 @@ class Task(ABC):
             InvalidArgument: the task has no such split.
             InvalidModel: outputs that do not fit the task.
         """
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer of ``model`` is; the CPU where it has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")

@@ -325,6 +325,16 @@ def test_profile_shows_sites_costs_and_what_was_skipped(study, tmp_path, capsys)
     assert list(Path(os.environ["RANKSEARCH_HOME"]).iterdir()) == []
 
 
+def test_profile_names_what_is_not_counted(study, tmp_path, capsys):
+    edited(study, "return nn.Sequential(", "return nn.Sequential(Spectrum(),")
+    spectrum = "class Spectrum(nn.Module):\n    def forward(self, x):\n        return torch.fft.fft(x).real\n\n"
+    edited(study, "def network():", f"{spectrum}def network():")
+    assert cli.main(["profile", study, "--data", str(tmp_path)]) == 0
+    assert "no rule counts these operators: aten::_fft_r2c" in capsys.readouterr().out
+    assert cli.main(["profile", study, "--data", str(tmp_path), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["uncounted"] == ["aten::_fft_r2c"]
+
+
 # -- every way it can end ----------------------------------------------------------------------------------------------
 
 

@@ -193,7 +193,7 @@ def test_frozen_and_typed_like_the_original() -> None:
     layer = nn.Sequential(nn.Linear(8, 8)).bfloat16().train()
     layer[0].weight.requires_grad_(False)
     built = build(Spectra(layer, find_sites(layer, torch.randn(1, 8).bfloat16())), Configuration({"0": ("svd", (2,))}))
-    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in built.parameters())
+    assert all(p.dtype == torch.bfloat16 and p.requires_grad == (name == "0.1.bias") for name, p in built.named_parameters())
     assert built[0].training
 
 

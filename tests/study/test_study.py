@@ -9,7 +9,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import nn
 
-from ranksearch.errors import InfeasibleBudget, InvalidArgument, StoreError
+from ranksearch.errors import InfeasibleBudget, InvalidArgument, InvalidModel, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
 from ranksearch.proxies import PROXIES, free_proxies
 from ranksearch.search.starts import optima
@@ -204,3 +204,40 @@ def test_other_objectives_and_seeds_share_the_store(store: str) -> None:
     assert sum(isinstance(e, Finished) for e in _run(make(store=store, seed=9), trials=2)) == 2
     frame = study.evaluations()
     assert set(frame["seed"]) == {0, 9}
+
+
+def test_a_study_asks_its_task_which_dimension_is_the_batch() -> None:
+    class SequenceFirst(Classification):
+        batch_dim = 1
+
+        def example(self) -> torch.Tensor:
+            return torch.randn(20, 1, 16)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.head = nn.TransformerEncoderLayer(16, 2, 32), nn.Linear(16, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.encode(x).mean(0))
+
+    x, y = torch.randn(4, 20, 16), torch.arange(4) % 2
+    task = SequenceFirst(train=(x, y), validation=(x, y), learning_rate=0.1)
+    assert Study("long", model=Net(), task=task).baseline.macs == 20 * (4 * 256 + 2 * 512) + 2 * 400 * 16 + 32
+
+
+def test_a_compiled_or_parallel_model_is_the_network_inside() -> None:
+    study = make()
+    for wrapped in (torch.compile(study.model, backend="eager"), nn.DataParallel(study.model)):
+        other = Study("small", model=wrapped, task=study.task)
+        assert other.model is study.model and other.fingerprint == study.fingerprint
+        assert [s.name for s in other.sites] == ["0", "3", "6"]
+
+
+def test_a_model_whose_copies_run_the_original_is_refused_before_anything_is_stored(store: str) -> None:
+    study = make(store=store)
+    original = study.model.forward
+    study.model.forward = lambda x: original(x) * 1.0
+    with pytest.raises(InvalidModel, match="forward"):
+        _run(study, trials=3)
+    assert not Path(store).exists() and all(p.grad is None for p in study.model.parameters())

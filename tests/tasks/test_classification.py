@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -165,7 +166,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"train": (X[:24], Y[:23])}, r"\(23,\)"),
     ({"train": (X[:24], Y[:24, None])}, r"\(24, 1\)"),
     ({"train": (X[:24], Y[:24].float())}, "integers"),
-    ({"train": (X[:24].half(), Y[:24])}, "float16"),
+    ({"train": (X[:24].to(torch.int8), Y[:24])}, r"int8.*x\.float\(\), tokens with x\.long\(\)"),
     ({"train": (X[:24].long(), Y[:24])}, "int64"),
     ({"train": (WITH_NAN, Y[:24])}, "NaN"),
     ({"test": (X[:5] / 0, Y[:5])}, "test.*NaN or infinite"),
@@ -217,3 +218,23 @@ def test_a_task_can_be_cut() -> None:
     for wrong in ({"test": 0}, {"test": 11}, {"dev": 1}):
         with pytest.raises(InvalidArgument, match="this task has"):
             task.cut(**wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32])
+def test_types_that_others_hold_are_read_as_those(dtype: torch.dtype) -> None:
+    values = (X * 10).round().to(dtype)
+    wide = torch.int64 if dtype == torch.int32 else torch.float32
+    task = make(train=(values[:24], Y[:24]), validation=(values[24:], Y[24:]))
+    assert task.example().dtype == wide and torch.equal(task.example(), values[:1].to(wide))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_networks_get_inputs_in_their_own_type(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(X[0].numel(), 4)).to(dtype)
+    task = make(train=(X[:24], Y[:24]), validation=(X[24:], Y[24:]))
+    with torch.no_grad():
+        logits = copy.deepcopy(model).double()(X[24:].double())
+    assert task.measure(model)["loss"] == pytest.approx(F.cross_entropy(logits, Y[24:]).item(), rel=0.05)
+    before = model[1].weight.detach().clone()
+    task.fine_tune(model, epochs=1, seed=0)
+    assert model[1].weight.dtype == dtype and not torch.equal(before, model[1].weight)

@@ -1,0 +1,171 @@
+"""One forward pass of any model on any input: how inputs are passed, which device and type they are brought to, what their
+batch is, and random states that come back as they were."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ranksearch.errors import InvalidArgument, InvalidModel
+
+BatchDim = int | Mapping[Any, int] | None
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def tensors_of(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested tuples, lists, mappings and dataclasses, with a name for each."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from tensors_of(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from tensors_of(item, f"{name}.{index}" if name else str(index))
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_of(getattr(value, field.name), f"{name}.{field.name}" if name else field.name)
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """``value`` with every tensor in nested tuples (named ones too), lists, mappings and dataclasses changed; containers of
+    other kinds, and those in which nothing changes, are handed on as they are."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        changed = {key: map_tensors(change, item) for key, item in value.items()}
+        return value if all(changed[key] is item for key, item in value.items()) else changed
+    if isinstance(value, (tuple, list)):
+        items = [map_tensors(change, item) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {field.name: map_tensors(change, getattr(value, field.name)) for field in fields(value) if field.init}
+        return value if all(new is getattr(value, name) for name, new in changed.items()) else replace(value, **changed)
+    return value
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter or buffer of ``model`` is; the CPU where it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def fitted(inputs: Any, model: nn.Module) -> Any:
+    """``inputs`` on the device of ``model``, and floating-point ones in its type: where all its floating-point parameters have
+    one type of 16, 32 or 64 bits, and the input has another of these. Integers and masks keep theirs.
+
+    Raises:
+        InvalidModel: the model is on the meta device.
+    """
+    device = device_of(model)
+    if device.type == "meta":
+        raise InvalidModel("model: it is on the meta device and holds no values; load the weights onto a real device")
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    wanted = next(iter(types)) if len(types) == 1 and types <= set(FLOATS) else None
+
+    def fit(tensor: Tensor) -> Tensor:
+        dtype = wanted if wanted is not None and tensor.dtype in FLOATS else tensor.dtype
+        return tensor.to(device=device, dtype=dtype)
+
+    return map_tensors(fit, inputs)
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """Call ``model`` on inputs: a tensor, a tuple (positional) or a mapping (keyword arguments), brought to its device and
+    floating-point type first, see `fitted`."""
+    inputs = fitted(inputs, model)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields"):
+        return model(*inputs)
+    return model(inputs)
+
+
+def batch_size(example: Any, batch_dim: BatchDim = 0) -> int:
+    """How many examples an input holds.
+
+    Args:
+        example: see `run`.
+        batch_dim: the dimension along which examples are stacked. Where tensors disagree, those with two dimensions or more
+            decide, then the majority. A mapping names the inputs that have a batch (or gives their positions) and the
+            dimension of each; None: it is one example, whatever its shape.
+
+    Raises:
+        InvalidArgument: no tensor, none with that dimension, an empty batch, or tensors that disagree.
+    """
+    if batch_dim is None:
+        return 1
+    found = dict(tensors_of(example))
+    if not found or not any(t.ndim for t in found.values()):
+        raise InvalidArgument(f"example={type(example).__name__} holds no tensor with a batch; give the input of one forward pass")
+    if isinstance(batch_dim, Mapping):
+        return _named_batch(found, batch_dim)
+    sizes = {name: t.shape[batch_dim] for name, t in found.items() if -t.ndim <= batch_dim < t.ndim}
+    wide = {name: size for name, size in sizes.items() if found[name].ndim > 1}
+    if not sizes:
+        shapes = ", ".join(str(tuple(t.shape)) for t in found.values())
+        raise InvalidArgument(f"batch_dim={batch_dim}: the example has no such dimension, its shapes are {shapes}")
+    for group in (wide, sizes):
+        ((size, count), *others) = Counter(group.values()).most_common() or [(0, 0)]
+        # those with several dimensions decide where they agree (one-dimensional ones may be positions); else all of them do
+        if count and (not others or (group is sizes and count > others[0][1])):
+            return _positive(size)
+    told = ", ".join(f"{name or 'the input'} has {size}" for name, size in sizes.items())
+    first = next(iter(sizes))
+    raise InvalidArgument(
+        f"example: its tensors disagree on the batch: along dimension {batch_dim} {told}; name those that have one, such as "
+        f"batch_dim={{{first!r}: {batch_dim}}}, or give batch_dim=None for a single example"
+    )
+
+
+def _named_batch(found: Mapping[str, Tensor], named: Mapping[Any, int]) -> int:
+    sizes = {}
+    for name, dimension in named.items():
+        tensor = found.get(str(name))
+        if tensor is None or not -tensor.ndim <= dimension < tensor.ndim:
+            had = "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
+            raise InvalidArgument(f"batch_dim={dict(named)}: the example has {had} for {name!r}; its tensors are {', '.join(found)}")
+        sizes[name] = tensor.shape[dimension]
+    if len(set(sizes.values())) != 1:
+        raise InvalidArgument(f"batch_dim={dict(named)}: the example's sizes along these are {sizes}; they must be one number")
+    return _positive(next(iter(sizes.values())))
+
+
+def _positive(size: int) -> int:
+    if size < 1:
+        raise InvalidArgument("example: its batch is empty; give at least one example")
+    return size
+
+
+@contextmanager
+def preserved_randomness(*models: nn.Module) -> Iterator[None]:
+    """The random states of torch (the CPU's, and those of the devices that ``models`` are on), numpy and Python come back
+    as they were."""
+    devices = {p.device for model in models for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+    kind = next((device.type for device in devices), "cuda")
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([d for d in devices if d.type == kind], device_type=kind):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def uncompiled() -> Any:
+    """A context in which what ``torch.compile`` wrapped runs as it was written, so that modules and operators can be watched."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and loading it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

@@ -1,0 +1,179 @@
+"""Single layers: which can be a site, what speaks against one, and the site that a layer and its calls make."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ranksearch.errors import InvalidModel
+from ranksearch.sites.forward import FLOATS
+from ranksearch.sites.site import Call, Kind, Pair, Site, Skipped
+
+Rule = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of one call's input and output
+_PLAIN = (nn.Conv2d, nn.Conv1d, nn.Linear, nn.Embedding)
+_LORA = re.compile(r"(^|\.)lora_(A|B|down|up|embedding_A|embedding_B)(\.|$)")
+_PACKED = ("_packed_params", "qweight", "qzeros", "weight_packed")  # what layers with quantized weights hold them in
+
+
+def module_kind(module: nn.Module) -> Kind | None:
+    """Which kind of site a module can be, or None."""
+    if isinstance(module, nn.Conv2d):
+        return "conv2d"
+    if isinstance(module, nn.Conv1d):
+        return "conv1d"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    # transformers' Conv1D is recognised by name so that transformers stays an optional package
+    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+        return "transformers_conv1d"
+    return None
+
+
+def matches(path: str, module: nn.Module, rules: Rule | Sequence[Rule]) -> bool:
+    """Whether one of ``rules`` (see `find_sites`) holds for a module."""
+    if isinstance(rules, (str, type)) or callable(rules):
+        rules = (rules,)
+    for rule in rules:
+        if isinstance(rule, str):
+            if fnmatch.fnmatchcase(path, rule):
+                return True
+        elif isinstance(rule, type):
+            if isinstance(module, rule):
+                return True
+        elif rule(path, module):
+            return True
+    return False
+
+
+def own_forward(module: nn.Module) -> bool:
+    """Whether a layer computes something else than torch's layer of its kind: by its class, or by a ``forward`` set on it."""
+    if any(name in vars(module) for name in ("forward", "_conv_forward")):
+        return True
+    plain = next((base for base in _PLAIN if isinstance(module, base)), None)
+    names = ("forward", "_conv_forward", "__call__", "_call_impl")
+    return plain is not None and any(getattr(type(module), name, None) is not getattr(plain, name, None) for name in names)
+
+
+def holds_weights(module: nn.Module) -> bool:
+    """Whether a module has weights of its own, in whatever form."""
+    if any(True for _ in module.parameters(recurse=False)) or packed(module):
+        return True
+    return module_kind(module) is not None  # parametrized, or with weights that are no parameters
+
+
+def packed(module: nn.Module) -> bool:
+    """Whether a module holds its weight quantized, in a form of its own."""
+    return any(getattr(module, name, None) is not None for name in _PACKED)
+
+
+def objection(path: str, module: nn.Module) -> str | None:
+    """What speaks against a module as a site, whatever the model does with it; None: nothing."""
+    kind = module_kind(module)
+    if packed(module):
+        return f"{type(module).__name__} holds its weight quantized: give the network before quantization"
+    if _LORA.search(path):
+        return "already low-rank (a matrix of a LoRA): merge it into its layer first"
+    if kind is None:
+        hint = ": see ranksearch.sites.attention.unpack_attention" if isinstance(module, nn.MultiheadAttention) else ""
+        return f"no decomposition is defined for {type(module).__name__}{hint}"
+    if own_forward(module):
+        own = "a forward set on it" if "forward" in vars(module) else "a forward pass of its own"
+        return f"{type(module).__name__} has {own}, which a factorized layer would not have"
+    return _weight_objection(module) or _state_objection(module)
+
+
+def _weight_objection(module: nn.Module) -> str | None:
+    weight = module._parameters.get("weight")
+    if getattr(module, "parametrizations", None) or weight is None:
+        return "its weight is not a plain parameter (parametrized, normalised or pruned): bake it in first"
+    if type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
+        return f"its weight is a {type(weight.data).__name__}, no plain tensor (quantized or distributed): give it as a plain one"
+    if weight.is_complex():
+        return f"its weight is complex ({weight.dtype}); decompositions are of real weights"
+    if weight.dtype not in FLOATS:
+        return f"its weight is {weight.dtype} (quantized): give the network before quantization"
+    if not weight.numel():
+        return f"its weight is empty, shape {tuple(weight.shape)}"
+    if getattr(module, "max_norm", None) is not None or getattr(module, "sparse", False):
+        return "an embedding with max_norm or sparse gradients has no factorized equal"
+    return None
+
+
+def _state_objection(module: nn.Module) -> str | None:
+    """What it holds that a factorized layer would lose."""
+    bias = module._parameters.get("bias")
+    if bias is None and getattr(module, "bias", None) is not None:
+        return "its bias is no parameter (a buffer, a plain tensor, pruned or parametrized): make it one first"
+    for name, parameter in module._parameters.items():
+        if parameter is not None and (parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)):
+            return f"its {name} has a gradient hook, which factors would not have"
+    other = [*(n for n in module._parameters if n not in ("weight", "bias")), *module._buffers, *module._modules]
+    other = [name for name in other if getattr(module, name, None) is not None]
+    if other:
+        return f"it holds {', '.join(map(repr, other))} besides weight and bias, which a factorized layer would not have"
+    return None
+
+
+def check_finite(path: str, module: nn.Module) -> None:
+    """Raises InvalidModel where the weight or the bias of a layer holds NaN or infinity."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if not bool(parameter.isfinite().all()):
+            raise InvalidModel(f"model: the {name} of {path!r} holds NaN or infinite values; load sound weights")
+
+
+def skip(path: str, module: nn.Module, reason: str) -> Skipped:
+    """The entry of a module that is no site."""
+    return Skipped(path, type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False)), reason)
+
+
+def site_of(path: str, module: Any, shapes: Sequence[Shapes], batch: int) -> Site:
+    """The site of a layer that was called on inputs of these shapes.
+
+    Raises:
+        ValueError: the number of positions does not grow with the batch; the message says what to do.
+    """
+    kind = module_kind(module)
+    assert kind is not None
+    bias = getattr(module, "bias", None) is not None
+    if kind in ("conv2d", "conv1d"):
+        pad = module.padding
+        return Site(
+            path, kind, module.out_channels, module.in_channels,
+            kernel=_pair(module.kernel_size, 1), stride=_pair(module.stride, 1),
+            padding=(0, 0) if pad == "valid" else "same" if pad == "same" else _pair(pad, 0),
+            padding_mode=module.padding_mode, dilation=_pair(module.dilation, 1), groups=module.groups, bias=bias,
+            batched=all(len(i) == (4 if kind == "conv2d" else 3) for i, _ in shapes),
+            calls=tuple(_conv_call(i, o, 2 if kind == "conv2d" else 1, batch) for i, o in shapes),
+        )  # fmt: skip
+    if kind == "embedding":
+        rows, dim = module.weight.shape
+        calls = tuple(Call(_per_example(math.prod(i), batch), (1, 1), (1, 1)) for i, _ in shapes)
+        return Site(path, kind, dim, rows, bias=False, calls=calls)
+    c_out, c_in = module.weight.shape if kind == "linear" else module.weight.shape[::-1]
+    calls = tuple(Call(_per_example(math.prod(i) // c_in, batch), (1, 1), (1, 1)) for i, _ in shapes)
+    return Site(path, kind, c_out, c_in, bias=bias, calls=calls)
+
+
+def _conv_call(input_shape: tuple[int, ...], output_shape: tuple[int, ...], dims: int, batch: int) -> Call:
+    images = math.prod(input_shape[: -dims - 1])  # 1 for an unbatched input
+    size = (1, *input_shape[-1:]) if dims == 1 else input_shape[-2:]
+    out = (1, *output_shape[-1:]) if dims == 1 else output_shape[-2:]
+    return Call(_per_example(images, batch), (size[0], size[1]), (out[0], out[1]))
+
+
+def _per_example(count: int, batch: int) -> int:
+    if count % batch:
+        raise ValueError(f"applied {count} times to a batch of {batch}: give an example with a batch of 1, or say batch_dim")
+    return count // batch
+
+
+def _pair(value: Sequence[int], fill: int) -> Pair:
+    return (fill, value[0]) if len(value) == 1 else (value[0], value[1])
