@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -103,10 +104,11 @@ class Study:
             "name": self.name, "model": self.model, "task": self.task, "space": self.spec, "objectives": self.objectives,
             "fidelity": self.fidelity, "seed": self.seed, "costs": self.costs, "store": self._store, "options": self.options,
         }  # fmt: skip
-        other = type(self)(**arguments | changes)
-        if not {"model", "task", "space", "costs"} & set(changes):
-            computed = ("sites", "spectra", "space", "baseline", "fingerprint")
-            vars(other).update({name: vars(self)[name] for name in computed if name in vars(self)})
+        other = copy(self)  # whatever a subclass adds
+        fixed = not {"model", "task", "space", "costs"} & set(changes)
+        for name in ("report", *(() if fixed else ("sites", "spectra", "space", "baseline", "fingerprint"))):
+            vars(other).pop(name, None)
+        Study.__init__(other, **arguments | changes)
         return other
 
     def check_objectives(self, objectives: Sequence[str]) -> tuple[str, ...]:

@@ -353,7 +353,7 @@ def test_errors_are_one_line(study, tmp_path, capsys):
     said = error(capsys, "search", study, *data, "--runner", "local", "--constraint", "macs <= 0.0001")
     assert "the smallest that this space reaches is" in said
     assert "objectives=['speed']" in error(capsys, "search", study, *data, "--objective", "speed")
-    assert "runner='local'" in error(capsys, "search", study, *data, "--runner", "local", "--workers", "2")
+    assert "--workers 2, --address None: --runner local evaluates one at a time" in error(capsys, "search", study, *data, "--runner", "local", "--workers", "2")
     (tmp_path / "text.db").write_text("not a database" * 100)
     assert "text.db" in error(capsys, "search", study, *data, "--runner", "local", "--store", str(tmp_path / "text.db"))
     assert "does not exist" in error(capsys, "front", study, *data)

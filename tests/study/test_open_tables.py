@@ -183,6 +183,15 @@ def test_a_replaced_study_keeps_what_still_holds(tmp_path: Path) -> None:
     assert other.profiled and other.space is space and other.fingerprint == fingerprint and other.options == {"x": 1}
     assert (study.seed, study.objectives[0], study.store_url) == (0, "accuracy", str(tmp_path / "s.db"))
     assert (other.seed, other.objectives, other.store_url) == (5, ("loss", "macs"), str(tmp_path / "t.db"))
+    assert other.report is not study.report
+
+    class Named(Study):
+        def __init__(self, text: str) -> None:
+            super().__init__(text, model=study.model, task=study.task, space=study.spec)
+            self.text = text
+
+    mine = Named("mine").replace(seed=3)
+    assert isinstance(mine, Named) and (mine.text, mine.name, mine.seed) == ("mine", "mine", 3)
     narrower = study.replace(space=svd_only(round_to=2))
     assert not narrower.profiled and narrower.space.size < space.size
     with pytest.raises(InvalidArgument, match="objectives="):
