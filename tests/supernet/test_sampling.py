@@ -236,7 +236,7 @@ def test_ratio_of_grouped_layers_and_other_foldings():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ratio", {"low": 0.0}, "low=0.0, high=1.0"),
+        ("ratio", {"low": 0.0}, "low=0.0"),
         ("ratio", {"low": 0.5, "high": 0.4}, "low=0.5, high=0.4"),
         ("ratio", {"high": float("nan")}, "high=nan"),
         ("ratio", {"criterion": "c1"}, "criterion='c1' is none of relative"),
