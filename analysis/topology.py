@@ -1,5 +1,5 @@
-"""Learned topologies against a published rule: `adaptive` beside the rule of `ranksearch.decompositions.slice_rule`, as it was
-published: one threshold whose network comes nearest to the wanted storage from below, cores by 300 sweeps of alternating least squares.
+"""Learned topologies against a published rule: `adaptive` beside `ranksearch.decompositions.slice_rule` as it was published, with one
+threshold whose network comes nearest to the wanted storage from below, and cores by 300 sweeps of alternating least squares.
 `adaptive` fits a few structures of that rule as well, beside those that it grows, with fewer sweeps; `--grown` shows growth alone.
 
     python analysis/topology.py --weights SHARED/models/resnet20_cifar10.safetensors --budgets 0.5 0.25
