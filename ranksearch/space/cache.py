@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -23,7 +22,9 @@ from torch import Tensor
 
 import ranksearch.decompositions
 from ranksearch.decompositions import AnyDecomposition, Moments
+from ranksearch.home import replacing
 from ranksearch.sites import Site
+from ranksearch.tensors import absorb
 
 LIMIT = 1 << 30  # bytes of all files
 KEEP = 0.8  # of the limit, when the oldest files are removed to make room
@@ -45,7 +46,10 @@ def content_key(
     machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), weight.device.type, threads)
     digest = hashlib.sha256(repr((_code(), type(decomposition).__qualname__, options, place, machine)).encode())
     for tensor in (weight, *(() if moments is None else (moments.input, moments.output))):
-        _absorb(digest, tensor)
+        if tensor is None:
+            digest.update(b"none")
+        else:
+            absorb(digest, [("", tensor)])
     return digest.hexdigest()[:32]
 
 
@@ -57,13 +61,6 @@ def _code() -> str:
         for file in sorted(path.glob("*.py")):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
-
-
-def _absorb(digest: Any, tensor: Tensor | None) -> None:
-    """Update a hash by a tensor's shape, type and content."""
-    digest.update(b"none" if tensor is None else f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-    if tensor is not None:
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 class ContentCache:
@@ -107,9 +104,9 @@ class ContentCache:
         if len(data) > self.limit:
             return False
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room(len(data))
-            _write(self._path(key), data)
+            with replacing(self._path(key)) as unfinished:
+                unfinished.write_bytes(data)
         except OSError as error:
             warnings.warn(f"cannot cache in {self.folder}: {error}; set RANKSEARCH_HOME to a writable folder with free space", stacklevel=2)
             return False
@@ -134,17 +131,6 @@ class ContentCache:
             total -= length
             if total + size <= KEEP * self.limit:
                 return
-
-
-def _write(path: Path, data: bytes) -> None:
-    """The whole file or none: written beside its place, then moved there."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _sum(tree: str, body: bytes) -> str:
