@@ -158,9 +158,11 @@ def fit(
     """At most ``sweeps`` of alternating least squares over ``nodes`` (all of them) of one network, see `sweep`.
 
     Returns the cores and the squared error; stops early once a sweep lowers the squared error by less than
-    ``tolerance`` of itself."""
+    ``tolerance`` of itself. Of a zero tensor the cores are zero, which damped steps would only come near to."""
     current = list(cores)
     order = tuple(nodes) if nodes is not None else tuple(reversed(range(len(current))))  # the last first: see `widen`
+    if not bool(tensor.any()):
+        return [torch.zeros_like(core) if k in order else core for k, core in enumerate(current)], 0.0
     error = math.inf
     for _ in range(sweeps):
         before = error
