@@ -3,10 +3,7 @@
 Nearly all weights and MACs are in 1 x 1 convolutions, for which `svd` is the one type. A depthwise convolution has 9 weights
 per channel: two percent of the parameters, and splitting it saves a third of that at the price of one more pass over the
 largest maps of the network, so these stay. So does the first convolution; the classifier holds a third of the parameters of
-the smaller networks, and is left out unless asked for because its error reaches the answer directly.
-
-With ``tf_padding`` the forward pass of transformers asks every convolution for its stride, which factors do not have: such
-a network needs ``config.tf_padding = False``, with another padding of the strided layers, and fine-tuning to it."""
+the smaller networks, and is left out unless asked for because its error reaches the answer directly."""
 
 from typing import Annotated
 

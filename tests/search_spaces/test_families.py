@@ -31,22 +31,28 @@ IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
 TEXT = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
-def _vgg(head: Callable[[], nn.Module]) -> nn.Module:
-    """VGG in the layout of torchvision; ``head`` makes what is called ``classifier``."""
+class Torchvision(nn.Module):
+    """What torchvision's VGG and MobileNet have in common."""
+
+    def __init__(self, features: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.features, self.classifier = features, classifier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # shape: (n, 3, 32, 32) -> (n, 5)
+        return self.classifier(self.features(x).flatten(1))
+
+
+def _vgg(head: nn.Module) -> nn.Module:
     layers: list[nn.Module] = []
     for c_in, c_out in ((3, 8), (8, 16), (16, 16)):
         layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    net = nn.Module()
-    net.features, net.classifier = nn.Sequential(*layers), head()
-    net.forward = lambda x: net.classifier(net.features(x).flatten(1))  # type: ignore[method-assign]
-    return net
+    return Torchvision(nn.Sequential(*layers), head)
 
 
 def _separable() -> nn.Module:
-    """One depthwise separable convolution, and the classifier of torchvision's MobileNets."""
-    net = _vgg(lambda: nn.Sequential(nn.Dropout(), nn.Linear(16 * 16 * 16, 5)))
-    net.features = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1))
-    return net
+    """One depthwise separable convolution."""
+    parts = (nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1))
+    return Torchvision(nn.Sequential(*parts), nn.Sequential(nn.Dropout(), nn.Linear(16 * 16 * 16, 5)))
 
 
 def _large_head() -> nn.Module:
@@ -118,7 +124,7 @@ def _gpt2(kind: str) -> Network:
 
 
 def _mobilenet(kind: str) -> Network:
-    config = getattr(transformers, f"{kind}Config")(image_size=32, depth_multiplier=0.25, num_labels=5, min_depth=8, tf_padding=False)
+    config = getattr(transformers, f"{kind}Config")(image_size=32, depth_multiplier=0.25, num_labels=5, min_depth=8)
     return getattr(transformers, f"{kind}ForImageClassification")(config), {"pixel_values": IMAGES}
 
 
@@ -154,7 +160,6 @@ def _resnet() -> Network:
     return transformers.ResNetForImageClassification(config), {"pixel_values": IMAGES}
 
 
-WHISPER = {"model.encoder.conv1", "model.encoder.conv2", "model.encoder.embed_positions"}
 # family -> name of a network -> what makes it, and the layers that the default space leaves alone
 NETWORKS: Mapping[str, Mapping[str, tuple[Callable[[], Network], set[str]]]] = {
     "cifar_resnet": {
@@ -166,8 +171,8 @@ NETWORKS: Mapping[str, Mapping[str, tuple[Callable[[], Network], set[str]]]] = {
         "torchvision": (lambda: (TorchvisionNames(), IMAGES), {"conv1", "fc"}),
     },
     "vgg": {
-        "ImageNet": (lambda: (_vgg(_large_head), IMAGES), {"features.0", "classifier.6"}),
-        "CIFAR": (lambda: (_vgg(lambda: nn.Linear(256, 5)), IMAGES), {"features.0", "classifier"}),
+        "ImageNet": (lambda: (_vgg(_large_head()), IMAGES), {"features.0", "classifier.6"}),
+        "CIFAR": (lambda: (_vgg(nn.Linear(256, 5)), IMAGES), {"features.0", "classifier"}),
     },
     "mobilenet": {
         "V1": (lambda: _mobilenet("MobileNetV1"), {"mobilenet_v1.conv_stem.convolution", "classifier"}),
@@ -215,7 +220,7 @@ NETWORKS: Mapping[str, Mapping[str, tuple[Callable[[], Network], set[str]]]] = {
         "words": (lambda: _gpt2("GPT2LMHeadModel"), {"transformer.wte", "transformer.wpe", "lm_head"}),
         "classifier": (lambda: _gpt2("GPT2ForSequenceClassification"), {"transformer.wte", "transformer.wpe", "score"}),
     },
-    "whisper": {"whisper": (_whisper, {*WHISPER, "model.decoder.embed_tokens", "proj_out"})},
+    "whisper": {"whisper": (_whisper, {"model.encoder.conv1", "model.encoder.embed_positions", "model.decoder.embed_tokens", "proj_out"})},
 }  # fmt: skip
 CASES = [(family, name) for family, networks in NETWORKS.items() for name in networks]
 
