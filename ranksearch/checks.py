@@ -25,6 +25,20 @@ def whole(name: str, value: Any, *, least: int = 1, hint: str = "") -> int:
     return int(value)
 
 
+SEEDS = range(2**32)  # what NumPy, torch and the samplers all take
+
+
+def seed(value: Any, *, name: str = "seed") -> int:
+    """``value``, a seed of a search or an evaluation, as a Python integer.
+
+    Raises:
+        InvalidArgument: no whole number, or none of `SEEDS`.
+    """
+    if whole(name, value, least=SEEDS.start) not in SEEDS:
+        raise InvalidArgument(f"{name}={value!r}: must be a whole number from 0 to {SEEDS[-1]:,}")
+    return int(value)
+
+
 def number(
     name: str,
     value: Any,

@@ -1,10 +1,14 @@
-"""The errors that ranksearch raises on purpose: each names the argument, the value got and the remedy."""
+"""The errors and warnings that ranksearch raises on purpose: each names the argument, the value got and the remedy."""
 
 from __future__ import annotations
 
 
 class RanksearchError(Exception):
     """Base of every deliberate error; the command line prints it without a traceback and exits with 2."""
+
+
+class RanksearchWarning(UserWarning):
+    """Something that was asked for has no effect; the command line prints it as one line."""
 
 
 class InvalidArgument(RanksearchError, ValueError):

@@ -11,7 +11,13 @@ from pathlib import Path
 
 def home() -> Path:
     """Folder of stores, caches and trained weights: RANKSEARCH_HOME, or ``.ranksearch`` in the working directory."""
-    return Path(os.environ.get("RANKSEARCH_HOME") or ".ranksearch")
+    return user_path(os.environ.get("RANKSEARCH_HOME") or ".ranksearch")
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user gives it: ``~`` and ``~name`` in front stand for home folders, as in a shell; where there is no such
+    user the path stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager

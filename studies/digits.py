@@ -6,11 +6,11 @@ import torch
 
 from ranksearch.evaluation import Fidelity
 from ranksearch.home import home
-from ranksearch.space import mixture
 from ranksearch.study import Study
 from ranksearch.tasks.images import digits
 from ranksearch.tasks.networks import digits_net
 from ranksearch.tasks.training import trained
+from search_spaces.cifar_resnet import space
 
 
 def study(
@@ -26,4 +26,5 @@ def study(
     model = trained(digits_net, schooling, epochs=training_epochs, seed=seed, cache=home() / "cache")
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction)
-    return Study("digits", model=model, task=digits(), space=mixture().replace(metric=metric), fidelity=fidelity, seed=seed)
+    spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results.md
+    return Study("digits", model=model, task=digits(), space=spec, fidelity=fidelity, seed=seed)

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from ranksearch.evaluation import Fidelity
 from ranksearch.home import home
-from ranksearch.space import mixture
 from ranksearch.study import Study
 from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_encoder, sentences
+from search_spaces.bert import space
 
 
 def study(
@@ -31,6 +31,6 @@ def study(
     task = sentences(data / f"{source}.parquet", tokenizer, length=length, learning_rate=learning_rate)
     model = SentenceClassifier(network, task.classes).eval()
     fit_probe(model, task, cache=home() / "cache")
-    space = mixture().replace(metric=metric, calibration=32)
+    spec = space(tables=True, head=True, round_to=1).replace(metric=metric, calibration=32)  # every layer, as in docs/results.md
     fidelity = Fidelity(epochs=epochs, recalibration=0, reconstruction=reconstruction)
-    return Study(f"minilm_{source}", model=model, task=task, space=space, fidelity=fidelity, seed=seed)
+    return Study(f"minilm_{source}", model=model, task=task, space=spec, fidelity=fidelity, seed=seed)

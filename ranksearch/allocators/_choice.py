@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
+from ranksearch.allocators._native import without_lines
 from ranksearch.errors import RanksearchError
 
 _EPS = 1e-12  # relative to the range of the values: below this two sums are equal in float64
@@ -341,11 +342,12 @@ def _milp(
     upper, lower = np.concatenate([np.ones(count), room / grain]), 0.0
     for _ in range(20):
         try:
-            result = milp(
-                objective, integrality=integral, bounds=Bounds(0, upper), constraints=constraints,  # type: ignore[arg-type]
-                # HiGHS' presolve finds little here, and its repair of rounded solutions prints to the standard output
-                options={"mip_rel_gap": 0.0, "time_limit": seconds, "presolve": False},
-            )  # fmt: skip
+            with without_lines(b"Highs"):
+                result = milp(
+                    objective, integrality=integral, bounds=Bounds(0, upper), constraints=constraints,  # type: ignore[arg-type]
+                    # HiGHS' presolve finds little here
+                    options={"mip_rel_gap": 0.0, "time_limit": seconds, "presolve": False},
+                )  # fmt: skip
         except ValueError as error:  # from inside HiGHS ("vector::reserve"), on rare problems that are sound; the gap tells
             if not known:
                 raise RanksearchError(f"no allocation found: HiGHS failed ({error}); change the budget a little") from error

@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ranksearch.cli.session import Session, default_store
+from ranksearch.cli.spaces import SpaceArguments, declared_space
 from ranksearch.errors import StudyFileError
+from ranksearch.home import user_path
 
 if TYPE_CHECKING:
-    from ranksearch.studyfile import StudyFile, StudyOption
+    from ranksearch.studyfile import DeclaredOption, DeclaredSpace, StudyFile
 
-PREFIX = "study_option_"  # keeps parameters of a study apart from ours
+PREFIX, SPACE_PREFIX = "study_option_", "space_option_"  # keep parameters of a study and of a space apart from ours
 YIELDING = {"seed"}  # our options that a study may declare as its own
+
+
+@dataclass(frozen=True)
+class StudyArguments:
+    """What a command line says of the study."""
+
+    file: StudyFile
+    given: Mapping[str, Any]  # the study's options on the command line
+    space: SpaceArguments
+
+    @property
+    def modules(self) -> tuple[ModuleType, ...]:
+        """What workers cannot import by name."""
+        return (*self.file.modules, *(self.space.declared.modules if self.space.declared else ()))
+
+
+class UserPath(click.Path):
+    """A path in which ``~`` is a home folder, also where no shell has replaced it (``--out=~/x``)."""
+
+    def __init__(self, *, dir_okay: bool = True) -> None:
+        super().__init__(dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(user_path(value), param, ctx)
 
 
 class MaybeValued(click.Option):
@@ -66,11 +94,11 @@ class Group(click.Group):
 
 class StudyCommand(click.Command):
     """``STUDY`` is read before the rest is parsed; its options are added to this command's, in a group of their own.
-    The callback gets ``file``, the loaded `StudyFile`, and ``given``, the study's options on the command line.
+    So are those of the space that ``--space`` names, or that the store was searched in. The callback gets ``asked``.
 
     Args:
         keeps: names of parameters that stay this command's where the study has an option of that name; the study's is
-            then written ``--study-NAME``.
+            then written ``--study-NAME``. An option of a space that has the name of any other is written ``--space-NAME``.
     """
 
     def __init__(self, *args: Any, keeps: Collection[str] = (), **kwargs: Any) -> None:
@@ -80,19 +108,25 @@ class StudyCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         path = self._find(args)
         file: StudyFile | None = None
+        space: DeclaredSpace | None = None
         own = list(self.params)
         if path is not None:
             session = ctx.find_object(Session)
+            store = _given(args, "--store") or default_store(Path(path).stem)
             if session is not None:  # an interrupt may come before the arguments are parsed
                 session.searching, session.training = self.name == "search", self.name == "train-supernet"
-                session.store = _given(args, "--store") or default_store(Path(path).stem)
+                session.store = store
             from ranksearch.studyfile import load
 
             file = load(path)
             kept = {name for p in own if p.name in self.keeps for name in _names(p)}
-            self.params = [*self._without(own, file), *(_click_option(option, renamed=option.flag in kept) for option in file.options)]
+            renamed = [f"--study-{option.flag[2:]}" if option.flag in kept else option.flag for option in file.options]
+            options = [_click_option(option, PREFIX, flag) for option, flag in zip(file.options, renamed, strict=True)]
+            self.params = [*self._without(own, file), *options]
+            space = declared_space(_given(args, "--space"), store)
+            self.params += _space_options(space, self.params)
         args = self._with_values(args, path)
-        ctx.meta["file"] = file
+        ctx.meta["file"], ctx.meta["space"] = file, space
         ctx.meta["label"] = path
         try:
             return super().parse_args(ctx, args)
@@ -103,28 +137,32 @@ class StudyCommand(click.Command):
             raise click.UsageError(f"no such option {error.option_name}; {hint}", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        file: StudyFile = ctx.meta["file"]
-        names = {PREFIX + option.name: option.name for option in file.options}
-        given = {}
-        for name in [n for n in ctx.params if n in names]:
-            value = ctx.params.pop(name)
-            if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-                given[names[name]] = value
+        given: dict[str, dict[str, Any]] = {PREFIX: {}, SPACE_PREFIX: {}}
+        for name in list(ctx.params):
+            prefix = next((prefix for prefix in given if name.startswith(prefix)), None)
+            if prefix is not None:
+                value = ctx.params.pop(name)
+                if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+                    given[prefix][name.removeprefix(prefix)] = value
         ctx.params.pop("study", None)
-        return ctx.invoke(self.callback, file=file, given=given, **ctx.params) if self.callback else None
+        space = SpaceArguments(ctx.params.pop("space", None), ctx.meta["space"], given[SPACE_PREFIX])
+        asked = StudyArguments(ctx.meta["file"], given[PREFIX], space)
+        return ctx.invoke(self.callback, asked=asked, **ctx.params) if self.callback else None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        own, declared = [], []
+        file: StudyFile | None = ctx.meta.get("file")
+        space: DeclaredSpace | None = ctx.meta.get("space")
+        records: dict[str, list[tuple[str, str]]] = {PREFIX: [], SPACE_PREFIX: [], "": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None and isinstance(parameter, click.Option):
-                (declared if (parameter.name or "").startswith(PREFIX) else own).append(record)
-        file: StudyFile | None = ctx.meta.get("file")
-        if declared and file is not None:
-            with formatter.section(f"Options of {file.path}"):
-                formatter.write_dl(declared)
-        with formatter.section("Options"):
-            formatter.write_dl(own)
+                records[next(prefix for prefix in records if (parameter.name or "").startswith(prefix))].append(record)
+        titles = {PREFIX: f"Options of {file.path if file else ''}", "": "Options"}
+        titles[SPACE_PREFIX] = f"Options of the space {space.source if space else ''}"
+        for prefix, found in records.items():
+            if found:
+                with formatter.section(titles[prefix]):
+                    formatter.write_dl(found)
         if file is None:
             formatter.write_paragraph()
             formatter.write_text(f"A study may take options of its own: ranksearch {self.name} STUDY --help shows them.")
@@ -183,15 +221,28 @@ def _given(args: list[str], name: str) -> str | None:
     return None
 
 
-def _click_option(option: StudyOption, *, renamed: bool = False) -> click.Option:
-    kinds: dict[Any, Any] = {Path: click.Path(path_type=Path), int: int, float: float, str: str}
+def _space_options(space: DeclaredSpace | None, others: Sequence[click.Parameter]) -> list[click.Option]:
+    """The options of a space; one that has the name of another option has ``space-`` before it."""
+    taken = {name for parameter in others for name in _names(parameter)}
+    found: list[click.Option] = []
+    if space is None:
+        return found
+    for option in space.options:
+        flag = f"--space-{option.flag[2:]}" if {option.flag, f"--no-{option.flag[2:]}"} & taken else option.flag
+        if flag in taken:
+            raise StudyFileError(f"{space.shown}: its option {flag} is another one's; rename the parameter {option.name!r}")
+        found.append(_click_option(option, SPACE_PREFIX, flag))
+    return found
+
+
+def _click_option(option: DeclaredOption, prefix: str, flag: str) -> click.Option:
+    kinds: dict[Any, Any] = {Path: UserPath(), int: int, float: float, str: str}
     text = option.help
     if option.required:
         text = f"{text}  [required]".strip()
     elif option.default is not None:
         text = f"{text}  [default: {option.default}]".strip()
-    flag = f"--study-{option.flag[2:]}" if renamed else option.flag
-    names = [PREFIX + option.name, flag]
+    names = [prefix + option.name, flag]
     if option.type is bool and not option.choices:
         names[1] = f"{flag}/--no-{flag[2:]}"
         return click.Option(names, default=None, help=text)

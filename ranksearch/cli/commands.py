@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ranksearch.cli.arguments import Group, MaybeValued, NameIn, StudyCommand
+from ranksearch.cli import spaces
+from ranksearch.cli.arguments import Group, MaybeValued, NameIn, StudyArguments, StudyCommand, UserPath
 from ranksearch.cli.session import Session, default_store
-from ranksearch.errors import InvalidArgument, StoreError
+from ranksearch.errors import EmptySpace, InvalidArgument
 
 if TYPE_CHECKING:
     from ranksearch.runners import Runner
@@ -88,6 +90,11 @@ def _store() -> click.Option:
     return click.Option(["--store"], metavar="URL|PATH", help=STORE_HELP)
 
 
+def _space() -> click.Option:
+    text = "Search space: mixture, svd_only, all_types, or FILE.py[:FUNCTION]; 'study': its own.  [default: as last searched, else its own]"
+    return click.Option(["--space"], metavar="NAME|FILE", help=text)
+
+
 def _format() -> click.Option:
     return click.Option(["--format", "format_"], type=click.Choice(["table", "csv", "json"]), default="table", help="[default: table]")
 
@@ -99,10 +106,10 @@ def _formats() -> click.Option:
 
 def _format_of(format_: str | None, out: Path | None, plot: Path | None) -> str:
     """The format to write, checked together with the file names before any work."""
-    from ranksearch.cli import results
+    from ranksearch.cli import output
     from ranksearch.results import plots
 
-    format_ = format_ or results.format_of(out)
+    format_ = format_ or output.format_of(out)
     if format_ == "parquet" and out is None:
         raise InvalidArgument("--format parquet needs --out FILE: it is no text")
     if plot is not None:
@@ -120,16 +127,17 @@ def _objective() -> click.Option:
 
 
 def _profile_parameters() -> list[click.Parameter]:
-    return [_study(), _store(), _format()]
+    return [_study(), _space(), _store(), _format()]
 
 
-def profile(file: StudyFile, given: Mapping[str, Any], store: str | None, format_: str) -> None:
+def profile(asked: StudyArguments, store: str | None, format_: str) -> None:
     """Show what a search would work on: sites, their options and costs, and what was skipped and why."""
     from ranksearch.cli import results
+    from ranksearch.cli.progress import SiteProgress
 
-    study = _open(file, given, store, session=_session(), stored=True)
-    if study.spec.metric != "weight":
-        print(f"collecting statistics for the {study.spec.metric} metric ...", file=sys.stderr, flush=True)
+    study = _open(asked, store, session=_session(), stored=True)
+    with SiteProgress() as progress, suppress(EmptySpace):  # what was skipped is shown nevertheless; then it is an error
+        study.profile(progress.event)
     results.profile(study, format_)
 
 
@@ -140,13 +148,14 @@ def _train_parameters() -> list[click.Parameter]:
         click.Option(["--epochs"], type=float, default=6.0, metavar="X", help="Passes over the training data.  [default: 6]"),
         click.Option(["--sampling"], metavar="NAME", help="Where configurations are drawn from.  [default: the method's own]"),
         click.Option(["--set"], multiple=True, metavar="NAME=VALUE", help="A hyper-parameter of the method; repeatable."),
-        click.Option(["--seed"], type=int, metavar="N", help="Instead of the study's seed."),
+        click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),
+        _space(),
         _store(),
     ]
 
 
 def train_supernet(
-    file: StudyFile, given: Mapping[str, Any], method: str, epochs: float, sampling: str | None, set: tuple[str, ...], store: str | None,
+    asked: StudyArguments, method: str, epochs: float, sampling: str | None, set: tuple[str, ...], store: str | None,
     seed: int | None = None,
 ) -> None:  # fmt: skip
     """Train one network for all sizes: a supernet, which then measures hundreds of configurations in minutes. Running it
@@ -157,12 +166,12 @@ def train_supernet(
     options = supernets.assigned(set)
     checked(method, sampling, options)  # before the study is loaded
     session = _session()
-    print(f"loading {file.path} ...", file=sys.stderr, flush=True)
-    study = _open(file, given, store, session=session, stored=True)
+    print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
+    study = _open(asked, store, session=session, stored=True)
     with supernets.TrainingProgress(session) as progress:
         trained = study.train_supernet(method, epochs=epochs, sampling=sampling, seed=seed, on_event=progress.event, **options)
     session.check()
-    supernets.shown(study, trained, _command(file, given, store))
+    supernets.shown(study, trained, _command(asked, store))
 
 
 def _search_parameters() -> list[click.Parameter]:
@@ -183,7 +192,7 @@ def _search_parameters() -> list[click.Parameter]:
             help="Begin with the optima of this one; repeatable.  [default: those that need nothing but the space]",
         ),
         click.Option(["--allocator"], type=NameIn("allocators", "ALLOCATORS"), help="Solves for these optima.  [default: exactly]"),
-        click.Option(["--seed"], type=int, metavar="N", help="Instead of the study's seed."),
+        click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),
         click.Option(["--workers"], type=click.IntRange(min=1), metavar="N", help="Evaluations at the same time.  [default: one per core]"),
         click.Option(["--runner"], type=click.Choice(["ray_tune", "local"]), default="ray_tune", help="[default: ray_tune]"),
         click.Option(["--address"], metavar="HOST:PORT", help="A running Ray cluster, or auto.  [default: this machine alone]"),
@@ -192,45 +201,49 @@ def _search_parameters() -> list[click.Parameter]:
             help="Screen with a trained supernet first, and begin with its front; which one need be said only if there are several.",
         ),
         click.Option(["--screen"], type=click.IntRange(min=1), metavar="N", help="Configurations to screen.  [default: 100]"),
+        _space(),
         _store(),
     ]
 
 
 def search(
-    file: StudyFile, given: Mapping[str, Any], trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
+    asked: StudyArguments, trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
     proxy: tuple[str, ...], allocator: str | None, workers: int | None, runner: str, address: str | None, supernet: str | None,
     screen: int | None, store: str | None, seed: int | None = None,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
-    store is never evaluated again."""
+    store is never evaluated again.
+
+    Progress shows the size of the front and its hypervolume: the share that it dominates of the box between no cost at no loss
+    and the dense network's costs at worthless metrics; the dense network by itself has 0."""
     from ranksearch.cli import results
     from ranksearch.cli.progress import SearchProgress
 
     session = _session()
     if screen is not None and supernet is None:
         raise InvalidArgument(f"--screen {screen} needs --supernet: what is screened with")
-    print(f"loading {file.path} ...", file=sys.stderr, flush=True)
+    print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
     from ranksearch.study import Screening
 
-    machine = _runner(runner, workers, address, file)
+    machine = _runner(runner, workers, address, asked)
     screening = None if supernet is None else Screening(supernet or True, 100 if screen is None else screen)
-    study = _open(file, given, store, session=session, stored=False)
+    study = _open(asked, store, session=session, stored=False)
     study = study.replace(seed=study.seed if seed is None else seed, objectives=objective or study.objectives)
-    with SearchProgress(study, session) as progress:
+    with SearchProgress(study, session, note=spaces.change(study, session.store or "")) as progress:
         study.run(
             trials, sampler=sampler, proxies=proxy or None, allocator=allocator, runner=machine, constraints=where, screening=screening,
             on_event=progress.event,
         )  # fmt: skip
     session.check()
-    results.searched(study, _command(file, given, store), objective or None, trials)
+    results.searched(study, _command(asked, store), objective or None, trials)
 
 
-def _runner(name: str, workers: int | None, address: str | None, file: StudyFile) -> Runner:
-    """The runner that is asked for; workers of Ray get the modules beside the study file by value, since they cannot import them."""
+def _runner(name: str, workers: int | None, address: str | None, asked: StudyArguments) -> Runner:
+    """The runner that is asked for; workers of Ray get the modules beside the study and the space by value: they cannot import them."""
     from ranksearch.runners import LocalRunner, RayTuneRunner
 
     if name == "ray_tune":
-        return RayTuneRunner(workers=workers, address=address, by_value=file.modules)
+        return RayTuneRunner(workers=workers, address=address, by_value=asked.modules)
     if workers not in (None, 1) or address is not None:
         raise InvalidArgument(f"--workers {workers}, --address {address}: --runner local evaluates one at a time here; use ray_tune")
     return LocalRunner()
@@ -244,22 +257,23 @@ def _front_parameters() -> list[click.Parameter]:
         click.Option(["--all", "all_"], is_flag=True, help="Dominated networks too."),
         _fidelity(),
         _formats(),
-        click.Option(["--out"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file."),
-        click.Option(["--plot"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
+        click.Option(["--out"], type=UserPath(dir_okay=False), metavar="FILE", help="Write to a file."),
+        click.Option(["--plot"], type=UserPath(dir_okay=False), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
+        _space(),
         _store(),
     ]
 
 
 def front(
-    file: StudyFile, given: Mapping[str, Any], where: tuple[str, ...], objective: tuple[str, ...], all_: bool, fidelity: str | None,
+    asked: StudyArguments, where: tuple[str, ...], objective: tuple[str, ...], all_: bool, fidelity: str | None,
     format_: str | None, out: Path | None, plot: Path | None, store: str | None,
 ) -> None:  # fmt: skip
     """Show the networks that no other one beats, of all that are in the store."""
     from ranksearch.cli import results
 
     format_ = _format_of(format_, out, plot)
-    study = _open(file, given, store, session=_session(), stored=True)
-    condition = " and ".join(f"({text})" for text in where) if len(where) > 1 else next(iter(where), None)
+    study = _open(asked, store, session=_session(), stored=True)
+    condition = where or None
     results.front(study, condition, objective or None, all=all_, fidelity=fidelity, format_=format_, out=out)
     if plot is not None:
         results.plotted(study, condition, objective or None, plot, fidelity=fidelity)
@@ -277,14 +291,15 @@ def _proxies_parameters() -> list[click.Parameter]:
             help="Calibration batches for the proxies that run networks; 0 leaves these out.  [default: 2]",
         ),
         _formats(),
-        click.Option(["--out"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file."),
-        click.Option(["--plot"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
+        click.Option(["--out"], type=UserPath(dir_okay=False), metavar="FILE", help="Write to a file."),
+        click.Option(["--plot"], type=UserPath(dir_okay=False), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
+        _space(),
         _store(),
     ]
 
 
 def proxies(
-    file: StudyFile, given: Mapping[str, Any], objective: str | None, fidelity: str | None, top: int, no_calibration: bool,
+    asked: StudyArguments, objective: str | None, fidelity: str | None, top: int, no_calibration: bool,
     batches: int, format_: str | None, out: Path | None, plot: Path | None, store: str | None,
 ) -> None:  # fmt: skip
     """Show how well each proxy predicted what this study measured: rank correlations, recall of the best, and what trusting
@@ -292,7 +307,7 @@ def proxies(
     from ranksearch.cli import proxies as shown
 
     format_ = _format_of(format_, out, plot)
-    study = _open(file, given, store, session=_session(), stored=True)
+    study = _open(asked, store, session=_session(), stored=True)
     shown.report(
         study, objective=objective, fidelity=fidelity, k=top, calibrate=not no_calibration, batches=batches, format_=format_, out=out,
         plot=plot,
@@ -304,19 +319,20 @@ def _build_parameters() -> list[click.Parameter]:
         _study(),
         click.Argument(["id"], metavar="ID"),
         click.Option(
-            ["--out"], required=True, type=click.Path(path_type=Path), metavar="DIR",
+            ["--out"], required=True, type=UserPath(), metavar="DIR",
             help="Where to write: model.safetensors and manifest.json.",
         ),
         click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
         _fidelity(),
         click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
         click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),
+        _space(),
         _store(),
     ]
 
 
 def build(
-    file: StudyFile, given: Mapping[str, Any], id: str, out: Path, onnx: bool, torch_export: bool, force: bool, store: str | None,
+    asked: StudyArguments, id: str, out: Path, onnx: bool, torch_export: bool, force: bool, store: str | None,
     fidelity: str | None,
 ) -> None:  # fmt: skip
     """Build a network of the front, by its ID or the beginning of it, and write it as plain PyTorch."""
@@ -324,7 +340,7 @@ def build(
     from ranksearch.networks import export
 
     export.check_target(out, force=force, onnx=onnx)  # before minutes go into it
-    study = _open(file, given, store, session=_session(), stored=True)
+    study = _open(asked, store, session=_session(), stored=True)
     print(f"building {id} ...", file=sys.stderr, flush=True)
     results.built(study, study.export(id, out, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity))
 
@@ -333,12 +349,12 @@ def _session() -> Session:
     return click.get_current_context().find_object(Session) or Session()
 
 
-def _open(file: StudyFile, given: Mapping[str, Any], store: str | None, *, session: Session, stored: bool) -> Study:
-    """The study with its store. With ``stored``, options that are not given are those that the store was
-    searched with."""
+def _open(asked: StudyArguments, store: str | None, *, session: Session, stored: bool) -> Study:
+    """The study with its store attached, in the space that is asked for. With ``stored``, options that are not given are
+    those that the store was searched with."""
     session.check()
+    file, options = asked.file, dict(asked.given)
     session.store = store or default_store(file.path.stem)
-    options = dict(given)
     known = _stored_options(file, session.store) if stored else {}
     missing = [o.flag for o in file.options if o.required and o.name not in {**known, **options}]
     if missing:
@@ -350,35 +366,29 @@ def _open(file: StudyFile, given: Mapping[str, Any], store: str | None, *, sessi
         again = _stored_options(file, session.store) if stored else {}
         if any(study.options.get(name) != value for name, value in {**again, **options}.items() if name not in options):
             study = file.create({**again, **options})
+    study = spaces.used(study.replace(store=session.store), asked.space, session.store)
     session.check()
-    return study.replace(store=session.store)
+    return study
 
 
 def _stored_options(file: StudyFile, store: str) -> dict[str, Any]:
-    from ranksearch.store import Store
-
-    if "://" not in store and not Path(store).exists():
-        return {}
-    try:
-        with Store.open(store, create=False) as opened:
-            options = opened.details.get("options", {})
-    except StoreError:
-        return {}  # the study's own access to the store tells what is wrong with it
+    options = (spaces.stored_details(store) or {}).get("options", {})
     known = {option.name for option in file.options}
     return {name: value for name, value in options.items() if name in known} if isinstance(options, dict) else {}
 
 
-def _command(file: StudyFile, given: Mapping[str, Any], store: str | None) -> Callable[[str], str]:
+def _command(asked: StudyArguments, store: str | None) -> Callable[[str], str]:
     """The command line of another command for the same study."""
     import shlex
 
     def line(name: str) -> str:
-        words = ["ranksearch", name, str(file.path)]
+        words = ["ranksearch", name, str(asked.file.path)]
         if name in ("search", "train-supernet"):
-            for option in file.options:
-                if option.name in given:
-                    value = given[option.name]
+            for option in asked.file.options:
+                if option.name in asked.given:
+                    value = asked.given[option.name]
                     words += [option.flag if value else f"--no-{option.flag[2:]}"] if isinstance(value, bool) else [option.flag, str(value)]
+            words += asked.space.words
         return shlex.join([*words, *(["--store", store] if store else [])])
 
     return line

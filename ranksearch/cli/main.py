@@ -8,18 +8,37 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from types import FrameType
+from typing import TextIO
 
 TRACEBACK = "RANKSEARCH_TRACEBACK"  # set: deliberate errors show where they come from, too
 
 
 def script() -> None:
     """Entry point of the console script."""
+    _keep_stdout()
     code = main()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python winds down: no traceback either
     sys.exit(code)
+
+
+def _keep_stdout() -> None:
+    """Let nothing but what commands print reach standard output, where ``--format json`` goes: native libraries, which write
+    to file descriptor 1, and child processes get standard error there. File names that are no text are printed as they are."""
+    try:
+        own = os.dup(1)
+    except OSError:  # closed: there is nothing to keep
+        return
+    try:
+        os.dup2(2, 1)
+    except OSError:  # standard error is closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    before = sys.stdout
+    buffering = 1 if before.isatty() else -1
+    sys.stdout = open(own, "w", encoding=before.encoding, errors="surrogateescape", buffering=buffering)  # noqa: SIM115 (to the end)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from ranksearch.cli.commands import execute
 
-        code = execute(sys.argv[1:] if arguments is None else list(arguments), session)
+        with warnings.catch_warnings():
+            _show_warnings()
+            code = execute(sys.argv[1:] if arguments is None else list(arguments), session)
         sys.stdout.flush()
         return code
     except BaseException as error:
@@ -81,6 +102,24 @@ def _explain(error: BaseException) -> int:
     else:
         _say("error: " + " ".join(str(error).split()))
     return 2
+
+
+def _show_warnings() -> None:
+    """Warnings of ranksearch are one line each, every time; those of other packages stay as they are."""
+    from ranksearch.errors import RanksearchWarning
+
+    others = warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+    ) -> None:
+        if issubclass(category, RanksearchWarning):
+            _say(f"warning: {message}")
+        else:
+            others(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", RanksearchWarning)
 
 
 def _say(text: str) -> None:

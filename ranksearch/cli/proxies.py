@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ranksearch.cli.output import write_frame
 from ranksearch.cli.tables import plural, table
 from ranksearch.errors import InvalidArgument
 
@@ -21,7 +22,6 @@ def report(
     plot: Path | None,
 ) -> None:  # fmt: skip
     """Print or write the report, and draw it if asked."""
-    from ranksearch.cli.results import write_frame
     from ranksearch.results.plots import plot_proxies
 
     frame = study.proxies(metric=objective, fidelity=fidelity, k=k, calibrate=calibrate, batches=batches)

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ranksearch.cli.output import write_frame
 from ranksearch.cli.proxies import best_proxy
 from ranksearch.cli.tables import amount, count, percent, plural, table
-from ranksearch.errors import InvalidArgument
-from ranksearch.home import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,14 +22,6 @@ if TYPE_CHECKING:
     from ranksearch.sites import Site
     from ranksearch.space.spectra import Spectra
     from ranksearch.study import Study
-
-SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
-
-
-def format_of(out: Path | None) -> str:
-    """The format that a file's name asks for."""
-    return "table" if out is None else SUFFIXES.get(out.suffix.lower(), "table")
-
 
 # -- profile ---------------------------------------------------------------------------------------------------------
 
@@ -128,10 +119,16 @@ def _profile_table(study: Study, rows: Sequence[dict[str, Any]], skipped: Sequen
         header = ("type", "sites", "reason")
         print(table(header, [(name, _some(sites), reason) for (name, reason), sites in reasons.items()], left=header))
     if skipped:
-        print("\nskipped:")
-        header = ("module", "type", "params", "reason")
-        cells = [(s["name"] or "(the model)", s["type"], f"{s['params']:,}", s["reason"]) for s in skipped]
-        print(table(header, cells, left=("module", "type", "reason")))
+        print("\nskipped (--format csv or json names every one):")
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for module in skipped:
+            groups.setdefault((module["reason"], module["type"]), []).append(module)
+        header = ("reason", "type", "modules", "params", "such as")
+        cells = [
+            (reason, kind, f"{len(found):,}", f"{sum(s['params'] for s in found):,}", _some([s["name"] or "(the model)" for s in found]))
+            for (reason, kind), found in groups.items()
+        ]
+        print(table(header, cells, left=("reason", "type", "such as")))
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:
@@ -142,40 +139,23 @@ def _some(names: Sequence[str], limit: int = 3) -> str:
 
 
 def front(
-    study: Study, where: str | None, objectives: Sequence[str] | None, *, all: bool, fidelity: str | None, format_: str, out: Path | None
-) -> None:
+    study: Study, where: Sequence[str] | None, objectives: Sequence[str] | None, *, all: bool, fidelity: str | None, format_: str,
+    out: Path | None,
+) -> None:  # fmt: skip
     """Print or write a front."""
     frame = study.front(where, objectives, all=all, fidelity=fidelity)
     write_frame(frame, format_, out, lambda: front_table(study, frame))
 
 
-def write_frame(frame: pd.DataFrame, format_: str, out: Path | None, as_table: Callable[[], str]) -> None:
-    """Print a frame or write it to a file."""
-    if format_ == "parquet":
-        assert out is not None
-        _write(out, lambda path: frame.to_parquet(path, index=False))
-    else:
-        if format_ == "csv":
-            text = str(frame.to_csv(index=False, lineterminator="\n"))
-        elif format_ == "json":
-            text = f"{frame.to_json(orient='records', indent=2, date_format='iso')}\n"
-        else:
-            text = as_table() + "\n"
-        if out is None:
-            print(text, end="")
-        else:
-            _write(out, lambda path: path.write_text(text, encoding="utf-8"))
-    if out is not None:
-        print(f"{plural(len(frame), 'row')} written to {out}", file=sys.stderr)
-
-
-def plotted(study: Study, where: str | None, objectives: Sequence[str] | None, path: Path, *, fidelity: str | None = None) -> None:
+def plotted(
+    study: Study, where: Sequence[str] | None, objectives: Sequence[str] | None, path: Path, *, fidelity: str | None = None
+) -> None:
     """Draw a front over relative MACs: the first objective that is a metric, or the task's first."""
     from ranksearch.results.plots import plot_front
 
     names = [metric.name for metric in study.task.metrics]
     metric = next((name for name in objectives or study.objectives if name in names), names[0])
-    title = f"{study.name}: {metric} of measured networks" + (f"\n{where}" if where else "")
+    title = f"{study.name}: {metric} of measured networks" + (f"\n{' and '.join(where)}" if where else "")
     plot_front(study.front(where, objectives, all=True, fidelity=fidelity), metric=metric, title=title, path=path)
     print(f"drawn to {path}", file=sys.stderr)
 
@@ -199,14 +179,6 @@ def front_table(study: Study, frame: pd.DataFrame) -> str:
         cells.append("dense" if row["is_dense"] else "" if row["on_front"] else "dominated")
         rows.append(cells)
     return table(header, rows, left=("id", ""))
-
-
-def _write(out: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file as a whole or not at all."""
-    if not out.parent.is_dir():
-        raise InvalidArgument(f"--out {out}: there is no directory {out.parent}; make it first")
-    with replacing(out) as part:
-        write(part)
 
 
 # -- the ends of search and build --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ranksearch.cli.progress import EVERY, SiteProgress, bar, clock
 from ranksearch.cli.session import Session
 from ranksearch.cli.tables import percent, table
 from ranksearch.errors import InvalidArgument
@@ -33,6 +34,7 @@ class TrainingProgress:
         self.loss: float | None = None
         self.steps = 0  # made in this run
         self._start, self._last = time.monotonic(), 0.0
+        self._sites = SiteProgress(terminal=self.terminal)
         self._bar: Any = None
         self._task: Any = None
 
@@ -40,6 +42,7 @@ class TrainingProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._sites.close()
         if self._bar is not None:
             self._bar.stop()
 
@@ -48,10 +51,8 @@ class TrainingProgress:
         from ranksearch.search.events import Profiled, Stage
 
         self.session.check()
-        if isinstance(event, Profiled):
-            return
-        if isinstance(event, Stage):
-            print(f"{event.text} ...", file=sys.stderr, flush=True)
+        if isinstance(event, (Stage, Profiled)):
+            self._sites.event(event)
             self._start = time.monotonic()
             return
         self.session.trained = (event.step, event.steps)
@@ -62,24 +63,18 @@ class TrainingProgress:
             if self.terminal:
                 self._open(event.steps, event.step)
         self.loss = event.loss if self.loss is None else (1 - self.FORGET) * self.loss + self.FORGET * event.loss
+        rest = event.steps - event.step
+        left = f"{clock((time.monotonic() - self._start) / self.steps * rest)} left" if rest and self.steps > 1 else ""
         if self._bar is not None:
-            self._bar.update(self._task, completed=event.step, loss=f"loss {self.loss:.4g}")
-        elif time.monotonic() - self._last >= 2 or event.step == event.steps:
+            self._bar.update(self._task, completed=event.step, left=left, loss=f"loss {self.loss:.4g}")
+        elif time.monotonic() - self._last >= EVERY or not rest:
             self._last = time.monotonic()
-            seconds = (time.monotonic() - self._start) / self.steps * (event.steps - event.step)
-            left = f"; {seconds // 60:.0f}:{seconds % 60:02.0f} left" if event.step < event.steps else ""
-            print(f"{event.step:>5,}/{event.steps:,} steps  loss {self.loss:.4g}{left}", file=sys.stderr, flush=True)
+            after = f"; {left}" if left else ""
+            print(f"{event.step:>5,}/{event.steps:,} steps  loss {self.loss:.4g}{after}", file=sys.stderr, flush=True)
 
     def _open(self, total: int, done: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        # stdout stays untouched: it carries results
-        self._bar = Progress(
-            BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), console=Console(stderr=True), transient=True, redirect_stdout=False,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total, completed=done, loss="")
+        self._bar = bar("{task.completed}/{task.total} steps", "{task.fields[left]}", "{task.fields[loss]}")
+        self._task = self._bar.add_task("", total=total, completed=done, left="", loss="")
         self._bar.start()
 
 

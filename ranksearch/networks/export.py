@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ranksearch import __version__
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
-from ranksearch.home import sync
+from ranksearch.home import sync, user_path
 from ranksearch.networks.surgery import build
 from ranksearch.sites import Site, find_sites, run
 from ranksearch.space import Configuration
@@ -43,7 +43,7 @@ def check_target(directory: str | Path, *, force: bool = False, onnx: bool = Fal
             export (these are never replaced).
         MissingDependency: ``onnx`` is asked for and its packages are not installed.
     """
-    target = Path(directory)
+    target = user_path(directory)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InvalidArgument(f"directory={str(target)!r} is a file or a link; name a new directory")
     if target.is_dir():
@@ -127,7 +127,7 @@ def load(
         InvalidArgument: no export there, a manifest or weights that were changed or damaged, another schema.
         InvalidModel: the dense network has other layers than the one that was searched.
     """
-    folder = Path(directory)
+    folder = user_path(directory)
     manifest = read_manifest(folder)
     configuration = _configuration(manifest, str(folder / MANIFEST))
     if configuration.id != manifest.get("configuration_id"):
@@ -178,7 +178,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     Raises:
         InvalidArgument: there is none, it is not readable, or of a schema that this version does not know.
     """
-    path = Path(directory) / MANIFEST
+    path = user_path(directory) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -18,6 +19,7 @@ from ranksearch.errors import InvalidArgument
 BASELINE = "baseline"
 LONGEST = 2000  # characters of a condition
 LARGEST = 1e100  # number in a condition
+DEEPEST = 100  # levels of a condition's tree; every further summand of a sum is one more
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq, ast.NotEq: operator.ne,
 }  # fmt: skip
@@ -57,16 +59,42 @@ class Condition:
         """
         if len(text) > LONGEST:
             raise InvalidArgument(f"condition {text[:40]!r}... has {len(text)} characters; {LONGEST} are allowed")
+        if not text.strip():
+            raise InvalidArgument(f"condition {text!r} is empty; write for example {_EXAMPLE}, or leave it out")
         try:
-            tree = ast.parse(text.strip(), mode="eval").body
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python's advice on its syntax is of no use here
+                tree = ast.parse(text.strip(), mode="eval").body
         except SyntaxError as error:
             raise InvalidArgument(
                 f"condition {text!r} cannot be read at character {error.offset or 1}: {error.msg}; write for example {_EXAMPLE}"
             ) from error
         except (ValueError, RecursionError, MemoryError) as error:
             raise InvalidArgument(f"condition {text!r} cannot be read: {error}; write for example {_EXAMPLE}") from error
+        _check_depth(tree, text)
         _check_logic(tree, text)
         return cls(text, tree)
+
+    @classmethod
+    def parse_all(cls, texts: str | Sequence[str]) -> list[Condition]:
+        """Parse several conditions, or a single one.
+
+        Raises:
+            InvalidArgument: as `parse`.
+        """
+        return [cls.parse(text) for text in ([texts] if isinstance(texts, str) else texts)]
+
+    @classmethod
+    def joined(cls, texts: str | Sequence[str] | None) -> Condition | None:
+        """The condition that all of several hold; None where there is none.
+
+        Raises:
+            InvalidArgument: as `parse`, for each of them by itself.
+        """
+        parts = [] if texts is None else cls.parse_all(texts)
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        return cls(" and ".join(f"({part.text})" for part in parts), ast.BoolOp(ast.And(), [part._tree for part in parts]))
 
     @property
     def names(self) -> set[str]:
@@ -198,6 +226,19 @@ class Condition:
 
 
 _EXAMPLE = "'macs < 0.4 and accuracy > 0.98 * baseline'"
+
+
+def _check_depth(tree: ast.expr, text: str) -> None:
+    """Refuse a tree that what follows, which is recursive, could not walk. Level by level, since this must not be."""
+    level: list[ast.AST] = [tree]
+    for _ in range(DEEPEST):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return
+    shown = text if len(text) <= 80 else f"{text[:80]}..."
+    raise InvalidArgument(
+        f"condition {shown!r} nests more than {DEEPEST} levels deep (signs, parentheses, terms of one sum); write it shorter"
+    )
 
 
 def _check_logic(node: ast.expr, text: str) -> None:

@@ -72,6 +72,30 @@ def hypervolume(values: ArrayLike, reference: ArrayLike, directions: Sequence[Di
     return float(moocore.hypervolume(points, ref=corner))
 
 
+def relative_hypervolume(values: ArrayLike, dense: ArrayLike, directions: Sequence[Direction], costs: Sequence[bool]) -> float:
+    """The hypervolume of a front relative to the dense network: the share that it dominates of the box between a network of
+    no cost and no loss (the ideal) and one of the dense network's costs and worthless metrics (the reference).
+
+    A cost is measured as a share of the dense network's d, value / d; a metric as its loss relative to d, (d - value) / |d|
+    where more is better, (value - d) / |d| where less is. In these units the ideal is 0 and the reference is 1 in every
+    column, and the dense network by itself has none, since it saves nothing. Metrics above the dense network's add to the box.
+
+    Args:
+        values: one row per point, shape: (n, m).
+        dense: the dense network's row, shape: (m,); a d of 0 counts as 1.
+        directions: "min" or "max" for each of the m columns.
+        costs: which columns are costs; shape: (m,).
+
+    Raises:
+        InvalidArgument: as `hypervolume`.
+    """
+    points, base = _minimised(values, directions), _minimised(np.asarray(dense, dtype=np.float64).reshape(1, -1), directions)[0]
+    scale = np.where(base == 0, 1.0, np.abs(base))
+    offset = np.where(np.asarray(costs, dtype=bool), 0.0, base)
+    minimised: list[Direction] = ["min"] * len(base)
+    return hypervolume((points - offset) / scale, np.ones(len(base)), minimised)
+
+
 def knee(values: ArrayLike, directions: Sequence[Direction]) -> int:
     """Index of the knee: the row of the front that lies farthest from the hyperplane through the front's extremes,
     on the side of the ideal point, with every objective scaled to [0, 1] over the front.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ranksearch.errors import InvalidArgument, MissingDependency
+from ranksearch.home import user_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ def check_path(path: str | Path) -> Path:
     Raises:
         InvalidArgument: another file ending than .png, .svg or .pdf.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix.lower() not in FORMATS:
         raise InvalidArgument(f"path={path.name!r}: a picture ends in one of {', '.join(FORMATS)}")
     return path
@@ -44,7 +45,7 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
     figure = _figure(7.2, 4.4)
     axes = figure.add_subplot()
     rows: Any = frame  # the stubs of pandas lose the type of a selection
-    dense, front = rows[rows["is_dense"]], rows[rows["on_front"]]
+    dense, front = rows[rows["is_dense"]], rows[rows["on_front"] & ~rows["is_dense"]]
     beaten = rows[~rows["on_front"] & ~rows["is_dense"]]
     # the front sets the scale; what is far off it is marked at the edge
     shown = rows.loc[rows["on_front"] | rows["is_dense"], metric]
@@ -57,19 +58,20 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
         macs = 100 * beaten["macs_rel"][~inside]
         axes.scatter(macs, edge, s=26, marker="x", color="0.75", label="off the scale", zorder=1, clip_on=False)
     axes.set_ylim(low, high)
-    points = axes.scatter(
-        100 * front["macs_rel"], front[metric], c=100 * front["params_rel"], s=38, cmap="viridis", vmin=0, vmax=100,
-        edgecolor="white", linewidth=0.6, label="front", zorder=3,
-    )  # fmt: skip
+    if len(front):
+        points = axes.scatter(
+            100 * front["macs_rel"], front[metric], c=100 * front["params_rel"], s=38, cmap="viridis",
+            norm=_norm(100 * front["params_rel"]), edgecolor="white", linewidth=0.6, label="front", zorder=3,
+        )  # fmt: skip
+        figure.colorbar(points, ax=axes, label="params of the front (% of dense)")
     axes.scatter(100 * dense["macs_rel"], dense[metric], marker="*", s=170, color="crimson", label="dense network", zorder=4)
     for value in dense[metric]:
         axes.axhline(value, color="crimson", linewidth=0.8, linestyle=":", zorder=0)
-    figure.colorbar(points, ax=axes, label="params (% of dense)")
     axes.set(xlabel="MACs (% of dense)", ylabel=metric, title=title)
     axes.grid(color="0.93")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="best", framealpha=0.9, edgecolor="0.9")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)  # beside the axes: it covers no point
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     return path
@@ -97,12 +99,12 @@ def plot_proxies(agreements: pd.DataFrame, scores: pd.DataFrame, *, title: str, 
     figure = _figure(2.3 * len(proxies) + 1.3, 2.5 * len(fidelities) + 0.7)
     grid = figure.subplots(len(fidelities), len(proxies), squeeze=False, sharey="row")
     rows: Any = scores
-    points = None
+    points, norm = None, _norm(100 * rows["macs_rel"])
     for line, fidelity in zip(grid, fidelities, strict=True):
         for axes, proxy in zip(line, proxies, strict=True):
             shown = rows[(rows["proxy"] == proxy) & (rows["fidelity"] == fidelity)]
             points = axes.scatter(
-                shown["score"], shown["measured"], c=100 * shown["macs_rel"], s=20, cmap="viridis", vmin=0, vmax=100,
+                shown["score"], shown["measured"], c=100 * shown["macs_rel"], s=20, cmap="viridis", norm=norm,
                 edgecolor="white", linewidth=0.4,
             )  # fmt: skip
             if (shown["score"] > 0).all() and shown["score"].max() > 10 * shown["score"].min():
@@ -122,6 +124,14 @@ def plot_proxies(agreements: pd.DataFrame, scores: pd.DataFrame, *, title: str, 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     return path
+
+
+def _norm(values: Any) -> Any:
+    """Colours from the least to the largest of the values, so that they can be told apart; one value has a range around it."""
+    from matplotlib.colors import Normalize
+
+    low, high = float(values.min()), float(values.max())
+    return Normalize(low, high) if high > low else Normalize(low - 1, high + 1)
 
 
 def _figure(width: float, height: float) -> Any:

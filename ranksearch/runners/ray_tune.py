@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ranksearch import checks
-from ranksearch.errors import InvalidArgument, RanksearchError
+from ranksearch.errors import InvalidArgument, RanksearchError, RanksearchWarning
+from ranksearch.runners._address import checked_address
 from ranksearch.runners._base import Evaluate, Propose, Report, Runner
 from ranksearch.runners._dispatch import Dispatcher
 from ranksearch.runners._process import cores, environment, quiet, uninterrupted
@@ -57,14 +59,16 @@ class RayTuneRunner(Runner):
         """
         Args:
             workers: evaluations at the same time; None for as many as the cores (and GPUs) allow.
-            address: of a running cluster, ``"auto"`` or ``"host:port"``; None starts Ray on this machine.
+            address: of a running cluster, ``"auto"`` or ``"host:port"``; None starts Ray on this machine, whatever the
+                environment variable RAY_ADDRESS says (a warning tells that it is not used).
             cpus_per_worker: cores that Ray sets aside for each.
             gpus_per_worker: GPUs, or a share of one, for each.
             retries: how often a request starts again whose worker died. One that fails by itself does not.
             by_value: modules whose classes and functions travel with the evaluator, since workers cannot import them.
 
         Raises:
-            InvalidArgument: a number out of range, or a Ray Client address.
+            InvalidArgument: a number out of range, or an address that is malformed or where no cluster answers, which takes up
+                to about 12 seconds to find out.
         """
         if workers is not None:
             checks.whole("workers", workers, least=1, hint="None takes all cores")
@@ -72,13 +76,8 @@ class RayTuneRunner(Runner):
             raise InvalidArgument(
                 f"cpus_per_worker={cpus_per_worker} must be positive, gpus_per_worker={gpus_per_worker} and retries={retries} not negative"
             )
-        if address is not None and address.startswith("ray://"):
-            raise InvalidArgument(
-                f"address={address!r}: through Ray Client the search itself would run on the cluster and not reach the store here; "
-                "run on a machine of the cluster with address='auto', or give the address of its head as 'host:6379'"
-            )
         self._asked = workers
-        self.address = address
+        self.address = None if address is None else checked_address(address)
         self.cpus_per_worker = cpus_per_worker
         self.gpus_per_worker = gpus_per_worker
         self.retries = retries
@@ -124,14 +123,24 @@ class RayTuneRunner(Runner):
 
     def _start(self, folder: str, size: int) -> None:
         import ray
+        from ray.exceptions import RayError
 
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         if self.address is not None:
-            ray.init(address=self.address, **quiet)
+            checked_address(self.address)  # it may have gone since it was first asked
+            try:
+                ray.init(address=self.address, **quiet)
+            except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+                reason = " ".join(str(error).split())
+                raise RanksearchError(f"address={self.address!r}: this process cannot join the cluster: {reason}") from error
             return
+        if elsewhere := os.environ.get("RAY_ADDRESS"):
+            remedy = "give address='auto' (--address auto) to use that cluster"
+            warnings.warn(f"RAY_ADDRESS={elsewhere} is not used: Ray starts on this machine; {remedy}", RanksearchWarning, stacklevel=2)
         # sockets live in the folder, and their paths must stay under 107 characters
         place = {"_temp_dir": folder} if len(folder) < 40 else {}
         ray.init(
+            address="local",  # a new one, whatever RAY_ADDRESS says
             num_cpus=max(cores(), int(np.ceil(self.workers * self.cpus_per_worker))), include_dashboard=False,
             object_store_memory=max(STORE_LEAST, int(size * 1.25) + STORE_LEAST // 2), **place, **quiet,
         )  # fmt: skip

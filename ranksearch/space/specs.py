@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from torch import nn
 
 from ranksearch import checks
 from ranksearch.costs import COSTS, CostModel
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
-from ranksearch.errors import InvalidArgument
+from ranksearch.errors import InvalidArgument, RanksearchWarning
 from ranksearch.sites import BatchDim, Rule, Sites, find_sites
 from ranksearch.space.ladder import ErrorName
+from ranksearch.space.rules import without_effect
 from ranksearch.space.space import SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics.metric import MetricName
@@ -59,14 +61,23 @@ class SpaceSpec:
         return replace(self, **changes)
 
     def sites(self, model: nn.Module, example: Any, *, batch_dim: BatchDim = 0) -> Sites:
-        """The sites of a model that this space covers; ``batch_dim``: see `find_sites`."""
-        return find_sites(model, example, include=self.include, exclude=self.exclude, batch_dim=batch_dim)
+        """The sites of a model that this space covers; ``batch_dim``: see `find_sites`. Warns (`RanksearchWarning`) of globs and
+        types in ``include`` and ``exclude`` that match no layer, so that they have no effect."""
+        found = find_sites(model, example, include=self.include, exclude=self.exclude, batch_dim=batch_dim)
+        for name, rules in (("include", self.include), ("exclude", self.exclude)):
+            for text in without_effect(model, name, rules):
+                warnings.warn(text, RanksearchWarning, stacklevel=2)
+        return found
 
     def build(self, spectra: Spectra, *, costs: Sequence[CostModel] = COSTS, example: Any = None) -> SearchSpace:
         """The ladders of prepared spectra; ``costs`` and ``example`` as for `build_space`."""
         return build_space(
             spectra, error=self.error, round_to=self.round_to, max_options=self.max_options, costs=costs, example=example
         )
+
+
+RoundTo = Annotated[int, "ranks are multiples of this; 8 suits the tensor cores of GPUs"]
+MaxOptions = Annotated[int | None, "at most so many options per layer; default: all that no other option beats"]
 
 
 def named(*names: str) -> tuple[AnyDecomposition, ...]:
@@ -82,13 +93,18 @@ def named(*names: str) -> tuple[AnyDecomposition, ...]:
     return tuple(d for d in DECOMPOSITIONS if d.name in names)
 
 
-def all_types(*, round_to: int = 1, max_options: int | None = None) -> SpaceSpec:
+def all_types(*, round_to: RoundTo = 1, max_options: MaxOptions = None) -> SpaceSpec:
     """The space in which every layer takes any type that is defined for it; those that are fitted by alternating least
     squares make the profile slower."""
     return SpaceSpec(DECOMPOSITIONS, round_to=round_to, max_options=max_options)
 
 
-def mixture(*, cp: bool = True, round_to: int = 1, max_options: int | None = None) -> SpaceSpec:
+def mixture(
+    *,
+    cp: Annotated[bool, "cp among the types: the smallest error of convolutions, and the dearest to profile"] = True,
+    round_to: RoundTo = 1,
+    max_options: MaxOptions = None,
+) -> SpaceSpec:
     """The default: the types that win, layer by layer, on trained convolutional networks (`docs/types.md`). Every layer is
     dense, ``svd``, ``svd_in``, ``spatial`` in both orders, ``tucker2`` or ``cp``.
 
@@ -102,7 +118,10 @@ def mixture(*, cp: bool = True, round_to: int = 1, max_options: int | None = Non
     return SpaceSpec(named(*names), round_to=round_to, max_options=max_options)
 
 
-def svd_only(*, round_to: int = 1) -> SpaceSpec:
+def svd_only(*, round_to: RoundTo = 1) -> SpaceSpec:
     """The space of most published work, to compare with: every layer is dense or ``svd`` at any rank that is a multiple of
     ``round_to``."""
     return SpaceSpec(named("svd"), round_to=round_to)
+
+
+PACKAGED: Mapping[str, Callable[..., SpaceSpec]] = {made.__name__: made for made in (mixture, svd_only, all_types)}

@@ -81,7 +81,7 @@ class Place:
         text = os.fspath(url)
         self.shown = text
         try:
-            parsed = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=str(Path(text).expanduser()))
+            parsed = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=os.path.expanduser(text))
             self.shown = text if "://" not in text else parsed.render_as_string(hide_password=True)
             parsed.get_dialect().import_dbapi()
         except exc.NoSuchModuleError as error:
@@ -104,7 +104,7 @@ class Place:
         elif database in (None, "", ":memory:"):
             self.shared = sa.create_engine("sqlite://", poolclass=StaticPool)
         else:
-            self.path = Path(os.path.realpath(database))  # links are followed, so that one database has one lock
+            self.path = Path(os.path.realpath(os.path.expanduser(str(database))))  # links are followed, so that one database has one lock
 
     def exists(self) -> bool:
         """Whether there is a store, or, for a path, anything."""

@@ -228,6 +228,8 @@ class Store:
         Raises:
             InvalidArgument: none or several do.
         """
+        if not id_prefix.isprintable():  # databases take neither NUL nor lone surrogates, and no id has them
+            raise InvalidArgument(f"id={id_prefix!r}: no id has such characters; `ranksearch front STUDY` lists ids")
         query = sa.select(configurations_table).where(configurations_table.c.id.startswith(id_prefix, autoescape=True)).limit(6)
         with self._use("read") as engine, engine.connect() as connection:
             found = connection.execute(query.order_by(configurations_table.c.id)).all()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
+from ranksearch.search.events import Finished, Planned, Profiled, SearchEvent, Stage
 from ranksearch.study.run import Screening
 from ranksearch.study.study import Study
 
-__all__ = ["Finished", "Planned", "Screening", "SearchEvent", "Stage", "Study"]
+__all__ = ["Finished", "Planned", "Profiled", "Screening", "SearchEvent", "Stage", "Study"]

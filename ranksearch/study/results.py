@@ -42,12 +42,13 @@ class Results:
             return frames.evaluations(store.records(), study.baseline, [(m.name, m.direction) for m in study.task.metrics])
 
     def front(
-        self, where: str | None = None, objectives: Sequence[str] | None = None, *, all: bool = False, fidelity: str | None = None
-    ) -> pd.DataFrame:
+        self, where: str | Sequence[str] | None = None, objectives: str | Sequence[str] | None = None, *, all: bool = False,
+        fidelity: str | None = None,
+    ) -> pd.DataFrame:  # fmt: skip
         """The non-dominated evaluations of one fidelity, and the dense network, sorted by MACs.
 
         Args:
-            where: a condition such as ``"macs < 0.4 and accuracy > 0.98 * baseline"``.
+            where: a condition such as ``"macs < 0.4 and accuracy > 0.98 * baseline"``, or several, all of which must hold.
             objectives: other objectives than the study's.
             all: dominated rows too; column ``on_front`` tells them apart.
             fidelity: a key of the store, its name, ``supernet``, or a supernet's method; default: the study's.
@@ -56,7 +57,7 @@ class Results:
         wanted = study.check_objectives(objectives or study.objectives)
         frame: Any = self.evaluations()  # Any here and below: the stubs of pandas lose the type of a selection
         frame = frame[frame["fidelity"] == self._fidelity(fidelity, frame["fidelity"].unique()).key]
-        condition = Condition.parse(where) if where else None
+        condition = Condition.joined(where)
         directions: dict[str, Literal["min", "max"]] = {name: study.directions[name] for name in wanted}
         return frames.front(frame, directions, condition, self._baseline_values(frame), dominated=all)
 
@@ -72,7 +73,7 @@ class Results:
                 values[metric.name] = float(dense[metric.name].mean())
         return values
 
-    def best(self, where: str | None = None, objective: str | None = None) -> pd.Series:
+    def best(self, where: str | Sequence[str] | None = None, objective: str | None = None) -> pd.Series:
         """The row of the front that is best in one objective (default: the first) among those that satisfy ``where``.
 
         Raises:
@@ -116,7 +117,7 @@ class Results:
             at = self._fidelity(fidelity, {record.fidelity for record in store.records()})
         if at.kind == SUPERNET:
             return self.study.supernets.store.of_fidelity(at).build(configuration)
-        return self.study.evaluator.network(Request(configuration, at, self.study.seed))
+        return self.study.covering(configuration).evaluator.network(Request(configuration, at, self.study.seed))
 
     def export(
         self, id: str, directory: str | Path, *, onnx: bool = False, torch_export: bool = False, force: bool = False,
@@ -138,7 +139,7 @@ class Results:
             "study": study.name, "configuration": {site: [d, list(rank)] for site, d, rank in configuration.choices},
             "id": configuration.id, "fidelity": at.key, "seed": study.seed, **record.costs,
             "metrics": dict(record.metrics), "measured": measured,
-            "baseline": dict(study.baseline), "options": study.options,
+            "baseline": dict(study.baseline), "options": study.options, "space": study.space_choice,
         }  # fmt: skip
         example = study.task.example()
         return export.save(model, target, manifest=manifest, example=example, onnx=onnx, torch_export=torch_export, force=force)

@@ -53,7 +53,7 @@ def run(
     proxies: Sequence[str | TableProxy] | None,
     allocator: str | Allocator | None,
     runner: str | Runner,
-    constraints: Sequence[str],
+    constraints: str | Sequence[str],
     screening: Screening | None,
     on_event: Callable[[SearchEvent], None] | None,
 ) -> None:
@@ -67,7 +67,7 @@ def run(
     if allocator is not None and not isinstance(allocator, Allocator):
         allocator = _of_table("allocator", allocator, Allocator, ((a.name, a) for a in ALLOCATORS))
     kinds = None if proxies is None else [_proxy_kind(proxy) for proxy in proxies]
-    conditions = [Condition.parse(text) for text in constraints]
+    conditions = Condition.parse_all(constraints)
 
     objectives = Objectives(study.objectives, study.directions, study.baseline)
     if screening is None and not conditions and (done := _known(study, objectives)) >= trials:  # nothing to profile for

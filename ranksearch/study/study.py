@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch import nn
 
+from ranksearch import checks
 from ranksearch.allocators import Allocator
 from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
 from ranksearch.decompositions import DECOMPOSITIONS
@@ -60,6 +61,7 @@ class Study:
         seed: of the search and of every evaluation.
         store: where the evaluations are: a path, or any SQLAlchemy URL; default: the study's name in `ranksearch.home.home`.
         options: what the study file was called with, as JSON data; stored with the study.
+        space_choice: where ``space`` comes from if it took the place of the study's own, see `with_space`; stored with the study.
 
     Raises:
         InvalidArgument: an objective that is neither a metric of the task nor a cost, a name that cannot be a file name, costs
@@ -74,12 +76,13 @@ class Study:
         model: nn.Module,
         task: Task,
         space: SpaceSpec | None = None,
-        objectives: Sequence[str] = ("accuracy", "macs", "params"),
+        objectives: str | Sequence[str] = ("accuracy", "macs", "params"),
         fidelity: Fidelity | None = None,
         seed: int = 0,
         costs: Sequence[CostModel] = COSTS,
         store: str | Path | None = None,
         options: Mapping[str, Any] | None = None,
+        space_choice: Mapping[str, Any] | None = None,
     ) -> None:
         if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
             raise InvalidArgument(f"name={name!r}: give letters, digits, '-' or '_'; it names the store's file")
@@ -88,8 +91,9 @@ class Study:
         self.task = task
         self.spec = space or mixture()
         self.fidelity = fidelity or Fidelity()
-        self.seed = seed
+        self.seed = checks.seed(seed)
         self.options = dict(options or {})
+        self.space_choice = None if space_choice is None else dict(space_choice)
         self._store = None if store is None else str(store)
         metrics: dict[str, Literal["min", "max"]] = {m.name: m.direction for m in task.metrics}
         self.costs = check_costs(costs, taken={*frames.RESERVED, *metrics.keys() - {c.name for c in COSTS}})
@@ -103,6 +107,7 @@ class Study:
         arguments: dict[str, Any] = {
             "name": self.name, "model": self.model, "task": self.task, "space": self.spec, "objectives": self.objectives,
             "fidelity": self.fidelity, "seed": self.seed, "costs": self.costs, "store": self._store, "options": self.options,
+            "space_choice": self.space_choice,
         }  # fmt: skip
         other = copy(self)  # whatever a subclass adds
         fixed = not {"model", "task", "space", "costs"} & set(changes)
@@ -111,11 +116,37 @@ class Study:
         Study.__init__(other, **arguments | changes)
         return other
 
-    def check_objectives(self, objectives: Sequence[str]) -> tuple[str, ...]:
+    def with_space(self, space: SpaceSpec, *, source: str, options: Mapping[str, Any] | None = None) -> Self:
+        """The same study in another space than it was declared with: other layers, types and ranks for the same model and task.
+        Evaluations that a store has stay facts; those that the new space does not hold count among ``trials``, are on the
+        front and can be built, but teach the sampler nothing.
+
+        The metric is part of what the study measures (its fingerprint), so a space in the default metric (``weight``) takes
+        metric and calibration of the study's own; one that names another metric brings it.
+
+        Args:
+            space: instead of the study's own.
+            source: where it comes from, such as ``search_spaces/vit.py:space``; stored with the study.
+            options: what it was made with, JSON data; stored with the study.
+        """
+        if space.metric == "weight":
+            space = space.replace(metric=self.spec.metric, calibration=self.spec.calibration)
+        return self.replace(space=space, space_choice={"source": source, "options": dict(options or {})})
+
+    def covering(self, configuration: Configuration) -> Self:
+        """This study; or the same one with every layer and type, where a configuration was evaluated in an earlier, other space."""
+        types = {d.name for d in self.spec.decompositions}
+        if all(name in types and any(site in s.paths for s in self.sites) for site, name, _ in configuration.choices):
+            return self
+        types = (*DECOMPOSITIONS, *self.spec.decompositions)
+        return self.replace(space=self.spec.replace(decompositions=types, include="*", exclude=()))
+
+    def check_objectives(self, objectives: str | Sequence[str]) -> tuple[str, ...]:
         """Distinct objectives, in order.
 
         Raises:
             InvalidArgument: none, or one that is neither a metric of the task nor a cost."""
+        objectives = [objectives] if isinstance(objectives, str) else objectives
         unknown = [o for o in objectives if o not in self.directions]
         if unknown or not objectives:
             raise InvalidArgument(f"objectives={list(objectives)}: this task reports {', '.join(self.directions)}; name some of these")
@@ -200,7 +231,8 @@ class Study:
 
         Raises:
             StoreError: there is none to read, or it is another study's."""
-        details = {"options": self.options, "objectives": list(self.objectives), "baseline": dict(self.baseline)}
+        details: dict[str, Any] = {"options": self.options, "space": self.space_choice, "objectives": list(self.objectives)}
+        details["baseline"] = dict(self.baseline)
         mine = {"study": self.name, "fingerprint": self.fingerprint}
         return Store.open(self.store_url, **mine, details=details, create=write, write=write, complete=self._counted)
 
@@ -209,9 +241,9 @@ class Study:
         missing = [cost for cost in self.costs if cost.name not in record.costs]
         if not missing:
             return record
-        choices = Configuration.from_json(record.configuration).choices
+        configuration = Configuration.from_json(record.configuration)
         types = {d.name: d for d in (*DECOMPOSITIONS, *self.spec.decompositions)}
-        found = network_cost(missing, self.dense_network, choices, tuple(types.values()))
+        found = network_cost(missing, self.covering(configuration).dense_network, configuration.choices, tuple(types.values()))
         return replace(record, costs={**record.costs, **found})
 
     # -- what a user does with it ------------------------------------------------------------------------------
@@ -239,7 +271,7 @@ class Study:
         proxies: Sequence[str | TableProxy] | None = None,
         allocator: str | Allocator | None = None,
         runner: str | Runner = "ray_tune",
-        constraints: Sequence[str] = (),
+        constraints: str | Sequence[str] = (),
         screening: Screening | None = None,
         on_event: Callable[[SearchEvent], None] | None = None,
     ) -> None:
@@ -255,7 +287,7 @@ class Study:
                 `ranksearch.allocators.ALLOCATORS`; default, and for tables that it does not take: exactly.
             runner: where evaluations happen: an instance, or a name in `ranksearch.runners.RUNNERS`, which then evaluates on
                 every core of this machine (``ray_tune``) or one by one in this process (``local``).
-            constraints: upper bounds on costs such as ``"macs <= 0.5"``; candidates that break one are never evaluated.
+            constraints: upper bounds on costs such as ``"macs <= 0.5"``, one or several; candidates that break one are never evaluated.
             screening: first measure configurations with a trained supernet, and begin with the front of them.
             on_event: called with progress.
 
@@ -272,12 +304,13 @@ class Study:
         return self.results.evaluations()
 
     def front(
-        self, where: str | None = None, objectives: Sequence[str] | None = None, *, all: bool = False, fidelity: str | None = None
-    ) -> pd.DataFrame:
+        self, where: str | Sequence[str] | None = None, objectives: str | Sequence[str] | None = None, *, all: bool = False,
+        fidelity: str | None = None,
+    ) -> pd.DataFrame:  # fmt: skip
         """See `Results.front`."""
         return self.results.front(where, objectives, all=all, fidelity=fidelity)
 
-    def best(self, where: str | None = None, objective: str | None = None) -> pd.Series:
+    def best(self, where: str | Sequence[str] | None = None, objective: str | None = None) -> pd.Series:
         """See `Results.best`."""
         return self.results.best(where, objective)
 

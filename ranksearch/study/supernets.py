@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ranksearch import checks
 from ranksearch.home import home
 from ranksearch.search.events import Profiled, Stage
 from ranksearch.store.database import Place
@@ -67,7 +68,7 @@ class Supernets:
             Diverged: the loss is no longer finite.
             KeyboardInterrupt: interrupted; the last step is in the checkpoint.
         """
-        seed = self.study.seed if seed is None else seed
+        seed = self.study.seed if seed is None else checks.seed(seed)
         checked(method, sampling, options)  # before statistics are collected
         self.study.profile(on_event or (lambda event: None))
         return self.store.train(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
+from ranksearch.home import user_path
 
 WIDTHS = (16, 32, 64)
 
@@ -95,7 +96,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         InvalidModel: no such file, not a safetensors file, keys missing, left over or misshapen, NaN or infinity.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise InvalidModel(f"weights {path}: no such file; give the path of a .safetensors file")
     try:

@@ -171,7 +171,8 @@ def test_a_study_may_bring_its_own_seed_and_nothing_else_of_ours(tmp_path, capsy
 def test_search_prints_progress_a_front_and_what_to_do_next(searched):
     path, store, printed = searched
     out, err = printed.split("\x00")
-    assert "profiling 3 sites" in err and "10 evaluations wanted" in err and re.search(r"10/10 +best so far: accuracy", err)
+    assert "profiling 3 sites" in err and "10 evaluations wanted" in err and not re.search(r"^ +1/10 .*left", err, re.M)
+    assert re.search(r"^ +10/10  front: \d networks?, hypervolume 0\.\d{3}$", err, re.M)
     assert "bright: 10 evaluations stored" in out
     rows = [line for line in out.splitlines() if re.match(r"[0-9a-f]{12} ", line)]
     (dense,) = [line for line in rows if line.endswith("dense")]
@@ -326,7 +327,8 @@ def test_build_writes_a_network_that_loads(searched, tmp_path, capsys):
 def test_profile_shows_sites_costs_and_what_was_skipped(study, tmp_path, capsys):
     assert cli.main(["profile", study, "--data", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^0 +conv2d +8x3x3x3 +224 ", shown, re.M) and re.search(r"^1 +BatchNorm2d +16 +no decomposition", shown, re.M)
+    assert re.search(r"^0 +conv2d +8x3x3x3 +224 ", shown, re.M)
+    assert re.search(r"^no decomposition is defined for BatchNorm2d +BatchNorm2d +1 +16 +1$", shown, re.M)
     assert re.search(r"^3 +conv2d .* \w+ .*: error 0\.\d\d$", shown, re.M) and "best at half the params" in shown
     assert re.search(r"^spatial +6 +", shown, re.M) and "configurations; the smallest has" in shown
     assert cli.main(["profile", study, "--data", str(tmp_path), "--format", "json"]) == 0
@@ -381,7 +383,9 @@ def test_an_empty_space_still_shows_what_was_skipped(study, tmp_path, capsys):
     edited(study, "import time\n", "from dataclasses import replace\nfrom ranksearch.space import mixture\n")
     assert cli.main(["profile", study, "--data", str(tmp_path)]) == 2
     printed = capsys.readouterr()
-    assert printed.out.count("excluded") == 3 and printed.err.startswith("error: the space has no site")
+    assert re.search(r"^excluded +Conv2d +2 +808 +0, 3$", printed.out, re.M)
+    assert re.search(r"^excluded +Linear +1 +258 +6$", printed.out, re.M)
+    assert printed.err.splitlines()[-1].startswith("error: the space has no site")
     assert error(capsys, "search", study, "--data", str(tmp_path), "--runner", "local").startswith("error: the space has no site")
 
 
@@ -399,6 +403,68 @@ def test_the_store_of_another_study(searched, tmp_path, capsys):
     other.write_text(Path(path).read_text().replace('"bright"', '"other"'))
     said = error(capsys, "search", str(other), "--data", str(tmp_path), "--noise", "0.5", "--runner", "local", "--store", store)
     assert "bright" in said and "other" in said
+
+
+def test_odd_characters_seeds_and_empty_conditions(searched, study, tmp_path, capsys):
+    path, store, _ = searched
+    where = ("--store", store)
+    for odd in ("\x00", "abc\x07"):
+        assert "no id has such characters" in error(capsys, "build", path, odd, "--out", str(tmp_path / "x"), *where)
+    surrogate = os.fsdecode(b"abc\xff")
+    for arguments, said in (
+        (("build", path, surrogate, "--out", str(tmp_path / "x"), *where), "no id has such characters"),
+        (("front", path, "--fidelity", surrogate, *where), "nothing was measured at it"),
+        (("front", path, "--store", surrogate), "does not exist"),
+        (("front", path, *where, "--where", surrogate), "cannot be read"),
+    ):
+        result = run(*arguments)
+        assert result.returncode == 2 and said in result.stderr and "Traceback" not in result.stderr, result.stderr
+    for command in (("front", path, *where), ("search", path, "--data", str(tmp_path), "--noise", "0.5", "--runner", "local", *where)):
+        assert "condition '' is empty" in error(capsys, *command, "--where", "")
+        assert "nests more than 100 levels deep" in error(capsys, *command, "--where", "macs < " + "-" * 1900 + "1")
+    # each condition is read by itself: two halves do not make a whole
+    assert "cannot be read" in error(capsys, "front", path, *where, "--where", "macs < 1) or (macs < 2", "--where", "macs < 1")
+    for seed in ("-1", str(2**32), "9" * 40):
+        said = error(capsys, "search", study, "--data", str(tmp_path), "--seed", seed)
+        assert "is not in the range 0<=x<=4294967295" in said
+
+
+def test_addresses_are_checked_before_any_work(study, tmp_path, capsys):
+    command = ("search", study, "--data", str(tmp_path), "--address")
+    assert "address='nonsense' is no address of a Ray cluster" in error(capsys, *command, "nonsense")
+    assert "address='127.0.0.1:1' cannot be reached" in error(capsys, *command, "127.0.0.1:1")
+    assert list(Path(os.environ["RANKSEARCH_HOME"]).iterdir()) == []
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(searched, tmp_path, monkeypatch, capsys):
+    path, store, _ = searched
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    shutil.copy(store, tmp_path / "x" / "s.db")
+    shutil.copy(path, tmp_path / "x" / "bright.py")
+    monkeypatch.setenv("RANKSEARCH_HOME", "~/rs")
+    for url in ("~/x/s.db", f"sqlite:///{tmp_path}/x/s.db", "sqlite:///~/x/s.db"):
+        assert cli.main(["front", "~/x/bright.py", "--store", url, "--out", "~/x/f.json", "--plot=~/x/f.png"]) == 0
+        row = json.loads((tmp_path / "x" / "f.json").read_text())[0]
+        (tmp_path / "x" / "f.json").unlink()
+    assert cli.main(["build", "~/x/bright.py", row["id"], "--store=~/x/s.db", "--out", "~/x/net"]) == 0
+    assert cli.main(["search", "~/x/bright.py", "--data=~/x", "--trials", "1", "--runner", "local"]) == 0
+    assert not [p for p in tmp_path.rglob("*") if p.name == "~"] and (tmp_path / "rs" / "bright.db").exists()
+    assert {"f.png", "net", "s.db", "bright.py"} <= {p.name for p in (tmp_path / "x").iterdir()}
+
+
+def test_what_native_code_prints_does_not_reach_stdout(searched, tmp_path):
+    path, store, _ = searched
+    noisy = tmp_path / "bright.py"
+    noisy.write_text("import ctypes, os\nctypes.CDLL(None).puts(b'from C')\nos.write(1, b'raw')\n" + Path(path).read_text())
+    odd = tmp_path / "\udcff.json"
+    out = run("front", str(noisy), "--store", store, "--format", "json")
+    assert out.returncode == 0 and json.loads(out.stdout) and "from C" in out.stderr and "raw" in out.stderr
+    row = json.loads(out.stdout)[0]
+    command = [sys.executable, "-m", "ranksearch.cli", "build", path, row["id"], "--store", store, "--out", str(odd)]
+    built = subprocess.run(command, capture_output=True, check=True)
+    assert os.fsencode(odd) in built.stdout
 
 
 def test_a_full_disk(study, tmp_path, capsys, monkeypatch):

@@ -79,6 +79,39 @@ def test_refused_text_is_shown(text) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "macs < " + "-" * 1900 + "1", "macs < " + "+" * 1900 + "1", "-" * 1990 + "macs < 1", "not " * 490 + "macs < 1",
+        "macs < 1" + "+1" * 990,
+        "macs < 1" + "*1" * 990, "macs < " + "(-" * 150 + "1" + ")" * 150, "macs" + ".a" * 900 + " < 1", "macs" + "[0]" * 600 + " < 1",
+    ],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_deep_conditions_are_refused_and_shown_in_short(text) -> None:
+    with pytest.raises(InvalidArgument, match=r"nests more than 100 levels deep|too many nested|cannot be read") as caught:
+        Condition.parse(text)
+    assert text[:10] in str(caught.value)
+
+
+def test_long_conditions_that_are_not_deep_are_read() -> None:
+    text = "(macs < 1)" + " and (macs < 1)" * 130
+    assert Condition.parse(text).upper_bounds(COSTS) == {"macs": 999}
+    assert Condition.parse("macs < 1" + " + 1" * 90).upper_bounds(COSTS) == {"macs": 90}
+
+
+def test_several_conditions_are_read_one_by_one_and_hold_together() -> None:
+    assert [c.text for c in Condition.parse_all("macs <= 0.5")] == ["macs <= 0.5"]
+    assert [c.text for c in Condition.parse_all(["macs < 1", "params < 1"])] == ["macs < 1", "params < 1"]
+    assert Condition.joined(None) is None and Condition.joined([]) is None
+    both = Condition.joined(["macs < 0.9 or loss < 0.45", "params < 0.4"])
+    assert both is not None and both.mask(COLUMNS, BASELINE, COSTS).tolist() == [True, True, False, False, True]
+    assert Condition.parse(both.text).mask(COLUMNS, BASELINE, COSTS).tolist() == [True, True, False, False, True]
+    for texts in ("", ["macs < 1", " "], ["macs < 1) or (macs < 2", "params < 1"]):
+        with pytest.raises(InvalidArgument):
+            Condition.joined(texts)
+
+
+@pytest.mark.parametrize(
     ("text", "match"),
     [
         ("acuracy > 0.5", "unknown acuracy; known are: accuracy, loss, params, macs"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.results.pareto import hypervolume, knee, non_dominated
+from ranksearch.results.pareto import hypervolume, knee, non_dominated, relative_hypervolume
 
 # small integers, so that ties and duplicates are common
 points = st.integers(1, 4).flatmap(
@@ -122,3 +122,26 @@ def test_knee_ignores_units() -> None:
     assert knee(values, ["min", "min"]) == knee(values * [1e9, 1e-3], ["min", "min"]) == 1
     flipped = values * [1, -1]
     assert knee(flipped, ["min", "max"]) == 1
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 2), st.floats(0.01, 2), st.floats(0.01, 2)), min_size=1, max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_relative_hypervolume_is_the_share_of_the_dense_networks_box(rows) -> None:
+    """Against a count of points: accuracy, loss and MACs of dense are 0.8, 0.5 and 2000."""
+    dense = np.array([0.8, 0.5, 2000.0])
+    values = np.array([[0.8 * a, 0.5 * l, 2000.0 * m] for a, l, m in rows])
+    found = relative_hypervolume(values, dense, ["max", "min", "min"], [False, False, True])
+    # the same by inclusion and exclusion over the boxes, in units of the dense network's values
+    boxes = np.array([[a, 2 - l, 1 - m] for a, l, m in rows])  # from the reference: accuracy 0, twice the loss, all the costs
+    boxes = boxes[(boxes > 0).all(axis=1)]
+    expected = 0.0
+    for size in range(1, len(boxes) + 1):
+        expected += sum((-1) ** (size + 1) * math.prod(np.min(chosen, axis=0)) for chosen in itertools.combinations(boxes, size))
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_relative_hypervolume_of_dense_alone_is_nothing_and_no_loss_at_no_cost_is_all() -> None:
+    assert relative_hypervolume([[0.9, 10.0]], [0.9, 10.0], ["max", "min"], [False, True]) == 0.0
+    assert relative_hypervolume([[0.9, 0.0]], [0.9, 10.0], ["max", "min"], [False, True]) == pytest.approx(1.0)
+    assert relative_hypervolume([[-0.5, 5.0]], [-1.0, 10.0], ["max", "min"], [False, True]) == pytest.approx(0.75)  # a negative metric
+    assert relative_hypervolume([[0.5, 5.0]], [0.0, 10.0], ["max", "min"], [False, True]) == pytest.approx(0.75)  # one of 0

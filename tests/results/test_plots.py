@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from ranksearch.errors import InvalidArgument
+from ranksearch.results import plots
 from ranksearch.results.plots import plot_front, plot_proxies
 
 
@@ -31,6 +34,44 @@ def test_other_endings_and_metrics_are_refused(tmp_path: Path) -> None:
         plot_front(_frame(), metric="accuracy", title="t", path=tmp_path / "front.gif")
     with pytest.raises(InvalidArgument, match="f1"):
         plot_front(_frame(), metric="f1", title="t", path=tmp_path / "front.png")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that were drawn."""
+    figures: list[Any] = []
+    make = plots._figure
+    monkeypatch.setattr(plots, "_figure", lambda *size: figures.append(make(*size)) or figures[-1])
+    return figures
+
+
+@pytest.mark.parametrize("points", [3, 60])
+def test_the_legend_covers_no_point_and_colours_span_the_front(tmp_path: Path, drawn: list[Any], points: int) -> None:
+    macs = np.linspace(0.05, 0.95, points)
+    frame = pd.DataFrame(
+        {
+            "macs_rel": [*macs, *macs, 1.0], "params_rel": [*np.linspace(0.07, 0.3, points), *macs, 1.0],
+            "accuracy": [*(0.7 + 0.2 * macs), *(0.65 + 0.1 * macs), 0.95], "is_dense": [False] * 2 * points + [True],
+            "on_front": [True] * points + [False] * points + [True],
+        }
+    )  # fmt: skip
+    plot_front(frame, metric="accuracy", title="t", path=tmp_path / "front.png")
+    (figure,) = drawn
+    axes, colours = figure.axes
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent()) and axes.get_legend() is None
+    assert "params" in colours.get_ylabel()
+    low, high = colours.get_ylim()
+    assert (low, high) == pytest.approx((7.0, 30.0)), "the dense network is drawn as a star and takes no part"
+
+
+def test_a_front_of_the_dense_network_alone_is_drawn_without_colours(tmp_path: Path, drawn: list[Any]) -> None:
+    frame = _frame()
+    plot_front(frame[frame["is_dense"]], metric="accuracy", title="t", path=tmp_path / "front.png")
+    assert len(drawn[0].axes) == 1
+    plot_front(frame.iloc[[0, 3]], metric="accuracy", title="t", path=tmp_path / "one.png")
+    low, high = drawn[1].axes[1].get_ylim()
+    assert low < 30 < high, "one network has a range around it"
 
 
 def _proxies() -> tuple[pd.DataFrame, pd.DataFrame]:

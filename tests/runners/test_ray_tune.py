@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -197,6 +197,16 @@ def test_no_room_for_a_worker_is_an_error() -> None:
         run(Model(), [request(0)], gpus_per_worker=1)
 
 
+def test_the_cluster_of_an_address_is_joined_and_goes_on(tmp_path: Path, temporary: str) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    process, _ = launch(tmp_path, temporary, 0.0, {"RANKSEARCH_TEST_ADDRESS": address})
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and output.splitlines() == ["reported"] * 4 + ["stopped"], output
+    assert ray.is_initialized() and ray.cluster_resources()["CPU"] == 2
+
+
 SCRIPT = """
 import os, sys, time
 from ranksearch.evaluation import Fidelity, Outcome, Request
@@ -212,7 +222,8 @@ def evaluate(request):
 LOG, SECONDS = sys.argv[1], float(sys.argv[2])
 queue = [Request(Configuration(), Fidelity(), seed) for seed in range(4)]
 try:
-    RayTuneRunner(1).run(evaluate, lambda: queue.pop() if queue else None, lambda outcome: print("reported", flush=True))
+    runner = RayTuneRunner(1, address=os.environ.get("RANKSEARCH_TEST_ADDRESS"))
+    runner.run(evaluate, lambda: queue.pop() if queue else None, lambda outcome: print("reported", flush=True))
     import ray
     print("running" if ray.is_initialized() else "stopped")
 except KeyboardInterrupt:
@@ -233,11 +244,12 @@ def temporary() -> Iterator[str]:
             DRIVERS.pop().kill()
 
 
-def launch(tmp_path: Path, temporary: str, seconds: float) -> tuple[subprocess.Popen[str], Path]:
+def launch(tmp_path: Path, temporary: str, seconds: float, settings: Mapping[str, str] | None = None) -> tuple[subprocess.Popen[str], Path]:
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"TMPDIR": temporary, "PYTHONPATH": str(Path(__file__).parents[2])}
     for name in [name for name in environment if name.startswith(("RAY_ADDRESS", "TUNE_"))]:
         del environment[name]
+    environment |= settings or {}
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "pids"), str(seconds)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -273,10 +285,11 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks a
 
 @linux
 def test_own_ray_is_quiet_and_gone_afterwards(tmp_path: Path, temporary: str) -> None:
-    process, _ = launch(tmp_path, temporary, 0.0)
+    process, _ = launch(tmp_path, temporary, 0.0, {"RAY_ADDRESS": "127.0.0.1:9"})
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert output.splitlines() == ["reported"] * 4 + ["stopped"]
+    said = [line for line in output.splitlines() if "RAY_ADDRESS=127.0.0.1:9 is not used: Ray starts on this machine" in line]
+    assert len(said) == 1 and output.splitlines()[-5:] == ["reported"] * 4 + ["stopped"]
     assert wait_for(lambda: not remaining(temporary), 5), remaining(temporary)
     assert not list(Path(temporary).glob("ranksearch-*"))
 

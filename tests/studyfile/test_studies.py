@@ -66,7 +66,7 @@ OPTIONS = """
         limit: int | None = 7,
     ) -> Study:
         made = make()
-        made.seen = (data, epochs, depth, fast, mode, level, note, limit)
+        made.model.seen = (data, epochs, depth, fast, mode, level, note, limit)
         return made
 """
 
@@ -96,7 +96,7 @@ def test_create_converts_what_the_store_or_the_command_line_gives(tmp_path, monk
     file = load(write(tmp_path, OPTIONS))
     monkeypatch.chdir(tmp_path)
     study = file.create({"data": "images", "epochs": 2, "depth": "56", "fast": "true", "mode": "b", "level": "2", "limit": None})
-    assert study.seen == (Path("images"), 2.0, 56, True, "b", 2, None, None)
+    assert study.model.seen == (Path("images"), 2.0, 56, True, "b", 2, None, None)
     assert study.options == {
         "data": str(tmp_path / "images"), "epochs": 2.0, "depth": 56, "fast": True, "mode": "b", "level": 2, "note": None, "limit": None,
     }  # fmt: skip
