@@ -7,7 +7,8 @@ import os
 import random
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -57,8 +58,14 @@ def _seed() -> None:
 
 
 @pytest.fixture
-def full_disk() -> Iterator[None]:
-    """Files of this process cannot grow beyond 1,000 bytes: the kernel answers as it does where a disk is full."""
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """A block in which files of this process cannot grow beyond 1,000 bytes: the kernel answers as it does where a disk is full.
+    A block, since pytest writes its own report before fixtures are taken down."""
+    return _full_disk
+
+
+@contextmanager
+def _full_disk() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))

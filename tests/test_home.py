@@ -57,10 +57,10 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_a_full_disk_is_an_error_and_leaves_what_was_there(tmp_path: Path, full_disk: None, durable: bool) -> None:
+def test_a_full_disk_is_an_error_and_leaves_what_was_there(tmp_path: Path, full_disk, durable: bool) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(OSError, match="File too large"), replacing(path, durable=durable) as new:
+    with full_disk(), pytest.raises(OSError, match="File too large"), replacing(path, durable=durable) as new:
         new.write_text("x" * 5000)
     assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
 

@@ -63,8 +63,8 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     assert digits().measure(model)["accuracy"] > 0.3
 
 
-def test_a_full_disk_is_a_warning(tmp_path: Path, full_disk: None) -> None:
-    with pytest.warns(UserWarning, match="cannot cache"):
+def test_a_full_disk_is_a_warning(tmp_path: Path, full_disk) -> None:
+    with full_disk(), pytest.warns(UserWarning, match="cannot cache"):
         trained(small, digits(learning_rate=0.1), epochs=1, seed=0, cache=tmp_path)
     assert not list(tmp_path.iterdir())
 
