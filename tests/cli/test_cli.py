@@ -299,7 +299,7 @@ def test_profile_tells_that_statistics_are_collected(study, tmp_path, capsys):
     edited(study, "import time\n", "from ranksearch.space import mixture\n")
     assert cli.main(["profile", study, "--data", str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert "collecting statistics for the fisher metric ..." in printed.err and "errors in the fisher metric" in printed.out
+    assert "collecting statistics of 2 batches for the fisher metric ..." in printed.err and "errors in the fisher metric" in printed.out
 
 
 def test_build_writes_a_network_that_loads(searched, tmp_path, capsys):
@@ -414,7 +414,7 @@ def test_odd_characters_seeds_and_empty_conditions(searched, study, tmp_path, ca
     for arguments, said in (
         (("build", path, surrogate, "--out", str(tmp_path / "x"), *where), "no id has such characters"),
         (("front", path, "--fidelity", surrogate, *where), "nothing was measured at it"),
-        (("front", path, "--store", surrogate), "does not exist"),
+        (("front", path, "--store", surrogate), "does not have them either"),
         (("front", path, *where, "--where", surrogate), "cannot be read"),
     ):
         result = run(*arguments)
