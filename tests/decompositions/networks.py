@@ -24,7 +24,7 @@ TREES: dict[str, tuple[tuple[int, ...], Widths, str]] = {
     "star": ((5, 6, 4, 5), {(0, 1): 2, (0, 2): 2, (0, 3): 3}, "star"),
     "two matrices": ((5, 6, 4, 5), {(0, 2): 2, (1, 3): 3}, "network"),
     "Tucker": ((5, 6, 4, 5), {(0, HUB): 2, (1, HUB): 3, (2, HUB): 2, (3, HUB): 2}, "hub"),
-    "Tucker of three": ((6, 5, 6), {(0, 3): 2, (1, 3): 3, (2, 3): 3}, "hub"),
+    "Tucker of three": ((12, 10, 12), {(0, 3): 2, (1, 3): 3, (2, 3): 3}, "hub"),
     "hub and a bond": ((6, 6, 6, 8), {(0, HUB): 3, (1, HUB): 3, (2, HUB): 3, (2, 3): 2}, "tree"),
 }
 LOOPS: dict[str, tuple[tuple[int, ...], Widths, str]] = {

@@ -95,7 +95,7 @@ def test_growth_lowers_the_error_within_the_storage() -> None:
     adaptive = Adaptive()
     errors = adaptive.errors(adaptive.prepare(where, torch.randn(where.shape, generator=torch.Generator().manual_seed(0))))
     params, macs = adaptive.costs(where, errors.ranks)
-    assert (np.diff(params) > 0).all() and (macs > where.cost.macs).all()  # the contraction comes on top
+    assert (np.diff(params) > 0).all() and (macs >= where.cost.macs).all()  # the contraction comes on top
     assert (np.diff(errors.frobenius) < 1e-9).all()
     assert params[-1] <= SHARE * math.prod(where.shape)
     assert len(errors.ranks) > 5 and errors.frobenius_is == "measured"
