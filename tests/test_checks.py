@@ -48,3 +48,12 @@ def test_fractions() -> None:
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(InvalidArgument, match=r"p=.*at least 0 and at most 1; a probability"):
             checks.fraction("p", wrong, hint="a probability")
+
+
+def test_seeds_are_what_every_generator_takes() -> None:
+    for sound in (0, 7, np.int64(3), 2**32 - 1):
+        assert checks.seed(sound) == sound and type(checks.seed(sound)) is int
+        np.random.RandomState(checks.seed(sound))  # what the samplers seed
+    for wrong in (-1, 2**32, 10**40, 1.0, True, "1", None):
+        with pytest.raises(InvalidArgument, match=r"^seed=.*: must be a whole number"):
+            checks.seed(wrong)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ranksearch.home import home, move, replacing
+from ranksearch.home import home, move, replacing, user_path
 
 
 @pytest.fixture
@@ -27,6 +27,16 @@ def test_home_is_the_variable_or_a_folder_here(monkeypatch: pytest.MonkeyPatch) 
     assert home() == Path("/somewhere")
     monkeypatch.setenv("RANKSEARCH_HOME", "")
     assert home() == Path(".ranksearch")
+    monkeypatch.setenv("HOME", "/users/me")
+    monkeypatch.setenv("RANKSEARCH_HOME", "~/rs")
+    assert home() == Path("/users/me/rs")
+
+
+def test_a_tilde_in_front_is_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/users/me")
+    assert user_path("~/a/~b") == Path("/users/me/a/~b") and user_path(Path("~")) == Path("/users/me")
+    for path in ("a/~", "./~/a", "~no.such.user/a", "/~/a"):
+        assert user_path(path) == Path(path)
 
 
 @pytest.mark.parametrize("durable", [False, True])

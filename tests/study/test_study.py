@@ -120,6 +120,48 @@ def test_bad_arguments_are_refused_before_any_work(store: str) -> None:
     assert not Path(store).exists()
 
 
+def test_seeds_that_no_generator_takes_are_refused() -> None:
+    for seed in (-1, 2**32, 0.5):
+        with pytest.raises(InvalidArgument, match="^seed="):
+            make(seed=seed)
+        with pytest.raises(InvalidArgument, match="^seed="):
+            make().train_supernet(seed=seed)
+
+
+def test_one_objective_or_constraint_may_be_a_string(store: str) -> None:
+    assert make(objectives="accuracy").objectives == ("accuracy",)
+    study = make(store=store)
+    _run(study, trials=6, constraints="macs <= 0.7")
+    frame = study.evaluations()
+    assert (frame["macs_rel"][frame["factorized"] > 0] <= 0.7).all() and (frame["factorized"] > 0).any()
+    assert set(study.front(objectives="macs")["id"]) == set(study.front(objectives=["macs"])["id"])
+    for bad in ({"constraints": ""}, {"constraints": ["macs <= 0.7", ""]}):
+        with pytest.raises(InvalidArgument, match="is empty"):
+            _run(study, trials=7, **bad)
+    with pytest.raises(InvalidArgument, match=r"objectives=\['speed'\]"):
+        study.front(objectives="speed")
+
+
+def test_a_study_in_another_space_keeps_its_metric_and_builds_what_it_had(store: str) -> None:
+    first = make(store=store, space=SpaceSpec(named("svd"), metric="activation", calibration=1))
+    _run(first, trials=4)
+    spatial = SpaceSpec(named("spatial"), include="0")
+    second = first.with_space(spatial, source="mine.py:space", options={"a": 1})
+    assert (second.spec.metric, second.spec.calibration) == ("activation", 1) and second.fingerprint == first.fingerprint
+    assert second.space_choice == {"source": "mine.py:space", "options": {"a": 1}} and first.space_choice is None
+    _run(second, trials=6)
+    frame = second.evaluations()
+    assert len(frame) == 6 and frame["id"].is_unique
+    for row in frame.to_dict("records"):  # networks of both spaces, as they were measured
+        built = second.build(row["id"])
+        assert sum(p.numel() for p in built.parameters()) == row["params"]
+        assert second.task.measure(built)["loss"] == pytest.approx(row["loss"], abs=1e-5)
+    other = first.with_space(SpaceSpec(named("svd"), metric="fisher", calibration=1), source="fisher")
+    assert other.spec.metric == "fisher" and other.fingerprint != first.fingerprint
+    with pytest.raises(StoreError, match="metric of the space differ"):
+        other.evaluations()
+
+
 def test_store_of_other_weights_is_refused_and_unchanged(store: str) -> None:
     _run(make(store=store), trials=2)
     with pytest.raises(StoreError, match="--store"):
