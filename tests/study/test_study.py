@@ -122,9 +122,9 @@ def test_bad_arguments_are_refused_before_any_work(store: str) -> None:
 
 def test_seeds_that_no_generator_takes_are_refused() -> None:
     for seed in (-1, 2**32, 0.5):
-        with pytest.raises(InvalidArgument, match="^seed="):
+        with pytest.raises(InvalidArgument, match=r"^seed="):
             make(seed=seed)
-        with pytest.raises(InvalidArgument, match="^seed="):
+        with pytest.raises(InvalidArgument, match=r"^seed="):
             make().train_supernet(seed=seed)
 
 
