@@ -1,7 +1,6 @@
-"""Adaptive tensor networks: the topology is learned from the weight (STN, arXiv 2205.15198, whose formulas could not be
-obtained). From the paper: a structure per layer learned from the trained weight, ranks chosen under a storage
-constraint. Ours: growth from a rank-one fully connected network by the bond that lowers the squared error most per
-parameter, and the search by cut ranks that finds exact structures."""
+"""Adaptive tensor networks: a type whose topology is learned from the weight, as STN does (arXiv 2205.15198, whose formulas could not be
+obtained): a structure per layer from the trained weight, ranks chosen under a storage constraint. The structures come from greedy
+growth (`network_growth`), the published slice rule (`slice_rule`) and the search for networks that are the weight (`exact_structure`)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ NAMES = ("a", "b", "c", "d")
 def test_the_path_ends_with_the_structure_that_made_the_tensor(name: str) -> None:
     sizes, widths, kind = (TREES | LOOPS)[name]
     names = NAMES[: len(sizes)]
-    for seed in range(10):
+    for seed in range(3):
         tensor = tensor_of(sizes, widths, seed)
         reduced = reduce(tensor)
         path = learned_path(reduced, sizes)
@@ -40,7 +40,7 @@ def test_as_a_site_the_exact_network_is_the_last_option() -> None:
     where = Site("layer", "linear", 30, 20, bias=False)
     sizes = tuple(modes(where).values())
     adaptive = Adaptive()
-    for seed in range(10):
+    for seed in range(4):
         tensor = tensor_of(sizes, {(0, 2): 3, (1, 3): 3}, seed)
         state = adaptive.prepare(where, tensor.reshape(where.shape))
         errors = adaptive.errors(state)
@@ -95,7 +95,9 @@ def test_growth_lowers_the_error_within_the_storage() -> None:
     adaptive = Adaptive()
     errors = adaptive.errors(adaptive.prepare(where, torch.randn(where.shape, generator=torch.Generator().manual_seed(0))))
     params, macs = adaptive.costs(where, errors.ranks)
-    assert (np.diff(params) > 0).all() and (macs >= where.cost.macs).all()  # the contraction comes on top
+    assert (np.diff(params) > 0).all()
+    # the contraction comes on top; that of rank one sums over nothing
+    assert macs[0] == where.cost.macs and (macs[1:] > where.cost.macs).all()
     assert (np.diff(errors.frobenius) < 1e-9).all()
     assert params[-1] <= SHARE * math.prod(where.shape)
     assert len(errors.ranks) > 5 and errors.frobenius_is == "measured"
