@@ -56,13 +56,6 @@ STUDY = """
 """
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.delenv(cli.TRACEBACK, raising=False)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-
 @pytest.fixture
 def study(tmp_path: Path) -> str:
     path = tmp_path / "bright.py"

@@ -55,12 +55,6 @@ SPACES = """
 """
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-
 @pytest.fixture
 def study(tmp_path: Path) -> str:
     (tmp_path / "bright.py").write_text(textwrap.dedent(STUDY.format(import_="svd_only", space="svd_only()")))

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from ranksearch.cli import main as cli
-from ranksearch.cli.main import TRACEBACK
 
 STUDY = """
     from typing import Annotated
@@ -45,13 +44,6 @@ STUDY = """
         )
         return Study("bright", model=net, task=task, fidelity=Fidelity(epochs=epochs, recalibration=1), seed=seed)
 """
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.delenv(TRACEBACK, raising=False)
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture
