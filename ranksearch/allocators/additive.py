@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
-from ranksearch.allocators._choice import Hull, Solution, lagrangian_hull, solve
+from ranksearch.allocators._choice import Solution, solve
+from ranksearch.allocators._hull import Hull, lagrangian_hull
 from ranksearch.space import SearchSpace
 from ranksearch.space.table import Table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
-from ranksearch.allocators._choice import lagrangian_hull
+from ranksearch.allocators._hull import lagrangian_hull
 from ranksearch.errors import InfeasibleBudget
 
 
