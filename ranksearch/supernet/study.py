@@ -1,4 +1,5 @@
-"""Supernets of a study: trained in a folder of their own, found again by name, measured at as a fidelity of their own.
+"""Supernets of a study. Each is trained in a folder of its own and found again by name; what is measured with it is stored as a
+fidelity of its own.
 
 A folder is named by the content hash of all that decides the training. ``supernet.json`` in it says what it is,
 ``supernet.safetensors`` is the checkpoint (see `ranksearch.supernet.train`)."""
@@ -61,7 +62,7 @@ class Entry:
 
     @property
     def fidelity(self) -> Fidelity:
-        """Measured with this supernet, no training for the configuration."""
+        """The fidelity of what is measured with this supernet, without any training for the configuration."""
         return Fidelity(epochs=0, recalibration=self.recalibration, kind=SUPERNET, source=self.name)
 
 
@@ -281,7 +282,7 @@ class SupernetStore:
 
 
 def checked(method: str | Method, sampling: str | None, options: Mapping[str, Any]) -> type[Method]:
-    """The training method of a name, or of an instance.
+    """The type of a training method that is given by name or as an instance.
 
     Raises:
         InvalidArgument: an unknown method, sampling or option, a sampling for a method that draws nothing, or sampling and options
