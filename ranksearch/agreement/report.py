@@ -79,18 +79,7 @@ def measured(
     known = sorted({record.fidelity for record in records})
     if fidelity is not None and known and fidelity not in known:
         raise InvalidArgument(f"fidelity={fidelity!r}: nothing was measured at it; the store has {', '.join(known)}")
-    found: dict[str, dict[str, list[float]]] = {}
-    rows: dict[str, np.ndarray] = {}
-    for record in records:
-        wanted = record.status == "done" and record.configuration_id != DENSE.id and fidelity in (None, record.fidelity)
-        if not wanted or metric not in record.metrics:
-            continue
-        if record.configuration_id not in rows:
-            try:
-                rows[record.configuration_id] = space.indices(Configuration.from_json(record.configuration))
-            except InvalidArgument:  # not on the ladders
-                continue
-        found.setdefault(record.fidelity, {}).setdefault(record.configuration_id, []).append(record.metrics[metric])
+    found, rows = _collected([r for r in records if fidelity in (None, r.fidelity)], space, metric)
     enough = {name: values for name, values in sorted(found.items()) if len(values) >= LEAST}
     if not enough:
         most = max((len(values) for values in found.values()), default=0)
@@ -103,6 +92,25 @@ def measured(
     small, indices = _reduced(space, np.array([rows[id] for id in ids]))
     values = {name: np.array([np.mean(v[id]) if id in v else np.nan for id in ids]) for name, v in enough.items()}
     return Measured(small, ids, indices, metric, -1 if larger_is_better else 1, values)
+
+
+def _collected(
+    records: Iterable[Record], space: SearchSpace, metric: str
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, np.ndarray]]:
+    """What finished evaluations of factorized networks measured, by fidelity and configuration id, a value per seed; and the option
+    indices of these configurations, by id. Configurations that are not on the ladders are left out."""
+    found: dict[str, dict[str, list[float]]] = {}
+    rows: dict[str, np.ndarray] = {}
+    for record in records:
+        if record.status != "done" or record.configuration_id == DENSE.id or metric not in record.metrics:
+            continue
+        if record.configuration_id not in rows:
+            try:
+                rows[record.configuration_id] = space.indices(Configuration.from_json(record.configuration))
+            except InvalidArgument:  # not on the ladders
+                continue
+        found.setdefault(record.fidelity, {}).setdefault(record.configuration_id, []).append(record.metrics[metric])
+    return found, rows
 
 
 def _reduced(space: SearchSpace, indices: np.ndarray) -> tuple[SearchSpace, np.ndarray]:

@@ -20,12 +20,12 @@ GRID = 1 << 32  # units in the dense network's cost, for costs that are not coun
 
 @dataclass(frozen=True)
 class Problem:
-    """Choose one option per site: least table score at costs within the budgets.
+    """The problem of choosing one option per site, so that the table's score is least and the costs are within the budgets.
 
-    Budgets bound the cost of the whole network, fixed parts included; values up to 1 are shares of the dense
-    network's (see `SearchSpace.limit`). Everything below is in whole `units`, so that sums and comparisons are exact:
-    costs that are counted as they are, others rounded to 2^-32 of the dense network's, and their budgets raised by the
-    most that rounding every site can add.
+    Budgets bound the cost of the whole network, fixed parts included; values up to 1 are shares of the dense network's (see
+    `SearchSpace.limit`). All attributes below are in whole `units`, so that sums and comparisons are exact. Costs that are counted
+    stay as they are; others are rounded to 2^-32 of the dense network's cost, and their budgets are raised by the most that
+    rounding at every site can add.
 
     Raises:
         InvalidArgument: no budget, an unknown or impossible one, a table that does not fit the space or holds NaN or

@@ -1,4 +1,4 @@
-"""What several published rules share: one threshold for all layers, each taking its cheapest option within it."""
+"""What several published rules share: all layers have one threshold, and each takes its cheapest option within it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ranksearch.errors import InfeasibleBudget
 def least_threshold(
     problem: Problem, values: Sequence[np.ndarray], allowed: Sequence[np.ndarray] | None = None, *, rule: str
 ) -> np.ndarray:
-    """Option per site: with the least common threshold t that satisfies all budgets, every site takes its cheapest
-    allowed option of value at most t (dense, where there is none). O(n log n).
+    """Option per site: every site takes its cheapest allowed option of value at most t (dense, where there is none), and t is the
+    least common threshold with which all budgets hold. O(n log n).
 
     Args:
         values: one array per site, float64, shape: (n_options,); dense, the last, counts as the best there is.
@@ -22,7 +22,7 @@ def least_threshold(
         rule: its name, for the error.
 
     Raises:
-        InfeasibleBudget: not even with every site at its cheapest allowed option.
+        InfeasibleBudget: the budgets do not hold even with every site at its cheapest allowed option.
     """
     sites, options, levels, changes = [], [], [], []
     scale = 1 / np.maximum(problem.limits, 1)

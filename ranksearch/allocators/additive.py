@@ -1,4 +1,4 @@
-"""Exact additive allocation: least sum of values within any number of budgets, and the whole convex front."""
+"""Exact additive allocation: the least sum of values within any number of budgets, and the whole convex front."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
-from ranksearch.allocators._choice import Hull, Solution, lagrangian_hull, solve
+from ranksearch.allocators._choice import Solution, solve
+from ranksearch.allocators._hull import Hull, lagrangian_hull
 from ranksearch.space import SearchSpace
 from ranksearch.space.table import Table
 
@@ -15,7 +16,8 @@ __all__ = ["Additive", "Hull", "additive_front", "lagrangian_hull"]
 
 
 class Additive(Allocator):
-    """Least sum of values: Lagrangian bound, reduced-cost fixing, then the MILP on what is left, with the gap proven.
+    """Finds the least sum of values and proves it: a Lagrangian bound and reduced costs rule out most options, a MILP decides among
+    those that are left.
 
     Args:
         seconds: the longest that the MILP may take; if it stops there, the allocation's ``gap`` is above 0.
@@ -36,8 +38,8 @@ class Additive(Allocator):
 
 
 def smallest_together(problem: Problem) -> Mapping[str, int | None]:
-    """The least of each cost, of the whole network and in the problem's units, within the other budgets; None where those
-    exclude each other."""
+    """The least that the whole network can have of each cost within the other budgets, in the problem's units; None where the
+    others exclude each other."""
     smallest: dict[str, int | None] = {}
     for number, name in enumerate(problem.names):
         solution = least_cost(problem.costs, problem.room, number)

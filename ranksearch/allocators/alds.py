@@ -1,5 +1,5 @@
-"""ALDS (arXiv 2107.11442): the least largest relative operator-norm error over layers, over ranks and types; exact,
-and its own heuristic beside it for comparison."""
+"""ALDS (arXiv 2107.11442) chooses ranks and types so that the largest relative operator-norm error of a layer is least. Here it is
+solved exactly; the paper's own heuristic stands beside it for comparison."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ranksearch.errors import InfeasibleBudget
 
 
 class ALDS(Allocator):
-    """The paper's problem (eq. 3), solved exactly on the space's operator norms; what the threshold leaves of the
-    budget goes to the least sum of errors. The problem's table is only scored."""
+    """Solves the paper's problem (eq. 3) exactly on the space's operator norms. What the threshold leaves of the budget is spent
+    where the sum of errors falls most. The problem's table is only scored."""
 
     name = "alds"
 
@@ -26,9 +26,9 @@ class ALDS(Allocator):
 
 
 class ALDSHeuristic(Allocator):
-    """The paper's algorithm 1, with types in the place of numbers of groups: given a type per layer, one error for all
-    layers; given each layer's cost, its best type at no more than that; repeated from several starts (each type
-    everywhere, then random ones). What it finds is never better than `ALDS`.
+    """The paper's algorithm 1, with types in the place of numbers of groups. Two steps alternate: with a type given for every
+    layer, find one error for all layers; with the cost of every layer given, take its best type at no more than that cost. This is
+    repeated from several starts: each type everywhere, then random types. What it finds is never better than what `ALDS` finds.
 
     Args:
         starts, iterations: as in the paper.

@@ -1,20 +1,21 @@
-"""BALF's rule (arXiv 2509.25136): most kept relative (whitened) energy, by bisection of one Lagrange multiplier."""
+"""BALF's rule (arXiv 2509.25136) keeps the most relative (whitened) energy; the paper finds it by bisection of one Lagrange
+multiplier."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
-from ranksearch.allocators._choice import lagrangian_hull
+from ranksearch.allocators._hull import lagrangian_hull
 from ranksearch.errors import InfeasibleBudget
 
 
 class BALF(Allocator):
-    """Every layer takes argmin of relative squared error + price x cost, the price the least that satisfies the
-    budgets, found exactly on the convex hull instead of by bisection. A layer costs min(low-rank, dense): ladders have
-    no option above dense. What the last step leaves of the budget stays unused, as in the paper. Whitened energy is
-    what a space in the activation metric has; the problem's table is only scored. Several budgets share one price,
-    each cost relative to its limit."""
+    """Every layer takes the option with the least sum of relative squared error and price x cost. The price is the least that
+    satisfies the budgets; it is found exactly on the convex hull instead of by bisection. A layer never costs more than dense,
+    since ladders have no such option. What the last step leaves of the budget stays unused, as in the paper. The energy is whitened
+    in a space in the activation metric. The problem's table is only scored. Several budgets share one price, each cost relative to
+    its limit."""
 
     name = "balf"
 

@@ -1,4 +1,4 @@
-"""Decomposable-Net's rules (arXiv 1910.13141): all bases of all layers in one list, the least important dropped."""
+"""Decomposable-Net's rules (arXiv 1910.13141) put all bases of all layers in one list and drop the least important ones."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ranksearch.space import Ladder
 
 
 class DecomposableNet(Allocator):
-    """First version: drop the basis of least C = C1 C2, C1 = sigma_k / |W|_2, C2 = (1 - P_i / sum P)(1 - M_i / sum M),
-    P and M the params and MACs of its dense layer; until the budgets hold.
+    """The rule of the first version drops the basis of least C = C1 C2 until the budgets hold. C1 = sigma_k / |W|_2 and C2 = (1 -
+    P_i / sum P)(1 - M_i / sum M), where P and M are the params and MACs of the basis's dense layer.
 
-    Dropping bases in the order of C is one threshold on C for all layers, since sigma falls with k; a layer with more
-    bases than pay is dense. sigma_{r+1} / |W|_2 is the relative operator norm of the residual at rank r. The problem's
-    table is only scored.
+    Since sigma falls with k, dropping bases in the order of C amounts to one threshold on C for all layers; a layer that keeps more
+    bases than pay is dense. sigma_{r+1} / |W|_2 is the relative operator norm of the residual at rank r. The problem's table is
+    only scored.
 
     Args:
         decompositions: whose options take part; the paper has SVDs. None: all, by their operator norms.
@@ -38,11 +38,11 @@ class DecomposableNet(Allocator):
 
 
 class DecomposableNetRaw(Allocator):
-    """IJCAI version: drop the basis of least sigma_k, at least ``least`` kept in every layer.
+    """The rule of the IJCAI version drops the basis of least sigma_k, but keeps at least ``least`` in every layer.
 
-    sigma_{r+1} is the relative operator norm at rank r times sigma_1, which is found from the energies of the ladder,
-    sigma_{r+1}^2 = E_r - E_{r+1} of its SVD options (between ranks that are not neighbours, from the mean); a site
-    without any counts sigma_1 as 1.
+    sigma_{r+1} is the relative operator norm at rank r times sigma_1. The latter is found from the energies of the ladder's SVD
+    options, sigma_{r+1}^2 = E_r - E_{r+1} (the mean between ranks that are not neighbours); for a site without SVD options it
+    counts as 1.
 
     Args:
         least: smallest rank (smallest entry of one) that a layer may have, where it has one that large.

@@ -1,4 +1,4 @@
-"""TRP's rule (arXiv 1910.04576): the smallest rank that keeps a share 1 - e of the energy, sum sigma_k^2, of each layer."""
+"""TRP's rule (arXiv 1910.04576) takes in each layer the smallest rank that keeps a share 1 - e of its energy, sum sigma_k^2."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ranksearch.allocators._threshold import least_threshold
 
 
 class EnergyThreshold(Allocator):
-    """The paper fixes e (0.02) and takes the size that comes of it; here e is the least that the budgets allow. The
-    relative squared Frobenius error of the space is e; with several types a layer takes the cheapest one within it.
-    The problem's table is only scored."""
+    """The paper fixes e (0.02) and takes the size that comes of it; here e is the least that the budgets allow. e bounds the
+    relative squared Frobenius error of the space, and a layer takes its cheapest option, of any type, within it. The problem's
+    table is only scored."""
 
     name = "energy"
 

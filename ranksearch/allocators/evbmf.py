@@ -20,8 +20,8 @@ TAU = 2.5129
 
 
 def evbmf_rank(matrix: np.ndarray, *, noise: float | None = None) -> int:
-    """How many components of ``matrix`` (m, n) stand out of Gaussian noise; the noise variance is estimated unless
-    given. Parameter-free; one SVD and a scalar minimisation."""
+    """How many components of ``matrix`` (m, n) stand out of Gaussian noise, whose variance is estimated unless given. The rule has
+    no parameters and costs one SVD and a scalar minimisation."""
     matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     rows, columns = matrix.shape  # L <= M in the paper
     sigma = np.linalg.svd(matrix, compute_uv=False)
@@ -58,12 +58,12 @@ def _free_energy(noise: float, sigma: np.ndarray, rows: int, columns: int, edge:
 
 
 class EVBMF(Allocator):
-    """rank = full - k (full - EVBMF rank), k the weakening factor, one for all layers and the least that satisfies the
-    budgets. MUSCO takes a k below 1 and iterates with fine-tuning; a budget below the EVBMF ranks is met by scaling
+    """Every layer has rank = full - k (full - EVBMF rank). The weakening factor k is one for all layers, and the least that
+    satisfies the budgets. MUSCO takes a k below 1 and iterates with fine-tuning; a budget below the EVBMF ranks is met by scaling
     them, rank = (2 - k) EVBMF rank for k in (1, 2]. Every rank is rounded down to one on the ladder; layers with a rank
     that does not pay stay dense. The problem's table is only scored.
 
-    Not in ``ALLOCATORS``: it needs the weights.
+    It is not in ``ALLOCATORS``, because it needs the weights.
 
     Args:
         spectra: of the same model and sites as the problem's space.
@@ -128,5 +128,5 @@ class EVBMF(Allocator):
 
 
 def _pays_not(limit: list[float], options: list[tuple[int, tuple[int, ...]]]) -> bool:
-    """Whether the wanted rank is above every option in each entry: such a rank costs more than dense."""
+    """Whether the wanted rank is above every option in each entry, in which case it costs more than dense."""
     return all(int(bound) > max(rank[k] for _, rank in options) for k, bound in enumerate(limit))

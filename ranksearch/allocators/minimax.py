@@ -1,5 +1,5 @@
-"""Exact minimax allocation: the least largest value within the budgets (ALDS's problem, arXiv 2107.11442, eq. 3),
-and the whole front in one sweep."""
+"""Exact minimax allocation: within the budgets the largest value of a site is made least (ALDS's problem, arXiv 2107.11442, eq. 3),
+and the whole front is found in one sweep."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def minimax_front(values: Sequence[np.ndarray], costs: Sequence[np.ndarray]) -> 
 
 
 class Minimax(Allocator):
-    """Least largest value, exactly, and among the allocations that reach it the one of least sum of values.
+    """Finds the allocation whose largest value is least, exactly, and among all that reach it the one with the least sum of values.
 
     The largest value says nothing about all other sites: taking the cheapest option within the threshold everywhere
     would leave most of a budget unused wherever ladders have steps. So the second stage restricts every site to
@@ -115,8 +115,8 @@ def _least_threshold(values: Sequence[np.ndarray], costs: Sequence[np.ndarray], 
 
 
 def _feasible(values: Sequence[np.ndarray], costs: Sequence[np.ndarray], room: np.ndarray, threshold: float) -> bool:
-    """Whether some choice of options within the threshold satisfies every budget: each budget alone, then weighted
-    sums of the budgets, whose minimum is in closed form, and the MILP only where these do not decide."""
+    """Whether some choice of options within the threshold satisfies every budget. Each budget is tried alone, then weighted sums of
+    the budgets, whose minimum is in closed form; the MILP runs only where these do not decide."""
     within = [c[v <= threshold] for v, c in zip(values, costs, strict=True)]
     if (np.sum([c.min(axis=0) for c in within], axis=0) > room).any():
         return False

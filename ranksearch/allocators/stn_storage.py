@@ -9,10 +9,10 @@ from ranksearch.allocators._base import Allocation, Allocator, Problem, finish
 
 
 class STNStorage(Allocator):
-    """Chosen: adaptive rank growing. All layers start at their smallest option; again and again the layer with the
-    largest relative squared error is exchanged for its option of best error reduction per stored parameter that fits,
-    until none does. Layers whose next option does not fit are closed. Structures (types) compete within a layer on the
-    same terms. Deterministic; other budgets than params are kept too. The problem's table is only scored."""
+    """Grows ranks adaptively, which is our choice. All layers start at their smallest option. Again and again the layer with the
+    largest relative squared error moves to the option that reduces its error most per stored parameter, among those that fit; a
+    layer whose next option does not fit is closed, and the rule ends when all are. Structures (types) compete within a layer on the
+    same terms. The result is deterministic; other budgets than params are kept too. The problem's table is only scored."""
 
     name = "stn_storage"
 

@@ -9,10 +9,10 @@ from ranksearch.errors import InfeasibleBudget
 
 
 class Uniform(Allocator):
-    """Every site gets its lowest-value option that costs at most one share of the site's dense layer (its cheapest,
-    where none does); the largest share whose network satisfies all budgets, found among all distinct shares.
+    """Every site gets the option of lowest value among those that cost at most a share of its dense layer (its cheapest, where none
+    does). The share is one for all sites: of all distinct shares, the largest whose network satisfies all budgets.
 
-    With several budgets an option's share is the largest of its shares. Takes tables of either reduction."""
+    With several budgets an option's share is the largest of its shares. Tables of either reduction are taken."""
 
     name = "uniform"
 

@@ -1,1 +1,1 @@
-"""From a configuration to a network: layers exchanged, batch norm re-estimated, factors fitted, files written."""
+"""From a configuration to a network: its layers are exchanged, batch norms re-estimated, factors fitted, and files written."""

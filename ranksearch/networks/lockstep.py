@@ -1,5 +1,5 @@
-"""Forward passes that stop at layers and go on when told to, so that many batches, through two networks, take one step
-after the other together: what a layer sees of all of them is known before any of them passes it."""
+"""Forward passes that stop at layers and go on when they are told to. Passes of many batches, through two networks, can so take
+every step together: what a layer sees of all batches is known before any batch goes through it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _here = threading.local()  # .current: the pass that runs in this thread
 
 
 class _Closed(Exception):
-    """Ends a pass that nobody waits for any more."""
+    """Ends a pass that nobody waits for any more; it is raised inside the pass."""
 
 
 class Pass:
-    """One forward pass without gradients, in a thread of its own because grad mode, autocast and the like belong to threads; it
-    and its maker take turns, nothing ever runs at the same time.
+    """One forward pass without gradients. It runs in a thread of its own, because grad mode, autocast and the like belong to
+    threads; the pass and its maker take turns, so that nothing ever runs at the same time.
 
-    ``place`` is the path that it has stopped at and ``value`` what was seen there; None before and after."""
+    ``place`` is the path at which the pass has stopped, and ``value`` what was seen there; both are None before the first stop and
+    after the end."""
 
     def __init__(self, network: nn.Module, example: Any, group: object) -> None:
         self.group = group  # whose stops it makes
@@ -37,7 +38,7 @@ class Pass:
         self._thread.start()
 
     def advance(self) -> None:
-        """Go on to the next stop, or to the end. Raises what the network raises."""
+        """Go on to the next stop, or to the end. What the network raises is raised here."""
         if not self._ended:
             self._go.release()
             self._back.acquire()
@@ -45,7 +46,7 @@ class Pass:
                 raise self._error
 
     def close(self) -> None:
-        """End where it is."""
+        """End the pass where it is."""
         self._closed = True
         self._go.release()
         self._thread.join()
@@ -65,7 +66,7 @@ class Pass:
             self._back.release()
 
     def stop(self, place: str, value: Tensor) -> None:
-        """Within the pass: let the maker see a value, and wait."""
+        """Called inside the pass: let the maker see a value, and wait."""
         self.place, self.value = place, value
         self._back.release()
         self._go.acquire()
@@ -75,7 +76,7 @@ class Pass:
 
 @contextmanager
 def passes(network: nn.Module, examples: Iterable[Any], stops: Mapping[str, nn.Module], *, output: bool) -> Iterator[list[Pass]]:
-    """A pass for every example, none of them begun.
+    """Make a pass for every example; none of them is begun.
 
     Args:
         stops: layers by path; a pass stops before one with its input or, if ``output``, after it with its output.

@@ -1,5 +1,5 @@
-"""Least squares instead of training: the last factor of every factorized layer is fitted to the dense network's
-responses, given the inputs that the layer really has behind the factorized layers before it."""
+"""Least squares instead of training: the last factor of every factorized layer is fitted to the dense network's responses, on the
+inputs that the layer really gets from the factorized layers before it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ CHUNK = 64 << 20  # bytes of lowered inputs held at once
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """One layer: mean squared error of its responses, relative to their energy, before and after; on the calibration batches,
-    with everything before it reconstructed already."""
+    """The mean squared error of one layer's responses, relative to their energy, before and after it was fitted. It is measured on
+    the calibration batches, when everything before the layer is reconstructed already."""
 
     site: str
     before: float
@@ -66,14 +66,14 @@ class _Moments:
 def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any], *, ridge: float = 0.01) -> tuple[Reconstructed, ...]:
     """Fit the last factor (and its bias) of every factorized layer, in place, in the order in which the network uses them.
 
-    Layer by layer, min over W of mean |W x - y|^2 + ridge mean(x_i^2) |W - W0|^2: x what reaches the last factor in
-    ``network`` (patches of a convolution), y what the dense layer gives in ``reference`` for the same example, W0 the
-    factor as it is. Later layers so make up for what earlier ones lost: the asymmetric reconstruction of Zhang et al.
+    Layer by layer, W minimises mean |W x - y|^2 + ridge mean(x_i^2) |W - W0|^2, where x is what reaches the last factor in
+    ``network`` (patches of a convolution), y what the dense layer gives in ``reference`` for the same example, and W0 the factor as
+    it is. Later layers so make up for what earlier ones lost: the asymmetric reconstruction of Zhang et al.
     (arXiv 1505.06798, section 3.3), in closed form and for every type that ends in a plain layer. Costs stay as they are.
-    Batch norms normalize by their batch meanwhile and keep their running statistics: `recalibrate` afterwards.
+    Batch norms meanwhile normalize by their batch and keep their running statistics, so call `recalibrate` afterwards.
 
-    All batches go through both networks together, layer by layer, so that one forward pass is enough: what they hold between
-    two layers is in memory for all batches at once. Layers that are used several times take a pass of their own.
+    All batches go through both networks together, layer by layer, so that one forward pass is enough; in return, what lies between
+        two layers is in memory for all batches at once. Layers that are used several times take a pass of their own.
 
     Args:
         network: from `build`, with the paths of ``reference``.
@@ -145,8 +145,8 @@ def _observed(network: nn.Module, stops: Mapping[str, str], batches: Sequence[An
 
 
 def _next(pairs: Iterable[tuple[Pass, Pass]], path: str, done: Collection[str]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs of a layer's last factor and the dense layer's outputs, from passes that wait at layers that are done; a pass that
-    waits elsewhere uses the layers in another order, or not at all."""
+    """Inputs of a layer's last factor and the dense layer's outputs, from passes that wait at layers that are done. Passes that
+    wait elsewhere are left out: they use the layers in another order, or not at all."""
     for pair in pairs:
         for one in pair:
             if one.place is None or one.place in done:
@@ -198,7 +198,8 @@ def _fit(last: nn.Module, path: str, site: Site, moments: _Moments, ridge: float
 
 @contextmanager
 def _batch_statistics(network: nn.Module) -> Iterator[None]:
-    """In evaluation mode batch norms normalize by their batch; running statistics come back as they were."""
+    """Batch norms normalize by their batch although they are in evaluation mode; afterwards their running statistics are as they
+    were."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
     for norm in norms:  # without running statistics evaluation takes those of the batch

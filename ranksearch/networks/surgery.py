@@ -1,4 +1,4 @@
-"""From a configuration to a new network of plain layers. The user's model is never edited."""
+"""Builds a new network of plain layers from a configuration. The user's model is never edited."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _readable(layer: nn.Module, original: nn.Module, site: Site) -> nn.Module:
 
 
 def _last_bias(layer: nn.Module) -> nn.Parameter | None:
-    """The bias of a chain: only its last layer has one."""
+    """The bias of a chain, which only its last layer has."""
     return next((m._parameters["bias"] for m in layer.modules() if m._parameters.get("bias") is not None), None)
 
 

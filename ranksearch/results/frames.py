@@ -141,26 +141,15 @@ def front(
         InvalidArgument: no objective, one that is no column, a direction that is none, a condition on an unknown
             metric, or several fidelities.
     """
-    metrics = [column for column in frame.columns if f"{column}_delta" in frame.columns]
-    costs = _cost_names(frame)
+    metrics, costs = [column for column in frame.columns if f"{column}_delta" in frame.columns], _cost_names(frame)
     known = [*metrics, *costs, *(f"{name}_rel" for name in costs), "seconds"]
     unknown = [name for name in objectives if name not in known]
     if unknown or not objectives:
         raise InvalidArgument(f"objectives={list(objectives)}: unknown {', '.join(unknown) or 'none given'}; known are: {', '.join(known)}")
     if condition is not None:
         condition.check([*known[:-1], "factorized", "seconds"])
-    if fidelity is not None:
-        frame = frame.loc[frame["fidelity"] == fidelity]
-    fidelities = sorted(frame["fidelity"].unique())
-    if len(fidelities) > 1:
-        raise InvalidArgument(f"frame holds the fidelities {', '.join(fidelities)}, which are never compared; choose one with fidelity=")
-    columns = _columns(FRONT_COLUMNS, metrics, costs)
-    whole = {name for name in costs if frame[name].dtype == np.int64}
-    result = _typed(_means(frame.loc[frame["status"] == "done"], metrics, costs), columns, whole)
     given = dict(baseline or {})
-    if len(frame) and all(name in given for name in (*costs, *metrics)) and 0 not in result["factorized"].to_numpy():
-        dense = _frame([_given_dense(given, metrics, costs, str(fidelities[0]))], columns, whole)
-        result = pd.concat([result, dense], ignore_index=True) if len(result) else dense
+    result = _candidates(_of_one_fidelity(frame, fidelity), metrics, costs, given)
     admissible = np.ones(len(result), dtype=bool)
     if condition is not None and len(result):
         arrays = {name: result[name].to_numpy(dtype=np.float64) for name in condition.names}
@@ -170,6 +159,28 @@ def front(
     if not dominated:
         result = result.loc[result["on_front"] | result["is_dense"]]
     return result.sort_values(by=["macs", "params", "id"], ignore_index=True)
+
+
+def _of_one_fidelity(frame: pd.DataFrame, fidelity: str | None) -> pd.DataFrame:
+    """The rows of a fidelity; all of them where none is named and they are of one."""
+    if fidelity is not None:
+        return frame.loc[frame["fidelity"] == fidelity]
+    found = sorted(frame["fidelity"].unique())
+    if len(found) > 1:
+        raise InvalidArgument(f"frame holds the fidelities {', '.join(found)}, which are never compared; choose one with fidelity=")
+    return frame
+
+
+def _candidates(frame: pd.DataFrame, metrics: Sequence[str], costs: Sequence[str], given: Mapping[str, float]) -> pd.DataFrame:
+    """One row per configuration of a frame of one fidelity, with the columns of a front, and one for the dense network: it is made
+    from what is given of it where it was not evaluated."""
+    columns = _columns(FRONT_COLUMNS, metrics, costs)
+    whole = {name for name in costs if frame[name].dtype == np.int64}
+    rows = _typed(_means(frame.loc[frame["status"] == "done"], metrics, costs), columns, whole)
+    if not len(frame) or 0 in rows["factorized"].to_numpy() or any(name not in given for name in (*costs, *metrics)):
+        return rows
+    dense = _frame([_given_dense(given, metrics, costs, str(frame["fidelity"].iloc[0]))], columns, whole)
+    return pd.concat([rows, dense], ignore_index=True) if len(rows) else dense
 
 
 def layers(

@@ -1,4 +1,5 @@
-"""Runners: where evaluations happen. One contract; Ray is imported when a run on it starts, and by no other part of the package."""
+"""Runners, which decide where evaluations happen, under one contract. Ray is imported when a run on it starts, and by no other part
+of the package."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from ranksearch.evaluation.request import Outcome, Request
 
 
 class Wait(enum.Enum):
-    """Type of `WAIT`."""
+    """The type of `WAIT`."""
 
     WAIT = "wait"
 
@@ -23,7 +23,7 @@ Report = Callable[[Outcome], None]
 
 
 class Runner(ABC):
-    """Evaluates requests, some at a time."""
+    """Evaluates requests, several at the same time if it can."""
 
     workers: int  # evaluations at the same time; a runner that uses a cluster may know it only once it has started
 
@@ -32,8 +32,8 @@ class Runner(ABC):
         """Evaluate what is proposed until there is no more.
 
         ``propose`` and ``report`` are called in the calling thread of the calling process, one at a time, so that all
-        writing has one writer. Every proposed request is reported exactly once, in the order of completion: also one
-        whose worker died, or for which ``evaluate`` raised, with status "failed".
+        writing has one writer. Every proposed request is reported exactly once, in the order of completion; one whose worker died,
+        or for which ``evaluate`` raised, is reported with status "failed".
 
         Args:
             evaluate: returns an outcome; picklable with cloudpickle.
@@ -54,5 +54,5 @@ def failed(request: Request, error: BaseException | str, seconds: float = 0.0) -
 
 
 def deadlock(proposal: Wait) -> RuntimeError:
-    """What is wrong when a proposer waits for nothing."""
+    """The error for a proposer that waits while nothing is in flight."""
     return RuntimeError(f"propose() returned {proposal} while nothing is in flight: it would wait for ever; return a request or None")

@@ -1,5 +1,5 @@
 """The parts that Tune calls: a searcher that hands requests in and outcomes out, and a scheduler that watches it for what
-searchers are not told. Imports Ray, so it is imported when a run starts."""
+searchers are not told. It imports Ray, and is therefore imported when a run starts."""
 
 from __future__ import annotations
 

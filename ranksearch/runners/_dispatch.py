@@ -11,7 +11,7 @@ from ranksearch.runners._base import Propose, Report, Wait, deadlock, failed
 
 
 class _Proposer(enum.Enum):
-    """What the proposer has said last."""
+    """What the proposer said last."""
 
     OPEN = "may have a request"
     WAITING = "has none before another outcome is in"

@@ -1,5 +1,5 @@
-"""What is left when the driver is killed: Ray's workers end with it, two of Ray's helper processes and the temporary folder
-may not. A process of a few lines waits for the driver's end and removes them. Linux only; elsewhere it does nothing."""
+"""When the driver is killed, Ray's workers end with it, but two of Ray's helper processes and the temporary folder may not. A
+process of a few lines waits for the driver's end and removes them. It works on Linux; elsewhere nothing is done."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ shutil.rmtree(folder, ignore_errors=True)
 
 @contextlib.contextmanager
 def reaper(folder: str) -> Iterator[None]:
-    """While it lasts, the end of this process is the end of all processes that were started meanwhile and inherited its
-    environment, and of ``folder``.
+    """While the block lasts, the end of this process is also the end of ``folder`` and of all processes that were started meanwhile
+    and inherited the environment.
 
     Args:
         folder: temporary folder of the run; marks its processes, so it must be this run's alone.

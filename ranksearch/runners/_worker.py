@@ -1,4 +1,5 @@
-"""What runs in a Tune worker, and the form in which the evaluator gets there. Imports Ray, so it is imported when a run starts."""
+"""What runs in a Tune worker, and the form in which the evaluator gets there. It imports Ray, and is therefore imported when a run
+starts."""
 
 from __future__ import annotations
 

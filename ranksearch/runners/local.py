@@ -1,4 +1,4 @@
-"""In this process, one at a time: for tests, small studies and debuggers."""
+"""Evaluations in this process, one at a time, for tests, small studies and debuggers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ranksearch.runners._base import Evaluate, Propose, Report, Runner, Wait, de
 
 
 class LocalRunner(Runner):
-    """Evaluates in the calling process."""
+    """Evaluates in the calling process, one request at a time."""
 
     def __init__(self, threads: int | None = None) -> None:
         """

@@ -146,7 +146,7 @@ class RayTuneRunner(Runner):
         )  # fmt: skip
 
     def _fit(self, ray: Any) -> int:
-        """Settle ``workers`` by what the cluster has; the PyTorch threads of each."""
+        """Settle ``workers`` by what the cluster has; returns the PyTorch threads of each."""
         if ray.util.client.ray.is_connected():
             raise InvalidArgument("Ray Client is connected in this process: disconnect, and run on a machine of the cluster")
         resources = ray.cluster_resources()

@@ -1,5 +1,5 @@
-"""Packed projections unpacked, so that each is a site of its own: ``nn.MultiheadAttention`` as plain linear layers
-around ``scaled_dot_product_attention``, and fused linear layers (qkv in one) as their parts. The outputs stay the same."""
+"""Packed projections are unpacked, so that each is a site of its own: ``nn.MultiheadAttention`` becomes plain linear layers around
+``scaled_dot_product_attention``, and fused linear layers (qkv in one) become their parts. The outputs stay the same."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ranksearch.sites.layers import Rule, matches, module_kind, own_forward
 
 
 class PlainAttention(nn.Module):
-    """What an ``nn.MultiheadAttention`` computes (Vaswani et al. 2017, section 3.2.2), with ``q_proj``, ``k_proj``,
-    ``v_proj`` and ``out_proj`` as linear layers that are called as modules. Same arguments, same results.
+    """Computes what ``nn.MultiheadAttention`` does (Vaswani et al. 2017, section 3.2.2), but calls ``q_proj``, ``k_proj``,
+    ``v_proj`` and ``out_proj`` as modules, so that they can be sites. It takes the same arguments and has the same results.
 
-    ``in_proj_weight``, ``in_proj_bias`` and ``_qkv_same_embed_dim`` are what torch's encoder layers ask before they
-    take a fused path past the modules; their values say no.
+    Torch's encoder layers read ``in_proj_weight``, ``in_proj_bias`` and ``_qkv_same_embed_dim`` before they take a fused path,
+    which would bypass the modules; the values here make them not take it.
     """
 
     in_proj_weight = None

@@ -39,9 +39,9 @@ class Statistics:
         """A: the mean of a a^T over examples and positions, shape (groups, d, d); None for a large embedding.
 
         Args:
-            center: the covariance instead. A shift of a layer's mean output costs nothing where batch norm is
+            center: take the covariance instead. A shift of a layer's mean output costs nothing where batch norm is
                 re-estimated afterwards, so the covariance is the better metric there.
-            shrink: Ledoit-Wolf, with the examples as independent samples (positions of one image are not).
+            shrink: shrink it as Ledoit and Wolf do; the examples count as independent samples, the positions of one image do not.
         """
         site, s = self.sites[name], self.of[name]
         if s.counts is not None:
@@ -63,8 +63,8 @@ class Statistics:
         return shrunk if shrink else moment
 
     def output_moment(self, name: str, *, shrink: bool = True) -> Tensor | None:
-        """G: per example the sum over positions of g g^T, g the gradient of that example's loss at the output, averaged
-        over examples (and label samples); shape (groups, c_out / groups, c_out / groups). None if not collected.
+        """G: the mean over examples (and label samples) of the sum over positions of g g^T, where g is the gradient of that
+        example's loss at the output; shape (groups, c_out / groups, c_out / groups). None if it was not collected.
 
         With A the *mean* over positions and G the *sum*, tr(G dW A dW^T) / 2 estimates the rise of the mean loss of
         an example: the Fisher form E[(sum_p g_p^T dW a_p)^2] / 2, under K-FAC's assumptions that g and a are
@@ -79,9 +79,9 @@ class Statistics:
     def moments(self, metric: MomentKind = "fisher", *, center: bool = False, shrink: bool = True) -> dict[str, Moments]:
         """Moments per site for `Spectra`. "activation" has A alone, "output" G alone, "fisher" both.
 
-        The rows of a large embedding count as equally likely: A = I / rows, kept as a factor of G, so that its error has
-        the unit of the others. Sites that lack what the metric needs (see ``uncovered``) have what there is. Materialises d x d float64 per
-        site and group, also for sites kept in Kronecker form.
+        The rows of a large embedding count as equally likely: A = I / rows is kept as a factor of G, so that the error of the
+            embedding has the unit of the others. Sites that lack what the metric needs (see ``uncovered``) get the moments that
+            there are. This makes a d x d float64 matrix per site and group, also for sites kept in Kronecker form.
 
         Raises:
             InvalidArgument: the metric needs gradients that were not collected.
@@ -101,8 +101,8 @@ class Statistics:
         return result
 
     def fisher_ratio(self, name: str) -> float | None:
-        """E|dL/dW|^2 over tr(G) tr(A): the exact trace of the Fisher over K-FAC's, from per-example gradients. None
-        unless collected with ``diagonal=True``. Above 1 where gradients of different positions are correlated."""
+        """E|dL/dW|^2 over tr(G) tr(A): the exact trace of the Fisher, from per-example gradients, over that of K-FAC. It is above 1
+        where gradients of different positions are correlated. None unless ``diagonal=True`` was given to `collect`."""
         s = self.of[name]
         a, g = self.input_moment(name, shrink=False), self.output_moment(name, shrink=False)
         if s.fisher_diagonal is None or a is None or g is None:
@@ -121,7 +121,7 @@ def collect(
     chunk_bytes: int = 64 << 20,
     cache: str | Path | None = None,
 ) -> Statistics:
-    """Collect statistics in one pass over the data, in evaluation mode. The model is left as it was.
+    """Collect statistics in one pass over the data. The model runs in evaluation mode and is left as it was.
 
     The pass needs more memory than a forward-backward pass does: per site 8 (groups d^2 + groups (c_out / groups)^2) bytes for the
     accumulators (see `accumulator_bytes`), twice that while they are read out, and ``chunk_bytes`` for lowered inputs. Its result is

@@ -20,7 +20,7 @@ LARGEST = 4608  # im2col dimensions above this are kept as a Kronecker product o
 
 @dataclass(frozen=True)
 class SiteStatistics:
-    """What was collected at one site; sums over everything seen, float64. Patch order (c_in, kh, kw).
+    """What was collected at one site: sums over all that was seen, float64, with patches in (c_in, kh, kw) order.
 
     ``input`` is None where it is kept as ``channel`` and ``tap`` (im2col dimension over ``LARGEST``) or as ``counts``
     (embeddings); ``gradient`` is None where no gradient was asked for."""
@@ -40,7 +40,7 @@ class SiteStatistics:
 
 
 class Collector:
-    """Accumulators of one site; used within one `collect`."""
+    """The accumulators of one site, which live as long as one `collect`."""
 
     def __init__(self, site: Site, limit: int, *, gradient: bool, diagonal: bool) -> None:
         self.site, self.limit = site, limit
@@ -98,7 +98,7 @@ class Collector:
                 self.tap += (over_channels @ over_channels.mT).to(self.tap)
 
     def _observe_displaced(self, value: Tensor) -> None:
-        """The same sums as from lowered rows, without lowering."""
+        """Add the sums that lowered rows would give, without lowering."""
         site = self.site
         assert self.input is not None
         self.input = self.input.to(value.device)
@@ -124,8 +124,8 @@ class Collector:
             self._accumulate_weight_gradient(g, value, self._apart(gradient))
 
     def _apart(self, gradient: Tensor) -> int:
-        """How many examples a gradient tells apart: where all share one output it is the sum of theirs, whose square is, in
-        the mean over sampled labels, the sum of their squares."""
+        """How many examples a gradient tells apart. Where all examples share one output, the gradient is the sum of theirs, and the
+        mean of its square over sampled labels is the sum of their squares."""
         return 1 if len(gradient) == 1 else self.size
 
     def _accumulate_weight_gradient(self, g: Tensor, value: Tensor, examples: int) -> None:
@@ -144,7 +144,7 @@ class Collector:
         self._weight_gradient = gradient if self._weight_gradient is None else self._weight_gradient + gradient
 
     def end_sample(self) -> None:
-        """One backward pass is done: the weight gradients of all calls are in, square them."""
+        """Square the weight gradients, which are complete once a backward pass has gone through all calls."""
         self.sampled += self.size
         if self.squares is not None and self._weight_gradient is not None:
             self.squares += self._weight_gradient.double().square().sum(dim=0).to(self.squares)
@@ -165,7 +165,8 @@ class Collector:
 
 @contextmanager
 def observing(model: nn.Module, sites: Sites, collectors: Mapping[str, Collector], *, backward: bool) -> Iterator[None]:
-    """Evaluation mode, frozen weights (so that backward passes compute no weight gradient) and hooks; all undone."""
+    """The model runs in evaluation mode, its weights are frozen, so that backward passes compute no weight gradients, and the
+    collectors are hooked to its sites. Afterwards all this is undone."""
     trainable = {p: p.requires_grad for p in model.parameters()}
     with mode(model, training=False), unfused(), ExitStack() as undone:
         for parameter, flag in trainable.items():

@@ -21,8 +21,8 @@ SEED = 0  # of the sampled labels; not the study's: studies that differ in their
 
 
 def settings(metric: MetricName, calibration: int, task: Task) -> str:
-    """What the moments of a metric depend on besides the weights and the task's own fingerprint, which Fisher they are of among
-    it; empty for the weight metric."""
+    """What the moments of a metric depend on, besides the weights and the task's own fingerprint, in words that say which Fisher
+    they are of. The weight metric depends on nothing: its words are empty."""
     if metric == "weight":
         return ""
     if metric == "activation":
@@ -35,16 +35,16 @@ def settings(metric: MetricName, calibration: int, task: Task) -> str:
 
 
 def statistics(model: nn.Module, sites: Sites, task: Task, *, calibration: int, gradients: bool, diagonal: bool = False) -> Statistics:
-    """One pass over the first ``calibration`` batches of the task, cached in ``home()/cache/statistics``.
+    """The statistics of one pass over the first ``calibration`` batches of the task, cached in ``home()/cache/statistics``.
 
-    Gradients are the true Fisher's where the task declares what distribution of targets the outputs stand for
-    (`Task.predictive`): targets are sampled from it, at ``TEMPERATURE`` where it is categorical. Of other tasks they are the
-    empirical Fisher's, of the task's own loss and the given targets. Deterministic on one machine and thread count.
+    Where the task declares what distribution of targets the outputs stand for (`Task.predictive`), targets are sampled from it, at
+    ``TEMPERATURE`` if it is categorical, and the gradients are those of the true Fisher. For other tasks they are those of the
+    empirical Fisher: of the task's own loss at the given targets. The result is the same on one machine and thread count.
 
     Args:
         calibration: batches.
-        gradients: collect the output moments; else inputs alone.
-        diagonal: the diagonal of the Fisher too (`DiagonalFisher` needs it).
+        gradients: whether output moments are collected too, and not the inputs' alone.
+        diagonal: whether the diagonal of the Fisher is collected too, which `DiagonalFisher` needs.
     """
     cache = home() / "cache" / "statistics" / task.fingerprint()  # the task's own loss is part of its fingerprint
     if not gradients:

@@ -46,7 +46,7 @@ def gradients(site: Site, value: Tensor) -> Tensor:
 
 
 def pad(site: Site, value: Tensor) -> Tensor:
-    """What the kernel of a site runs over: its input with the padding in place."""
+    """The input of a site with its padding in place, which is what the kernel runs over."""
     (left, right), (top, bottom) = padding(site)
     if not (left or right or top or bottom):
         return value
@@ -85,7 +85,7 @@ def chunks(site: Site, value: Tensor, limit: int) -> Iterator[Tensor]:
 
 def gram(rows: Tensor, out: Tensor) -> None:
     """Add rows @ rows^T to ``out``: rows float32 (groups, d, n), out float64 (groups, d, d). Only the blocks on and
-    above the diagonal are multiplied, the rest is filled by `symmetrize`."""
+    above the diagonal are multiplied; `symmetrize` fills the rest."""
     d = rows.shape[1]
     step = max(64, -(-d // BLOCKS))
     for start in range(0, d, step):
@@ -93,7 +93,7 @@ def gram(rows: Tensor, out: Tensor) -> None:
 
 
 def displaced(site: Site, height: int, width: int) -> bool:
-    """Whether `displaced_gram` pays: taps that overlap, and a border that is short against the area."""
+    """Whether `displaced_gram` pays: it does where taps overlap and the border is short against the area."""
     kh, kw = site.kernel
     return site.stride == (1, 1) and kh * kw > 1 and height >= 2 * (kh - 1) * site.dilation[0] and width >= 2 * (kw - 1) * site.dilation[1]
 

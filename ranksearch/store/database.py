@@ -1,5 +1,5 @@
-"""Below the store: its tables, where a database is (a SQLite file, a server), how one is made in one piece, and the
-place of the one writer."""
+"""What is below the store: its tables, where a database is (a SQLite file, a server), how a file is made in one piece, and how only
+one process writes at a time."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ writer_table = sa.Table(
 
 
 class Place:
-    """A database by path or URL. SQLite files are looked at, made and locked as files; servers by their rows.
+    """Where a database is: a path or URL. SQLite databases are looked at, made and locked as files, those on servers by their rows.
 
     Raises:
         StoreError: the URL cannot be used.
@@ -147,7 +147,7 @@ class Place:
         return _sqlite(self.path, "mode=rw", query_only=False) if write else _reader(self.path)
 
     def lock(self) -> WriterLock | None:
-        """The writer's place of a file; None for a server, whose place is a row in a store that has yet to exist."""
+        """The right to write to a file, taken; None for a server, where it is a row in a store that has yet to exist."""
         if self.path is None:
             assert self.shared is not None
             return _NoLock() if self.shared.dialect.name == "sqlite" else None
@@ -206,8 +206,9 @@ def _sqlite(path: Path, mode: str, *, query_only: bool) -> sa.Engine:
 
 
 def _reader(path: Path) -> sa.Engine:
-    """Readers of a WAL database need its shared memory file, so they open it to write although they never do; where
-    that is forbidden (another user's store, a read-only disk) and nobody writes, the file is read as it is."""
+    """An engine for reading. Readers of a WAL database need its shared memory file, so that they must open the database for writing
+    although they never write. Where that is forbidden (another user's store, a read-only disk) and nobody writes, the file is read
+    as it is."""
     if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
         return _sqlite(path, "mode=rw", query_only=True)
     return _sqlite(path, "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1", query_only=True)
@@ -238,11 +239,11 @@ class WriterLock(Protocol):
     """The right to write, held by one store at a time."""
 
     def check(self, connection: sa.Connection) -> None:
-        """Raise StoreError if the place was lost; called within the transaction that writes."""
+        """Raise StoreError if the right to write was lost; called within the transaction that writes."""
         ...
 
     def release(self) -> None:
-        """Give the place back; doing it twice is fine."""
+        """Give the right to write back; doing it twice is fine."""
         ...
 
 
@@ -262,9 +263,9 @@ def _taken(shown: str, holder: str) -> StoreError:
 
 
 class FileLock:
-    """A lock file beside a SQLite store, locked with POSIX record locks: the kernel frees it when the process dies,
-    however it dies, and forked children never hold it. The file is removed while the lock is held, so a winner
-    makes sure that the file it locked is still the one that others see."""
+    """A lock file beside a SQLite store, locked with POSIX record locks. The kernel frees the lock when the process dies, however
+    it dies, and forked children never hold it. The file is removed while the lock is held; therefore a process that gets the lock
+    makes sure that the file which it locked is still the one that others see."""
 
     _held: dict[str, int] = {}  # noqa: RUF012 - per process: record locks do not exclude the process that holds them
 
@@ -325,9 +326,9 @@ class FileLock:
 
 
 class RowLock:
-    """A row of a database server: token, host, pid and a heartbeat. It is free when its writer let go, showed no life
-    for LEASE seconds, or is a dead process of this host. Every write checks the token in its own transaction, so a
-    writer that was thought dead (clocks apart, a stopped process) finds out before it writes."""
+    """The right to write to a database on a server: a row with token, host, pid and a heartbeat. The right is free when its writer
+    let go of it, showed no life for LEASE seconds, or is a dead process of this host. Every write checks the token in its own
+    transaction, so that a writer that was thought dead (clocks apart, a stopped process) finds out before it writes."""
 
     def __init__(self, engine: sa.Engine, shown: str) -> None:
         self._engine, self._shown, self._token = engine, shown, uuid.uuid4().hex

@@ -1,5 +1,6 @@
-"""The database of facts: finished evaluations of one study, added once and never edited. SQLAlchemy Core; SQLite in
-WAL mode by default, PostgreSQL or another database by URL. One process writes at a time, any number read meanwhile."""
+"""The database of facts: finished evaluations of one study, which are added once and never edited. It is a SQLite file in WAL mode
+by default, or PostgreSQL or another database by URL, through SQLAlchemy Core. One process writes at a time; any number read
+meanwhile."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ class Record:
 
 
 class Store:
-    """The evaluations of one study. Made by `Store.open`; a context manager."""
+    """The evaluations of one study. `Store.open` makes one; as a context manager it closes itself."""
 
     def __init__(self, engine: sa.Engine, shown: str, lock: WriterLock | None, row: sa.Row[Any]) -> None:
         self._engine, self._lock, self._closed = engine, lock, False
@@ -109,7 +110,7 @@ class Store:
             details: JSON that describes the study (options, objectives, baseline). A writer replaces what the store
                 has; None leaves it. Ignored when reading.
             create: make the store, and its directory, if there is none; needs ``study`` and ``fingerprint``.
-            write: take the place of the one writer until `close`; default: as ``create``. Reading needs no place.
+            write: be the one writer until `close`; default: as ``create``. Readers need no such right.
             complete: applied to every record that is read, to add costs that the study has gained since it was written.
 
         Raises:
@@ -182,11 +183,11 @@ class Store:
             raise
 
     def add(self, record: Record) -> bool:
-        """Add a fact; when this returns it is on disk. False if the store has one of the same key: that one stays.
+        """Add a fact, which is on the disk when this returns. False if the store has a fact of the same key; that one stays.
 
         Raises:
-            StoreError: opened for reading, closed, the place of the writer was lost, the configuration's id belongs to
-                another configuration, or the database refuses (a full disk, ...); earlier facts are intact.
+            StoreError: the store was opened for reading or is closed, the right to write was lost, the configuration's id belongs
+                to another configuration, or the database refuses (a full disk, ...). Earlier facts are intact.
         """
         if self._lock is None:
             raise StoreError(f"store {self.url!r} is open for reading; open it with write=True to add evaluations")
@@ -241,7 +242,7 @@ class Store:
         raise InvalidArgument(f"id={id_prefix!r} is ambiguous: {', '.join(row.id for row in exact)}; give more of it")
 
     def close(self) -> None:
-        """Let go of the database and of the writer's place. Doing it twice is fine."""
+        """Let go of the database and of the right to write. Doing it twice is fine."""
         if not self._closed:
             self._closed = True
             _let_go(self._engine, self._lock)

@@ -1,4 +1,4 @@
-"""What a projecting type is to the supernet: bases that are constants, and factors that are linear in the weight."""
+"""What the supernet asks of a type that projects: bases, which are constants, and factors that are linear in the weight."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Bases:
-    """What all ranks of one type with the same labels share at a site. One side; (input, output) for Tucker-2."""
+    """What all ranks of one type with the same labels share at a site: one side, or an input and an output side for Tucker-2."""
 
     left: bool  # the side projects columns (from the left) or rows; of no meaning with two sides
     sides: tuple[Side, ...]
@@ -65,7 +65,7 @@ class Projection(ABC):
         Differentiable in ``weight``, shape (c_out, c_in / groups, kh, kw); the bases are constants.
 
         Args:
-            balanced: split singular values evenly between the factors, as extracted layers do; the product is the same.
+            balanced: whether singular values are split evenly between the factors, as in extracted layers; the product is the same.
         """
 
     def key(self, rank: Rank) -> Rank:

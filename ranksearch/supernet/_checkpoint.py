@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, whose metadata holds the JSON part of the state, replaced atomically."""
+"""Checkpoints. Each is one safetensors file, whose metadata holds the JSON part of the state; it is replaced atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "supernet.safetensors"
 
 
 def write(folder: Path, state: Mapping[str, Any]) -> None:
-    """Replace the checkpoint of a folder; at no time is there a half-written one.
+    """Replace the checkpoint of a folder. There is no half-written one at any time, not even after a crash.
 
     Args:
         state: nested dicts and lists of tensors, arrays, and values that JSON can hold.

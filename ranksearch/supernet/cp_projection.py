@@ -1,8 +1,8 @@
 """CP as a projection of the dense weight: with its rank-one kernels a_j x b_j x c_j held fixed, a CP of rank r is the best
 combination of r separable filters for every output channel, W_r = W A K (K^T A K)^+ K^T, the columns of K being those
-kernels and A the metric on patches. Linear in W, so it has a gradient like every other projection, and none passes through
-the fit. Not from a paper: a CP has no closed form, so no basis of one rank serves another, and each is fitted by itself, by
-alternating least squares that go on from the kernels it had before."""
+kernels and A the metric on patches. It is linear in W, so that it has a gradient like every other projection, and no gradient
+passes through the fit. It is not from a paper. A CP has no closed form: no basis of one rank serves another, and each is fitted by
+itself, by alternating least squares that go on from the kernels it had before."""
 
 from __future__ import annotations
 

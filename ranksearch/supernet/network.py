@@ -1,5 +1,5 @@
-"""A network whose layers run at any (type, rank) of one dense weight: configurations are switched by choosing projections,
-never by rebuilding modules."""
+"""A network whose layers run at any (type, rank) of one dense weight. Another configuration is chosen by other projections of the
+weights; no module is rebuilt."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Choice:
 
     @property
     def key(self) -> Key:
-        """What its basis is known by."""
+        """The key of the basis that this choice needs."""
         return self.site.name, self.decomposition, PROJECTIONS[self.decomposition].key(self.rank)
 
 
@@ -184,8 +184,8 @@ class RankSupernet(nn.Module):
 
     @contextmanager
     def _weights_in_place(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """The layers of these sites hold other weights meanwhile, under every name they have. (`torch.func.functional_call`
-        leaves its tensors behind in modules that have two names, and walks all parameters at every call.)"""
+        """The layers of these sites hold other weights while the block lasts, under every name that they have.
+        (`torch.func.functional_call` leaves its tensors behind in modules that have two names, and walks all parameters at every call.)"""
         taken: list[tuple[dict[str, Any], Any]] = []
         try:
             for name, weight in weights.items():
@@ -236,7 +236,7 @@ class RankSupernet(nn.Module):
     # ---- bases ----------------------------------------------------------------------------------------------------
 
     def bases(self, choice: Choice) -> Bases:
-        """The basis in use for a choice, made if need be."""
+        """The basis in use for a choice; it is made if there is none."""
         self._make_bases((choice,))
         return self._bases[choice.key]
 
@@ -260,8 +260,8 @@ class RankSupernet(nn.Module):
             self._bases.update(zip(wanted, solve(list(wanted.values())), strict=True))
 
     def refresh(self) -> None:
-        """Drop all bases: the next pass makes those that it needs from the weights as they are then. Fitted ones of weights
-        that have not changed stay, so that what is measured does not depend on how often this was called."""
+        """Drop all bases; the next pass makes those that it needs from the weights as they are then. Fitted bases of weights that
+        have not changed stay, so that what is measured does not depend on how often this was called."""
         sums: dict[str, int] = {}
         for name in {key[0] for key in self._bases if key in self._fitted_to}:
             sums[name] = _checksum(canonical(self.weight(name), self.sites[name]))
@@ -270,8 +270,8 @@ class RankSupernet(nn.Module):
         self._stamp += 1
 
     def tick(self) -> None:
-        """To be called once after every optimiser step: drops the bases every ``refresh_every`` steps, those that are fitted
-        (CP) every ``REFIT`` times that."""
+        """Count an optimiser step; call it once after every one. Every ``refresh_every`` steps this drops the bases, and those that
+        are fitted (CP) every ``REFIT`` times as many."""
         self._ticks += 1
         if self._ticks % (REFIT * self.refresh_every) == 0:
             self.refresh()
@@ -355,7 +355,7 @@ class RankSupernet(nn.Module):
 
     @contextmanager
     def _low_buffers_in_place(self) -> Iterator[None]:
-        """The model's norms hold the low-rank statistics meanwhile."""
+        """The model's norms hold the low-rank statistics while the block lasts."""
         taken: list[tuple[dict[str, Any], str, Any]] = []
         try:
             for path, norm in self._norms.items():

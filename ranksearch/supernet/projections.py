@@ -2,9 +2,9 @@
 shorter; both sides for Tucker-2), the bases held fixed, so that the gradient is U_r U_r^T g and no gradient passes through
 an SVD (Decomposable-Net, arXiv 1910.13141, first version).
 
-One eigendecomposition of the smaller Gram matrix serves every rank of a type at a site. With moments the basis is that of
-the whitened weight and the projector is oblique, still linear in W; types whose factors have no closed form in the metric
-stand at their unrefined start. CP, which no Gram matrix gives, is in `cp_projection`."""
+One eigendecomposition of the smaller Gram matrix serves every rank of a type at a site. With moments the basis is that of the
+whitened weight, and the projector is oblique but still linear in W. Types whose factors have no closed form in the metric are taken
+at their start, before it is refined. CP, which no Gram matrix gives, is in `cp_projection`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RANGE = 15  # halves whose largest entry is outside 2^-15 ... 2^15 are scaled: s
 
 
 class GramProjection(Projection):
-    """Types whose bases are eigenvectors of Gram matrices of the weight: one decomposition serves every rank."""
+    """A type whose bases are eigenvectors of Gram matrices of the weight, so that one eigendecomposition serves every rank."""
 
     @abstractmethod
     def halves(self, site: Site, moments: Moments, labels: Rank) -> Halves:
@@ -121,7 +121,7 @@ Shape = Callable[[Site, Rank], tuple[int, int, int]]  # the shape of these
 
 @dataclass(frozen=True)
 class MatrixProjection(GramProjection):
-    """Types that truncate a batch of matrices: the weight in some folding."""
+    """A type that truncates a batch of matrices, which are the weight in some folding."""
 
     name: str
     fold: Fold

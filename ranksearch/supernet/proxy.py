@@ -1,4 +1,4 @@
-"""What a supernet says of a configuration: metrics of its weights at that configuration, without any training for it."""
+"""What a supernet says of a configuration: the metrics that its weights have there, without any training for it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ranksearch.tasks.task import Split
 
 
 class SupernetProxy(ScoreProxy):
-    """A task's metrics of an activated configuration, after its batch-norm statistics were re-estimated: those that the
-    extracted network has. The supernet is left as it was.
+    """Scores a configuration by a metric of the task: the configuration is activated, and its batch-norm statistics are
+    re-estimated, so that the metrics are those of the extracted network. The supernet is left as it was.
 
     Args:
         supernet: trained, or not: then these are the metrics of truncation alone.

@@ -46,22 +46,23 @@ class Sampling(ABC):
 
     @abstractmethod
     def draw(self, generator: np.random.Generator) -> Configuration:
-        """One random configuration. How often the generator is asked does not depend on what it answers."""
+        """Draw one configuration. The generator is asked the same number of times whatever it answers, so that processes with the
+        same seed stay in step."""
 
     @abstractmethod
     def smallest(self) -> Configuration:
-        """The cheap end of what is drawn, for the sandwich rule. Deterministic."""
+        """The cheapest configuration of those that are drawn from, for the sandwich rule. It is always the same one."""
 
     def largest(self) -> Configuration:
-        """The dear end of what is drawn: the dense network."""
+        """The most expensive configuration of those that are drawn from: the dense network."""
         return DENSE
 
     def observe(self, weights: Mapping[str, Tensor]) -> None:
-        """Take in the current canonical weights, by site: for rules that depend on them."""
+        """Take in the current canonical weights, by site. Rules that depend on them override this."""
         del weights
 
     def state_dict(self) -> dict[str, Any]:
-        """What `observe` left behind, JSON-able."""
+        """What `observe` left behind, as JSON can hold it."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -70,15 +71,15 @@ class Sampling(ABC):
 
 
 class Ratio(Sampling):
-    """Decomposable-Net (arXiv 1910.13141): a share Z ~ U(low, high) of all bases (singular directions) of all layers is
-    kept, those of largest criterion; first version: U(0.01, 1), IJCAI version: U(0.01, 0.25).
+    """Decomposable-Net (arXiv 1910.13141): of all bases (singular directions) of all layers a share Z ~ U(low, high) is kept, those
+    with the largest criterion. The first version has U(0.01, 1), the IJCAI version U(0.01, 0.25).
 
     A site's rank is the number of its bases that are kept, taken up to the next option on its ladder, dense beyond the
     last. With ``types`` the site takes instead, of all their options, the one of least error that costs no more than that
     rank would (MACs; params where there are none): ladders of mixtures hold few SVDs, as other types beat them.
 
-    The singular values are those of the weights last observed, before that read off the ladders (exact at their ranks,
-    interpolated between).
+    The singular values are those of the weights that were observed last. Before any were, they are read off the ladders, where they
+    are exact at the ladders' ranks and interpolated between.
 
     Args:
         low, high: the range of the share, 0 < low <= high <= 1.
@@ -171,9 +172,9 @@ class Ratio(Sampling):
 
 
 class UniformCost(Sampling):
-    """Costs uniform in [low, high] of the dense network's: a target is drawn, and every site takes a random place on its
-    options sorted by cost, logit(place) = t + spread * normal, with the common t that meets the target (bisection). Not from
-    a paper: uniform draws of options pile up around one cost.
+    """Draws configurations whose costs are uniform in [low, high] of the dense network's. A target is drawn, and every site takes a
+    random place among its options sorted by cost, logit(place) = t + spread * normal; t is common to all sites and found by
+    bisection, so that the target is met. This is not from a paper: uniform draws of options would pile up around one cost.
 
     Args:
         low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.
@@ -275,9 +276,10 @@ class SmallRank(Sampling):
 
 
 class FrontGuided(Sampling):
-    """Near the exact fronts of the proxies, where the answers will come from: a budget uniform in [low, high], the
-    optimum of one of the proxies at it, and every site moved along its ladder with probability ``move`` by a normal step
-    of ``jitter`` times the ladder's length, at least one option. Not from a paper.
+    """Draws configurations near the exact fronts of the proxies, where the answers will come from. A budget is drawn uniformly in
+    [low, high], and one of the proxies, whose optimum at this budget is taken. Then every site moves along its ladder with
+    probability ``move``, by a normal step of ``jitter`` times the ladder's length, and by one option at least. This is not from a
+    paper.
 
     Args:
         low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.

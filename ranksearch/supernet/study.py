@@ -1,4 +1,5 @@
-"""Supernets of a study: trained in a folder of their own, found again by name, measured at as a fidelity of their own.
+"""Supernets of a study. Each is trained in a folder of its own and found again by name; what is measured with it is stored as a
+fidelity of its own.
 
 A folder is named by the content hash of all that decides the training. ``supernet.json`` in it says what it is,
 ``supernet.safetensors`` is the checkpoint (see `ranksearch.supernet.train`)."""
@@ -11,7 +12,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Entry:
 
     @property
     def fidelity(self) -> Fidelity:
-        """Measured with this supernet, no training for the configuration."""
+        """The fidelity of what is measured with this supernet, without any training for the configuration."""
         return Fidelity(epochs=0, recalibration=self.recalibration, kind=SUPERNET, source=self.name)
 
 
@@ -181,9 +182,8 @@ class SupernetStore:
         options: Mapping[str, Any] | None = None,
     ) -> TrainedSupernet:
         """See `ranksearch.study.supernets.Supernets.train`."""
-        options = dict(options or {})
         tell = on_event or (lambda event: None)
-        kind = checked(method, sampling, options)
+        kind = checked(method, sampling, options or {})
         settings = Fidelity(epochs=0, recalibration=recalibration)  # refuses what is no number of batches
         checks.number("epochs", epochs, above=0)
         space, left = self.space(), self.left_out()
@@ -192,32 +192,41 @@ class SupernetStore:
             tell(Stage(f"leaving out what is no projection of the dense weight: {listed}"))
         tell(Stage(f"preparing the supernet: {kind.name}, {len(space.ladders)} sites"))
         if isinstance(method, Method):
-            made, options = method, {name: getattr(method, name) for name in _own_options(kind) if hasattr(method, name)}
+            made, own = method, {name: getattr(method, name) for name in _own_options(kind) if hasattr(method, name)}
             if made.supernet.space.fingerprint != space.fingerprint:
                 raise InvalidArgument("method was made with a supernet of another space: make it with study.supernets.untrained()")
         else:
-            net = self.untrained()
-            if sampling is not None:
-                types = set().union(*(ladder.present for ladder in space.ladders)) - {"dense"}
-                options["sampling"] = SAMPLINGS[sampling](space, types=tuple(sorted(types)))
-            made = kind(net, self.task.loss, seed=seed, **options)
-        net = made.supernet
-        given = {name: _text(value) for name, value in options.items() if name != "sampling"}
-        facts = [self.fingerprint, identity(net, self.task, made, epochs, seed), given]
+            made, own = self._made(kind, sampling, seed, options or {}), options or {}
+        given = {name: _text(value) for name, value in own.items() if name != "sampling"}
+        facts = [self.fingerprint, identity(made.supernet, self.task, made, epochs, seed), given]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         entry = Entry(
             key, kind.name, float(epochs), int(seed), sampling, settings.recalibration, self.fingerprint, space.fingerprint, False, given
         )
-        folder = self.folder / key
+        entry = self._train_entry(entry, made, tell)
+        return TrainedSupernet(entry, made.supernet, SupernetEvaluator(made.supernet, self.task, recalibration=recalibration), left)
+
+    def _made(self, kind: type[Method], sampling: str | None, seed: int, options: Mapping[str, Any]) -> Method:
+        """A method of a kind, with a supernet of its own."""
+        net = self.untrained()
+        drawn = {}
+        if sampling is not None:
+            types = set().union(*(ladder.present for ladder in net.space.ladders)) - {"dense"}
+            drawn["sampling"] = SAMPLINGS[sampling](net.space, types=tuple(sorted(types)))
+        return kind(net, self.task.loss, seed=seed, **options, **drawn)
+
+    def _train_entry(self, entry: Entry, method: Method, tell: Callable[[Stage | TrainingStep], None]) -> Entry:
+        """Train in the entry's folder, which says all the while whether the training is finished; returns the finished entry."""
+        folder = self.folder / entry.key
         known = _read(folder)
         if known is None or not known.finished:
             _write(folder, entry)
         tell(Stage(f"training {entry.name} in {folder}"))
-        train(net, self.task, made, epochs=epochs, seed=seed, folder=folder, on_event=tell)
-        entry = Entry(**{**vars(entry), "finished": True})
+        train(method.supernet, self.task, method, epochs=entry.epochs, seed=entry.seed, folder=folder, on_event=tell)
+        entry = replace(entry, finished=True)
         _write(folder, entry)
-        net.eval()
-        return TrainedSupernet(entry, net, SupernetEvaluator(net, self.task, recalibration=recalibration), left)
+        method.supernet.eval()
+        return entry
 
     def untrained(self) -> RankSupernet:
         """The supernet before any training: the dense weights, and the options of the space that project."""
@@ -269,11 +278,11 @@ class SupernetStore:
     def of_fidelity(self, fidelity: Fidelity) -> TrainedSupernet:
         """The supernet whose measurements are stored as this."""
         entry = self.find(fidelity.source)
-        return self.load(Entry(**{**vars(entry), "recalibration": fidelity.recalibration}))
+        return self.load(replace(entry, recalibration=fidelity.recalibration))
 
 
 def checked(method: str | Method, sampling: str | None, options: Mapping[str, Any]) -> type[Method]:
-    """The training method of a name, or of an instance.
+    """The type of a training method that is given by name or as an instance.
 
     Raises:
         InvalidArgument: an unknown method, sampling or option, a sampling for a method that draws nothing, or sampling and options

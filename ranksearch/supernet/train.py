@@ -1,4 +1,5 @@
-"""Training a supernet with a task's own stream, optimiser and schedule; interruptible between any two steps."""
+"""A supernet is trained with the task's own stream, optimiser and schedule; the training can be interrupted between any two
+steps."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ def train(
             the states of the method, the stream and the random generators. A run that was stopped, at any step and by
             whatever, goes on from there and ends in the very same weights (one machine, one thread count); a finished one
             is loaded. Build supernet and method as for the first call.
-        every: steps between checkpoints; how often changes no result.
+        every: steps between checkpoints. The result does not depend on it.
         on_event: called after every step. An interrupt (Ctrl-C, also one that this raises) takes effect between two
             steps, after a checkpoint; a second Ctrl-C does not wait.
 
@@ -267,8 +268,8 @@ def _value(value: Any) -> Any:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts at once. In other threads than the main one signals
-    are left as they are."""
+    """An event, which the first Ctrl-C sets; the second one interrupts at once. Outside the main thread signals are left as they
+    are."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,4 +1,4 @@
-"""Files that can be made again: where they go, and writing them so that a half-written one is never seen."""
+"""Files that can be made again: where they go, and how they are written, so that nobody sees a half-written one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def cache_folder() -> Path:
 
 
 def write_cache(path: Path, write: Callable[[Path], object]) -> bool:
-    """Let ``write`` fill a temporary file beside ``path``, then move it there. A cache that cannot be written (no
-    space, no permission) is a warning: the work is done again next time. Returns whether it was written."""
+    """Let ``write`` fill a temporary file beside ``path``, then move it there; returns whether that worked. If it does not (no
+    space, no permission), a warning says so, and the work is done again next time."""
     try:
         with replacing(path) as temporary:
             write(temporary)

@@ -108,8 +108,8 @@ class Classification(Task):
         return {name: len(y) for name, (_, y) in self._splits.items()}
 
     def cut(self, **counts: int) -> Classification:
-        """The same task with only the first so many examples of some splits, such as ``cut(test=1000)``: quicker, and another
-        task wherever train or validation are cut.
+        """The same task with only the first so many examples of some splits, such as ``cut(test=1000)``. It is quicker; where train
+        or validation are cut, it is another task, with another fingerprint.
 
         Raises:
             InvalidArgument: no such split, or a count outside 1 and its size.
@@ -346,7 +346,7 @@ def _affine(normalize: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _identity(augment: Any) -> str | None:
-    """What tells one augmentation from another, in any process.
+    """A text that tells one augmentation from another, in any process.
 
     Raises:
         InvalidArgument: nothing stable does.

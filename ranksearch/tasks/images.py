@@ -33,7 +33,7 @@ DIGITS_NORMALIZE = (0.305, 0.376)
 
 @dataclass(frozen=True)
 class CropAndFlip:
-    """Random crops of images padded with zeros, and mirroring of every second one (He et al. 2016, section 4.2)."""
+    """Crops images at random after padding them with zeros, and mirrors each with probability 1/2 (He et al. 2016, section 4.2)."""
 
     padding: int = 4  # pixels on each side
     flip: bool = True
@@ -85,7 +85,7 @@ def digits(
 
 
 def _stratified(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A random order of which every stretch holds each class in proportion."""
+    """A random order in which every stretch holds each class in proportion."""
     generator = np.random.default_rng(seed)
     place = np.empty(len(labels))
     for label in np.unique(labels):

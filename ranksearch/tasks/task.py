@@ -36,13 +36,13 @@ class Metric:
 
 
 class Training(ABC):
-    """One run of training in steps: data stream, optimiser and schedule, apart from what is computed with a batch.
+    """One run of training in steps: it has the data stream, optimiser and schedule; what is computed with a batch is the caller's.
 
         for step in range(training.steps):
             inputs, targets = training.batch()
             ...; training.optimizer.step()
 
-    All that decides how it goes on is in `state_dict`, so that a run can be interrupted between two steps."""
+    All that decides how the run goes on is in `state_dict`, so that it can be interrupted between two steps."""
 
     steps: int  # of the whole run
     optimizer: torch.optim.Optimizer
@@ -56,7 +56,7 @@ class Training(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is: tensors, and values that JSON can hold; the optimiser's state is its own."""
+        """Where the stream is, as tensors and values that JSON can hold. The optimiser's state is not in it."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -80,8 +80,8 @@ class Task(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Content hash of all that decides what `measure` gives for ``split="validation"`` after `fine_tune`:
-        the data and the protocol. Cached after the first call."""
+        """Content hash of the data and the protocol, which is all that decides what `measure` gives for ``split="validation"``
+        after `fine_tune`. It is cached after the first call."""
 
     @abstractmethod
     def example(self) -> Any:
@@ -97,12 +97,12 @@ class Task(ABC):
         """
 
     def calibration(self, batches: int) -> Iterator[Any]:
-        """The inputs of `labelled`: for second moments and measured losses."""
+        """The inputs of `labelled`, for second moments and measured losses."""
         return (inputs for inputs, _ in self.labelled(batches))
 
     def normalization(self, batches: int) -> Iterator[Any]:
-        """Inputs for batch-norm statistics: as training shows them, augmented if it augments, since that is what the weights
-        are used to; the same ones at every call. Those of `calibration` unless a task says otherwise."""
+        """Inputs for batch-norm statistics, the same ones at every call. They are as training shows them, augmented if it augments,
+        since that is what the weights are used to. Unless a task says otherwise they are those of `calibration`."""
         return self.calibration(batches)
 
     @abstractmethod

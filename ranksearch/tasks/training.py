@@ -1,4 +1,4 @@
-"""Train a network from scratch, once: the weights are cached."""
+"""Networks trained from scratch, once, since their weights are cached."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def trained(build: Callable[[], nn.Module], task: Task, *, epochs: float, seed: int, cache: Path) -> nn.Module:
-    """``build()`` trained by ``task.fine_tune`` for ``epochs``, in evaluation mode.
+    """The network of ``build()`` after ``task.fine_tune`` trained it for ``epochs``, in evaluation mode.
 
     The weights are kept as ``trained-<key>.safetensors`` in the folder ``cache``; the key stands for the shapes of the
     network, the task, the epochs and the seed. A file that does not fit is reported in the log and made again.

@@ -280,7 +280,7 @@ def test_a_failure_inside_highs_leaves_the_best_known_and_an_honest_gap(monkeypa
             def failing(*args, **kwargs):
                 raise ValueError("vector::reserve")
 
-            patch.setattr("ranksearch.allocators._choice.milp", failing)
+            patch.setattr("ranksearch.allocators._milp.milp", failing)
             found = solve(values, costs, limits)
         assert exact is not None and found is not None
         assert sum(int(c[i, 0]) for c, i in zip(costs, found.indices, strict=True)) <= limit

@@ -1,4 +1,4 @@
-"""The contract of a training method: a loss for a batch and what is done after an optimiser step, for anybody's loop.
+"""The contract of a training method: it has a loss for a batch, and does something after an optimiser step, in anybody's loop.
 
     for step, batch in enumerate(batches, start=1):
         optimizer.zero_grad()
@@ -30,7 +30,7 @@ Batch = Sequence[Any]  # (inputs, targets); inputs: a tensor, a tuple of positio
 
 
 class Method(ABC):
-    """One way to train a supernet. Concrete ones are listed in ``METHODS``.
+    """One way to train a supernet. ``METHODS`` lists those that there are.
 
     Args:
         supernet: what is trained; its weights are the only parameters.
@@ -52,10 +52,10 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """The scalar to call ``backward`` on. May run the network several times; NaN is not hidden."""
+        """The scalar to call ``backward`` on. This may run the network several times; a NaN is not hidden."""
 
     def after_step(self, step: int) -> None:
-        """To be called after every optimiser step.
+        """Do what the method does after an optimiser step; call it after every one.
 
         Args:
             step: how many steps have been made: 1 after the first.
@@ -65,8 +65,8 @@ class Method(ABC):
             self.sampling.observe(self.weights())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on exactly as if it had not stopped, besides weights and optimiser: values are
-        JSON-able or tensors."""
+        """What a run needs, besides weights and optimiser, to go on exactly as if it had not stopped. Values are tensors, or what
+        JSON can hold."""
         state: dict[str, Any] = {"method": self.name, "generator": self.generator.bit_generator.state}
         if self.sampling is not None:
             state["sampling"] = self.sampling.state_dict()
@@ -92,7 +92,7 @@ class Method(ABC):
 
     @final
     def overwrite(self, weights: Mapping[str, Tensor]) -> None:
-        """Replace dense weights, given in the canonical shape by site, in place; bases are made anew."""
+        """Replace dense weights in place. They are given by site, in the canonical shape; bases are made anew."""
         with torch.no_grad():
             for name, dense in weights.items():
                 weight = self.supernet.weight(name)

@@ -1,5 +1,5 @@
-"""Learning low-rank approximation for CNNs (arXiv 1905.10145): long stretches of ordinary training, each followed by a
-distortion of the weights to low rank. Flat directions survive, sharp ones do not."""
+"""Learning low-rank approximation for CNNs (arXiv 1905.10145): the network is trained as usual for long stretches, and after each
+its weights are distorted to low rank. Flat directions of the loss survive this, sharp ones do not."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ Schedule = Literal["constant", "linear"]
 
 @final
 class Distortion(Method):
-    """Every ``period`` steps W <- W_r, the best approximation in the weight metric, in place; no regularizer, no change of
-    structure, batch norm left alone.
+    """Every ``period`` steps W is replaced by W_r, its best approximation in the weight metric. There is no regularizer, the
+    structure does not change, and batch norm is left alone.
 
-    In a quadratic model the distance to the distorted point contracts by (I - gamma H)^period, so that the period decides
-    which directions count as flat. The paper's is 100 to 5,000: too short never converges, too long escapes too rarely.
+    In a quadratic model the distance to the distorted point contracts by (I - gamma H)^period, so that the period decides which
+    directions count as flat. The paper's periods are 100 to 5,000: with a shorter one training never converges, with a longer one
+    it escapes too rarely.
 
     Args:
-        target: what to distort to, such as an allocation's at a budget; any decomposition with a reconstruction.
+        target: the configuration to distort to, such as an allocation at a budget. Any decomposition with a reconstruction will do.
         decomposition, ratio: without a target, every site where ``decomposition`` is defined gets ``ratio`` of its full
             rank: ``tucker2``, ``svd`` of the lowered T x (S d d) matrix, or ``tiled_svd`` of its tiles (the paper's are
             64 x 576; here the site's first cut, 2 x 1 where it divides). Others stay as they are: see ``untouched``.
         period: S_D; 200 is the paper's for ResNet-32 on CIFAR-10.
         schedule: ``constant``, or ``linear``: ranks fall from full to the target's, which they reach after ``ramp`` of
-            ``steps``. The paper's is constant; a schedule of ranks was read of without its form, and this was chosen.
+            ``steps``. The paper's is constant. It mentions a schedule of ranks but not its form; this one is our choice.
         steps: how many steps training has; needed by ``linear``.
         ramp: share of the steps over which ranks fall.
 
-    What follows the last distortion undoes a little of it: extraction truncates once more, at no great loss.
+    The steps after the last distortion undo a little of it, so that extraction truncates once more; little is lost.
     """
 
     name = "distortion"

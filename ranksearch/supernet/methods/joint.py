@@ -22,15 +22,15 @@ CLIP = 0.99  # largest sigma_j^2 / sigma_i^2 in the gradient through the SVD (IJ
 
 @final
 class Joint(Method):
-    """(1 - l) L(W) + l L(W_r), r drawn every step.
+    """The loss is (1 - l) L(W) + l L(W_r), where r is drawn at every step.
 
-    The two published versions are settings of this class. First version (arXiv v1), the default: W_r = U_r U_r^T W with
-    U_r held fixed, bases anew every 2 steps (`RankSupernet`'s ``refresh_every``), share of bases ~ U(0.01, 1) by
-    sigma / sigma_1. IJCAI version: ``gradient="svd"``, ``sampling=Ratio(space, low=0.01, high=0.25, criterion="raw",
+    The two published versions are settings of this class. The first one (arXiv v1) is the default: W_r = U_r U_r^T W with U_r held
+    fixed, bases are made anew every 2 steps (`RankSupernet`'s ``refresh_every``), and the share of bases, ordered by sigma /
+    sigma_1, is uniform in [0.01, 1]. The IJCAI version is ``gradient="svd"``, ``sampling=Ratio(space, low=0.01, high=0.25, criterion="raw",
     least=5)``. Per-layer rescaling is the IJCAI version's and on by default with both. Both papers train from
     scratch: in a network that is trained already the full-rank gradient is next to nothing, and rescaling to its norm leaves
     little to learn from; fine-tune with ``rescale=False``.
-    Scale, shift and biases are shared; batch-norm statistics of the low-rank pass are its own.
+    Both passes share scale, shift and biases; the low-rank pass has batch-norm statistics of its own.
 
     Args:
         weight: l, 0.5 in the paper (0.4 in the first version's comparisons).

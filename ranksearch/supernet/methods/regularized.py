@@ -1,5 +1,5 @@
-"""STN (arXiv 2205.15198): a low-rank regularizer during training; structures and ranks afterwards, under any storage
-constraint, without retraining. The paper's formulas could not be obtained: what stands here follows its abstract."""
+"""STN (arXiv 2205.15198) trains with a low-rank regularizer and chooses structures and ranks afterwards, under any storage
+constraint, without retraining. The paper's formulas could not be obtained; what stands here follows its abstract."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Form = Literal["gram", "subgradient"]
 
 @final
 class Regularized(Method):
-    """L(W) + strength * sum over sites and unfoldings of weight * |unfolded W|_*.
+    """The loss is L(W) + strength * the sum over sites and unfoldings of weight * |unfolded W|_*.
 
-    Chosen, since the paper's regularizer could not be had: the sum of the nuclear norms of all mode unfoldings (Liu et al.
-    2013, tensor completion), equal weights that add up to 1 per site, the strength of TRP's nuclear term.
+    Since the paper's regularizer could not be had, this one is our choice: the sum of the nuclear norms of all mode unfoldings (Liu
+    et al. 2013, tensor completion), with equal weights that add up to 1 per site and the strength of TRP's nuclear term.
 
     Args:
         strength: of the regularizer.

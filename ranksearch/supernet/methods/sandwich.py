@@ -20,8 +20,8 @@ Distillation = Callable[[Any, Any], Tensor]  # (outputs of a low-rank network, d
 
 @final
 class Sandwich(Method):
-    """L(W) + weight * sum over the smallest and ``random`` drawn configurations of the cross-entropy with the dense
-    network's soft labels, which carry no gradient.
+    """The loss is L(W) + weight * the sum, over the smallest and ``random`` drawn configurations, of the cross-entropy with the
+    dense network's soft labels, which carry no gradient.
 
     US-Nets train 4 networks a step, hence ``random=2``; their losses are summed, unweighted, at temperature 1; the smallest
     has 0.25 of the width, about 0.06 of the MACs. Here the smallest is the sampling's own, by default the exact front at a
@@ -69,8 +69,8 @@ class Sandwich(Method):
 
 
 def soft_cross_entropy(outputs: Any, teacher: Any) -> Tensor:
-    """- sum p log q, the mean over examples, p and q the softmax of two logits, classes in the last dimension; of objects with
-    ``logits`` these are taken.
+    """The mean over examples of - sum p log q, where p and q are the softmax of two logits with the classes in the last dimension.
+    Of objects with ``logits`` these are taken.
 
     Raises:
         InvalidArgument: no logits.

@@ -1,5 +1,5 @@
-"""Trained rank pruning (TRP, arXiv 1910.04576): training that is interrupted by truncations, so that the weights end up
-where truncation costs little."""
+"""Trained rank pruning (TRP, arXiv 1910.04576): truncations interrupt the training, so that the weights end up where truncation
+costs little."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ENERGY = 0.85  # kept in the end, decoupled
 
 @final
 class TRP(Method):
-    """Every ``period`` steps W <- its truncated SVD, of the smallest rank that keeps the energy 1 - ``loss_of_energy``; at
-    the truncated weight the sub-gradient ``nuclear`` * U_r V_r^T of the nuclear norm joins the loss's gradient, for that one
-    step. All else is ordinary training: no gradient passes through the SVD, batch norm is left alone.
+    """Every ``period`` steps W is replaced by its truncated SVD, of the smallest rank that keeps the share 1 - ``loss_of_energy``
+    of the energy. For the one step at the truncated weight the sub-gradient ``nuclear`` * U_r V_r^T of the nuclear norm is added to
+    the loss's gradient. All else is ordinary training: no gradient passes through the SVD, and batch norm is left alone.
 
     Args:
         folding: ``channel``: n x (c h w), `svd`; ``spatial``: (c h) x (n w), `spatial_t`; ``decoupled``: c x (h w) of every

@@ -1,0 +1,53 @@
+"""The options of all sites in one run of arrays, without those that no optimum needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import moocore
+import numpy as np
+
+from ranksearch.allocators._hull import falling
+
+
+@dataclass
+class Options:
+    """Options that can be part of a solution, all sites in one run, sorted by site."""
+
+    site: np.ndarray  # int64, shape: (n,)
+    option: np.ndarray
+    value: np.ndarray  # float64
+    cost: np.ndarray  # int64, shape: (n, n_budgets)
+
+    def __post_init__(self) -> None:
+        self.starts = np.flatnonzero(np.r_[True, self.site[1:] != self.site[:-1]])
+
+    def __getitem__(self, kept: np.ndarray) -> Options:
+        return Options(self.site[kept], self.option[kept], self.value[kept], self.cost[kept])
+
+    def lowest(self, score: np.ndarray) -> np.ndarray:
+        """Position of the least score per site."""
+        order = np.lexsort((score, self.site))
+        return order[self.starts]
+
+
+def needed(values: Sequence[np.ndarray], costs: Sequence[np.ndarray], limits: np.ndarray) -> Options | None:
+    """Drop options that another one of the site beats, and, in integers, those that fit with no choice of the
+    others; None where nothing fits."""
+    least = np.array([c.min(axis=0) for c in costs])
+    slack = limits - least.sum(axis=0)
+    if (slack < 0).any():
+        return None
+    parts: list[Options] = []
+    for number, (value, cost) in enumerate(zip(values, costs, strict=True)):
+        fits = np.flatnonzero((cost - least[number] <= slack).all(axis=1))
+        if not len(fits):
+            return None
+        if cost.shape[1] == 1:
+            order = fits[np.lexsort((value[fits], cost[fits, 0]))]
+            kept = order[falling(np.zeros(len(order), dtype=np.int64), value[order])]
+        else:
+            kept = fits[moocore.is_nondominated(np.column_stack([cost[fits], value[fits]]))]
+        parts.append(Options(np.full(len(kept), number), kept, value[kept].astype(np.float64), cost[kept]))
+    return Options(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("site", "option", "value", "cost")))

@@ -1,0 +1,202 @@
+"""The parts of the exact solver, each against brute force: a fault in one must not hide behind the next, which finds the optimum anyway."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.optimize import linprog
+
+from ranksearch.allocators._choice import _Gap, _prices, solve
+from ranksearch.allocators._feasible import beam, improve, repair
+from ranksearch.allocators._milp import optimum
+from ranksearch.allocators._options import Options, needed
+from ranksearch.allocators.additive import Solution
+
+
+def instance(seed: int, budgets: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Values and costs of a few sites, and limits between what they need and what they can spend."""
+    rng = np.random.default_rng(seed)
+    costs = [rng.integers(0, 200, (int(rng.integers(2, 7)), budgets)) for _ in range(int(rng.integers(2, 5)))]
+    values = [np.exp(-c.sum(axis=1) / 100) * rng.lognormal(0, 0.5, len(c)) for c in costs]
+    least, most = (np.sum([f(c, axis=0) for c in costs], axis=0) for f in (np.min, np.max))
+    return values, costs, (least + rng.uniform(0.3, 0.8, budgets) * (most - least)).astype(np.int64)
+
+
+def every(values: list[np.ndarray], costs: list[np.ndarray], limits: np.ndarray) -> dict[tuple[int, ...], float]:
+    """All choices within the limits and their sums of values."""
+    found = {}
+    for choice in itertools.product(*(range(len(v)) for v in values)):
+        if (sum(c[i] for c, i in zip(costs, choice, strict=True)) <= limits).all():
+            found[choice] = float(sum(v[i] for v, i in zip(values, choice, strict=True)))
+    return found
+
+
+def chosen(options: Options, picked: np.ndarray) -> tuple[int, ...]:
+    assert options.site[picked].tolist() == list(range(len(picked)))
+    return tuple(options.option[picked].tolist())
+
+
+def feasible(seeds: range, budgets: int):
+    """Instances that have a solution, with the options that matter."""
+    for seed in seeds:
+        values, costs, limits = instance(seed, budgets)
+        options = needed(values, costs, limits)
+        all_choices = every(values, costs, limits)
+        if all_choices:
+            assert options is not None
+            yield options, limits, all_choices
+
+
+def test_gap_is_relative_and_forgives_what_highs_cannot_tell() -> None:
+    indices = np.zeros(1, dtype=np.int64)
+    assert Solution(indices, 10.0, 9.0, 3).gap == pytest.approx(0.1)
+    assert Solution(indices, -10.0, -11.0, 3).gap == pytest.approx(0.1)
+    assert Solution(indices, 1.0, 1.0 - 5e-7, 3).gap == 0.0 and Solution(indices, 1.0, 1.0 - 5e-6, 3).gap > 0
+    assert Solution(indices, 0.0, 0.0, 0).gap == 0.0
+
+
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+def test_options_that_are_dropped_are_in_no_solution_or_are_beaten(budgets: int) -> None:
+    dropped = 0
+    for seed in range(40):
+        values, costs, limits = instance(seed, budgets)
+        options = needed(values, costs, limits)
+        all_choices = every(values, costs, limits)
+        if options is None:
+            assert not all_choices
+            continue
+        kept = {(int(s), int(o)) for s, o in zip(options.site, options.option, strict=True)}
+        assert [options.value[k] for k in range(len(kept))] == [values[s][o] for s, o in zip(options.site, options.option, strict=True)]
+        for site, (value, cost) in enumerate(zip(values, costs, strict=True)):
+            for option in range(len(value)):
+                beaten = ((cost <= cost[option]).all(axis=1) & (value <= value[option]))[[o for s, o in kept if s == site]].any()
+                in_one = any(choice[site] == option for choice in all_choices)
+                if (site, option) not in kept:
+                    dropped += 1
+                    assert beaten or not in_one
+                elif budgets == 1:  # none that is kept is beaten
+                    others = [o for s, o in kept if s == site and o != option]
+                    assert not ((cost[others] <= cost[option]).all(axis=1) & (value[others] <= value[option])).any()
+    assert dropped > 0
+
+
+def test_nothing_is_left_of_a_budget_below_the_least() -> None:
+    values, costs = [np.array([1.0, 0.0])] * 2, [np.array([[3], [5]])] * 2
+    assert needed(values, costs, np.array([5])) is None
+    options = needed(values, costs, np.array([6]))
+    assert options is not None and options.option.tolist() == [0, 0]  # no room for a dear one
+    options = needed(values, costs, np.array([8]))
+    assert options is not None and options.option.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+def test_prices_give_the_bound_of_the_linear_relaxation(budgets: int) -> None:
+    for options, limits, all_choices in feasible(range(40), budgets):
+        prices, starts = _prices(options, limits)
+        assert prices is not None and (prices >= 0).all()
+        assignment = (options.site[None] == np.arange(len(options.starts))[:, None]).astype(float)
+        relaxed = linprog(options.value, options.cost.T, limits, assignment, np.ones(len(assignment)), bounds=(0, None))
+        gap = _Gap(options, limits, prices)
+        assert gap.bound == pytest.approx(relaxed.fun, rel=1e-6, abs=1e-9)
+        assert gap.bound <= min(all_choices.values()) + 1e-9
+        assert (gap.reduced >= -1e-12).all() and np.minimum.reduceat(gap.reduced, options.starts) == pytest.approx(0, abs=1e-12)
+        for start in starts:  # one option per site
+            assert options.site[start].tolist() == list(range(len(options.starts)))
+
+
+def test_reduced_costs_bound_what_a_solution_with_an_option_is_above_the_bound() -> None:
+    for options, limits, all_choices in feasible(range(20), 2):
+        prices, _ = _prices(options, limits)
+        assert prices is not None
+        gap = _Gap(options, limits, prices)
+        for site, option, reduced in zip(options.site, options.option, gap.reduced, strict=True):
+            with_it = [value for choice, value in all_choices.items() if choice[site] == option]
+            assert not with_it or min(with_it) >= gap.bound + reduced - 1e-9
+
+
+def test_the_gap_keeps_the_better_solution_and_rules_out_nothing_better() -> None:
+    ruled_out = 0
+    for options, limits, all_choices in feasible(range(40), 1):
+        prices, _ = _prices(options, limits)
+        assert prices is not None
+        gap = _Gap(options, limits, prices)
+        assert gap.window == np.inf and not gap.closed and not gap.offer(None) and gap.best is None
+        ranked = sorted(all_choices, key=all_choices.__getitem__)
+        here = {(int(s), int(o)): k for k, (s, o) in enumerate(zip(options.site, options.option, strict=True))}
+        usable = [choice for choice in ranked if all((s, o) in here for s, o in enumerate(choice))]
+        best, middle, worst = (np.array([here[c] for c in enumerate(usable[k])]) for k in (0, len(usable) // 2, -1))
+        assert gap.offer(middle)
+        assert gap.offer(worst) == (all_choices[usable[-1]] < all_choices[usable[len(usable) // 2]])
+        assert gap.best is not None and chosen(options, gap.best) == usable[len(usable) // 2]
+        gap.rule_out()
+        ruled_out += len(options.site) - len(gap.kept)
+        assert set(best.tolist()) <= set(gap.kept.tolist())
+        gap.offer(best)
+        assert not gap.offer(best)  # no better than itself
+        assert gap.window == pytest.approx(all_choices[usable[0]] - gap.bound, abs=1e-12)
+    assert ruled_out > 0
+
+
+@pytest.mark.parametrize("budgets", [1, 2])
+def test_repaired_and_improved_choices_fit_and_leave_no_gain(budgets: int) -> None:
+    for options, limits, all_choices in feasible(range(40), budgets):
+        dear = options.lowest(options.value)  # what one would take without a budget
+        found = repair(options, dear, limits)
+        if found is None:
+            continue
+        assert chosen(options, found) in all_choices
+        better = improve(options, found, limits)
+        assert better is not None and options.value[better].sum() <= options.value[found].sum()
+        choice = chosen(options, better)
+        neighbours = [
+            all_choices[(*choice[:site], int(option), *choice[site + 1 :])]
+            for site, option in zip(options.site, options.option, strict=True)
+            if (*choice[:site], int(option), *choice[site + 1 :]) in all_choices
+        ]
+        assert all_choices[choice] == pytest.approx(min(neighbours))
+        assert (dear == options.lowest(options.value)).all()  # not changed
+    assert improve(options, None, limits) is None
+
+
+@pytest.mark.parametrize("budgets", [1, 2])
+def test_a_wide_beam_is_exact(budgets: int) -> None:
+    for options, limits, all_choices in feasible(range(40), budgets):
+        prices, _ = _prices(options, limits)
+        assert prices is not None
+        picked = beam(options, _Gap(options, limits, prices).reduced, prices, limits, width=10**6, depth=100)
+        assert picked is not None and all_choices[chosen(options, picked)] == pytest.approx(min(all_choices.values()))
+        narrow = beam(options, _Gap(options, limits, prices).reduced, prices, limits, width=2, depth=2)
+        assert narrow is None or chosen(options, narrow) in all_choices
+
+
+@pytest.mark.parametrize("budgets", [1, 2])
+@pytest.mark.parametrize("known", [False, True])
+def test_the_integer_program_is_exact(budgets: int, known: bool) -> None:
+    for options, limits, all_choices in feasible(range(25), budgets):
+        prices, _ = _prices(options, limits)
+        assert prices is not None
+        gap, least = _Gap(options, limits, prices), min(all_choices.values())
+        window = max(all_choices.values()) - gap.bound if known else np.inf
+        picked, lower = optimum(options, gap.reduced, prices, limits, seconds=60.0, window=window)
+        assert picked is not None and all_choices[chosen(options, picked)] == pytest.approx(least, rel=1e-7)
+        assert lower == pytest.approx(least - gap.bound, rel=1e-5, abs=1e-6 * least)
+
+
+def test_budgets_that_hold_alone_but_not_together_have_no_solution() -> None:
+    costs = [np.array([[1, 9], [9, 1]])] * 3  # each option leaves room for itself; three cost 30 of both together
+    for fixing in (True, False):
+        assert solve([np.array([1.0, 2.0])] * 3, costs, np.array([12, 12]), fixing=fixing) is None
+        found = solve([np.array([1.0, 2.0])] * 3, costs, np.array([19, 19]), fixing=fixing)
+        assert found is not None and found.value == 4.0
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-14, 1e14])
+def test_the_scale_of_values_changes_no_choice(scale: float) -> None:
+    for seed in range(15):
+        values, costs, limits = instance(seed, 1 + seed % 2)
+        plain, scaled = solve(values, costs, limits), solve([v * scale for v in values], costs, limits)
+        assert (plain is None) == (scaled is None)
+        if plain is not None and scaled is not None:
+            assert plain.indices.tolist() == scaled.indices.tolist() and scaled.value == pytest.approx(plain.value * scale)
