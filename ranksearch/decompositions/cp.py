@@ -24,8 +24,8 @@ from ranksearch.sites import Site
 SWEEPS = 12  # of alternating least squares per rank in the weight metric
 WHITE_SWEEPS = 6  # in another metric, where they only begin what `cp_fit.refine` goes on with
 WORK = 2e9  # multiply-adds of them per rank; fewer sweeps on larger weights, never under 3
-ENOUGH = 1e-4  # they end where one gains less than this share of the squared error
-REFINE_SWEEPS, REFINE_WORK = 3, 5e8  # in a metric; and their multiply-adds per rank: fewer on larger weights, never under 1
+ENOUGH, WHITE_ENOUGH = 1e-4, 1e-3  # they end where one gains less than this share of the squared error
+REFINE_SWEEPS, REFINE_WORK = 2, 3e8  # in a metric; and their multiply-adds per rank: fewer on larger weights, never under 1
 RIDGES = (1e-8, 1e-2)  # penalty on the squared factors, per component of a weight of norm 1: rounding; then one that tames
 NORM_LIMIT = 10.0  # a component may be so many times larger than the whole weight
 COSINE_LIMIT = -0.98  # two components this opposed cancel each other: a degenerate, diverging pair
@@ -84,14 +84,15 @@ class CP(Decomposition[CPState]):
         grid = [int(r) for r in self.ranks(site)[:, 0]]
         sides = (site.c_out, site.c_in, *_sides(site))
         if is_weight_metric(moments):
-            sound, refused = _ladder(dense.reshape(sides), grid, SWEEPS)
+            sound, refused = _ladder(dense.reshape(sides), grid, SWEEPS, ENOUGH)
             norm = float(dense.norm())
         else:
             # whitened by what acts on the channels alone, so that rank-one kernels stay rank-one; then refined
             root_out, unroot_out = whitener(moments.output, site.c_out, dense[None])
             root_in, unroot_in = whitener(channel_moment(moments, site.c_in), site.c_in, dense[None])
             white = torch.einsum("po,oihw,iq->pqhw", root_out[0], dense, root_in[0])
-            sound, refused = _ladder(white.reshape(sides), grid, SWEEPS if moments.input is None else WHITE_SWEEPS)
+            sweeps, enough = (SWEEPS, ENOUGH) if moments.input is None else (WHITE_SWEEPS, WHITE_ENOUGH)
+            sound, refused = _ladder(white.reshape(sides), grid, sweeps, enough)
             sound = {r: (unroot_out[0] @ out, unroot_in[0] @ into, *kernel) for r, (out, into, *kernel) in sound.items()}
             if moments.input is not None:
                 target = cp_fit.target(dense, moments)
@@ -145,7 +146,7 @@ def _grid(top: int) -> list[int]:
     return sorted(grid)
 
 
-def _ladder(tensor: Tensor, grid: list[int], sweeps: int) -> tuple[dict[int, tuple[Tensor, ...]], list[int]]:
+def _ladder(tensor: Tensor, grid: list[int], sweeps: int, enough: float) -> tuple[dict[int, tuple[Tensor, ...]], list[int]]:
     """Factors of ``tensor`` for every rank of the grid, and the ranks refused."""
     norm = float(tensor.norm())
     if norm == 0.0:
@@ -164,7 +165,7 @@ def _ladder(tensor: Tensor, grid: list[int], sweeps: int) -> tuple[dict[int, tup
         extra = _leading(block - cp_fit.compose(start), rank - start[0].shape[1])
         start = [torch.cat(pair, dim=1) for pair in zip(start, extra, strict=True)]
         for ridge in RIDGES:
-            found = _fit(block, start, ridge / rank, sweeps)
+            found = _fit(block, start, ridge / rank, sweeps, enough)
             if found is not None and _is_sound(found):
                 break
         else:
@@ -178,10 +179,10 @@ def _ladder(tensor: Tensor, grid: list[int], sweeps: int) -> tuple[dict[int, tup
     return sound, refused
 
 
-def _fit(block: Tensor, start: list[Tensor], ridge: float, sweeps: int) -> list[Tensor] | None:
+def _fit(block: Tensor, start: list[Tensor], ridge: float, sweeps: int, enough: float) -> list[Tensor] | None:
     rank = start[0].shape[1]
     affordable = int(min(sweeps, max(3, WORK / (2 * rank * (block.numel() + rank**2)))))
-    found = cp_fit.sweep(block, start, ridge, sweeps=affordable, enough=ENOUGH)
+    found = cp_fit.sweep(block, start, ridge, sweeps=affordable, enough=enough)
     return None if found is None else _even(found)
 
 
