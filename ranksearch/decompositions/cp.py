@@ -22,10 +22,10 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
 SWEEPS = 12  # of alternating least squares per rank in the weight metric
-WHITE_SWEEPS = 6  # in another metric, where they only begin what `cp_fit.refine` goes on with
+WHITE_SWEEPS = 8  # in another metric, where they only begin what `cp_fit.refine` goes on with
 WORK = 2e9  # multiply-adds of them per rank; fewer sweeps on larger weights, never under 3
-ENOUGH, WHITE_ENOUGH = 1e-4, 1e-3  # they end where one gains less than this share of the squared error
-REFINE_SWEEPS, REFINE_WORK = 2, 3e8  # in a metric; and their multiply-adds per rank: fewer on larger weights, never under 1
+ENOUGH, WHITE_ENOUGH = 1e-4, 3e-3  # they end where one gains less than this share of the squared error
+REFINE_SWEEPS, REFINE_WORK = 3, 3e8  # in a metric; and their multiply-adds per rank: fewer on larger weights, never under 1
 RIDGES = (1e-8, 1e-2)  # penalty on the squared factors, per component of a weight of norm 1: rounding; then one that tames
 NORM_LIMIT = 10.0  # a component may be so many times larger than the whole weight
 COSINE_LIMIT = -0.98  # two components this opposed cancel each other: a degenerate, diverging pair
