@@ -36,7 +36,8 @@ from ranksearch.sites import Site
 INPUT_RANKS, OUTPUT_RANKS = 10, 16  # of the grid of pairs that errors are measured on, about
 FOLDING = FOLDINGS["svd_in"]  # taps beside the output channels, input channels as columns
 ANCHORS = 4  # ratio of the output ranks that input bases are refined for
-FEW = 4  # sweeps: where fewer can be afforded, an input basis is refined once for all output ranks
+GOING_ON = 2  # steps for an anchor after the first, at most: they start near their best
+FEW = 4  # steps: where fewer can be afforded, an input basis is refined once for all output ranks
 
 
 @dataclass(frozen=True)
@@ -216,9 +217,10 @@ class Tucker2(Decomposition[TuckerState]):
 
 def _anchor(state: TuckerState, r_in: int, r_out: int) -> int:
     """The output rank that the input basis of a pair is refined for: the next of c_out, c_out / 4, c_out / 16, ...; c_out
-    alone where sweeps are so long that only a few can be made."""
+    alone where steps are so long that only a few can be made, and where the basis spans all channels."""
     anchor = state.weight.shape[1]
-    if weighted_truncation.work(state.weight, r_in) * FEW <= weighted_truncation.WORK:
+    few = weighted_truncation.work(state.weight, r_in) * FEW > weighted_truncation.WORK
+    if not few and r_in < state.weight.shape[3]:
         while anchor // ANCHORS >= r_out:
             anchor //= ANCHORS
     return anchor
@@ -251,17 +253,19 @@ def _search(state: TuckerState, seen: Weighted) -> None:
         steps = weighted_truncation.affordable(state.weight, r_in)
         z = plain[:, : r_in * state.weight.shape[2]]
         values = torch.linalg.eigvalsh(z.mT @ z).flip(-1)
-        rows, regression, anchor = start[:, :r_in], None, o * ANCHORS
-        for r_out in sorted(state.grid[state.grid[:, 0] == r_in, 1].tolist(), reverse=True):
-            while regression is None or anchor > _anchor(state, r_in, r_out):
-                first, anchor = regression is None, anchor // ANCHORS
-                if steps or first:
-                    left, rows, regression = descend(metric, seen, rows, _fit(seen, anchor), steps + (more if steps and first else 0))
-                if regression.values[:, :anchor].sum() < values[:, :anchor].sum():
-                    left, rows, regression = descend(metric, seen, state.input_basis[..., :r_in].mT, _fit(seen, anchor), steps)
-                if steps and first:
-                    start, more = strongest(metric, seen, left, rows), 0
+        outer = state.grid[state.grid[:, 0] == r_in, 1].tolist()
+        rows, regressions = start[:, :r_in], dict[int, Regression]()
+        for anchor in sorted({o, *(_anchor(state, r_in, r_out) for r_out in outer)}, reverse=True):
+            first = anchor == o and steps > 0
+            fit, going_on = _fit(seen, anchor), min(steps, GOING_ON)
+            left, rows, regressions[anchor] = descend(metric, seen, rows, fit, steps + more if first else going_on)
+            if regressions[anchor].values[:, :anchor].sum() < values[:, :anchor].sum():
+                left, rows, regressions[anchor] = descend(metric, seen, state.input_basis[..., :r_in].mT, fit, steps)
+            if first:
+                start, more = strongest(metric, seen, left, rows), 0
             state.found[r_in, anchor] = rows
+        for r_out in outer:
+            regression = regressions[_anchor(state, r_in, r_out)]
             kept = regression.vectors[..., :r_out]
             norms[r_in, r_out] = left_over(seen.gram, (kept * regression.values[:, None, :r_out]) @ kept.mT)
     state.found[()] = torch.tensor([norms[r_in, r_out] for r_in, r_out in state.grid.tolist()], dtype=torch.float64)

@@ -27,7 +27,7 @@ from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
 from ranksearch.sites import Site
 
-SWEEPS = 12  # steps of R per rank, each with the best L for it, at most
+SWEEPS = 8  # steps of R per rank, each with the best L for it, at most
 FEWER, LITTLE = 2, 6e7  # no more than so many where they need more multiply-adds than that: large ranks start near their best
 FIRST = 2  # more of them for the largest rank, which has no other to start from
 WORK = 1.5e10  # multiply-adds spent on them per rank, at most, about; one step is always made, which gains most
@@ -377,24 +377,25 @@ def _way(metric: FoldedMetric, seen: Weighted, left: Tensor, spread: Tensor, las
     sum_ss' (L_s^T G L_s') R A_s's is preconditioned by what it would be if A were its marginals' Kronecker product."""
     groups, o, s, r = left.shape
     flat = left.reshape(groups, o, s * r)
-    pairs = (flat.mT @ flat).reshape(groups, s, r, s, r)
-
-    across = pairs.permute(0, 2, 4, 1, 3).reshape(groups, r, r * s * s)
+    pairs = (flat.mT @ flat).reshape(groups, s, r, s, r).permute(0, 2, 4, 1, 3).reshape(groups, r, r * s * s)
 
     def pulled(spread: Tensor) -> Tensor:
-        return across @ spread.reshape(groups, r * s * s, -1)
+        return pairs @ spread.reshape(groups, r * s * s, -1)
 
-    mean = torch.einsum("gst,gsptr->gpr", metric.taps, pairs)
-    ridge = mean.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(TINY) * 1e-13
-    mean_half = half((mean + mean.mT) / 2 + ridge[:, None, None] * torch.eye(r).to(mean))
+    mean = (pairs.reshape(groups, r * r, s * s) @ metric.taps.reshape(groups, s * s, 1)).reshape(groups, r, r)
+    mean = (mean + mean.mT) / 2
+    diagonal = mean.diagonal(dim1=1, dim2=2)
+    diagonal += diagonal.sum(-1, keepdim=True).clamp_min(TINY) * 1e-13
+    mean_half = half(mean)
     gradient = flat.reshape(groups, o * s, r).mT @ seen.goal.reshape(groups, o * s, -1) - pulled(spread)
     step = torch.cholesky_solve(torch.cholesky_solve(gradient, mean_half).mT, seen.channel_half).mT
     size = float((gradient * step).sum())
     direction, slope = step, size
     if last is not None and last.size > 0:
-        conjugate = step + max(0.0, float(((gradient - last.gradient) * step).sum()) / last.size) * last.direction
-        if float((gradient * conjugate).sum()) > 0:
-            direction, slope = conjugate, float((gradient * conjugate).sum())
+        share = max(0.0, size - float((last.gradient * step).sum())) / last.size
+        ascent = size + share * float((gradient * last.direction).sum())
+        if ascent > 0:
+            direction, slope = step + share * last.direction, ascent
     image = _spread(seen, direction)
     curvature = float((direction * pulled(image)).sum())
     return Way(direction, image, slope, curvature, gradient, size) if slope > 0 and curvature > 0 else None
