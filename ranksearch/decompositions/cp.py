@@ -136,14 +136,14 @@ def _sides(site: Site) -> list[int]:
 
 
 def _grid(top: int) -> list[int]:
-    """Powers of sqrt(2), to multiples that kernels on hardware like, as far as they are well below ``top``, and ``top`` itself."""
-    grid = {top}
+    """Powers of sqrt(2) up to ``top``, to multiples that kernels on hardware like, and ``top`` itself where these end well below."""
+    grid = set()
     value = 1.0
-    while 1.12 * value < top:
+    while value <= top:
         unit = 8 if value >= 32 else 4 if value >= 16 else 2 if value >= 8 else 1
         grid.add(min(top, max(1, unit * round(value / unit))))
         value *= math.sqrt(2.0)
-    return sorted(grid)
+    return sorted(grid if 1.12 * max(grid) > top else grid | {top})
 
 
 def _ladder(tensor: Tensor, grid: list[int], sweeps: int, enough: float) -> tuple[dict[int, tuple[Tensor, ...]], list[int]]:
@@ -165,7 +165,7 @@ def _ladder(tensor: Tensor, grid: list[int], sweeps: int, enough: float) -> tupl
         extra = _leading(block - cp_fit.compose(start), rank - start[0].shape[1])
         start = [torch.cat(pair, dim=1) for pair in zip(start, extra, strict=True)]
         for ridge in RIDGES:
-            found = _fit(block, start, ridge / rank, sweeps if rank < grid[-1] else 2 * sweeps, enough)  # the last is further off
+            found = _fit(block, start, ridge / rank, sweeps, enough)
             if found is not None and _is_sound(found):
                 break
         else:

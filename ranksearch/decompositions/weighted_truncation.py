@@ -143,7 +143,7 @@ def coordinates(seen: Weighted, rows: Tensor, spread: Tensor) -> tuple[Tensor, T
     gram = (spread.flatten(1, 3) @ rows.mT).reshape(groups, k, s, s, k).permute(0, 1, 3, 4, 2).reshape(groups, k * s, k * s)
     moment = seen.goal.reshape(groups, o * s, c) @ rows.mT
     moment = moment.reshape(groups, o, s, k).permute(0, 3, 2, 1).reshape(groups, k * s, o)
-    factor = half((gram + gram.mT) / 2)
+    factor = half(gram)
     return factor, solve_triangular(factor, moment, upper=False)
 
 
@@ -348,7 +348,7 @@ def _walked(
     bends less along the way than it does with L fixed; how much less is known after a step, and taken for the next."""
 
     def at(length: float) -> tuple[Tensor, Tensor]:
-        return right + length * way.direction, spread + length * way.spread
+        return torch.add(right, way.direction, alpha=length), torch.add(spread, way.spread, alpha=length)
 
     length = stretch * way.slope / way.curvature
     place = at(length)
@@ -383,9 +383,6 @@ def _way(metric: FoldedMetric, seen: Weighted, left: Tensor, spread: Tensor, las
         return pairs @ spread.reshape(groups, r * s * s, -1)
 
     mean = (pairs.reshape(groups, r * r, s * s) @ metric.taps.reshape(groups, s * s, 1)).reshape(groups, r, r)
-    mean = (mean + mean.mT) / 2
-    diagonal = mean.diagonal(dim1=1, dim2=2)
-    diagonal += diagonal.sum(-1, keepdim=True).clamp_min(TINY) * 1e-13
     mean_half = half(mean)
     gradient = flat.reshape(groups, o * s, r).mT @ seen.goal.reshape(groups, o * s, -1) - pulled(spread)
     step = torch.cholesky_solve(torch.cholesky_solve(gradient, mean_half).mT, seen.channel_half).mT
