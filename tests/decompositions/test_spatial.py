@@ -66,6 +66,21 @@ def test_refinement_never_hurts_and_reaches_the_minimum(decomposition: AnyDecomp
 
 
 @every
+def test_a_start_that_leads_astray_is_not_kept(decomposition: AnyDecomposition, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank starts from the strongest part of the next larger one. From the weakest, it ends no worse than its own start."""
+    site, weight = conv(16, 12)
+    m = moments(site)
+    monkeypatch.setattr(weighted_truncation, "SWEEPS", 1)
+    strongest = weighted_truncation.strongest
+    monkeypatch.setattr(weighted_truncation, "strongest", lambda *given: strongest(*given).flip(1))
+    state = decomposition.prepare(site, weight, m)
+    errors = decomposition.errors(state)
+    for rank, error in zip(errors.ranks[:-1, 0].tolist(), errors.frobenius[:-1], strict=True):
+        start = decomposition.compose(site, weighted_truncation.factors(state, rank, sweeps=0))
+        assert error * errors.norm <= squared_error(site, weight - start, m) ** 0.5 * (1 + 1e-6)
+
+
+@every
 def test_errors_of_a_grid_are_those_of_its_factors(decomposition: AnyDecomposition) -> None:
     """Against the dense residual; the grid has ranks enough and lies among the savings; ranks between serve as well."""
     site, weight = conv(48, 40)

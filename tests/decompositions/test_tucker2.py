@@ -12,6 +12,7 @@ from oracles import assert_no_neighbour_is_better, conv, descend, moments, squar
 from tensorly.decomposition import partial_tucker
 
 from ranksearch.decompositions import Moments, weighted_truncation
+from ranksearch.decompositions import tucker2 as module
 from ranksearch.decompositions.metric import floored
 from ranksearch.decompositions.tucker2 import Tucker2
 from ranksearch.errors import InvalidArgument
@@ -65,8 +66,13 @@ def test_refinement_never_hurts_and_reaches_the_minimum(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_refinement_is_never_worse_than_the_higher_order_svd(groups: int) -> None:
-    """For every output rank that input bases are refined for, against the regression on the bases of the whitened weight alone."""
+@pytest.mark.parametrize("misled", [False, True])
+def test_refinement_is_never_worse_than_the_higher_order_svd(groups: int, misled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every output rank that input bases are refined for, against the regression on the bases of the whitened weight alone; also
+    where the start from the next larger basis leads astray."""
+    if misled:
+        monkeypatch.setattr(weighted_truncation, "SWEEPS", 1)
+        monkeypatch.setattr(module, "strongest", lambda *given: weighted_truncation.strongest(*given).flip(1))
     site, weight = conv(c_out=16, c_in=12, groups=groups)
     m = moments(site)
     state = tucker2.prepare(site, weight, m)
