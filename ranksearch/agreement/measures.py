@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau, spearmanr
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
@@ -55,6 +54,8 @@ def agreement(
     Raises:
         InvalidArgument: misfitting lengths, ``k`` below 1 or a negative tolerance.
     """
+    from scipy.stats import kendalltau, spearmanr  # half a second to import: not before it is needed
+
     score_, value = np.asarray(scores, dtype=np.float64), np.asarray(measured, dtype=np.float64)
     cost = np.ones_like(value) if costs is None else np.asarray(costs, dtype=np.float64)
     if score_.shape != value.shape or cost.shape != value.shape or value.ndim != 1:

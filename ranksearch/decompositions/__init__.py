@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ranksearch.decompositions.adaptive import Adaptive
 from ranksearch.decompositions.cp import CP
-from ranksearch.decompositions.decomposition import AnyDecomposition, Decomposition, Errors, Rank, cheaper
+from ranksearch.decompositions.decomposition import AnyDecomposition, Decomposition, Errors, Rank, Searched, cheaper
 from ranksearch.decompositions.decoupled import Decoupled
 from ranksearch.decompositions.dense import Dense
 from ranksearch.decompositions.grouped_svd import GroupedSVD
@@ -50,4 +50,4 @@ def describe(site: Site, decomposition: str, rank: Sequence[int]) -> str:
     raise InvalidArgument(f"decomposition={decomposition!r} is not one of: {', '.join(d.name for d in DECOMPOSITIONS)}")
 
 
-__all__ = ["DECOMPOSITIONS", "AnyDecomposition", "Decomposition", "Errors", "Moments", "Rank", "cheaper", "describe"]
+__all__ = ["DECOMPOSITIONS", "AnyDecomposition", "Decomposition", "Errors", "Moments", "Rank", "Searched", "cheaper", "describe"]

@@ -22,10 +22,10 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
 SWEEPS = 12  # of alternating least squares per rank in the weight metric
-WHITE_SWEEPS = 6  # in another metric, where they only begin what `cp_fit.refine` goes on with
+WHITE_SWEEPS = 8  # in another metric, where they only begin what `cp_fit.refine` goes on with
 WORK = 2e9  # multiply-adds of them per rank; fewer sweeps on larger weights, never under 3
-ENOUGH = 1e-4  # they end where one gains less than this share of the squared error
-REFINE_SWEEPS, REFINE_WORK = 3, 5e8  # in a metric; and their multiply-adds per rank: fewer on larger weights, never under 1
+ENOUGH, WHITE_ENOUGH = 1e-4, 3e-3  # they end where one gains less than this share of the squared error
+REFINE_SWEEPS, REFINE_WORK = 3, 3e8  # in a metric; and their multiply-adds per rank: fewer on larger weights, never under 1
 RIDGES = (1e-8, 1e-2)  # penalty on the squared factors, per component of a weight of norm 1: rounding; then one that tames
 NORM_LIMIT = 10.0  # a component may be so many times larger than the whole weight
 COSINE_LIMIT = -0.98  # two components this opposed cancel each other: a degenerate, diverging pair
@@ -84,14 +84,15 @@ class CP(Decomposition[CPState]):
         grid = [int(r) for r in self.ranks(site)[:, 0]]
         sides = (site.c_out, site.c_in, *_sides(site))
         if is_weight_metric(moments):
-            sound, refused = _ladder(dense.reshape(sides), grid, SWEEPS)
+            sound, refused = _ladder(dense.reshape(sides), grid, SWEEPS, ENOUGH)
             norm = float(dense.norm())
         else:
             # whitened by what acts on the channels alone, so that rank-one kernels stay rank-one; then refined
             root_out, unroot_out = whitener(moments.output, site.c_out, dense[None])
             root_in, unroot_in = whitener(channel_moment(moments, site.c_in), site.c_in, dense[None])
             white = torch.einsum("po,oihw,iq->pqhw", root_out[0], dense, root_in[0])
-            sound, refused = _ladder(white.reshape(sides), grid, SWEEPS if moments.input is None else WHITE_SWEEPS)
+            sweeps, enough = (SWEEPS, ENOUGH) if moments.input is None else (WHITE_SWEEPS, WHITE_ENOUGH)
+            sound, refused = _ladder(white.reshape(sides), grid, sweeps, enough)
             sound = {r: (unroot_out[0] @ out, unroot_in[0] @ into, *kernel) for r, (out, into, *kernel) in sound.items()}
             if moments.input is not None:
                 target = cp_fit.target(dense, moments)
@@ -135,17 +136,17 @@ def _sides(site: Site) -> list[int]:
 
 
 def _grid(top: int) -> list[int]:
-    """Powers of sqrt(2) up to ``top``, to multiples that kernels on hardware like, and ``top`` itself."""
-    grid = {top}
+    """Powers of sqrt(2) up to ``top``, to multiples that kernels on hardware like, and ``top`` itself where these end well below."""
+    grid = set()
     value = 1.0
-    while value < top:
+    while value <= top:
         unit = 8 if value >= 32 else 4 if value >= 16 else 2 if value >= 8 else 1
         grid.add(min(top, max(1, unit * round(value / unit))))
         value *= math.sqrt(2.0)
-    return sorted(grid)
+    return sorted(grid if 1.12 * max(grid) > top else grid | {top})
 
 
-def _ladder(tensor: Tensor, grid: list[int], sweeps: int) -> tuple[dict[int, tuple[Tensor, ...]], list[int]]:
+def _ladder(tensor: Tensor, grid: list[int], sweeps: int, enough: float) -> tuple[dict[int, tuple[Tensor, ...]], list[int]]:
     """Factors of ``tensor`` for every rank of the grid, and the ranks refused."""
     norm = float(tensor.norm())
     if norm == 0.0:
@@ -164,7 +165,7 @@ def _ladder(tensor: Tensor, grid: list[int], sweeps: int) -> tuple[dict[int, tup
         extra = _leading(block - cp_fit.compose(start), rank - start[0].shape[1])
         start = [torch.cat(pair, dim=1) for pair in zip(start, extra, strict=True)]
         for ridge in RIDGES:
-            found = _fit(block, start, ridge / rank, sweeps)
+            found = _fit(block, start, ridge / rank, sweeps, enough)
             if found is not None and _is_sound(found):
                 break
         else:
@@ -178,10 +179,10 @@ def _ladder(tensor: Tensor, grid: list[int], sweeps: int) -> tuple[dict[int, tup
     return sound, refused
 
 
-def _fit(block: Tensor, start: list[Tensor], ridge: float, sweeps: int) -> list[Tensor] | None:
+def _fit(block: Tensor, start: list[Tensor], ridge: float, sweeps: int, enough: float) -> list[Tensor] | None:
     rank = start[0].shape[1]
     affordable = int(min(sweeps, max(3, WORK / (2 * rank * (block.numel() + rank**2)))))
-    found = cp_fit.sweep(block, start, ridge, sweeps=affordable, enough=ENOUGH)
+    found = cp_fit.sweep(block, start, ridge, sweeps=affordable, enough=enough)
     return None if found is None else _even(found)
 
 

@@ -21,7 +21,7 @@ from ranksearch.decompositions.refinement import refit_output
 
 TINY = torch.finfo(torch.float64).tiny
 STRETCH = 0.5  # sweeps go on the way they went by this share at first, more while that pays
-STEPS = 2  # of conjugate gradients per factor and sweep
+STEPS = 1  # of conjugate gradients per factor and sweep
 RIDGE = 1e-12  # keeps components that coincide apart, relative to each of them
 
 

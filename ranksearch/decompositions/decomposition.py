@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -27,6 +27,19 @@ class Errors:
     norm: float  # |W| in the metric; (frobenius * norm)^2 is the absolute squared error
     frobenius_is: Quality = "exact"
     operator_is: Quality = "exact"
+
+
+@runtime_checkable
+class Searched(Protocol):
+    """A state whose errors and factors need what is searched for step by step, for all ranks at once, when they are first asked for.
+
+    ``found`` holds it from then on: some tensor per rank or structure. Given back to another state of the same site and metric, it
+    spares the search: the rest of such a state is quickly made, and large."""
+
+    @property
+    def found(self) -> dict[Rank, Tensor]:
+        """Empty until the search is made, then never changed."""
+        ...
 
 
 S = TypeVar("S")

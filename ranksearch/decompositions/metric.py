@@ -92,7 +92,7 @@ def half(moment: Tensor) -> Tensor:
             has made indefinite is `floored` first.
     """
     factor, failed = torch.linalg.cholesky_ex(moment)
-    return torch.linalg.cholesky(floored(moment)) if bool((failed != 0).any()) else factor
+    return torch.linalg.cholesky(floored(moment)) if bool(failed.any()) else factor
 
 
 def whitener(moment: Tensor | None, size: int, like: Tensor) -> tuple[Tensor, Tensor]:

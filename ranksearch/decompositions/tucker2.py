@@ -3,7 +3,8 @@ channels, kh x kw to r_out, 1 x 1."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,10 @@ from ranksearch.decompositions.weighted_truncation import (
     descend,
     fold_metric,
     geometric,
-    residual_norms,
+    leading,
+    left_over,
+    measured,
+    strongest,
     weighted,
 )
 from ranksearch.errors import InvalidArgument
@@ -31,7 +35,9 @@ from ranksearch.sites import Site
 
 INPUT_RANKS, OUTPUT_RANKS = 10, 16  # of the grid of pairs that errors are measured on, about
 FOLDING = FOLDINGS["svd_in"]  # taps beside the output channels, input channels as columns
-FEW = 4  # sweeps: where fewer can be afforded, an input basis is refined once for all output ranks
+ANCHORS = 4  # ratio of the output ranks that input bases are refined for
+GOING_ON = 2  # steps for an anchor after the first, at most: they start near their best
+FEW = 4  # steps: where fewer can be afforded, an input basis is refined once for all output ranks
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class TuckerState:
     metric: FoldedMetric | None  # None: no input moment
     kernel: tuple[int, int]
     grid: np.ndarray  # pairs that errors are measured at, where there is no closed form: int64, shape (n_pairs, 2)
+    found: dict[Rank, Tensor] = field(default_factory=dict)  # by input rank and anchor: input bases as rows, see `Searched`
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,10 @@ class Tucker2(Decomposition[TuckerState]):
 
     def errors(self, state: TuckerState) -> Errors:
         if state.core is None:
-            return _measured(state, state.grid)
+            assert state.metric is not None
+            if not state.found:
+                _search(state, weighted(state.metric, state.weight))
+            return measured(state.metric, state.weight, state.grid, state.found[()])
         if self.hooi:
             return self._iterated(state, state.core)
         energy = state.core.square().sum(dim=3).cpu().numpy()  # (g, co, ci)
@@ -176,7 +186,8 @@ class Tucker2(Decomposition[TuckerState]):
         input basis for them."""
         r_in, r_out = rank
         if state.metric is not None:
-            first, regression = _refined(state, r_in, r_out, weighted(state.metric, state.weight))[_anchor(state, r_in, r_out)]
+            seen = weighted(state.metric, state.weight)
+            first, regression = _regressed(state, seen, r_in, _anchor(state, r_in, r_out))
             core, last = _truncate(state, regression, r_out)
             return first, core.unflatten(3, state.kernel), last
         assert state.core is not None and state.output_basis is not None  # without an input moment
@@ -204,59 +215,71 @@ class Tucker2(Decomposition[TuckerState]):
         return chain_module(site, self._links(site, r_in, r_out), weights, bias)
 
 
-def _measured(state: TuckerState, ranks: np.ndarray) -> Errors:
-    """Errors in the metric of the factors that `factors` gives. With U the eigenvectors of Z^T Z kept, L its eigenvalues and
-    T the Gram matrix of the weight's rows, all in the metric, that of the residual's rows is T - U L U^T."""
-    assert state.metric is not None
-    seen = weighted(state.metric, state.weight)
-    gram = seen.goal.flatten(2) @ seen.target.flatten(2).mT
-    total, top = residual_norms(state.metric, state.weight)
-    found = np.zeros((len(ranks), 2))
-    refined: dict[int, tuple[Tensor, Regression]] = {}
-    last = 0
-    for k, (r_in, r_out) in enumerate(ranks.tolist()):
-        if r_in != last:  # pairs are sorted: the first of an input rank has the least output rank
-            last, refined = r_in, _refined(state, r_in, r_out, seen)
-        regression = refined[_anchor(state, r_in, r_out)][1]
-        kept = regression.vectors[..., :r_out]
-        left = gram - (kept * regression.values[:, None, :r_out]) @ kept.mT
-        squared = max(0.0, float(left.diagonal(dim1=1, dim2=2).sum()))
-        found[k] = squared, min(squared, max(0.0, float(torch.linalg.eigvalsh((left + left.mT) / 2).max())))
-    return Errors(ranks, ratio(found[:, 0], total), ratio(found[:, 1], top), total**0.5, "measured", "measured")
-
-
 def _anchor(state: TuckerState, r_in: int, r_out: int) -> int:
-    """The output rank that the input basis of a pair is refined for: the next of c_out, c_out / 2, c_out / 4, ...; c_out
-    alone where sweeps are so long that only a few can be made."""
+    """The output rank that the input basis of a pair is refined for: the next of c_out, c_out / 4, c_out / 16, ...; c_out
+    alone where steps are so long that only a few can be made, and where the basis spans all channels."""
     anchor = state.weight.shape[1]
-    if weighted_truncation.work(state.weight, r_in) * FEW <= weighted_truncation.WORK:
-        while anchor // 2 >= r_out:
-            anchor //= 2
+    few = weighted_truncation.work(state.weight, r_in) * FEW > weighted_truncation.WORK
+    if not few and r_in < state.weight.shape[3]:
+        while anchor // ANCHORS >= r_out:
+            anchor //= ANCHORS
     return anchor
 
 
-def _refined(state: TuckerState, r_in: int, r_out: int, seen: Weighted) -> dict[int, tuple[Tensor, Regression]]:
-    """For every anchor from c_out down to that of ``r_out``: an input basis of shape (g, ci, r_in), refined for it, and the
-    regression on that. Each starts from the one before or from the higher-order SVD, whichever is better there."""
-    metric, anchor = state.metric, state.weight.shape[1]
+def _regressed(state: TuckerState, seen: Weighted, r_in: int, anchor: int) -> tuple[Tensor, Regression]:
+    """An input basis of shape (g, ci, r_in), refined for an anchor, and the regression on it. All those of the grid are found
+    together; others start from the higher-order SVD."""
+    if not state.found:
+        _search(state, seen)
+    metric, known = state.metric, (r_in, anchor) in state.found
     assert metric is not None
-    steps = weighted_truncation.affordable(state.weight, r_in)
-    plain = rows = state.input_basis[..., :r_in].mT
-    found: dict[int, tuple[Tensor, Regression]] = {}
-    while True:
+    rows = state.found[r_in, anchor] if known else state.input_basis[..., :r_in].mT
+    steps = 0 if known else weighted_truncation.affordable(state.weight, r_in)
+    _, rows, regression = descend(metric, seen, rows, _fit(seen, anchor), steps)
+    return rows.mT, regression
 
-        def fit(rows: Tensor, spread: Tensor, anchor: int = anchor) -> tuple[Tensor, float, Regression]:
-            regression = _regress(seen, rows, spread)
-            output = regression.vectors[..., :anchor]
-            left = output @ _core(regression, anchor).mT
-            return left.unflatten(2, (r_in, -1)).transpose(2, 3), float(regression.values[:, :anchor].sum()), regression
 
-        starts = (rows, plain) if found and steps else (plain,)
-        _, rows, regression = descend(metric, seen, starts, fit, steps)
-        found[anchor] = rows.mT, regression
-        if anchor <= _anchor(state, r_in, r_out):
-            return found
-        anchor //= 2
+def _search(state: TuckerState, seen: Weighted) -> None:
+    """From the largest input rank to the smallest, from the largest anchor to the smallest: each basis starts from the strongest part
+    of that of the next input rank, or from that of the next anchor, or from the
+    higher-order SVD where that ends worse than this begins. At () the squared norms of what all pairs leave over: with U the
+    eigenvectors of Z^T Z kept and L its eigenvalues, they capture U L U^T."""
+    metric, o = state.metric, state.weight.shape[1]
+    assert metric is not None
+    start, more = state.input_basis.mT, weighted_truncation.FIRST
+    plain = leading(seen, start)
+    norms: dict[tuple[int, int], list[float]] = {}
+    for r_in in sorted(set(state.grid[:, 0].tolist()), reverse=True):
+        steps = weighted_truncation.affordable(state.weight, r_in)
+        z = plain[:, : r_in * state.weight.shape[2]]
+        values = torch.linalg.eigvalsh(z.mT @ z).flip(-1)
+        outer = state.grid[state.grid[:, 0] == r_in, 1].tolist()
+        rows, regressions = start[:, :r_in], dict[int, Regression]()
+        for anchor in sorted({o, *(_anchor(state, r_in, r_out) for r_out in outer)}, reverse=True):
+            first = anchor == o and steps > 0
+            fit, going_on = _fit(seen, anchor), min(steps, GOING_ON)
+            left, rows, regressions[anchor] = descend(metric, seen, rows, fit, steps + more if first else going_on)
+            if regressions[anchor].values[:, :anchor].sum() < values[:, :anchor].sum():
+                left, rows, regressions[anchor] = descend(metric, seen, state.input_basis[..., :r_in].mT, fit, steps)
+            if first:
+                start, more = strongest(metric, seen, left, rows), 0
+            state.found[r_in, anchor] = rows
+        for r_out in outer:
+            regression = regressions[_anchor(state, r_in, r_out)]
+            kept = regression.vectors[..., :r_out]
+            norms[r_in, r_out] = left_over(seen.gram, (kept * regression.values[:, None, :r_out]) @ kept.mT)
+    state.found[()] = torch.tensor([norms[r_in, r_out] for r_in, r_out in state.grid.tolist()], dtype=torch.float64)
+
+
+def _fit(seen: Weighted, anchor: int) -> Callable[[Tensor, Tensor], tuple[Tensor, float, Regression]]:
+    """The best core and output basis of rank ``anchor`` for an input basis."""
+
+    def fit(rows: Tensor, spread: Tensor) -> tuple[Tensor, float, Regression]:
+        regression = _regress(seen, rows, spread)
+        left = regression.vectors[..., :anchor] @ _core(regression, anchor).mT
+        return left.unflatten(2, (rows.shape[1], -1)).transpose(2, 3), float(regression.values[:, :anchor].sum()), regression
+
+    return fit
 
 
 def _regress(seen: Weighted, rows: Tensor, spread: Tensor) -> Regression:

@@ -12,8 +12,8 @@ for all ranks but up to 40 % too large, which would tilt every comparison toward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from ranksearch.decompositions.decomposition import AnyDecomposition, Errors, cheaper
+from ranksearch.decompositions.decomposition import AnyDecomposition, Errors, Rank, cheaper
 from ranksearch.decompositions.folding import Folding
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
 from ranksearch.sites import Site
 
-SWEEPS = 16  # steps of R per rank, each with the best L for it, at most
-FEWER, LITTLE = 4, 2.5e8  # no more than so many where they need more multiply-adds than that: large ranks start near their best
+SWEEPS = 8  # steps of R per rank, each with the best L for it, at most
+FEWER, LITTLE = 2, 6e7  # no more than so many where they need more multiply-adds than that: large ranks start near their best
+FIRST = 2  # more of them for the largest rank, which has no other to start from
 WORK = 1.5e10  # multiply-adds spent on them per rank, at most, about; one step is always made, which gains most
 TINY = torch.finfo(torch.float64).tiny
 ENOUGH = 1e-3  # they end where one gains less than this share of the squared error
@@ -58,6 +59,7 @@ class Folded:
     metric: FoldedMetric | None  # None: no input moment, the truncated SVD is optimal
     rows: Tensor | None  # with a metric: R of the start for all ranks, strongest first, shape: (groups, k, c)
     grid: np.ndarray  # with a metric: the ranks that errors are measured at, int64, shape: (n_ranks, 1)
+    found: dict[Rank, Tensor] = field(default_factory=dict)  # R of every rank of the grid, once asked for; see `Searched`
 
 
 def measured_ranks(site: Site, decomposition: AnyDecomposition) -> np.ndarray:
@@ -138,16 +140,17 @@ def coordinates(seen: Weighted, rows: Tensor, spread: Tensor) -> tuple[Tensor, T
         solves Q^T (C_G^T L)^T = Z. O((k s)^3)."""
     groups, o, s, c = seen.goal.shape
     k = rows.shape[1]
-    gram = (spread.flatten(1, 3) @ rows.mT).reshape(groups, s, s, k, k).permute(0, 3, 2, 4, 1).reshape(groups, k * s, k * s)
+    gram = (spread.flatten(1, 3) @ rows.mT).reshape(groups, k, s, s, k).permute(0, 1, 3, 4, 2).reshape(groups, k * s, k * s)
     moment = seen.goal.reshape(groups, o * s, c) @ rows.mT
     moment = moment.reshape(groups, o, s, k).permute(0, 3, 2, 1).reshape(groups, k * s, o)
-    factor = half((gram + gram.mT) / 2)
+    factor = half(gram)
     return factor, solve_triangular(factor, moment, upper=False)
 
 
 def _spread(seen: Weighted, rows: Tensor) -> Tensor:
-    """Rows (g, k, c) times every block of A, shape (g, s, t, k, c): entry (s, t) is rows A_ts."""
-    return rows[:, None, None] @ seen.blocks
+    """Rows (g, k, c) times every block of A, shape (g, k, s, t, c): entry (s, t) is rows A_ts."""
+    groups, _, s, c = seen.goal.shape
+    return (rows @ seen.blocks).reshape(groups, -1, s, s, c)
 
 
 def errors(state: Folded) -> Errors:
@@ -155,16 +158,24 @@ def errors(state: Folded) -> Errors:
     `factors` gives. The operator norm is then that of the lowered C_out x (C_in kh kw) matrix."""
     if state.metric is None:
         return spectrum_errors(state.spectrum)
-    seen = weighted(state.metric, state.weight)
-    parts = (factors(state, int(rank), seen=seen) for rank in state.grid[:, 0])
-    return measured(state.metric, state.weight, state.grid, ((left @ right).reshape(state.weight.shape) for left, right in parts))
+    if not state.found:
+        _search(state, state.metric, weighted(state.metric, state.weight))
+    return measured(state.metric, state.weight, state.grid, state.found[()])
 
 
-def measured(metric: FoldedMetric, weight: Tensor, ranks: np.ndarray, built: Iterable[Tensor]) -> Errors:
-    """Errors of dense weights that were built, of shape (groups, o, s, c) each, in the metric."""
+def measured(metric: FoldedMetric, weight: Tensor, ranks: np.ndarray, squared: Tensor) -> Errors:
+    """Errors from measured squared norms of residuals, Frobenius and operator, shape (n_ranks, 2)."""
     total, top = residual_norms(metric, weight)
-    found = np.array([residual_norms(metric, weight - dense) for dense in built]).reshape(len(ranks), 2)
-    return Errors(ranks, ratio(found[:, 0], total), ratio(found[:, 1], top), total**0.5, "measured", "measured")
+    norms = squared.cpu().numpy()
+    return Errors(ranks, ratio(norms[:, 0], total), ratio(norms[:, 1], top), total**0.5, "measured", "measured")
+
+
+def left_over(gram: Tensor, captured: Tensor) -> list[float]:
+    """Squared norms of a residual, Frobenius and operator, from the Gram matrices of C_G^T W and of what is captured of it, both in
+    the metric, shape (groups, o, o): residuals of least squares are orthogonal to what is captured."""
+    rest = gram - captured
+    squared = max(0.0, float(rest.diagonal(dim1=1, dim2=2).sum()))
+    return [squared, min(squared, max(0.0, float(torch.linalg.eigvalsh((rest + rest.mT) / 2).max())))]
 
 
 def bounded(ranks: np.ndarray, residual: np.ndarray, total: float, top: float) -> Errors:
@@ -200,16 +211,79 @@ def factors(state: Folded, rank: int, *, sweeps: int | None = None, seen: Weight
             left = solve_triangular(state.output_half.mT, left.reshape(groups, o, s * rank), upper=True).reshape(groups, o * s, rank)
         return left, right
     seen = seen or weighted(metric, weight)
-
-    def fit(right: Tensor, spread: Tensor) -> tuple[Tensor, float, None]:
-        factor, z = coordinates(seen, right, spread)
-        left = solve_triangular(factor.mT, z, upper=True).reshape(groups, -1, s, o).permute(0, 3, 2, 1)
-        return left, float(z.square().sum()), None
-
-    left, right, _ = descend(metric, seen, [state.rows[:, :rank]], fit, affordable(weight, rank) if sweeps is None else sweeps)
+    if sweeps is None:
+        left, right = _best(state, metric, seen, rank)
+    else:
+        left, right, _ = descend(metric, seen, state.rows[:, :rank], _fit(seen), sweeps)
     if metric.output_half is not None:
         left = solve_triangular(metric.output_half.mT, left.reshape(groups, o, s * rank), upper=True)
     return even(left.reshape(groups, o * s, rank), right)
+
+
+def _best(state: Folded, metric: FoldedMetric, seen: Weighted, rank: int) -> tuple[Tensor, Tensor]:
+    """C_G^T L and R of a rank, after all steps; of ranks off the grid from the next one on it."""
+    fit = _fit(seen)
+    assert state.rows is not None
+    if not affordable(state.weight, rank):  # R spans all columns
+        right = torch.linalg.qr(state.rows[:, :rank].mT)[0].mT
+        return seen.target @ right.mT[:, None], right
+    if not state.found:
+        _search(state, metric, seen)
+    if (rank,) in state.found:
+        return descend(metric, seen, state.found[rank,], fit, 0)[:2]
+    above = min((r for r in state.grid[:, 0].tolist() if r > rank and affordable(state.weight, r)), default=None)
+    start = state.rows
+    if above is not None:
+        start = strongest(metric, seen, *descend(metric, seen, state.found[above,], fit, 0)[:2])
+    return descend(metric, seen, start[:, :rank], fit, affordable(state.weight, rank))[:2]
+
+
+def _search(state: Folded, metric: FoldedMetric, seen: Weighted) -> None:
+    """R of all ranks of the grid, from the largest to the smallest, each from the strongest part of the one before, or from the rows
+    of the whitened SVD where that ends worse than these begin; and at () the squared norms of what is left over, shape (n_ranks, 2)."""
+    start, more, norms = state.rows, FIRST, []
+    assert start is not None and state.rows is not None
+    plain = leading(seen, start[:, : max((r for r in state.grid[:, 0].tolist() if affordable(state.weight, r)), default=0)])
+    for rank in state.grid[::-1, 0].tolist():
+        steps = affordable(state.weight, rank)
+        if not steps:  # R spans all columns
+            norms.append([0.0, 0.0])
+            continue
+        left, right, z = descend(metric, seen, start[:, :rank], _fit(seen), steps + more)
+        if z.square().sum() < plain[:, : rank * seen.goal.shape[2]].square().sum():
+            left, right, z = descend(metric, seen, state.rows[:, :rank], _fit(seen), steps)
+        norms.append(left_over(seen.gram, z.mT @ z))
+        state.found[rank,] = right
+        start, more = strongest(metric, seen, left, right), 0
+    state.found[()] = torch.tensor(norms[::-1], dtype=torch.float64)
+
+
+def _fit(seen: Weighted) -> Callable[[Tensor, Tensor], tuple[Tensor, float, Tensor]]:
+    groups, o, s, _ = seen.goal.shape
+
+    def fit(right: Tensor, spread: Tensor) -> tuple[Tensor, float, Tensor]:
+        factor, z = coordinates(seen, right, spread)
+        left = solve_triangular(factor.mT, z, upper=True).reshape(groups, -1, s, o).permute(0, 3, 2, 1)
+        return left, float(z.square().sum()), z
+
+    return fit
+
+
+def leading(seen: Weighted, rows: Tensor) -> Tensor:
+    """Coordinates Z of the weight, shape (groups, k s, o), see `coordinates`, of which the first r s are those for the first r of the
+    rows, for every r."""
+    rows = torch.linalg.qr(rows.mT)[0].mT.contiguous()
+    return coordinates(seen, rows, _spread(seen, rows))[1]
+
+
+def strongest(metric: FoldedMetric, seen: Weighted, left: Tensor, right: Tensor) -> Tensor:
+    """R with the same span, shape (groups, r, c), the strongest directions of L R first: as it is whitened by A's marginals. Shapes:
+    C_G^T L (groups, o, s, r), R (groups, r, c)."""
+    orthonormal, triangle = torch.linalg.qr((right @ seen.channel_half).mT)
+    groups, o, s, r = left.shape
+    white = (half(metric.taps).mT[:, None] @ left).reshape(groups, o * s, r) @ triangle.mT
+    vectors = torch.linalg.eigh(white.mT @ white)[1].flip(-1)
+    return solve_triangular(seen.channel_half, vectors.mT @ orthonormal.mT, upper=False, left=False)
 
 
 @dataclass(frozen=True)
@@ -218,8 +292,9 @@ class Weighted:
 
     target: Tensor  # C_G^T W, shape: (groups, o, s, c)
     goal: Tensor  # C_G^T W A
-    energy: float  # |W|^2 in the metric
-    blocks: Tensor  # A_ts = A[t, :, s, :], shape: (groups, s, t, c, c)
+    gram: Tensor  # C_G^T W A W^T C_G, shape: (groups, o, o)
+    energy: float  # |W|^2 in the metric: its trace
+    blocks: Tensor  # A_ts = A[t, :, s, :] side by side, shape: (groups, c, s t c)
     channel_half: Tensor  # lower triangular half of A's marginal over the channels, shape: (groups, c, c)
 
 
@@ -228,27 +303,27 @@ def weighted(metric: FoldedMetric, weight: Tensor) -> Weighted:
     groups, o, s, c = weight.shape
     target = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
     goal = (target.reshape(groups, o, s * c) @ metric.input.reshape(groups, s * c, s * c)).reshape(groups, o, s, c)
-    blocks = metric.input.permute(0, 3, 1, 2, 4).contiguous()
-    return Weighted(target, goal, float((goal * target).sum().clamp_min(0.0)), blocks, half(metric.channels))
+    blocks = metric.input.permute(0, 2, 3, 1, 4).reshape(groups, c, s * s * c)
+    gram = goal.flatten(2) @ target.flatten(2).mT
+    energy = float(gram.diagonal(dim1=1, dim2=2).sum().clamp_min(0.0))
+    return Weighted(target, goal, gram, energy, blocks, half(metric.channels))
 
 
 def descend(
-    metric: FoldedMetric, seen: Weighted, starts: Sequence[Tensor], fit: Callable[[Tensor, Tensor], tuple[Tensor, float, P]], steps: int
+    metric: FoldedMetric, seen: Weighted, right: Tensor, fit: Callable[[Tensor, Tensor], tuple[Tensor, float, P]], steps: int
 ) -> tuple[Tensor, Tensor, P]:
-    """Variable projection: L is always the best one for R. The error never grows.
+    """Variable projection from R of shape (groups, r, c): L is always the best one for R. The error never grows.
 
     Args:
-        starts: values of R, shape (groups, r, c), to start from the best of; only their span matters.
         fit: of R and its `_spread`: the best C_G^T L, shape (groups, o, s, r), the energy it captures, and whatever else the caller
             needs of it.
 
     Returns:
         C_G^T L, R, and the rest of what ``fit`` gave for them.
     """
-    places = [(right, _spread(seen, right)) for right in (torch.linalg.qr(start.mT)[0].mT.contiguous() for start in starts)]
-    fits = [fit(*place) for place in places]
-    best = max(range(len(fits)), key=lambda k: fits[k][1])
-    (right, spread), (left, captured, rest) = places[best], fits[best]
+    right = torch.linalg.qr(right.mT)[0].mT.contiguous()  # only the span of R matters, L being refitted
+    spread = _spread(seen, right)
+    left, captured, rest = fit(right, spread)
     stretch = STRETCH[0]
     way = None
     for _ in range(steps):
@@ -273,7 +348,7 @@ def _walked(
     bends less along the way than it does with L fixed; how much less is known after a step, and taken for the next."""
 
     def at(length: float) -> tuple[Tensor, Tensor]:
-        return right + length * way.direction, spread + length * way.spread
+        return torch.add(right, way.direction, alpha=length), torch.add(spread, way.spread, alpha=length)
 
     length = stretch * way.slope / way.curvature
     place = at(length)
@@ -302,22 +377,22 @@ def _way(metric: FoldedMetric, seen: Weighted, left: Tensor, spread: Tensor, las
     sum_ss' (L_s^T G L_s') R A_s's is preconditioned by what it would be if A were its marginals' Kronecker product."""
     groups, o, s, r = left.shape
     flat = left.reshape(groups, o, s * r)
-    pairs = (flat.mT @ flat).reshape(groups, s, r, s, r)
+    pairs = (flat.mT @ flat).reshape(groups, s, r, s, r).permute(0, 2, 4, 1, 3).reshape(groups, r, r * s * s)
 
     def pulled(spread: Tensor) -> Tensor:
-        return pairs.permute(0, 2, 1, 3, 4).reshape(groups, r, s * s * r) @ spread.reshape(groups, s * s * r, -1)
+        return pairs @ spread.reshape(groups, r * s * s, -1)
 
-    mean = torch.einsum("gst,gsptr->gpr", metric.taps, pairs)
-    ridge = mean.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(TINY) * 1e-13
-    mean_half = half((mean + mean.mT) / 2 + ridge[:, None, None] * torch.eye(r).to(mean))
+    mean = (pairs.reshape(groups, r * r, s * s) @ metric.taps.reshape(groups, s * s, 1)).reshape(groups, r, r)
+    mean_half = half(mean)
     gradient = flat.reshape(groups, o * s, r).mT @ seen.goal.reshape(groups, o * s, -1) - pulled(spread)
     step = torch.cholesky_solve(torch.cholesky_solve(gradient, mean_half).mT, seen.channel_half).mT
     size = float((gradient * step).sum())
     direction, slope = step, size
     if last is not None and last.size > 0:
-        conjugate = step + max(0.0, float(((gradient - last.gradient) * step).sum()) / last.size) * last.direction
-        if float((gradient * conjugate).sum()) > 0:
-            direction, slope = conjugate, float((gradient * conjugate).sum())
+        share = max(0.0, size - float((last.gradient * step).sum())) / last.size
+        ascent = size + share * float((gradient * last.direction).sum())
+        if ascent > 0:
+            direction, slope = step + share * last.direction, ascent
     image = _spread(seen, direction)
     curvature = float((direction * pulled(image)).sum())
     return Way(direction, image, slope, curvature, gradient, size) if slope > 0 and curvature > 0 else None

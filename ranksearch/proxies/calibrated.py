@@ -10,7 +10,6 @@ from typing import Self
 
 import numpy as np
 from scipy.optimize import lsq_linear
-from scipy.stats import spearmanr
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies.context import ProxyContext
@@ -132,4 +131,6 @@ def _leave_out(x: np.ndarray, y: np.ndarray, ridge: float, folds: int = 4) -> fl
 
 
 def _rank(a: np.ndarray, b: np.ndarray) -> float:
+    from scipy.stats import spearmanr  # half a second to import: not before it is needed
+
     return float(spearmanr(a, b).statistic)  # type: ignore[attr-defined]

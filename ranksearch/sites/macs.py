@@ -186,6 +186,11 @@ class MacCounter(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch asks; a mode that says yes, the default, imports the compiler at the first operator: a second for nothing."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.macs: Counter[str] = Counter()

@@ -123,6 +123,11 @@ class _Undo(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch asks; a mode that says yes, the default, imports the compiler at the first operator: a second for nothing."""
+        return False
+
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
         self._watched = {_memory(tensor): tensor for tensor in tensors}

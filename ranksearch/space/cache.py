@@ -27,6 +27,7 @@ from ranksearch.sites import Site
 from ranksearch.tensors import absorb
 
 LIMIT = 1 << 30  # bytes of all files
+RECOUNT = 16  # files are counted again when so much of the limit was written by this process
 KEEP = 0.8  # of the limit, when the oldest files are removed to make room
 PACKAGES = ("ranksearch.decompositions.", "ranksearch.sites.")  # values of classes defined here are kept, no others
 
@@ -75,14 +76,16 @@ class ContentCache:
     def __init__(self, folder: Path, *, limit: int = LIMIT) -> None:
         self.folder = folder
         self.limit = limit
+        self._total: int | None = None  # bytes of all files when they were last counted, and of those written since
+        self._written = 0  # since
 
     def load(self, key: str) -> Any | None:
         """The value of a key, tensors on the CPU; None where there is none that can be trusted."""
         path = self._path(key)
         try:
             data = path.read_bytes()
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            body = data[8 + int.from_bytes(data[:8], "little") :]
+            header, body = _parts(data)
+            header = header["__metadata__"]
             if header["key"] != key or header["sum"] != _sum(header["value"], body):
                 return None
             value = _thaw(json.loads(header["value"]), load(data))
@@ -98,9 +101,11 @@ class ContentCache:
             tree = json.dumps(_freeze(value, tensors))
         except TypeError:  # a state of some other kind
             return False
-        body = save(tensors)
-        body = body[8 + int.from_bytes(body[:8], "little") :]
-        data = save(tensors, {"key": key, "value": tree, "sum": _sum(tree, body)})
+        header, body = _parts(save(tensors))
+        header["__metadata__"] = {"key": key, "value": tree, "sum": _sum(tree, body)}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        data = len(text).to_bytes(8, "little") + text + body
         if len(data) > self.limit:
             return False
         try:
@@ -116,6 +121,13 @@ class ContentCache:
         return self.folder / f"{key}.safetensors"
 
     def _make_room(self, size: int) -> None:
+        """Remove files until ``size`` bytes more are within the limit. Files are counted when they must be, and now and then, for other
+        processes write too."""
+        self._written += size
+        if self._total is None or self._total + self._written > self.limit or self._written > self.limit // RECOUNT:
+            self._total, self._written = self._counted(size), size
+
+    def _counted(self, size: int) -> int:
         found = []
         for path in self.folder.glob("*.safetensors"):
             try:
@@ -125,12 +137,19 @@ class ContentCache:
             found.append((stat.st_mtime_ns, path, stat.st_size))
         total = sum(entry[2] for entry in found)
         if total + size <= self.limit:
-            return
+            return total
         for _, path, length in sorted(found):
+            if total + size <= KEEP * self.limit:
+                break
             path.unlink(missing_ok=True)
             total -= length
-            if total + size <= KEEP * self.limit:
-                return
+        return total
+
+
+def _parts(data: bytes) -> tuple[Any, bytes]:
+    """Header and content of a safetensors file."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def _sum(tree: str, body: bytes) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Errors, Moments, Rank, cheaper
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Errors, Moments, Rank, Searched, cheaper
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site, Sites, canonical_weight, unwrapped
 from ranksearch.space.cache import ContentCache, content_key
@@ -91,6 +91,7 @@ class Spectra:
         self._profiles: dict[tuple[str, str], Profile] = {}
         self._disk = None if cache is None else ContentCache(cache)
         self._keys: dict[tuple[str, str], str | None] = {}
+        self._found: set[tuple[str, str]] = set()  # of what was searched for, what is on disk
 
     def __getstate__(self) -> dict[str, Any]:
         """Profiles do not travel to workers, which build and do not choose; the states do, the most recently used first, up
@@ -121,6 +122,9 @@ class Spectra:
             return self.decomposition(name).prepare(site, self._weight(site), self.moments.get(site.name))
 
         state = self._kept(site, name, "state", prepare)
+        if isinstance(state, Searched) and (found := self._load(site, name, "found")) is not None:
+            state.found.update(found)
+            self._found.add(key)
         self._states[key] = (state, _bytes(state))
         while sum(size for _, size in self._states.values()) > self._cache_bytes and len(self._states) > 1:
             self._states.popitem(last=False)
@@ -138,24 +142,39 @@ class Spectra:
         return canonical_weight(self.model.get_submodule(site.name), site)
 
     def _kept(self, site: Site, name: str, what: str, make: Callable[[], V]) -> V:
-        """What was made before, by whatever process, or made now, and kept if that took long."""
+        """What was made before, by whatever process, or made now, and kept if that took long. Of a state that is `Searched` only what
+        was found is kept, with the errors that come of it."""
         with _threads(site):
-            if self._disk is None:
+            if (key := self._key(site, name)) is None or self._disk is None:
                 return make()
-            place = (site.name, name)
-            if place not in self._keys:
-                decomposition, moments = self.decomposition(name), self.moments.get(site.name)
-                self._keys[place] = content_key(decomposition, site, self._weight(site), moments, threads=torch.get_num_threads())
-            key = self._keys[place]
-            if key is None:
-                return make()
-            if (found := self._disk.load(f"{key}-{what}")) is not None:
-                return _moved(found, self._weight(site).device)
+            if (kept := self._load(site, name, what)) is not None:
+                return kept
             begin = time.process_time()
             made = make()
-            if time.process_time() - begin >= DEAR:
+            if time.process_time() - begin >= DEAR and not isinstance(made, Searched):
                 self._disk.save(f"{key}-{what}", made)
+                self._keep_found(site, name, key)
             return made
+
+    def _keep_found(self, site: Site, name: str, key: str) -> None:
+        place = (site.name, name)
+        state, _ = self._states.get(place, (None, 0))
+        if self._disk is not None and place not in self._found and isinstance(state, Searched) and state.found:
+            self._disk.save(f"{key}-found", tuple(state.found.items()))
+            self._found.add(place)
+
+    def _load(self, site: Site, name: str, what: str) -> Any | None:
+        with _threads(site):
+            key = self._key(site, name)
+        kept = None if key is None or self._disk is None else self._disk.load(f"{key}-{what}")
+        return _moved(kept, self._weight(site).device)
+
+    def _key(self, site: Site, name: str) -> str | None:
+        """What is kept of a site in a type is found by this; None where nothing is."""
+        if self._disk is not None and (site.name, name) not in self._keys:
+            threads, moments = torch.get_num_threads(), self.moments.get(site.name)
+            self._keys[site.name, name] = content_key(self.decomposition(name), site, self._weight(site), moments, threads=threads)
+        return self._keys.get((site.name, name))
 
     def profile(self, site: Site, name: str) -> Profile | None:
         """The options of one decomposition at one site; None where it is undefined."""
@@ -168,6 +187,8 @@ class Spectra:
             params, macs = decomposition.costs(site, errors.ranks)
             keep = np.arange(len(params)) if name == "dense" else np.flatnonzero(cheaper(site, params, macs))
             keep = keep[np.lexsort((macs[keep], params[keep]))]
+            if key in self._states:  # it may have grown by what was searched for
+                self._states[key] = (self._states[key][0], _bytes(self._states[key][0]))
             self._profiles[key] = Profile(
                 site.name, name, errors.ranks[keep], params[keep], macs[keep], errors.frobenius[keep],
                 errors.operator[keep], errors.norm, errors.frobenius_is, errors.operator_is,
@@ -222,4 +243,6 @@ def _bytes(state: Any) -> int:
         return sum(_bytes(getattr(state, field.name)) for field in fields(state))
     if isinstance(state, (tuple, list)):
         return sum(_bytes(item) for item in state)
+    if isinstance(state, dict):
+        return sum(_bytes(item) for item in state.values())
     return 0

@@ -59,8 +59,11 @@ def test_sweeps_never_raise_the_error(shape: tuple[int, ...], monkeypatch: pytes
     ahead = errors()
     monkeypatch.setattr(cp_fit, "STRETCH", 0.0)
     plain = errors()
-    assert len(ahead) == len(plain) == 11
-    for row in (ahead, plain):
+    monkeypatch.setattr(cp_fit, "STRETCH", 50.0)  # so far that the first step ahead is taken back
+    far = errors()
+    assert len(ahead) == len(plain) == len(far) == 11
+    assert far[1] == far[0] and far[-1] < far[0]
+    for row in (ahead, plain, far):
         assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(row))
 
 

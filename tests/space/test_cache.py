@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, tucker2, weighted_truncation
 from ranksearch.decompositions.cp import CP
 from ranksearch.decompositions.svd import SVD
 from ranksearch.search.events import Stage
@@ -21,7 +21,7 @@ from ranksearch.space import spectra as module
 from ranksearch.space.cache import ContentCache, content_key
 from ranksearch.space.spectra import Spectra
 
-TYPES = [d for d in DECOMPOSITIONS if d.name in ("svd", "svd_in", "tucker2", "cp", "adaptive")]
+TYPES = [d for d in DECOMPOSITIONS if d.name in ("svd", "svd_in", "spatial", "tucker2", "cp", "adaptive")]
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,20 @@ def test_nothing_is_prepared_twice_and_results_are_the_same(metric: bool, tmp_pa
     again = everything(Spectra(net, sites, TYPES, moments=m, cache=tmp_path))
     assert not made
     assert same(plain, first) and same(plain, again)
+
+
+def test_what_was_searched_for_is_not_searched_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, sites = network()
+    m = moments(sites)
+    names = ("svd_in", "spatial", "tucker2")
+    first = Spectra(net, sites, TYPES, moments=m, cache=tmp_path)
+    for site in sites:
+        for name in names:
+            first.profile(site, name)
+    expected = everything(Spectra(net, sites, TYPES, moments=m))
+    for part in (weighted_truncation, tucker2):
+        monkeypatch.setattr(part, "_search", lambda *given: pytest.fail("searched again"))
+    assert same(expected, everything(Spectra(net, sites, TYPES, moments=m, cache=tmp_path)))
 
 
 def test_neither_order_nor_what_was_asked_before_changes_results(tmp_path: Path) -> None:
