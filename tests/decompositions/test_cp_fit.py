@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import tensorly
@@ -59,12 +60,32 @@ def test_sweeps_never_raise_the_error(shape: tuple[int, ...], monkeypatch: pytes
     ahead = errors()
     monkeypatch.setattr(cp_fit, "STRETCH", 0.0)
     plain = errors()
-    monkeypatch.setattr(cp_fit, "STRETCH", 50.0)  # so far that the first step ahead is taken back
-    far = errors()
-    assert len(ahead) == len(plain) == len(far) == 11
-    assert far[1] == far[0] and far[-1] < far[0]
-    for row in (ahead, plain, far):
+    assert len(ahead) == len(plain) == 11
+    for row in (ahead, plain):
         assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(row))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_ahead_that_leads_astray_is_taken_back(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step ahead comes before the third sweep: where that is no better, the fourth starts, plainly, where the third should have."""
+    tensor, begin, swept = random(*shape, seed=9), start(shape, 5), cp_fit._swept
+    plain = sweep(tensor, begin, 1e-10, sweeps=2, enough=0.0)
+    assert plain is not None
+    after = swept(tensor.flatten(1), shape[1:], [f.mT.contiguous() for f in plain], float(tensor.square().sum()), 1e-10)[0]
+    assert after is not None
+    calls: list[int] = []
+
+    def astray(*given: Any) -> tuple[Any, float]:
+        calls.append(len(calls))
+        found, error = swept(*given)
+        return found, error if len(calls) != 3 else 2 * float(tensor.square().sum())
+
+    for sweeps, expected in ((3, plain), (4, [f.mT for f in after])):
+        calls.clear()
+        monkeypatch.setattr(cp_fit, "_swept", astray)
+        found = sweep(tensor, begin, 1e-10, sweeps=sweeps, enough=0.0)
+        assert found is not None and len(calls) == sweeps
+        assert torch.allclose(compose(found), compose(expected), atol=1e-12)
 
 
 def test_singular_normal_equations_are_said() -> None:
