@@ -67,7 +67,7 @@ def test_sweeps_never_raise_the_error(shape: tuple[int, ...], monkeypatch: pytes
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_step_ahead_that_leads_astray_is_taken_back(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first step ahead comes before the third sweep: where that is no better, the fourth starts, plainly, where the third should have."""
+    """The first step ahead comes before the third sweep: where that is no better, the fourth starts plainly from the second."""
     tensor, begin, swept = random(*shape, seed=9), start(shape, 5), cp_fit._swept
     plain = sweep(tensor, begin, 1e-10, sweeps=2, enough=0.0)
     assert plain is not None
