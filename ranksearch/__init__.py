@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ranksearch.compression import compress
     from ranksearch.costs import COSTS, CostModel
     from ranksearch.decompositions import DECOMPOSITIONS
     from ranksearch.errors import RanksearchError
@@ -32,6 +33,7 @@ _HOMES = {
     "Study": "study",
     "Task": "tasks",
     "find_sites": "sites",
+    "compress": "compression",
     "load": "networks.export",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "Study",
     "Task",
     "__version__",
+    "compress",
     "find_sites",
     "load",
 ]

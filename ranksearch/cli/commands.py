@@ -64,6 +64,7 @@ def root() -> click.Group:
         ("search", search, _search_parameters, "Evaluate networks, and go on where it stopped."),
         ("front", front, _front_parameters, "The networks that no other one beats."),
         ("proxies", proxies, _proxies_parameters, "How well cheap scores predicted what was measured."),
+        ("compress", compress, _compress_parameters, "A smaller network at once, without training."),
         ("build", build, _build_parameters, "One of them as plain PyTorch, on disk."),
     ):
         texts = {"help": function.__doc__, "short_help": short}
@@ -312,6 +313,51 @@ def proxies(
         study, objective=objective, fidelity=fidelity, k=top, calibrate=not no_calibration, batches=batches, format_=format_, out=out,
         plot=plot,
     )  # fmt: skip
+
+
+def _compress_parameters() -> list[click.Parameter]:
+    return [
+        _study(),
+        click.Option(
+            ["--to"], multiple=True, required=True, metavar="CONDITION",
+            help='What the network may cost, such as "macs <= 0.5"; repeatable.',
+        ),
+        click.Option(
+            ["--out"], required=True, type=UserPath(), metavar="DIR", help="Where to write: model.safetensors and manifest.json.",
+        ),
+        click.Option(
+            ["--rule"], multiple=True, type=NameIn("compression", "RULES"),
+            help="Only this rule's answer, or the better of several; repeatable.  [default: all rules]",
+        ),
+        click.Option(
+            ["--polish"], type=click.IntRange(min=0), default=0, metavar="N",
+            help="Measured exchanges from the best answer on.  [default: 0]",
+        ),
+        click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
+        click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
+        click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),
+        _space(),
+        _store(),
+    ]  # fmt: skip
+
+
+def compress(
+    asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], polish: int, onnx: bool,
+    torch_export: bool, force: bool, store: str | None,
+) -> None:  # fmt: skip
+    """Make the network smaller at once, without training: every rule chooses types and ranks, their networks are reconstructed and measured
+    on training data that none of them has seen, and the best one is written as plain PyTorch. The study's store is not touched."""
+    from ranksearch.cli import compression
+    from ranksearch.cli.progress import SiteProgress
+    from ranksearch.networks import export
+
+    export.check_target(out, force=force, onnx=onnx)  # before minutes go into it
+    print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
+    study = _open(asked, store, session=_session(), stored=True)
+    budgets = compression.budgets(study, to)
+    with SiteProgress() as progress:
+        found = study.compress(rules=rule or None, polished=polish, on_event=progress.event, **budgets)
+    compression.written(study, found, out, onnx=onnx, torch_export=torch_export, force=force)
 
 
 def _build_parameters() -> list[click.Parameter]:

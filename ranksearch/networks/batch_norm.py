@@ -114,6 +114,21 @@ def _dimensions(norm: _InstanceNorm) -> int:
 
 
 @contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch norms normalize by their batch although they are in evaluation mode, which is what re-estimated statistics converge to;
+    afterwards their running statistics are as they were."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
+    for norm in norms:  # without running statistics evaluation takes those of the batch
+        norm.running_mean = norm.running_var = None
+    try:
+        yield
+    finally:
+        for norm, mean, variance in kept:
+            norm.running_mean, norm.running_var = mean, variance
+
+
+@contextmanager
 def _hooked(estimates: dict[Norm, _Estimate]) -> Iterator[None]:
     def before(estimate: _Estimate) -> Any:
         return lambda _norm, args, kwargs: estimate.add(args[0] if args else kwargs["input"])

@@ -4,17 +4,17 @@ inputs that the layer really gets from the factorized layers before it."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch import checks
 from ranksearch.decompositions.metric import floored, half
 from ranksearch.errors import InvalidArgument
+from ranksearch.networks.batch_norm import batch_statistics
 from ranksearch.networks.lockstep import Pass, passes
 from ranksearch.sites import Site, canonical_weight, evaluating, find_sites, module_kind, run
 from ranksearch.statistics.moments import chunks, gradients, images, lower, to_patch_order
@@ -98,7 +98,7 @@ def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any]
     sites = {site.name: site for site in find_sites(network, held[0], batch_dim=None, check=False)}
     lasts = {path: sites[last] for path, last in factorized if last in sites}
     once = [path for path, site in lasts.items() if len(site.calls) == 1]
-    with evaluating(network), evaluating(reference), _batch_statistics(network), ExitStack() as stack:
+    with evaluating(network), evaluating(reference), batch_statistics(network), ExitStack() as stack:
         given = stack.enter_context(_observed(network, {path: lasts[path].name for path in once}, held, output=False))
         wanted = stack.enter_context(_observed(reference, {path: path for path in once}, held, output=True))
         found: dict[str, Reconstructed] = {}
@@ -194,18 +194,3 @@ def _fit(last: nn.Module, path: str, site: Site, moments: _Moments, ridge: float
     parameter = last.get_parameter("weight")
     parameter.copy_(fitted.reshape(parameter.shape))
     return Reconstructed(path, before, after)
-
-
-@contextmanager
-def _batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch norms normalize by their batch although they are in evaluation mode; afterwards their running statistics are as they
-    were."""
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
-    for norm in norms:  # without running statistics evaluation takes those of the batch
-        norm.running_mean = norm.running_var = None
-    try:
-        yield
-    finally:
-        for norm, mean, variance in kept:
-            norm.running_mean, norm.running_var = mean, variance

@@ -14,6 +14,7 @@ from torch import nn
 
 from ranksearch import checks
 from ranksearch.allocators import Allocator
+from ranksearch.compression import Compressed, Rule, compress
 from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
@@ -333,6 +334,17 @@ class Study:
         return self.report.agreements(
             metric=metric, fidelity=fidelity, k=k, tolerance=tolerance, calibrate=calibrate, batches=batches, extra=extra
         )
+
+    def compress(
+        self, *, rules: Sequence[str | Rule] | None = None, reconstruction: int = 4, polished: int = 0,
+        on_event: Callable[[Stage], None] | None = None, **budgets: float,
+    ) -> Compressed:  # fmt: skip
+        """The best network within budgets that is known without training, in the study's space, see `ranksearch.compression.compress`.
+        It is no evaluation: the store neither has nor gets it."""
+        return compress(
+            self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, polished=polished, costs=self.costs,
+            on_event=on_event, **budgets,
+        )  # fmt: skip
 
     def train_supernet(
         self, method: str | Method = "sandwich", *, epochs: float = 6.0, sampling: str | None = None, seed: int | None = None,

@@ -1,0 +1,9 @@
+"""A smaller network in one call, without training."""
+
+from __future__ import annotations
+
+from ranksearch.compression.compress import Compressed, Tried, compress
+from ranksearch.compression.judge import Judge, divergence, judge
+from ranksearch.compression.rules import RULES, Rule
+
+__all__ = ["RULES", "Compressed", "Judge", "Rule", "Tried", "compress", "divergence", "judge"]

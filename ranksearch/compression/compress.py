@@ -1,0 +1,322 @@
+"""The best network within budgets that is known without training: every rule's answer is built, reconstructed and measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from ranksearch import checks
+from ranksearch.compression.judge import Judge, judge
+from ranksearch.compression.rules import RULES, Rule
+from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.home import home
+from ranksearch.networks import export
+from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.surgery import build
+from ranksearch.proxies import CalibrationLoss, Energy
+from ranksearch.search.events import Stage
+from ranksearch.search.local_search import polish
+from ranksearch.sites import Cost, Sites, unwrapped
+from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
+from ranksearch.space.spectra import Spectra
+from ranksearch.statistics import metric as space_metric
+from ranksearch.statistics.metric import MetricName
+from ranksearch.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+POLISH = "polish"  # the name of what measured exchanges make of the best answer
+HELD_OUT = 4  # batches that networks are judged on
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One rule's answer, measured.
+
+    Attributes:
+        rule: its name.
+        metric: what the factors are made for.
+        configuration: None where it has no answer.
+        cost: of the whole network.
+        loss: on the held-out batches, as the factors come; NaN where it was not measured.
+        reconstructed: the same after `reconstruct`.
+        note: why there is no answer.
+    """
+
+    rule: str
+    metric: MetricName
+    configuration: Configuration | None
+    cost: Cost | None
+    loss: float = math.nan
+    reconstructed: float = math.nan
+    note: str = ""
+
+    @property
+    def least(self) -> float:
+        """The better of the two losses; infinite where nothing was measured."""
+        return min((value for value in (self.loss, self.reconstructed) if not math.isnan(value)), default=math.inf)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A smaller network and how it was found.
+
+    Attributes:
+        model: plain torch, in evaluation mode.
+        chosen: the rule whose answer it is.
+        tried: every rule's answer.
+        baseline: costs of the dense network.
+        dense_loss: what the dense network measures on the held-out batches: 0 where the divergence from it is measured.
+    """
+
+    model: nn.Module
+    chosen: Tried
+    tried: tuple[Tried, ...]
+    baseline: Cost
+    dense_loss: float
+
+    @property
+    def configuration(self) -> Configuration:
+        """Types and ranks of the network."""
+        assert self.chosen.configuration is not None
+        return self.chosen.configuration
+
+    @property
+    def cost(self) -> Cost:
+        """Every cost of the network."""
+        assert self.chosen.cost is not None
+        return self.chosen.cost
+
+    @property
+    def reconstructed(self) -> bool:
+        """Whether the last factors were fitted to the dense network's responses: where that measures better."""
+        return self.chosen.reconstructed < self.chosen.loss
+
+    def save(
+        self, directory: str | Path, *, example: Any, manifest: Mapping[str, Any] | None = None, onnx: bool = False,
+        torch_export: bool = False, force: bool = False,
+    ) -> Path:  # fmt: skip
+        """Write the network, see `ranksearch.networks.export.save`; the manifest also says what it costs and how it was found.
+
+        Args:
+            example: the input of one forward pass.
+            manifest: what else it is to say, JSON data.
+        """
+        configuration = {site: [decomposition, list(rank)] for site, decomposition, rank in self.configuration.choices}
+        losses = {"loss": self.chosen.loss, "reconstructed": self.chosen.reconstructed, "dense": self.dense_loss}
+        facts = {
+            **(manifest or {}), "configuration": configuration, "id": self.configuration.id, **self.cost, "baseline": dict(self.baseline),
+            "rule": self.chosen.rule, "reconstruction": self.reconstructed,
+            "held_out": {name: value for name, value in losses.items() if math.isfinite(value)},
+        }  # fmt: skip
+        return export.save(self.model, directory, manifest=facts, example=example, onnx=onnx, torch_export=torch_export, force=force)
+
+    def report(self) -> pd.DataFrame:
+        """One row per rule, the best first: ``rule``, ``loss``, ``reconstructed``, every cost relative to the dense network
+        (``macs_rel``, ...), ``chosen`` and ``note``."""
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        for one in sorted(self.tried, key=lambda one: one.least):
+            row: dict[str, Any] = {"rule": one.rule, "loss": one.loss, "reconstructed": one.reconstructed}
+            row |= {f"{name}_rel": one.cost[name] / dense if one.cost and dense else math.nan for name, dense in self.baseline.items()}
+            rows.append(row | {"chosen": one is self.chosen, "note": one.note})
+        return pd.DataFrame(rows)
+
+
+def compress(
+    model: nn.Module,
+    task: Task,
+    *,
+    space: SpaceSpec | None = None,
+    rules: Sequence[str | Rule] | None = None,
+    reconstruction: int = 4,
+    recalibration: int = 16,
+    polished: int = 0,
+    costs: Sequence[CostModel] = COSTS,
+    on_event: Callable[[Stage], None] | None = None,
+    **budgets: float,
+) -> Compressed:
+    """Make a trained network smaller without training it.
+
+    Every rule of the portfolio (`ranksearch.compression.RULES`) chooses types and ranks within the budgets; each network is
+    built, its last factors are fitted to the dense network's responses, and the loss is measured before and after the fit on
+    batches of training data that none of this has seen. The best one is returned with batch norm re-estimated, so the answer is
+    behind none of the rules by more than what the held-out batches cannot tell.
+
+        small = compress(model, task, macs=0.5).model
+        small = compress(model, task, params=0.3, macs=0.5, polished=100).model
+
+    Price: one pass forward and back over ``space.calibration`` batches for the metrics, and per rule two forward passes over
+    ``reconstruction`` batches and two over four held-out ones. ``rules=["fisher"]`` is the cheap way: one network.
+
+    Args:
+        model: the trained network; never changed. Of a compiled or parallel one, the network inside.
+        task: its data and loss. Labels are needed only where the task declares no distribution (`Task.predictive`).
+        space: which types, layers and ranks to choose from; default `mixture`. Every rule takes its own metric.
+        rules: names in ``RULES`` or rules of your own; default: all.
+        reconstruction: batches that last factors are fitted on; 0: they stay as they are.
+        recalibration: batches that batch norm is re-estimated on.
+        polished: so many measured exchanges from the best answer on (`ranksearch.search.local_search.polish`), each one forward pass over
+            ``reconstruction`` batches, at least one; 0: none. What they find counts only where it is better on the held-out batches.
+        costs: what networks are counted by.
+        on_event: called with progress.
+        budgets: upper bounds by the names of costs, such as ``macs=0.5``: up to 1 a share of the dense network's, above it an amount.
+
+    Raises:
+        InvalidArgument: no budget, one that is no cost, an unknown rule, options out of range.
+        InfeasibleBudget: no configuration of the space is within the budgets.
+        EmptySpace: nothing can be factorized.
+    """
+    checks.whole("reconstruction", reconstruction, least=0, hint="batches")
+    checks.whole("recalibration", recalibration, least=1, hint="batches")
+    checks.whole("polished", polished, least=0, hint="measurements")
+    chosen = _rules(rules)
+    costs = check_costs(costs, taken=set())
+    _check_budgets(budgets, costs)
+    data = _Data.of(task, (space or mixture()).calibration)
+    spec = (space or mixture()).replace(calibration=data.seen)
+    tell = on_event or (lambda event: None)
+    portfolio = _Portfolio(unwrapped(model), task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell)
+    tried = [portfolio.tried(rule) for rule in chosen]
+    if all(one.configuration is None for one in tried):
+        raise InfeasibleBudget(tried[0].note)
+    if polished:
+        tried.append(portfolio.polished(min(tried, key=lambda one: one.least), polished))
+    return portfolio.result(tried)
+
+
+def _rules(given: Sequence[str | Rule] | None) -> tuple[Rule, ...]:
+    if given is None:
+        return RULES
+    table = {rule.name: rule for rule in RULES}
+    unknown = [rule for rule in given if not isinstance(rule, Rule) and rule not in table]
+    if unknown or not given or isinstance(given, str):
+        raise InvalidArgument(f"rules={given!r}: give some of {', '.join(table)} in a list, or rules of your own")
+    found = tuple(rule if isinstance(rule, Rule) else table[rule] for rule in given)
+    names = [rule.name for rule in found]
+    if len(set(names)) < len(names) or POLISH in names:
+        raise InvalidArgument(f"rules={names}: names must differ, and {POLISH!r} is what `polished` calls its own")
+    return found
+
+
+def _check_budgets(budgets: Mapping[str, float], costs: Sequence[CostModel]) -> None:
+    names = [cost.name for cost in costs]
+    if not budgets:
+        raise InvalidArgument(f"no budget is given: give one of {', '.join(names)}, such as macs=0.5")
+    for name, value in budgets.items():
+        if name not in names:
+            raise InvalidArgument(f"{name}={value!r} is neither an option nor a cost; costs are {', '.join(names)}")
+        checks.number(name, value, above=0, hint="up to 1 it is a share of the dense network's")
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Batches of training data, parted: those that metrics and reconstruction see, and those that networks are judged on."""
+
+    seen: int
+    held_out: list[Any]
+
+    @classmethod
+    def of(cls, task: Task, calibration: int) -> _Data:
+        """At most ``calibration`` seen batches; a quarter of little data, and one batch of it at least, is held out. A task with a
+        single batch is judged on the batch that is seen."""
+        batches = list(task.labelled(calibration + HELD_OUT))
+        held = min(HELD_OUT, max(1, len(batches) // 4))
+        seen = max(1, len(batches) - held)
+        return cls(seen, batches[-held:])
+
+
+@dataclass
+class _Portfolio:
+    """What the rules of one call share: spectra and spaces by metric, and how a network is made and judged."""
+
+    model: nn.Module
+    task: Task
+    spec: SpaceSpec
+    costs: Sequence[CostModel]
+    budgets: dict[str, float]
+    data: _Data
+    reconstruction: int
+    recalibration: int
+    tell: Callable[[Stage], None]
+    spaces: dict[MetricName, tuple[Spectra, SearchSpace]] = field(default_factory=dict)
+
+    @cached_property
+    def sites(self) -> Sites:
+        return self.spec.sites(self.model, self.task.example(), batch_dim=self.task.batch_dim)
+
+    @cached_property
+    def judge(self) -> Judge:
+        return judge(self.model, self.task, self.data.held_out)
+
+    def space(self, metric: MetricName) -> tuple[Spectra, SearchSpace]:
+        """Prepared decompositions and ladders in a metric, made once."""
+        if metric not in self.spaces:
+            moments = None
+            if metric != "weight":
+                self.tell(Stage(f"collecting statistics of {self.data.seen} batches for the {metric} metric"))
+                gradients = metric == "fisher"
+                found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=gradients)
+                moments = space_metric.moments(found, metric)
+            self.tell(Stage(f"profiling {len(self.sites)} sites in the {metric} metric"))
+            spectra = Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=home() / "cache" / "spectra")
+            self.spaces[metric] = spectra, self.spec.build(spectra, costs=self.costs, example=self.task.example())
+        return self.spaces[metric]
+
+    def tried(self, rule: Rule) -> Tried:
+        """A rule's answer, measured."""
+        spectra, space = self.space(rule.metric)
+        try:
+            found = rule.choose(spectra, space, self.budgets)
+        except (InfeasibleBudget, InvalidArgument) as error:
+            return Tried(rule.name, rule.metric, None, None, note=str(error))
+        self.tell(Stage(f"measuring the answer of {rule.name}"))
+        return self.measured(rule.name, rule.metric, found.indices)
+
+    def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
+        """The losses of a configuration before and after reconstruction."""
+        candidate = self.space(metric)[1].candidate(indices)
+        loss = self.judge(self.network(metric, candidate.configuration, fitted=False))
+        reconstructed = self.judge(self.network(metric, candidate.configuration, fitted=True)) if self.reconstruction else math.nan
+        return Tried(name, metric, candidate.configuration, candidate.cost, loss, reconstructed)
+
+    def polished(self, best: Tried, evaluations: int) -> Tried:
+        """Measured exchanges from the best answer on."""
+        assert best.configuration is not None
+        self.tell(Stage(f"polishing the answer of {best.rule} by {evaluations} measurements"))
+        spectra, space = self.space(best.metric)
+        batches = list(self.task.labelled(max(1, self.reconstruction)))
+        seen = judge(self.model, self.task, batches)
+        loss = CalibrationLoss(spectra, seen.batches, seen.loss, normalization="batch")
+        found = polish(
+            space, space.indices(best.configuration), lambda indices: loss(space.configuration(indices)), self.budgets,
+            evaluations=evaluations, table=Energy().table(space) if best.metric == "fisher" else None,
+        )  # fmt: skip
+        return self.measured(POLISH, best.metric, found.indices)
+
+    def network(self, metric: MetricName, configuration: Configuration, *, fitted: bool) -> nn.Module:
+        """The network of a configuration, its batch norms as they were."""
+        network = build(self.space(metric)[0], configuration).eval()
+        if fitted:
+            reconstruct(network, self.model, self.task.calibration(self.reconstruction))
+        return network
+
+    def result(self, tried: Sequence[Tried]) -> Compressed:
+        """The best of what was tried, made again."""
+        best = min(tried, key=lambda one: one.least)
+        assert best.configuration is not None
+        model = self.network(best.metric, best.configuration, fitted=best.reconstructed < best.loss)
+        recalibrate(model, self.task.normalization(self.recalibration))
+        baseline = network_cost(self.costs, DenseNetwork(self.model, self.sites, self.task.example()))
+        return Compressed(model, best, tuple(tried), baseline, self.judge(self.model))

@@ -1,0 +1,226 @@
+"""One call makes a network smaller: the best of all rules' answers on batches that none of them has seen."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ranksearch import Classification, compress
+from ranksearch.allocators import Additive, Allocation, Allocator, Problem
+from ranksearch.compression import RULES, Compressed, Rule, judge
+from ranksearch.errors import EmptySpace, InfeasibleBudget, InvalidArgument
+from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.surgery import build
+from ranksearch.proxies import Frobenius
+from ranksearch.search.events import Stage
+from ranksearch.sites import find_sites
+from ranksearch.space import mixture, svd_only
+from ranksearch.space.spectra import Spectra
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(8 * 16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+
+
+def task(batches: int = 10, batch_size: int = 16, **options: Any) -> Classification:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batches * batch_size, 1, 6, 6, generator=generator)
+    y = torch.randint(3, (len(x),), generator=generator)
+    return Classification(train=(x, y), validation=(x[:8], y[:8]), batch_size=batch_size, learning_rate=0.1, **options)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANKSEARCH_HOME", str(tmp_path_factory.mktemp("home")))
+        return compress(network(), task(), macs=0.6, space=mixture(cp=False), recalibration=3)
+
+
+def test_the_answer_keeps_the_budget_and_is_the_best_of_all_rules(found: Compressed) -> None:
+    assert [one.rule for one in found.tried] == [rule.name for rule in RULES]
+    assert found.cost["macs"] <= 0.6 * found.baseline["macs"]
+    assert found.chosen.least == min(one.least for one in found.tried)
+    assert found.chosen.least < float("inf")
+    for one in found.tried:
+        assert (one.configuration is None) == bool(one.note)
+        assert one.cost is None or one.cost["macs"] <= 0.6 * found.baseline["macs"]
+
+
+def test_the_loss_is_the_divergence_on_batches_that_nothing_else_sees(found: Compressed) -> None:
+    """Every step by hand: 10 batches, of which the metric sees 8, reconstruction the first 4, and the last 2 judge."""
+    model, data = network(), task()
+    batches = [x for x, _ in data.labelled(10)]
+    assert len(batches) == 10
+    tried = next(one for one in found.tried if one.rule == "frobenius")
+    assert tried.configuration is not None
+    spectra = Spectra(model, find_sites(model, data.example()), mixture(cp=False).decompositions)
+    for fitted, expected in ((False, tried.loss), (True, tried.reconstructed)):
+        small = build(spectra, tried.configuration)
+        if fitted:
+            reconstruct(small, model, batches[:4])
+        with torch.no_grad():
+            p, q = (torch.cat([copy.deepcopy(net).train()(x).log_softmax(1) for x in batches[-2:]]) for net in (model, small))
+        assert float((p.exp() * (p - q)).sum(1).mean()) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_the_network_is_plain_and_has_its_statistics_re_estimated(found: Compressed) -> None:
+    model, data = network(), task()
+    small = found.model
+    assert not small.training and not any(type(m).__module__.startswith("ranksearch") for m in small.modules())
+    assert sum(p.numel() for p in small.parameters()) == found.cost["params"]
+    norm = small.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+    before = norm.running_mean.clone()
+    assert not torch.equal(before, model.get_buffer("1.running_mean"))
+    recalibrate(small, data.normalization(3))
+    assert torch.allclose(norm.running_mean, before, atol=1e-6)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    compress(model.train(), task(), params=0.7, rules=["fisher"], space=svd_only())
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_report_tells_rules_in_order(found: Compressed) -> None:
+    frame = found.report()
+    assert list(frame.columns) == ["rule", "loss", "reconstructed", "params_rel", "macs_rel", "chosen", "note"]
+    assert len(frame) == len(RULES) and frame["chosen"].tolist() == [True] + [False] * (len(RULES) - 1)
+    least = frame[["loss", "reconstructed"]].min(axis=1)
+    assert least.dropna().is_monotonic_increasing
+    assert found.dense_loss == pytest.approx(0, abs=1e-6)
+
+
+class Worst(Allocator):
+    """The cheapest option of every layer: within any budget that can be met."""
+
+    name = "worst"
+
+    def allocate(self, problem: Problem) -> Allocation:
+        indices = np.array([int(ladder.costs["macs"].argmin()) for ladder in problem.space.ladders])
+        return Allocation(indices, 0.0, problem.space.cost(indices), float("nan"))
+
+
+def test_a_bad_rule_does_no_harm_and_ones_own_take_part() -> None:
+    worst = Rule("worst", "weight", Frobenius(), lambda spectra: Worst(), "a test")
+    alone = compress(network(), task(), macs=0.6, rules=[worst], space=svd_only())
+    assert alone.chosen.rule == "worst"
+    both = compress(network(), task(), macs=0.6, rules=[worst, "frobenius"], space=svd_only())
+    assert both.chosen.least == min(one.least for one in both.tried) <= alone.chosen.least
+
+
+def test_reconstruction_is_left_out_where_it_measures_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(small: nn.Module, *_: Any) -> None:
+        with torch.no_grad():
+            for parameter in small.parameters():
+                parameter.mul_(-3)
+
+    monkeypatch.setattr(importlib.import_module("ranksearch.compression.compress"), "reconstruct", spoil)
+    found = compress(network(), task(), macs=0.7, rules=["frobenius"], space=svd_only())
+    assert found.chosen.reconstructed > found.chosen.loss and not found.reconstructed
+    spectra = Spectra(network(), find_sites(network(), task().example()), svd_only().decompositions)
+    plain = build(spectra, found.configuration)
+    x = torch.randn(4, 1, 6, 6)
+    recalibrate(plain, task().normalization(16))
+    assert torch.allclose(found.model(x), plain.eval()(x), atol=1e-5)
+
+
+def test_polishing_keeps_the_budget_and_is_never_chosen_where_it_is_worse() -> None:
+    found = compress(network(), task(), params=0.5, rules=["uniform"], polished=30, space=svd_only())
+    polished = found.tried[-1]
+    assert [one.rule for one in found.tried] == ["uniform", "polish"]
+    assert polished.cost is not None and polished.cost["params"] <= 0.5 * found.baseline["params"]
+    assert found.chosen.least == min(one.least for one in found.tried)
+
+
+def test_without_a_distribution_the_loss_is_the_tasks() -> None:
+    class Own:
+        predictive = None
+
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return F.mse_loss(outputs, targets)
+
+    model = nn.Linear(3, 2)
+    x, y = torch.randn(5, 3), torch.randn(5, 2)
+    a, b = torch.randn(2, 3), torch.randn(2, 2)
+    measure = judge(model, Own(), [(x, y), (a, b)])  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = torch.cat([(model(x) - y).square(), (model(a) - b).square()]).mean()
+    assert measure(model) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_what_is_not_a_number_is_infinitely_bad() -> None:
+    model = nn.Linear(3, 2)
+    measure = judge(model, task(), [(torch.randn(5, 3), torch.zeros(5))])
+    assert measure(model) == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        model.weight.fill_(float("nan"))
+    assert measure(model) == float("inf")
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_little_data_is_parted_too(batches: int) -> None:
+    found = compress(network(), task(batches), macs=0.7, rules=["fisher"], space=svd_only())
+    assert found.chosen.least < float("inf")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "no budget"),
+        ({"mac": 0.5}, "mac=0.5 is neither an option nor a cost; costs are params, macs"),
+        ({"macs": -0.5}, "macs=-0.5"),
+        ({"macs": float("nan")}, "macs=nan"),
+        ({"macs": "0.5"}, "macs='0.5'"),
+        ({"macs": 0.5, "rules": ["fishr"]}, "fishr"),
+        ({"macs": 0.5, "rules": "fisher"}, "in a list"),
+        ({"macs": 0.5, "rules": []}, "in a list"),
+        ({"macs": 0.5, "rules": ["fisher", "fisher"]}, "must differ"),
+        ({"macs": 0.5, "reconstruction": -1}, "reconstruction=-1"),
+        ({"macs": 0.5, "recalibration": 0}, "recalibration=0"),
+        ({"macs": 0.5, "polished": 1.5}, "polished=1.5"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = task()
+    monkeypatch.setattr(type(data), "labelled", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises(InvalidArgument, match=message):
+        compress(network(), data, **arguments)
+
+
+def test_a_budget_below_the_least_is_said() -> None:
+    with pytest.raises(InfeasibleBudget, match="the smallest this space reaches"):
+        compress(network(), task(), macs=0.001, rules=["frobenius", "uniform"], space=svd_only())
+
+
+def test_nothing_to_factorize_is_said() -> None:
+    with pytest.raises(EmptySpace):
+        compress(network(), task(), macs=0.5, rules=["frobenius"], space=svd_only().replace(exclude="*"))
+
+
+def test_progress_is_told() -> None:
+    told: list[Stage] = []
+    compress(network(), task(), macs=0.6, rules=["frobenius"], space=svd_only(), on_event=told.append)
+    assert [event.text for event in told] == ["profiling 4 sites in the weight metric", "measuring the answer of frobenius"]
+
+
+def test_names_of_rules_are_distinct_and_exact_ones_are_exact() -> None:
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    exact = [rule.name for rule in RULES if isinstance(rule.allocator(None), Additive)]  # type: ignore[arg-type]
+    assert exact == ["fisher", "fisher_relative", "activation", "frobenius"]
