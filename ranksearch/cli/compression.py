@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ranksearch.cli.tables import amount, percent, table
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ranksearch.study import Study
 
 
-def budgets(study: Study, conditions: Sequence[str]) -> dict[str, float]:
+def budgets(study: Study, conditions: Sequence[str]) -> dict[str, Any]:
     """Upper bounds by cost, as `ranksearch.compress` takes them.
 
     Raises:
