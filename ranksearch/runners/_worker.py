@@ -14,7 +14,8 @@ import numpy as np
 from ray import cloudpickle
 from ray.tune import Trainable
 
-from ranksearch.runners._base import Evaluate, failed
+from ranksearch.evaluation.request import failed
+from ranksearch.runners._base import Evaluate
 
 
 def pickled(evaluate: Evaluate, by_value: Sequence[ModuleType]) -> list[np.ndarray]:

@@ -273,6 +273,7 @@ class Study:
         runner: str | Runner = "ray_tune",
         constraints: str | Sequence[str] = (),
         screening: Screening | None = None,
+        retry_failed: bool = False,
         on_event: Callable[[SearchEvent], None] | None = None,
     ) -> None:
         """Search until the study holds ``trials`` evaluations at its fidelity; what the store has counts, so that
@@ -289,14 +290,17 @@ class Study:
                 every core of this machine (``ray_tune``) or one by one in this process (``local``).
             constraints: upper bounds on costs such as ``"macs <= 0.5"``, one or several; candidates that break one are never evaluated.
             screening: first measure configurations with a trained supernet, and begin with the front of them.
+            retry_failed: first try again what failed by the fault of the machine or of code (`ranksearch.evaluation.failure`); what was
+                a configuration's own fault stays. The dense network is tried again in any case. Earlier attempts stay in the store.
             on_event: called with progress.
 
         Raises:
             InvalidArgument, InfeasibleBudget, EmptySpace, StoreError: before any evaluation starts.
+            DenseFailed: the dense network could not be evaluated, without which nothing can be compared.
         """
         run(
             self, trials, sampler=sampler, proxies=proxies, allocator=allocator, runner=runner, constraints=constraints,
-            screening=screening, on_event=on_event,
+            screening=screening, retry_failed=retry_failed, on_event=on_event,
         )  # fmt: skip
 
     def evaluations(self) -> pd.DataFrame:
