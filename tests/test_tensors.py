@@ -56,7 +56,7 @@ def test_hashes_of_existing_caches() -> None:
 def test_fingerprints_of_existing_stores() -> None:
     study = Study(name="s", model=network(), task=task())
     assert study.task.fingerprint() == "845ada5e7e509623"
-    assert study.fingerprint == "2e1e457be699daa7"
+    assert study.former_fingerprint == "2e1e457be699daa7"
 
 
 def test_identity_of_existing_supernets() -> None:

@@ -15,7 +15,7 @@ to the same again. ``machine``: memory, disk, files, network, time, packages, a 
 of the model, the task or a library; a bug in the task that is mended does not happen again."""
 
 _MACHINE = (MemoryError, OSError, ImportError, EOFError, torch.OutOfMemoryError, MissingDependency, StoreError)
-_CONFIGURATION = (RanksearchError, ArithmeticError, torch.linalg.LinAlgError)
+_CONFIGURATION = (RanksearchError, ArithmeticError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
 # allocators raise RuntimeError on processors, and on accelerators below torch's own; libraries have timeouts of their own
 _TOLD = (
     "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc", "alloc_failed",

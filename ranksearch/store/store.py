@@ -103,7 +103,8 @@ class Store:
         *,
         study: str | None = None,
         fingerprint: str | None = None,
-        details: Mapping[str, Any] | None = None,
+        formerly: str | None = None,
+        details: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         create: bool = True,
         write: bool | None = None,
         complete: Callable[[Record], Record] | None = None,
@@ -114,8 +115,10 @@ class Store:
             url: a path (SQLite), or any SQLAlchemy URL of a synchronous driver.
             study: name of the study; None: whichever is there.
             fingerprint: content hash of model and task; None: whichever is there.
+            formerly: the fingerprint that an earlier version gave to the same model and task; a store that has it is accepted.
             details: JSON that describes the study (options, objectives, baseline). A writer replaces what the store
-                has; None leaves it. Ignored when reading.
+                has; None leaves it. Ignored when reading. Or a function that gives it, of what the store has (nothing, if it is
+                new); it is called when reading too, and may raise StoreError to refuse the store.
             create: make the store, and its directory, if there is none; needs ``study`` and ``fingerprint``.
             write: be the one writer until `close`; default: as ``create``. Readers need no such right.
             complete: applied to every record that is read, to add costs that the study has gained since it was written.
@@ -126,64 +129,63 @@ class Store:
                 damaged database SQLite may leave empty files of its own).
             InvalidArgument: ``create`` without a study or fingerprint, or details that are not JSON.
         """
-        store = cls._open(Place(url), study, fingerprint, details, create, create if write is None else write)
+        if create and (study is None or fingerprint is None):
+            raise InvalidArgument(f"study={study!r}, fingerprint={fingerprint!r}: create=True needs both")
+        if not callable(details):
+            _json(details)
+        wanted = _Wanted(study, fingerprint, formerly, details)
+        store = cls._open(Place(url), wanted, create, create if write is None else write)
         store._complete = complete or store._complete
         return store
 
     @classmethod
-    def _open(
-        cls, place: Place, study: str | None, fingerprint: str | None, details: Mapping[str, Any] | None, create: bool, write: bool
-    ) -> Store:
-        if create and (study is None or fingerprint is None):
-            raise InvalidArgument(f"study={study!r}, fingerprint={fingerprint!r}: create=True needs both")
-        try:
-            text = None if details is None else json.dumps(details, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgument(f"details: must be JSON: {error}") from error
+    def _open(cls, place: Place, wanted: _Wanted, create: bool, write: bool) -> Store:
         missing = not place.exists()
         if not (missing and create):
-            reader = cls._open_to_read(place, study, fingerprint)
+            reader = cls._open_to_read(place, wanted)
             if not write:
                 return reader
             reader._engine.dispose()  # a store that is refused is not even locked
-        writer = cls._open_to_write(place, study, fingerprint, text)
+        writer = cls._open_to_write(place, wanted)
         if write:
             return writer
         writer.close()
-        return cls._open_to_read(place, study, fingerprint)
+        return cls._open_to_read(place, wanted)
 
     @classmethod
-    def _open_to_read(cls, place: Place, study: str | None, fingerprint: str | None) -> Store:
+    def _open_to_read(cls, place: Place, wanted: _Wanted) -> Store:
         place.check()
         engine = place.engine(write=False)
         try:
             with refusing(place.shown, "opened"):
-                return cls(engine, place.shown, None, _checked_row(engine, place.shown, study, fingerprint))
+                return cls(engine, place.shown, None, _checked_row(engine, place.shown, wanted))
         except BaseException:
             engine.dispose()
             raise
 
     @classmethod
-    def _open_to_write(cls, place: Place, study: str | None, fingerprint: str | None, details: str | None) -> Store:
+    def _open_to_write(cls, place: Place, wanted: _Wanted) -> Store:
         engine: sa.Engine | None = None
         lock: WriterLock | None = None
         try:
             with refusing(place.shown, "written"):
                 lock = place.lock()
                 if not place.exists():
-                    place.create({"id": 1, "schema_version": SCHEMA, "name": study, "fingerprint": fingerprint, "details": details or "{}"})
+                    named = {"name": wanted.study, "fingerprint": wanted.fingerprint, "details": wanted.described({}) or "{}"}
+                    place.create({"id": 1, "schema_version": SCHEMA, **named})
                 engine = place.engine(write=True)
-                row = _checked_row(engine, place.shown, study, fingerprint)
+                row = _checked_row(engine, place.shown, wanted)
                 lock = lock or RowLock(engine, place.shown)
                 if place.path is not None:
                     _quick_check(engine, place.shown)
                 if row.schema_version < SCHEMA:
                     upgrade(engine)
-                    row = _checked_row(engine, place.shown, study, fingerprint)
+                    row = _checked_row(engine, place.shown, wanted)
+                details = wanted.described(json.loads(row.details))
                 if details is not None and details != row.details:
                     with engine.begin() as connection:
                         connection.execute(study_table.update().where(study_table.c.id == 1).values(details=details))
-                    row = _checked_row(engine, place.shown, study, fingerprint)
+                    row = _checked_row(engine, place.shown, wanted)
                 return cls(engine, place.shown, lock, row)
         except BaseException:
             _let_go(engine, lock)
@@ -318,8 +320,30 @@ class Store:
             yield self._engine
 
 
-def _checked_row(engine: sa.Engine, shown: str, study: str | None, fingerprint: str | None) -> sa.Row[Any]:
+@dataclass(frozen=True)
+class _Wanted:
+    """What a store is to be of, see `Store.open`."""
+
+    study: str | None
+    fingerprint: str | None
+    formerly: str | None
+    details: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
+
+    def described(self, known: Mapping[str, Any]) -> str | None:
+        """The details that a store is to have which has those that are known, as text."""
+        return _json(self.details(known) if callable(self.details) else self.details)
+
+
+def _json(details: Mapping[str, Any] | None) -> str | None:
+    try:
+        return None if details is None else json.dumps(details, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"details: must be JSON: {error}") from error
+
+
+def _checked_row(engine: sa.Engine, shown: str, wanted: _Wanted) -> sa.Row[Any]:
     """The study's row, if schema, study and fingerprint are those asked for."""
+    study, fingerprint = wanted.study, wanted.fingerprint
     with engine.connect() as connection:
         version = sa.select(study_table.c.schema_version).where(study_table.c.id == 1)
         if not sa.inspect(connection).has_table(study_table.name) or (found := connection.scalar(version)) is None:
@@ -332,13 +356,14 @@ def _checked_row(engine: sa.Engine, shown: str, study: str | None, fingerprint: 
         row = connection.execute(study_table.select().where(study_table.c.id == 1)).one()
     if study is not None and row.name != study:
         raise StoreError(f"store {shown!r} belongs to study {row.name!r}, not to {study!r}; use another --store")
-    if fingerprint is not None and row.fingerprint != fingerprint:
+    if not _is_object(row.details):
+        raise StoreError(f"store {shown!r} is damaged: its details are not a JSON object; restore a copy, or use another --store")
+    wanted.described(json.loads(row.details))
+    if fingerprint is not None and row.fingerprint not in (fingerprint, wanted.formerly):
         raise StoreError(
             f"store {shown!r} belongs to study {row.name!r} with fingerprint {row.fingerprint}, but study {row.name!r} now has fingerprint "
             f"{fingerprint}: weights, data, fine-tuning or the metric of the space differ; use another --store, or what it was made with"
         )
-    if not _is_object(row.details):
-        raise StoreError(f"store {shown!r} is damaged: its details are not a JSON object; restore a copy, or use another --store")
     return row
 
 

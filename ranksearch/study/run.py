@@ -71,6 +71,7 @@ def run(
     kinds = None if proxies is None else [_proxy_kind(proxy) for proxy in proxies]
     conditions = Condition.parse_all(constraints)
 
+    study.check_unchanged()
     objectives = Objectives(study.objectives, study.directions, study.baseline)
     if screening is None and not conditions:
         known = _known(study, objectives)
