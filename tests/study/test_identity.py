@@ -304,6 +304,53 @@ def test_statistics_of_another_network_of_the_same_weights_are_not_taken() -> No
     assert alone.spectra.moments
 
 
+class Scaled(nn.Module):
+    """Keeps state that is no tensor."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self._scale = scale
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"scale": self._scale}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._scale = state["scale"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self._scale
+
+
+def test_state_that_is_no_tensor_is_part_of_the_network() -> None:
+    run(make(Net(Scaled(2.0))), 3)
+    run(make(Net(Scaled(2.0))), 4)
+    with pytest.raises(StoreError, match="now has fingerprint"):
+        run(make(Net(Scaled(2.0 + 1e-9))), 5)
+    assert (make(Net(Scaled(2.0))).evaluations()["status"] == "done").all()
+    study = make(Net(Scaled(3.0)), store=home() / "activation.db", space=svd_only().replace(metric="activation", calibration=1))
+    run(study, 3)
+    study.train_supernet("plain", epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_torch_quantized_are_left_as_they_are() -> None:
+    def half(scale: float = 1.0) -> nn.Module:
+        net = Net().eval()
+        with torch.no_grad():
+            net.b.weight.mul_(scale)
+        return torch.ao.quantization.quantize_dynamic(net, {"b"}, dtype=torch.qint8)
+
+    if "qnnpack" not in torch.backends.quantized.supported_engines and "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch was built without quantized kernels")
+    run(make(half()), 3)
+    study = make(half())
+    run(study, 4)
+    frame = study.evaluations()
+    assert (frame["status"] == "done").all() and len(frame) == 4 and [site.name for site in study.sites] == ["a"]
+    with pytest.raises(StoreError, match="now has fingerprint"):
+        run(make(half(1.5)), 5)
+
+
 # -- summaries of outputs --------------------------------------------------------------------------------------------
 
 
