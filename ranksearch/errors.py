@@ -27,6 +27,10 @@ class InfeasibleBudget(RanksearchError, ValueError):
     """No configuration satisfies a budget; the message names the smallest feasible value."""
 
 
+class DenseFailed(RanksearchError):
+    """The dense network cannot be evaluated, so that no other network can be compared with it; the message says why it failed."""
+
+
 class StoreError(RanksearchError):
     """A store cannot be opened, read or written, or belongs to something else."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -56,7 +58,7 @@ def test_hashes_of_existing_caches() -> None:
 def test_fingerprints_of_existing_stores() -> None:
     study = Study(name="s", model=network(), task=task())
     assert study.task.fingerprint() == "845ada5e7e509623"
-    assert study.fingerprint == "2e1e457be699daa7"
+    assert study.former_fingerprint == "2e1e457be699daa7"
 
 
 def test_identity_of_existing_supernets() -> None:
@@ -108,3 +110,54 @@ def test_tensors_that_the_format_refuses_are_an_error_of_the_format(tmp_path: Pa
     with pytest.raises((SafetensorError, RuntimeError, ValueError)) as caught:
         save({"a": torch.eye(3).to_sparse()}, tmp_path / "x.safetensors")
     assert not isinstance(caught.value, OSError)
+
+
+class Packed:
+    """State as libraries keep it: an object with attributes."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+def quantized(scale: float = 0.1, zero: int = 0, shift: float = 0.0) -> torch.Tensor:
+    return torch.quantize_per_tensor(torch.arange(6.0) + shift, scale, zero, torch.qint8)
+
+
+def per_channel(last: float) -> torch.Tensor:
+    return torch.quantize_per_channel(torch.eye(3), torch.tensor([0.1, 0.2, last]), torch.zeros(3, dtype=torch.long), 0, torch.qint8)
+
+
+def hashed(value: object) -> str:
+    digest = hashlib.sha256()
+    absorb(digest, [("name", value)])
+    return digest.hexdigest()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("value", "others"),
+    [
+        (lambda: {"scale": 2.0, "on": True}, [lambda: {"scale": 2.5, "on": True}, lambda: {"on": True}]),
+        (lambda: [1, "a", None], [lambda: [1, "b", None], lambda: [1, "a"], lambda: (1, "a", None)]),
+        (lambda: (quantized(), None), [lambda: (quantized(0.2), None), lambda: (quantized(zero=1), None), lambda: (quantized(), 1)]),
+        (lambda: quantized(), [lambda: quantized(shift=1)]),
+        (lambda: per_channel(0.3), [lambda: per_channel(0.4)]),
+        (lambda: torch.eye(3).to_sparse(), [lambda: (2 * torch.eye(3)).to_sparse(), lambda: torch.eye(4).to_sparse()]),
+        (lambda: torch.eye(3).to_sparse_csr(), [lambda: (2 * torch.eye(3)).to_sparse_csr()]),
+        (lambda: torch.tensor([1 + 2j]).conj(), [lambda: torch.tensor([1 + 2j])]),
+        (lambda: io.BytesIO(b"state"), [lambda: io.BytesIO(b"other")]),
+        (lambda: np.arange(3), [lambda: np.arange(3) + 1, lambda: np.arange(3.0)]),
+        (lambda: Packed(w=torch.ones(2), bits=4), [lambda: Packed(w=torch.zeros(2), bits=4), lambda: Packed(w=torch.ones(2), bits=8)]),
+        (lambda: {"b", "a"}, [lambda: {"a"}]),
+        (lambda: torch.float16, [lambda: torch.float32]),
+    ],
+)  # fmt: skip
+def test_states_that_are_no_plain_tensors_are_hashed_by_what_is_in_them(value: Any, others: Any) -> None:
+    assert hashed(value()) == hashed(value())
+    assert len({hashed(value()), *(hashed(other()) for other in others)}) == 1 + len(others)
+
+
+def test_a_state_that_holds_itself_comes_to_an_end() -> None:
+    state: dict[str, Any] = {"a": 1}
+    state["self"] = state
+    assert hashed(state) == hashed(state)

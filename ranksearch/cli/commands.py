@@ -202,6 +202,10 @@ def _search_parameters() -> list[click.Parameter]:
             help="Screen with a trained supernet first, and begin with its front; which one need be said only if there are several.",
         ),
         click.Option(["--screen"], type=click.IntRange(min=1), metavar="N", help="Configurations to screen.  [default: 100]"),
+        click.Option(
+            ["--retry-failed"], is_flag=True,
+            help="First try again what failed for want of memory, disk or time, with a killed worker, or by an error in code.",
+        ),
         _space(),
         _store(),
     ]
@@ -210,10 +214,10 @@ def _search_parameters() -> list[click.Parameter]:
 def search(
     asked: StudyArguments, trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
     proxy: tuple[str, ...], allocator: str | None, workers: int | None, runner: str, address: str | None, supernet: str | None,
-    screen: int | None, store: str | None, seed: int | None = None,
+    screen: int | None, retry_failed: bool, store: str | None, seed: int | None = None,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
-    store is never evaluated again.
+    store is never evaluated again, but for what failed: the dense network always, others with --retry-failed.
 
     Progress shows the size of the front and its hypervolume: the share that it dominates of the box between no cost at no loss
     and the dense network's costs at worthless metrics; the dense network by itself has 0."""
@@ -233,7 +237,7 @@ def search(
     with SearchProgress(study, session, note=spaces.change(study, session.store or "")) as progress:
         study.run(
             trials, sampler=sampler, proxies=proxy or None, allocator=allocator, runner=machine, constraints=where, screening=screening,
-            on_event=progress.event,
+            retry_failed=retry_failed, on_event=progress.event,
         )  # fmt: skip
     session.check()
     results.searched(study, _command(asked, store), objective or None, trials)

@@ -186,10 +186,12 @@ def front_table(study: Study, frame: pd.DataFrame) -> str:
 
 def searched(study: Study, command: Callable[[str], str], objectives: Sequence[str] | None, trials: int) -> None:
     """Print the front that a search came to, and what to try next."""
+    from ranksearch.evaluation.failure import may_be_retried
     from ranksearch.evaluation.fidelity import SUPERNET, Fidelity
 
     evaluations = study.evaluations()
-    errors = [" ".join(str(row["error"]).split()) for row in evaluations.to_dict("records") if row["status"] != "done"]
+    failures = [row for row in evaluations.to_dict("records") if row["status"] != "done"]
+    errors = [" ".join(str(row["error"]).split()) for row in failures]
     failed = len(errors)
     frame = study.front(None, objectives)
     noted = f", {failed} of them failed" if failed else ""
@@ -210,6 +212,8 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     print(f'  {command("front")} --where "macs < 0.5 and {bound}"')
     print(f"  {command('build')} {pick} --out {study.name}-{pick}")
     print(f"  {command('search')} --trials {max(2 * trials, len(evaluations) - screened + trials)}")
+    if any(may_be_retried(row["error_kind"]) for row in failures):
+        print(f"  {command('search')} --trials {trials} --retry-failed")
     if screened:
         print(f"  {command('front')} --fidelity supernet")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ranksearch.evaluation.failure import FailureKind, kind_of
 from ranksearch.evaluation.fidelity import Fidelity
 from ranksearch.space import Configuration
 
@@ -24,13 +25,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a request: metrics as the task reports them, or the error of this configuration."""
+    """What came of a request: metrics as the task reports them, or an error and whose fault it was."""
 
     request: Request
     status: Literal["done", "failed"]
     metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     seconds: float = 0.0
+    error_kind: FailureKind | None = None  # of a failure; None where whoever evaluated did not say
 
 
 def outcome_of(request: Request, measure: Callable[[], Mapping[str, float]]) -> Outcome:
@@ -39,9 +41,14 @@ def outcome_of(request: Request, measure: Callable[[], Mapping[str, float]]) -> 
     try:
         metrics = measure()
     except Exception as error:  # whatever a candidate network does must not end the study; it is recorded
-        return Outcome(request, "failed", error=f"{type(error).__name__}: {error}", seconds=time.perf_counter() - start)
+        return failed(request, error, time.perf_counter() - start)
     seconds = time.perf_counter() - start
     wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
-        return Outcome(request, "failed", error=f"not finite: {', '.join(wrong)}", seconds=seconds)
+        return Outcome(request, "failed", error=f"not finite: {', '.join(wrong)}", seconds=seconds, error_kind="configuration")
     return Outcome(request, "done", dict(metrics), seconds=seconds)
+
+
+def failed(request: Request, error: BaseException, seconds: float = 0.0) -> Outcome:
+    """The outcome of a request whose evaluation raised an exception."""
+    return Outcome(request, "failed", error=f"{type(error).__name__}: {error}", seconds=seconds, error_kind=kind_of(error))

@@ -16,6 +16,7 @@
 | seconds | float | the evaluation took |
 | origin | string | who proposed it |
 | error | string | why it failed |
+| error_kind | string | whose fault that was: configuration, machine or code, see `ranksearch.evaluation.failure` |
 | created | datetime, UTC | when it was finished |
 
 `front`: one row per configuration; values are means over the seeds that finished.
@@ -66,7 +67,7 @@ METRICS = "METRIC"  # stands in the lists below for the pairs of columns METRIC,
 COST, SHARE = "COST", "COST_rel"  # stand there for the columns of every cost
 EVALUATION_COLUMNS = (
     "id", "fidelity", "seed", "status", COST, SHARE, METRICS,
-    "factorized", "seconds", "origin", "error", "created",
+    "factorized", "seconds", "origin", "error", "error_kind", "created",
 )  # fmt: skip
 FRONT_COLUMNS = (
     "id", "fidelity", "seeds", COST, SHARE, METRICS,
@@ -76,8 +77,8 @@ RESERVED = {*EVALUATION_COLUMNS, *FRONT_COLUMNS, "baseline"} - {COST, SHARE, MET
 LAYER_COLUMNS = ("id", "site", "decomposition", "rank", "description")
 _TYPES = {
     "id": "string", "fidelity": "string", "seed": "int64", "seeds": "int64", "status": "string",
-    "factorized": "int64", "origin": "string", "error": "string", "created": "datetime64[us, UTC]", "is_dense": "bool", "on_front": "bool",
-    "site": "string", "decomposition": "string", "rank": "string", "description": "string",
+    "factorized": "int64", "origin": "string", "error": "string", "error_kind": "string", "created": "datetime64[us, UTC]",
+    "is_dense": "bool", "on_front": "bool", "site": "string", "decomposition": "string", "rank": "string", "description": "string",
 }  # fmt: skip
 _DENSE_ID = hashlib.sha256(b"{}").hexdigest()[:12]  # id of the configuration without a factorized site
 
@@ -100,7 +101,7 @@ def evaluations(records: Iterable[Record], baseline: Mapping[str, int | float], 
         row: dict[str, object] = {
             "id": record.configuration_id, "fidelity": record.fidelity, "seed": record.seed, "status": record.status,
             "factorized": len(json.loads(record.configuration)), "seconds": record.seconds, "origin": record.origin,
-            "error": record.error, "created": record.created,
+            "error": record.error, "error_kind": record.error_kind, "created": record.created,
         }  # fmt: skip
         row |= {name: record.costs.get(name, np.nan) for name in baseline}
         row |= {f"{name}_rel": _share(record.costs.get(name, np.nan), dense) for name, dense in baseline.items()}

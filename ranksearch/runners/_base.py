@@ -47,12 +47,6 @@ class Runner(ABC):
         """
 
 
-def failed(request: Request, error: BaseException | str, seconds: float = 0.0) -> Outcome:
-    """The outcome of a request that could not be evaluated."""
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return Outcome(request, "failed", metrics={}, error=text, seconds=seconds)
-
-
 def deadlock(proposal: Wait) -> RuntimeError:
     """The error for a proposer that waits while nothing is in flight."""
     return RuntimeError(f"propose() returned {proposal} while nothing is in flight: it would wait for ever; return a request or None")

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from ranksearch.evaluation.request import Outcome, Request
-from ranksearch.runners._base import Propose, Report, Wait, deadlock, failed
+from ranksearch.runners._base import Propose, Report, Wait, deadlock
 
 
 class _Proposer(enum.Enum):
@@ -85,7 +85,8 @@ class Dispatcher:
         if deaths <= self._retries:
             self._again.append(_Attempt(attempt.request, deaths))
             return
-        self._settle(failed(attempt.request, f"the worker died {deaths} time(s), of memory, a signal or a lost machine: {cause}"))
+        error = f"the worker died {deaths} time(s), of memory, a signal or a lost machine: {cause}"
+        self._settle(Outcome(attempt.request, "failed", error=error, error_kind="machine"))
 
     def _settle(self, outcome: Outcome) -> None:
         if self._proposer is _Proposer.WAITING:

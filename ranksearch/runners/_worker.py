@@ -14,7 +14,9 @@ import numpy as np
 from ray import cloudpickle
 from ray.tune import Trainable
 
-from ranksearch.runners._base import Evaluate, failed
+from ranksearch.errors import RanksearchError
+from ranksearch.evaluation.request import failed
+from ranksearch.runners._base import Evaluate
 
 
 def pickled(evaluate: Evaluate, by_value: Sequence[ModuleType]) -> list[np.ndarray]:
@@ -26,6 +28,11 @@ def pickled(evaluate: Evaluate, by_value: Sequence[ModuleType]) -> list[np.ndarr
     try:
         buffers: list[pickle.PickleBuffer] = []
         body: bytes = cloudpickle.dumps(evaluate, protocol=5, buffer_callback=buffers.append)  # pyright: ignore[reportPrivateImportUsage]
+    except Exception as error:  # whatever an object says when it is pickled
+        raise RanksearchError(
+            f"the model or the task cannot be sent to workers: {type(error).__name__}: {error}; take out what cannot be pickled, or "
+            "evaluate in this process with runner='local' (--runner local)"
+        ) from error
     finally:
         for module in registered:
             cloudpickle.unregister_pickle_by_value(module)

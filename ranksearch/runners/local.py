@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from ranksearch import checks
-from ranksearch.runners._base import Evaluate, Propose, Report, Runner, Wait, deadlock, failed
+from ranksearch.evaluation.request import failed
+from ranksearch.runners._base import Evaluate, Propose, Report, Runner, Wait, deadlock
 
 
 class LocalRunner(Runner):

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.errors import DenseFailed
+from ranksearch.evaluation import FailureKind, Fidelity, Outcome, Request
 from ranksearch.runners import WAIT, Wait
 from ranksearch.samplers import Sampler
 from ranksearch.search.starts import Start
-from ranksearch.space import Candidate, Configuration, SearchSpace
+from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
 
 PATIENCE = 200  # duplicates in a row before the space is searched for something new
 Values = Sequence[float] | None  # of the objectives, to be minimised; None: the evaluation failed
@@ -24,6 +25,8 @@ class Known:
 
     configuration: Configuration
     values: Values
+    error_kind: str | None = None  # of a failure, see `ranksearch.evaluation.failure`
+    origin: str = ""
 
 
 class SearchLoop:
@@ -32,9 +35,13 @@ class SearchLoop:
     The dense network comes first, then starts, at most half of ``trials`` of them, so that the sampler learns from them and has
     the other half. Nothing that is known or in flight is requested again.
 
+    Without the dense network there is nothing to compare with: when it fails, the search ends. Until it is known, failures of others
+    are held back, since they may have the same cause, which is none of theirs.
+
     Args:
         sampler: started for ``space``; told every outcome, of earlier runs and of its own duplicates too.
         admissible: whether option indices keep the constraints.
+        again: evaluations of earlier runs that failed and are tried again, before the starts; they are not among ``known``.
         trials: evaluations to be known in the end, those of ``known`` among them.
         known: evaluated by earlier runs, in this or an earlier, other space of the study.
         values: objective values of a finished evaluation.
@@ -47,6 +54,7 @@ class SearchLoop:
         sampler: Sampler,
         *,
         starts: Sequence[Start],
+        again: Sequence[Start] = (),
         admissible: Callable[[np.ndarray], bool],
         fidelity: Fidelity,
         seed: int,
@@ -60,7 +68,8 @@ class SearchLoop:
         self.values, self.keep = values, keep
         self._known: dict[str, Values] = {id: entry.values for id, entry in known.items()}
         self._in_flight: dict[str, Candidate] = {}
-        first = [Start(space.candidate(space.dense), "dense"), *starts[: trials // 2]]
+        self._held: list[Outcome] = []  # failures that came before the dense network's outcome
+        first = [Start(space.candidate(space.dense), "dense"), *again, *starts[: trials // 2]]
         self._queue = [start for start in first if start.candidate.configuration.id not in self._known]
         self._rng = np.random.default_rng(seed)
         for entry in known.values():
@@ -100,14 +109,48 @@ class SearchLoop:
         self._in_flight[id] = candidate
         return Request(candidate.configuration, self.fidelity, self.seed, origin)
 
-    def report(self, outcome: Outcome) -> None:
-        """Take in one outcome: stored first, then known to the sampler."""
+    def report(self, outcome: Outcome) -> list[Outcome]:
+        """Take in one outcome: stored first, then known to the sampler. Returns those that are settled by it: none while a failure is
+        held back, several where the dense network's comes after such.
+
+        Raises:
+            DenseFailed: the dense network could not be evaluated. That is stored; failures that were held back are not."""
+        if outcome.status != "done" and outcome.request.configuration != DENSE and DENSE.id in self._in_flight:
+            self._held.append(outcome)
+            return []
+        self._take(outcome)
+        settled = [outcome]
+        if outcome.request.configuration == DENSE:
+            if outcome.status != "done":
+                raise DenseFailed(_refusal(outcome))
+            settled, self._held = [outcome, *self._held], []
+            for held in settled[1:]:
+                self._take(held)
+        return settled
+
+    def _take(self, outcome: Outcome) -> None:
         id = outcome.request.configuration.id
         candidate = self._in_flight[id]
         self.keep(outcome, candidate)
         del self._in_flight[id]
         self._known[id] = self.values(outcome, candidate) if outcome.status == "done" else None
         self.sampler.observe(candidate.indices, self._known[id])
+
+
+_REMEDIES: dict[FailureKind | None, str] = {
+    "machine": "free some memory or disk, or evaluate fewer at a time (--workers)",
+    "configuration": "measure the model itself with the task (task.measure(model)), and mend what does not fit",
+    "code": "measure the model itself with the task (task.measure(model)), and mend what fails",
+}
+
+
+def _refusal(outcome: Outcome) -> str:
+    reason = " ".join((outcome.error or "it failed").split())
+    remedy = _REMEDIES.get(outcome.error_kind, _REMEDIES["code"])
+    return (
+        f"the dense network cannot be evaluated: {reason}; no other network can be compared then, so the search has stopped: {remedy}, and "
+        "run again: the dense network is always tried again"
+    )
 
 
 def indices_of(space: SearchSpace, configuration: Configuration) -> np.ndarray | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ranksearch.allocators import Allocator
 from ranksearch.errors import InfeasibleBudget
-from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.evaluation import Fidelity, Outcome, Request, may_be_retried
 from ranksearch.proxies import TableProxy
 from ranksearch.results.conditions import Condition
 from ranksearch.results.pareto import spread_front
@@ -22,7 +22,7 @@ from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
 from ranksearch.search.loop import Known, SearchLoop, indices_of
 from ranksearch.search.starts import Start, optima
 from ranksearch.sites import Amount, Cost
-from ranksearch.space import Candidate, Configuration, SearchSpace
+from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
 from ranksearch.store import Record, Store
 
 
@@ -46,8 +46,16 @@ class Objectives:
         for record in store.records(fidelity=fidelity.key):
             if record.seed == seed:
                 values = self.values(record.metrics, record.costs) if record.status == "done" else None
-                known[record.configuration_id] = Known(Configuration.from_json(record.configuration), values)
+                configuration = Configuration.from_json(record.configuration)
+                known[record.configuration_id] = Known(configuration, values, record.error_kind, record.origin)
         return known
+
+
+def failed_before(known: Mapping[str, Known], *, retry_failed: bool) -> list[str]:
+    """The ids of failed evaluations that a run tries again: the dense network's, always, and with ``retry_failed`` all that may come
+    to something else."""
+    failed = {id: entry for id, entry in known.items() if entry.values is None}
+    return [id for id, entry in failed.items() if id == DENSE.id or (retry_failed and may_be_retried(entry.error_kind))]
 
 
 @dataclass(frozen=True)
@@ -65,35 +73,54 @@ class SearchRun:
     limits: Mapping[str, Amount]
     evaluator: Callable[[], Callable[[Request], Outcome]]  # made when it is needed
     screening: bool = False
+    retry_failed: bool = False  # evaluations that failed are tried again, but for those that failed by the configuration's own fault
 
     def run(self, store: Store, runner: Runner, tell: Callable[[SearchEvent], None], *, first: Sequence[Start] = ()) -> None:
-        """Evaluate until the store has ``trials``: the dense network, ``first``, the optima of the proxies, then the sampler."""
+        """Evaluate until the store has ``trials``: the dense network, what is tried again, ``first``, the optima of the proxies, then
+        the sampler.
+
+        Raises:
+            DenseFailed: the dense network could not be evaluated."""
         known = self.objectives.known(store, self.fidelity, self.seed)
-        tell(Planned(max(self.trials, len(known)), len(known), self.screening))
-        if len(known) >= self.trials:
+        again = self._again(known)
+        trials = max(self.trials, len(known)) if again else self.trials
+        known = {id: entry for id, entry in known.items() if id not in again}
+        tell(Planned(max(trials, len(known)), len(known), self.screening))
+        if len(known) >= trials:
             return
         tell(Stage("solving the exact proxy fronts"))
         taken = {start.candidate.configuration.id for start in first}
         solved = optima(self.space, self.proxies, self.limits, allocator=self.allocator)
 
         def keep(outcome: Outcome, candidate: Candidate) -> None:
-            store.add(_record(outcome, candidate))
+            add = store.add_attempt if candidate.configuration.id in again else store.add
+            add(_record(outcome, candidate))
 
         loop = SearchLoop(
             self.space, self.sampler.start(self.space.shape, len(self.objectives.names), seed=self.seed, admissible=self._admissible),
             starts=[*first, *(start for start in solved if start.candidate.configuration.id not in taken)],
-            admissible=self._admissible, fidelity=self.fidelity, seed=self.seed, trials=self.trials, known=known,
+            again=list(again.values()), admissible=self._admissible, fidelity=self.fidelity, seed=self.seed, trials=trials, known=known,
             values=lambda outcome, candidate: self.objectives.values(outcome.metrics, candidate.cost),
             keep=keep,
         )  # fmt: skip
 
         def report(outcome: Outcome) -> None:
-            loop.report(outcome)
-            tell(Finished(outcome, loop.done, self.trials))
+            settled = loop.report(outcome)
+            for number, each in enumerate(settled, start=loop.done - len(settled) + 1):
+                tell(Finished(each, number, trials))
 
         with_supernet = f" and {self.fidelity.name}" if self.screening else ""
         tell(Stage(f"evaluating with {type(runner).__name__}{with_supernet}"))
         runner.run(self.evaluator(), loop.propose, report)
+
+    def _again(self, known: Mapping[str, Known]) -> dict[str, Start]:
+        """What failed and is tried again, by id: configurations of this space within the limits, and the dense network."""
+        found: dict[str, Start] = {}
+        for id in failed_before(known, retry_failed=self.retry_failed):
+            indices = indices_of(self.space, known[id].configuration)
+            if indices is not None and (id == DENSE.id or self._admissible(indices)):
+                found[id] = Start(self.space.candidate(indices), known[id].origin)
+        return found
 
     def _admissible(self, indices: np.ndarray) -> bool:
         return within(self.space, self.limits, indices)
@@ -140,5 +167,5 @@ def _record(outcome: Outcome, candidate: Candidate) -> Record:
     request = outcome.request
     return Record(
         candidate.configuration.id, candidate.configuration.to_json(), request.fidelity.key, request.seed, outcome.status,
-        outcome.metrics, candidate.cost, outcome.error, outcome.seconds, request.origin, datetime.now(UTC),
+        outcome.metrics, candidate.cost, outcome.error, outcome.seconds, request.origin, datetime.now(UTC), outcome.error_kind,
     )  # fmt: skip

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ranksearch.errors import InvalidModel
-from ranksearch.sites.forward import tensors_of
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
@@ -77,30 +79,78 @@ def _tied(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
 
 
 def _deep_copy(model: Any, memo: dict[int, Any]) -> Any:
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if name not in _MODULE or name == "_buffers":
-                for _, tensor in tensors_of(value):
-                    if not tensor.is_leaf:
-                        memo.setdefault(id(tensor), tensor.detach().clone())
+    before = dict(memo)
     try:
-        return copy.deepcopy(model, memo)
+        with _Detached():
+            return copy.deepcopy(model, memo)
     except Exception as error:  # whatever an object says when it is copied
+        where = _uncopied(model, before)
         raise InvalidModel(
-            f"model: it cannot be deep-copied, and copies are what is run: {type(error).__name__}: {error}; take out what cannot be "
-            "copied (locks, open files, generators), or give its class a __deepcopy__"
+            f"model: it cannot be deep-copied, and copies are what is run{where}: {type(error).__name__}: {error}; take it out (locks, "
+            "open files, generators, connections), make it when it is used, or give its class a __deepcopy__ that does"
         ) from error
+
+
+class _Detached(TorchFunctionMode):
+    """Tensors with a graph behind them, wherever they are kept (a loss of the last step), are copied without it; torch refuses them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+def _uncopied(model: nn.Module, memo: Mapping[int, Any]) -> str:
+    """The first attribute of a module that cannot be copied by itself, in words, down to what in it cannot."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name != "_modules" and not _copies(value, memo):
+                inner, found = _innermost(value, memo)
+                return f": {'.'.join(filter(None, (path, name)))}{inner} of {type(module).__name__} holds {_called(found)}"
+    return ""
+
+
+def _innermost(value: Any, memo: Mapping[int, Any], depth: int = 8) -> tuple[str, Any]:
+    if isinstance(value, Mapping):
+        parts = [(f"[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple, set, frozenset, collections.deque)):
+        parts = [(f"[{index}]", item) for index, item in enumerate(value)]
+    elif isinstance(value, ModuleType):
+        parts = []
+    else:
+        parts = [(f".{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
+    for name, part in parts if depth else ():
+        if not _copies(part, memo):
+            inner, found = _innermost(part, memo, depth - 1)
+            return name + inner, found
+    return "", value
+
+
+def _copies(value: Any, memo: Mapping[int, Any]) -> bool:
+    try:
+        with _Detached():
+            copy.deepcopy(value, dict(memo))
+    except Exception:
+        return False
+    return True
+
+
+def _called(value: Any) -> str:
+    kind = type(value)
+    return f"a {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
 
 
 def take_over(layer: nn.Module, original: nn.Module, memo: dict[int, Any]) -> None:
     """What ``layer`` has to have of the layer that it replaces, besides weights: hooks, and plain attributes that it does
     not have itself (``stride``, ``in_features``, the user's own), copied as `copy.deepcopy` copies them."""
-    for name in HOOKS:
-        if name in vars(original):
-            vars(layer)[name] = copy.deepcopy(vars(original)[name], memo)
-    for name, value in vars(original).items():
-        if name not in _MODULE and name not in vars(layer):
-            vars(layer)[name] = copy.deepcopy(value, memo)
+    with _Detached():
+        for name in HOOKS:
+            if name in vars(original):
+                vars(layer)[name] = copy.deepcopy(vars(original)[name], memo)
+        for name, value in vars(original).items():
+            if name not in _MODULE and name not in vars(layer):
+                vars(layer)[name] = copy.deepcopy(value, memo)
 
 
 def without_fused_paths(model: nn.Module) -> nn.Module:

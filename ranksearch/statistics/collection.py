@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.home import replacing
-from ranksearch.sites import Site, Sites, run
+from ranksearch.sites import Site, Sites, copied, run, tensors_of
+from ranksearch.sites.observe import forward
 from ranksearch.statistics.collector import LARGEST, Collector, SiteStatistics, observing
-from ranksearch.statistics.labels import UNIT, Labels, SampledLabels
+from ranksearch.statistics.labels import UNIT, GivenLabels, Labels, SampledLabels
 from ranksearch.statistics.moments import kronecker, ledoit_wolf
 from ranksearch.tensors import absorb, save
 
@@ -251,7 +252,12 @@ def _digest(model: nn.Module, sites: Sites, batches: Iterable[Any], labels: Labe
     settings = [UNIT, kind, samples, temperature, diagonal, *rest]
     digest = hashlib.sha256(repr([sites.sites, settings]).encode())
     absorb(digest, (("", tensor) for _, tensor in sorted(model.state_dict().items())))
+    batches = list(batches)
     absorb(digest, (("", tensor) for tensor in _tensors(batches)))
+    # the same weights may be in another network: what it computes counts to the last bit, since here that costs only time
+    if first := batches[:1]:
+        inputs = first[0][0] if isinstance(labels, GivenLabels) else first[0]
+        absorb(digest, tensors_of(forward(model, copied(model, share=True), inputs)))
     return digest.hexdigest()[:20]
 
 

@@ -23,7 +23,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from ranksearch.errors import StoreError
 from ranksearch.home import move
 
-SCHEMA = 2  # of stores that are made; those of 1 are read as they are, and brought to it when they are written
+SCHEMA = 3  # of stores that are made; earlier ones are read as they are, and brought to it when they are written
 APPLICATION_ID = 0x52414E4B  # "RANK", in the header of every SQLite store: tells a store from any other database
 BEAT, LEASE = 15.0, 60.0  # seconds: a writer shows life every BEAT; after LEASE without one its place is free
 
@@ -55,10 +55,24 @@ evaluations_table = sa.Table(
     sa.Column("macs", sa.BigInteger, nullable=False),
     sa.Column("costs", sa.Text),  # JSON of the costs that have no column of their own; since version 2
     sa.Column("error", sa.Text),
+    sa.Column("error_kind", sa.String(16)),  # whose fault it was; since version 3
     sa.Column("seconds", sa.Double, nullable=False),
     sa.Column("origin", sa.Text, nullable=False),
     sa.Column("created", sa.String(40), nullable=False),
     sa.UniqueConstraint("configuration_id", "fidelity", "seed", "fingerprint", name="ranksearch_one_fact_per_key"),
+)  # fmt: skip
+# what came of trying an evaluation again that failed: it counts instead of the row that it belongs to, which stays; since version 3
+attempts_table = sa.Table(
+    "ranksearch_attempts", metadata,
+    sa.Column("number", _number, primary_key=True, autoincrement=True),
+    sa.Column("evaluation", sa.ForeignKey("ranksearch_evaluations.number"), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("metrics", sa.Text, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("error_kind", sa.String(16)),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("created", sa.String(40), nullable=False),
 )  # fmt: skip
 writer_table = sa.Table(
     "ranksearch_writer", metadata,
@@ -227,9 +241,11 @@ def upgrade(engine: sa.Engine) -> None:
         old = study_table.update().where(study_table.c.id == 1, study_table.c.schema_version < SCHEMA)
         if not connection.execute(old.values(schema_version=SCHEMA)).rowcount:
             return
-        column = evaluations_table.c.costs
-        if column.name not in {known["name"] for known in sa.inspect(connection).get_columns(evaluations_table.name)}:
-            connection.execute(sa.text(f"ALTER TABLE {evaluations_table.name} ADD COLUMN {column.name} {column.type}"))
+        known = {column["name"] for column in sa.inspect(connection).get_columns(evaluations_table.name)}
+        for column in (evaluations_table.c.costs, evaluations_table.c.error_kind):
+            if column.name not in known:
+                connection.execute(sa.text(f"ALTER TABLE {evaluations_table.name} ADD COLUMN {column.name} {column.type}"))
+        attempts_table.create(connection, checkfirst=True)
 
 
 # -- the place of the one writer -----------------------------------------------------------------------------------

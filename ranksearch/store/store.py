@@ -10,7 +10,7 @@ import numbers
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from ranksearch.store.database import (
     Place,
     RowLock,
     WriterLock,
+    attempts_table,
     configurations_table,
     evaluations_table,
     refusing,
@@ -30,6 +31,8 @@ from ranksearch.store.database import (
 )
 
 COLUMNS = ("params", "macs")  # the costs that every record has, with columns of their own
+SINCE = {"costs": 2, "error_kind": 3}  # the version of stores in which a column is for the first time
+RESULT = ("status", "metrics", "error", "error_kind", "seconds", "origin", "created")  # what an attempt has of its own
 Status = Literal["done", "failed"]
 
 
@@ -38,8 +41,8 @@ class Record:
     """One evaluation: a fact. The key is (configuration, fidelity, seed) within the store's fingerprint.
 
     Raises:
-        InvalidArgument: an unknown status, a configuration that is not a JSON object, for status "done" a metric that is not
-            finite, a cost that is not, params or MACs that are missing, or a number that does not fit 64 bits.
+        InvalidArgument: an unknown status, a configuration that is not a JSON object, for status "done" a kind of error or a metric that
+            is not finite, a cost that is not, params or MACs that are missing, or a number that does not fit 64 bits.
     """
 
     configuration_id: str
@@ -53,10 +56,13 @@ class Record:
     seconds: float = 0.0  # the evaluation took
     origin: str = ""  # who proposed it
     created: datetime = field(default_factory=lambda: datetime.now(UTC))  # kept in UTC; without a zone: local time
+    error_kind: str | None = None  # of a failure, in a word: see `ranksearch.evaluation.failure`; None: stored before there were kinds
 
     def __post_init__(self) -> None:
         if self.status not in ("done", "failed"):
             raise InvalidArgument(f"status={self.status!r}: must be 'done' or 'failed'")
+        if self.status == "done" and self.error_kind is not None:
+            raise InvalidArgument(f"error_kind={self.error_kind!r}: an evaluation that is done has none")
         if not _is_object(self.configuration):
             raise InvalidArgument(f"configuration={self.configuration[:60]!r}: must be a JSON object")
         metrics = {str(name): float(value) for name, value in self.metrics.items()}
@@ -82,8 +88,9 @@ class Store:
     def __init__(self, engine: sa.Engine, shown: str, lock: WriterLock | None, row: sa.Row[Any]) -> None:
         self._engine, self._lock, self._closed = engine, lock, False
         self._complete: Callable[[Record], Record] = lambda record: record
-        # a store of version 1 that is read has no column for further costs
-        self._columns = [c for c in evaluations_table.c if row.schema_version > 1 or c.name != "costs"]
+        # a store of an earlier version that is read lacks columns, and has nothing that was tried again
+        self._columns = [c for c in evaluations_table.c if row.schema_version >= SINCE.get(c.name, 1)]
+        self._has_attempts = row.schema_version >= 3
         self.url = shown  # without a password
         self.study: str = row.name
         self.fingerprint: str = row.fingerprint
@@ -96,7 +103,8 @@ class Store:
         *,
         study: str | None = None,
         fingerprint: str | None = None,
-        details: Mapping[str, Any] | None = None,
+        formerly: str | None = None,
+        details: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         create: bool = True,
         write: bool | None = None,
         complete: Callable[[Record], Record] | None = None,
@@ -107,8 +115,10 @@ class Store:
             url: a path (SQLite), or any SQLAlchemy URL of a synchronous driver.
             study: name of the study; None: whichever is there.
             fingerprint: content hash of model and task; None: whichever is there.
+            formerly: the fingerprint that an earlier version gave to the same model and task; a store that has it is accepted.
             details: JSON that describes the study (options, objectives, baseline). A writer replaces what the store
-                has; None leaves it. Ignored when reading.
+                has; None leaves it. Ignored when reading. Or a function that gives it, of what the store has (nothing, if it is
+                new); it is called when reading too, and may raise StoreError to refuse the store.
             create: make the store, and its directory, if there is none; needs ``study`` and ``fingerprint``.
             write: be the one writer until `close`; default: as ``create``. Readers need no such right.
             complete: applied to every record that is read, to add costs that the study has gained since it was written.
@@ -119,64 +129,63 @@ class Store:
                 damaged database SQLite may leave empty files of its own).
             InvalidArgument: ``create`` without a study or fingerprint, or details that are not JSON.
         """
-        store = cls._open(Place(url), study, fingerprint, details, create, create if write is None else write)
+        if create and (study is None or fingerprint is None):
+            raise InvalidArgument(f"study={study!r}, fingerprint={fingerprint!r}: create=True needs both")
+        if not callable(details):
+            _json(details)
+        wanted = _Wanted(study, fingerprint, formerly, details)
+        store = cls._open(Place(url), wanted, create, create if write is None else write)
         store._complete = complete or store._complete
         return store
 
     @classmethod
-    def _open(
-        cls, place: Place, study: str | None, fingerprint: str | None, details: Mapping[str, Any] | None, create: bool, write: bool
-    ) -> Store:
-        if create and (study is None or fingerprint is None):
-            raise InvalidArgument(f"study={study!r}, fingerprint={fingerprint!r}: create=True needs both")
-        try:
-            text = None if details is None else json.dumps(details, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgument(f"details: must be JSON: {error}") from error
+    def _open(cls, place: Place, wanted: _Wanted, create: bool, write: bool) -> Store:
         missing = not place.exists()
         if not (missing and create):
-            reader = cls._open_to_read(place, study, fingerprint)
+            reader = cls._open_to_read(place, wanted)
             if not write:
                 return reader
             reader._engine.dispose()  # a store that is refused is not even locked
-        writer = cls._open_to_write(place, study, fingerprint, text)
+        writer = cls._open_to_write(place, wanted)
         if write:
             return writer
         writer.close()
-        return cls._open_to_read(place, study, fingerprint)
+        return cls._open_to_read(place, wanted)
 
     @classmethod
-    def _open_to_read(cls, place: Place, study: str | None, fingerprint: str | None) -> Store:
+    def _open_to_read(cls, place: Place, wanted: _Wanted) -> Store:
         place.check()
         engine = place.engine(write=False)
         try:
             with refusing(place.shown, "opened"):
-                return cls(engine, place.shown, None, _checked_row(engine, place.shown, study, fingerprint))
+                return cls(engine, place.shown, None, _checked_row(engine, place.shown, wanted))
         except BaseException:
             engine.dispose()
             raise
 
     @classmethod
-    def _open_to_write(cls, place: Place, study: str | None, fingerprint: str | None, details: str | None) -> Store:
+    def _open_to_write(cls, place: Place, wanted: _Wanted) -> Store:
         engine: sa.Engine | None = None
         lock: WriterLock | None = None
         try:
             with refusing(place.shown, "written"):
                 lock = place.lock()
                 if not place.exists():
-                    place.create({"id": 1, "schema_version": SCHEMA, "name": study, "fingerprint": fingerprint, "details": details or "{}"})
+                    named = {"name": wanted.study, "fingerprint": wanted.fingerprint, "details": wanted.described({}) or "{}"}
+                    place.create({"id": 1, "schema_version": SCHEMA, **named})
                 engine = place.engine(write=True)
-                row = _checked_row(engine, place.shown, study, fingerprint)
+                row = _checked_row(engine, place.shown, wanted)
                 lock = lock or RowLock(engine, place.shown)
                 if place.path is not None:
                     _quick_check(engine, place.shown)
                 if row.schema_version < SCHEMA:
                     upgrade(engine)
-                    row = _checked_row(engine, place.shown, study, fingerprint)
+                    row = _checked_row(engine, place.shown, wanted)
+                details = wanted.described(json.loads(row.details))
                 if details is not None and details != row.details:
                     with engine.begin() as connection:
                         connection.execute(study_table.update().where(study_table.c.id == 1).values(details=details))
-                    row = _checked_row(engine, place.shown, study, fingerprint)
+                    row = _checked_row(engine, place.shown, wanted)
                 return cls(engine, place.shown, lock, row)
         except BaseException:
             _let_go(engine, lock)
@@ -189,15 +198,12 @@ class Store:
             StoreError: the store was opened for reading or is closed, the right to write was lost, the configuration's id belongs
                 to another configuration, or the database refuses (a full disk, ...). Earlier facts are intact.
         """
-        if self._lock is None:
-            raise StoreError(f"store {self.url!r} is open for reading; open it with write=True to add evaluations")
-        row: dict[str, Any] = {c.name: getattr(record, c.name) for c in evaluations_table.c if hasattr(record, c.name)}
+        row: dict[str, Any] = {c.name: getattr(record, c.name) for c in evaluations_table.c if hasattr(record, c.name)} | _result(record)
         further = {name: amount for name, amount in record.costs.items() if name not in COLUMNS}
         row |= {name: record.costs[name] for name in COLUMNS} | {"costs": json.dumps(further) if further else None}
-        row |= {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat(), "fingerprint": self.fingerprint}
+        row |= {"fingerprint": self.fingerprint}
         same = evaluations_table.select().where(*_key(record.configuration_id, record.fidelity, record.seed, self.fingerprint))
-        with self._use("written") as engine, engine.begin() as connection:
-            self._lock.check(connection)
+        with self._writing() as connection:
             known = connection.scalar(sa.select(configurations_table.c.json).where(configurations_table.c.id == record.configuration_id))
             if known is None:
                 connection.execute(configurations_table.insert().values(id=record.configuration_id, json=record.configuration))
@@ -208,15 +214,39 @@ class Store:
             connection.execute(evaluations_table.insert().values(**row))
         return True
 
+    def add_attempt(self, record: Record) -> bool:
+        """Add what came of trying again an evaluation that failed, which is on the disk when this returns: from then on it is the
+        fact of its key. What was there stays, see `attempts`. False if the key has no fact, or one that is done, which is never
+        tried again.
+
+        Raises:
+            StoreError: as for `add`.
+        """
+        key = _key(record.configuration_id, record.fidelity, record.seed, self.fingerprint)
+        with self._writing() as connection:
+            first = connection.execute(sa.select(evaluations_table.c.number, evaluations_table.c.status).where(*key)).first()
+            if first is None:
+                return False
+            later = sa.select(attempts_table.c.status).where(attempts_table.c.evaluation == first.number)
+            if "done" in (first.status, *connection.scalars(later)):
+                return False
+            connection.execute(attempts_table.insert().values(evaluation=first.number, **_result(record)))
+        return True
+
+    def attempts(self, configuration_id: str, fidelity: str, seed: int) -> list[Record]:
+        """Everything that a key came to, in order: the last is the fact, those before it failed."""
+        key = _key(configuration_id, fidelity, seed, self.fingerprint)
+        return [record for tried in self._tried(*key) for record in tried]
+
     def get(self, configuration_id: str, fidelity: str, seed: int) -> Record | None:
-        """The fact of a key, or None."""
+        """The fact of a key, or None: of an evaluation that was tried again, the last attempt."""
         found = self._select(*_key(configuration_id, fidelity, seed, self.fingerprint))
         return found[0] if found else None
 
     def records(self, fidelity: str | None = None, status: Status | None = None) -> list[Record]:
         """All facts, or those of one fidelity or status, in the order they were added."""
-        conditions = [] if fidelity is None else [evaluations_table.c.fidelity == fidelity]
-        return self._select(*conditions, *([] if status is None else [evaluations_table.c.status == status]))
+        found = self._select(*([] if fidelity is None else [evaluations_table.c.fidelity == fidelity]))
+        return found if status is None else [record for record in found if record.status == status]
 
     def count(self) -> int:
         """How many facts there are."""
@@ -254,15 +284,33 @@ class Store:
         self.close()
 
     def _select(self, *conditions: sa.ColumnElement[bool]) -> list[Record]:
+        return [tried[-1] for tried in self._tried(*conditions)]
+
+    def _tried(self, *conditions: sa.ColumnElement[bool]) -> list[list[Record]]:
+        """Every evaluation, and after it what came of trying it again."""
         query = sa.select(*self._columns, configurations_table.c.json).join_from(evaluations_table, configurations_table)
         query = query.where(*conditions).order_by(evaluations_table.c.number)
+        again = attempts_table.select().order_by(attempts_table.c.number)
         with self._use("read") as engine, engine.connect() as connection:
+            later = connection.execute(again).all() if self._has_attempts else []  # first: what it refers to is then among the rows
             rows = connection.execute(query).all()
         try:
-            found = [_record(row) for row in rows]
+            found = {row.number: [_record(row)] for row in rows}
+            for row in later:
+                if row.evaluation in found:
+                    found[row.evaluation].append(_later(found[row.evaluation][0], row))
         except (ValueError, TypeError, AttributeError) as error:
             raise StoreError(f"store {self.url!r} holds a row that ranksearch did not write: {error}") from error
-        return [self._complete(record) for record in found]
+        return [[self._complete(record) for record in tried] for tried in found.values()]
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """A transaction of the one writer."""
+        if self._lock is None:
+            raise StoreError(f"store {self.url!r} is open for reading; open it with write=True to add evaluations")
+        with self._use("written") as engine, engine.begin() as connection:
+            self._lock.check(connection)
+            yield connection
 
     @contextmanager
     def _use(self, doing: str) -> Iterator[sa.Engine]:
@@ -272,8 +320,30 @@ class Store:
             yield self._engine
 
 
-def _checked_row(engine: sa.Engine, shown: str, study: str | None, fingerprint: str | None) -> sa.Row[Any]:
+@dataclass(frozen=True)
+class _Wanted:
+    """What a store is to be of, see `Store.open`."""
+
+    study: str | None
+    fingerprint: str | None
+    formerly: str | None
+    details: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
+
+    def described(self, known: Mapping[str, Any]) -> str | None:
+        """The details that a store is to have which has those that are known, as text."""
+        return _json(self.details(known) if callable(self.details) else self.details)
+
+
+def _json(details: Mapping[str, Any] | None) -> str | None:
+    try:
+        return None if details is None else json.dumps(details, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"details: must be JSON: {error}") from error
+
+
+def _checked_row(engine: sa.Engine, shown: str, wanted: _Wanted) -> sa.Row[Any]:
     """The study's row, if schema, study and fingerprint are those asked for."""
+    study, fingerprint = wanted.study, wanted.fingerprint
     with engine.connect() as connection:
         version = sa.select(study_table.c.schema_version).where(study_table.c.id == 1)
         if not sa.inspect(connection).has_table(study_table.name) or (found := connection.scalar(version)) is None:
@@ -286,13 +356,14 @@ def _checked_row(engine: sa.Engine, shown: str, study: str | None, fingerprint: 
         row = connection.execute(study_table.select().where(study_table.c.id == 1)).one()
     if study is not None and row.name != study:
         raise StoreError(f"store {shown!r} belongs to study {row.name!r}, not to {study!r}; use another --store")
-    if fingerprint is not None and row.fingerprint != fingerprint:
+    if not _is_object(row.details):
+        raise StoreError(f"store {shown!r} is damaged: its details are not a JSON object; restore a copy, or use another --store")
+    wanted.described(json.loads(row.details))
+    if fingerprint is not None and row.fingerprint not in (fingerprint, wanted.formerly):
         raise StoreError(
             f"store {shown!r} belongs to study {row.name!r} with fingerprint {row.fingerprint}, but study {row.name!r} now has fingerprint "
             f"{fingerprint}: weights, data, fine-tuning or the metric of the space differ; use another --store, or what it was made with"
         )
-    if not _is_object(row.details):
-        raise StoreError(f"store {shown!r} is damaged: its details are not a JSON object; restore a copy, or use another --store")
     return row
 
 
@@ -324,8 +395,20 @@ def _record(row: sa.Row[Any]) -> Record:
     costs = {name: getattr(row, name) for name in COLUMNS} | json.loads(getattr(row, "costs", None) or "{}")
     return Record(
         row.configuration_id, row.json, row.fidelity, row.seed, row.status, json.loads(row.metrics), costs,
-        row.error, row.seconds, row.origin, datetime.fromisoformat(row.created),
+        row.error, row.seconds, row.origin, datetime.fromisoformat(row.created), getattr(row, "error_kind", None),
     )  # fmt: skip
+
+
+def _later(first: Record, row: sa.Row[Any]) -> Record:
+    """A further attempt at the evaluation ``first``."""
+    result = {name: getattr(row, name) for name in RESULT}
+    return replace(first, **result | {"metrics": json.loads(row.metrics), "created": datetime.fromisoformat(row.created)})
+
+
+def _result(record: Record) -> dict[str, Any]:
+    """What a row says of one attempt."""
+    found = {name: getattr(record, name) for name in RESULT}
+    return found | {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat()}
 
 
 def _amount(name: str, value: Any) -> Any:

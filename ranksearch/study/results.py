@@ -112,6 +112,7 @@ class Results:
             id: or an unambiguous beginning of one.
             fidelity: as for `front`; default: the study's.
         """
+        self.study.check_unchanged()
         with self.study.open_store(write=False) as store:
             configuration = Configuration.from_json(store.configuration(id))
             at = self._fidelity(fidelity, {record.fidelity for record in store.records()})

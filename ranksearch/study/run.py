@@ -16,7 +16,8 @@ from ranksearch.results.conditions import Condition
 from ranksearch.runners import RUNNERS, Runner
 from ranksearch.samplers import SAMPLERS, Sampler
 from ranksearch.search.events import Planned, SearchEvent
-from ranksearch.search.run import Objectives, SearchRun, upper_limits
+from ranksearch.search.loop import Known
+from ranksearch.search.run import Objectives, SearchRun, failed_before, upper_limits
 
 if TYPE_CHECKING:
     from ranksearch.study.study import Study
@@ -55,6 +56,7 @@ def run(
     runner: str | Runner,
     constraints: str | Sequence[str],
     screening: Screening | None,
+    retry_failed: bool,
     on_event: Callable[[SearchEvent], None] | None,
 ) -> None:
     """See `ranksearch.study.Study.run`."""
@@ -69,15 +71,18 @@ def run(
     kinds = None if proxies is None else [_proxy_kind(proxy) for proxy in proxies]
     conditions = Condition.parse_all(constraints)
 
+    study.check_unchanged()
     objectives = Objectives(study.objectives, study.directions, study.baseline)
-    if screening is None and not conditions and (done := _known(study, objectives)) >= trials:  # nothing to profile for
-        tell(Planned(done, done))
-        return
+    if screening is None and not conditions:
+        known = _known(study, objectives)
+        if len(known) >= trials and not failed_before(known, retry_failed=retry_failed):  # nothing to profile for
+            tell(Planned(len(known), len(known)))
+            return
     space = study.profile(tell)
     starts = free_proxies() if kinds is None else _made(study, kinds)
     search = SearchRun(
         space, objectives, study.fidelity, study.seed, trials, sampler, starts, allocator, upper_limits(space, conditions),
-        lambda: study.evaluator,
+        lambda: study.evaluator, retry_failed=retry_failed,
     )  # fmt: skip
     screened = None if screening is None else _screening(study, screening, conditions, search)
     with study.open_store(write=True) as store:
@@ -87,9 +92,9 @@ def run(
         search.run(store, runner, tell, first=first)
 
 
-def _known(study: Study, objectives: Objectives) -> int:
+def _known(study: Study, objectives: Objectives) -> dict[str, Known]:
     with study.open_store(write=True) as store:
-        return len(objectives.known(store, study.fidelity, study.seed))
+        return objectives.known(store, study.fidelity, study.seed)
 
 
 def _screening(study: Study, screening: Screening, conditions: Sequence[Condition], search: SearchRun) -> SearchRun:
@@ -101,7 +106,7 @@ def _screening(study: Study, screening: Screening, conditions: Sequence[Conditio
 
     return SearchRun(
         space, search.objectives, entry.fidelity, study.seed, screening.count, search.sampler, search.proxies, search.allocator,
-        upper_limits(space, conditions), evaluator, screening=True,
+        upper_limits(space, conditions), evaluator, screening=True, retry_failed=search.retry_failed,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -17,7 +18,7 @@ from ranksearch.allocators import Allocator
 from ranksearch.compression import Compressed, Rule, compress
 from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
 from ranksearch.decompositions import DECOMPOSITIONS
-from ranksearch.errors import InvalidArgument
+from ranksearch.errors import InvalidArgument, RanksearchWarning, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity
 from ranksearch.home import home
 from ranksearch.proxies import ScoreProxy, TableProxy
@@ -30,6 +31,7 @@ from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
 from ranksearch.store import Record, Store
+from ranksearch.study import identity
 from ranksearch.study.report import Report
 from ranksearch.study.results import Results
 from ranksearch.study.run import Screening, run
@@ -112,7 +114,8 @@ class Study:
         }  # fmt: skip
         other = copy(self)  # whatever a subclass adds
         fixed = not {"model", "task", "space", "costs"} & set(changes)
-        for name in ("report", *(() if fixed else ("sites", "spectra", "space", "baseline", "fingerprint"))):
+        of_these = ("sites", "spectra", "space", "baseline", "fingerprint", "former_fingerprint", "network", "outputs")
+        for name in ("report", *(() if fixed else of_these)):
             vars(other).pop(name, None)
         Study.__init__(other, **arguments | changes)
         return other
@@ -158,7 +161,9 @@ class Study:
     @cached_property
     def sites(self) -> Sites:
         """The factorizable layers, and what was skipped and why."""
-        return self.spec.sites(self.model, self.task.example(), batch_dim=self.task.batch_dim)
+        found = self.spec.sites(self.model, self.task.example(), batch_dim=self.task.batch_dim)
+        _ = self.network  # what is computed from now on is of this network
+        return found
 
     @cached_property
     def spectra(self) -> Spectra:
@@ -207,13 +212,51 @@ class Study:
         return DenseNetwork(self.model, self.sites, self.task.example())
 
     @cached_property
+    def network(self) -> identity.Network:
+        """What the model is: its weights, and how its modules are configured."""
+        return identity.network(self.model, self.task.example())
+
+    @cached_property
+    def outputs(self) -> list[dict[str, Any]] | None:
+        """What the model computes: a summary of its outputs on the first calibration batch; None where it varies by itself."""
+        return None if self.network.varies else identity.outputs(self.model, self.task.calibration(1))
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Content hash of the model's weights and the task: evaluations are facts about this. In other metrics than the
-        weights' a configuration has other factors, so the metric and its settings are part of it there."""
-        digest = hashlib.sha256(self.task.fingerprint().encode())
-        digest.update(space_metric.settings(self.spec.metric, self.spec.calibration, self.task).encode())
+        """Content hash of the model's weights and structure and of the task: evaluations are facts about this. In other metrics than
+        the weights' a configuration has other factors, so the metric and its settings are part of it there. What the model computes
+        is compared with what the store says of it, within a tolerance (`ranksearch.study.identity`)."""
+        digest = self._measured
+        digest.update(f"{self.network.weights} {self.network.structure}".encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def former_fingerprint(self) -> str:
+        """The fingerprint in stores of earlier versions: without the structure, so that other networks of the same weights had it too."""
+        digest = self._measured
         absorb(digest, sorted(self.model.state_dict().items()))
         return digest.hexdigest()[:16]
+
+    @property
+    def _measured(self) -> Any:
+        digest = hashlib.sha256(self.task.fingerprint().encode())
+        digest.update(space_metric.settings(self.spec.metric, self.spec.calibration, self.task).encode())
+        return digest
+
+    def check_unchanged(self) -> None:
+        """Refuse a model that was changed in place since the study looked at it first: what is computed of its sites would be
+        another network's.
+
+        Raises:
+            InvalidModel: it was; the message says what changed.
+        """
+        if "network" not in vars(self):
+            return
+        now = identity.network(self.model, self.task.example())
+        before, after = vars(self).get("outputs"), None
+        if before is not None and not now.varies:
+            after = identity.outputs(self.model, self.task.calibration(1))
+        identity.unchanged(self.network, now, before, after)
 
     @property
     def evaluator(self) -> Evaluator:
@@ -228,14 +271,40 @@ class Study:
         return self._store or str(home() / f"{self.name}.db")
 
     def open_store(self, *, write: bool) -> Store:
-        """The store, made if it is to be written to and is not there.
+        """The store, made if it is to be written to and is not there. What the network computes is compared when it is to be written.
 
         Raises:
-            StoreError: there is none to read, or it is another study's."""
+            StoreError: there is none to read, or it is another study's or network's."""
         details: dict[str, Any] = {"options": self.options, "space": self.space_choice, "objectives": list(self.objectives)}
         details["baseline"] = dict(self.baseline)
-        mine = {"study": self.name, "fingerprint": self.fingerprint}
-        return Store.open(self.store_url, **mine, details=details, create=write, write=write, complete=self._counted)
+        mine = {"weights": self.network.weights, "modules": dict(self.network.modules), "outputs": self.outputs if write else None}
+        adopted: list[bool] = []
+
+        def described(known: Mapping[str, Any]) -> Mapping[str, Any]:
+            stored = known.get("network") or {}
+            self._check_network(stored, mine["outputs"])
+            if known and not stored:
+                adopted.append(True)
+            return {**details, "network": mine | {name: value for name, value in stored.items() if value is not None}}
+
+        named = {"study": self.name, "fingerprint": self.fingerprint, "formerly": self.former_fingerprint}
+        store = Store.open(self.store_url, **named, details=described, create=write, write=write, complete=self._counted)
+        if write and adopted:
+            text = "is of an earlier version, which did not note what its network computes: from now on it is taken to be this one's"
+            warnings.warn(f"store {store.url!r} {text}", RanksearchWarning, stacklevel=2)
+        return store
+
+    def _check_network(self, stored: Mapping[str, Any], outputs: list[dict[str, Any]] | None) -> None:
+        changed = self.network.changes({name: value for name, value in stored.items() if name == "modules"})
+        same_weights = stored.get("weights") == self.network.weights  # else the fingerprint says it
+        before = stored.get("outputs")
+        if changed is None and same_weights and None not in (before, outputs) and not identity.alike(before, outputs):  # pyright: ignore[reportArgumentType]
+            changed = "what the network computes on the first calibration batch"
+        if changed is not None:
+            raise StoreError(
+                f"store {self.store_url!r} belongs to study {self.name!r} of another network, whose fingerprint was another: {changed} "
+                "differs; use another --store, or the network that it was made with"
+            )
 
     def _counted(self, record: Record) -> Record:
         """The record with the costs that the study has gained since it was written."""
@@ -274,6 +343,7 @@ class Study:
         runner: str | Runner = "ray_tune",
         constraints: str | Sequence[str] = (),
         screening: Screening | None = None,
+        retry_failed: bool = False,
         on_event: Callable[[SearchEvent], None] | None = None,
     ) -> None:
         """Search until the study holds ``trials`` evaluations at its fidelity; what the store has counts, so that
@@ -290,14 +360,17 @@ class Study:
                 every core of this machine (``ray_tune``) or one by one in this process (``local``).
             constraints: upper bounds on costs such as ``"macs <= 0.5"``, one or several; candidates that break one are never evaluated.
             screening: first measure configurations with a trained supernet, and begin with the front of them.
+            retry_failed: first try again what failed by the fault of the machine or of code (`ranksearch.evaluation.failure`); what was
+                a configuration's own fault stays. The dense network is tried again in any case. Earlier attempts stay in the store.
             on_event: called with progress.
 
         Raises:
             InvalidArgument, InfeasibleBudget, EmptySpace, StoreError: before any evaluation starts.
+            DenseFailed: the dense network could not be evaluated, without which nothing can be compared.
         """
         run(
             self, trials, sampler=sampler, proxies=proxies, allocator=allocator, runner=runner, constraints=constraints,
-            screening=screening, on_event=on_event,
+            screening=screening, retry_failed=retry_failed, on_event=on_event,
         )  # fmt: skip
 
     def evaluations(self) -> pd.DataFrame:

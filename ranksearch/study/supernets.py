@@ -30,7 +30,7 @@ class Supernets:
         study = self.study
         path = Place(study.store_url).path
         folder = (home() if path is None else path.parent) / "supernets"
-        return SupernetStore(folder, study.model, study.task, study.spectra, study.space, study.fingerprint)
+        return SupernetStore(folder, study.model, study.task, study.spectra, study.space, study.fingerprint, study.former_fingerprint)
 
     def untrained(self) -> RankSupernet:
         """A supernet of the study before any training, to make a method with: ``Joint(study.supernets.untrained(),
@@ -70,6 +70,7 @@ class Supernets:
         """
         seed = self.study.seed if seed is None else checks.seed(seed)
         checked(method, sampling, options)  # before statistics are collected
+        self.study.check_unchanged()
         self.study.profile(on_event or (lambda event: None))
         return self.store.train(
             method, epochs=epochs, sampling=sampling, seed=seed, recalibration=recalibration, on_event=on_event, options=options

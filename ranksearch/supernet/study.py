@@ -145,6 +145,7 @@ class SupernetStore:
         folder: holds one folder per supernet.
         fingerprint: of the study.
         space: of the study, types that do not project among them or not.
+        formerly: the study's fingerprint in earlier versions; supernets that were trained then are found too.
     """
 
     folder: Path
@@ -153,6 +154,7 @@ class SupernetStore:
     spectra: Spectra
     full: SearchSpace
     fingerprint: str
+    formerly: str | None = None
 
     def space(self) -> SearchSpace:
         """The options that are projections of the dense weight."""
@@ -248,7 +250,7 @@ class SupernetStore:
         asked = f"supernet={text!r}" if text else "supernet"
         every = self.entries()
         space = self.space().fingerprint
-        mine = [entry for entry in every if (entry.fingerprint, entry.space) == (self.fingerprint, space)]
+        mine = [entry for entry in every if entry.fingerprint in (self.fingerprint, self.formerly) and entry.space == space]
         wanted = text.removeprefix(f"{SUPERNET}-").split(":")[0] if text != SUPERNET else ""
         named = [e for e in mine if e.method == wanted or e.key.startswith(wanted) or e.name.startswith(wanted)]
         done = [entry for entry in named if entry.finished]

@@ -38,7 +38,7 @@ RECORDS = [
     record(A, 50, 400, 0.9, seed=1, seconds=4.0),
     record(B, 40, 500, 0.7),  # dominated by A
     record(C, 30, 300, 0.6),
-    record(D, 20, 200, 0.0, status="failed", metrics={}, error="RuntimeError: no"),
+    record(D, 20, 200, 0.0, status="failed", metrics={}, error="RuntimeError: no", error_kind="code"),
 ]
 
 
@@ -50,7 +50,7 @@ def test_evaluations() -> None:
     frame = evaluations()
     assert list(frame.columns) == [
         "id", "fidelity", "seed", "status", "params", "macs", "params_rel", "macs_rel", "accuracy", "accuracy_delta", "loss", "loss_delta",
-        "factorized", "seconds", "origin", "error", "created",
+        "factorized", "seconds", "origin", "error", "error_kind", "created",
     ]  # fmt: skip
     assert frame["id"].tolist() == [r.configuration_id for r in RECORDS]
     assert frame["macs_rel"].tolist() == [1.0, 0.4, 0.4, 0.5, 0.3, 0.2]

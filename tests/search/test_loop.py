@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from search_cases import InFlight, Scripted, anything, small_space, worth
 
+from ranksearch.errors import DenseFailed
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.runners import WAIT
 from ranksearch.samplers import SAMPLERS, Random, Sampler
@@ -156,6 +157,44 @@ def test_what_the_constraints_forbid_is_never_evaluated(space: SearchSpace) -> N
     InFlight(4).run(worth, loop.propose, loop.report)
     found = [space.indices(o.request.configuration) for o in kept if o.request.configuration != DENSE]
     assert len(found) == 14 and all(admissible(indices) for indices in found)
+
+
+def test_the_dense_networks_failure_ends_the_search_and_others_are_not_held_against_them(space: SearchSpace) -> None:
+    """Failures that come before the dense network's may have its cause: they are kept only once it is known not to be so."""
+    loop, sampler, kept = make(space, Scripted([(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0)]), trials=8)
+    dense, *others = (loop.propose() for _ in range(4))
+    assert isinstance(dense, Request) and dense.configuration == DENSE
+    fine, broken, late = others
+    assert isinstance(fine, Request) and isinstance(broken, Request) and isinstance(late, Request)
+    assert loop.report(Outcome(fine, "done", {"accuracy": 0.5})) != []
+    assert loop.report(Outcome(broken, "failed", error="RuntimeError: no")) == [] and loop.done == 1 == len(kept)
+    again = loop.propose()
+    assert isinstance(again, Request) and again.configuration != broken.configuration, "what is held back is not asked for again"
+    with pytest.raises(DenseFailed, match=r"RuntimeError: no luck; .* run again"):
+        loop.report(Outcome(dense, "failed", error="RuntimeError: no\nluck", error_kind="machine"))
+    assert [o.request for o in kept] == [fine, dense] and kept[1].status == "failed"
+    assert len(sampler.told) == 2  # type: ignore[attr-defined]
+
+
+def test_failures_that_were_held_back_are_taken_in_after_the_dense_network(space: SearchSpace) -> None:
+    loop, sampler, kept = make(space, Scripted([(0, 0, 0), (0, 0, 1), (0, 0, 2)]), trials=4)
+    dense, one, two = (loop.propose() for _ in range(3))
+    assert isinstance(dense, Request) and isinstance(one, Request) and isinstance(two, Request)
+    assert loop.report(Outcome(two, "failed", error="b")) == [] == loop.report(Outcome(one, "failed", error="a"))
+    settled = loop.report(Outcome(dense, "done", {"accuracy": 0.5}))
+    assert [o.request for o in settled] == [dense, two, one] == [o.request for o in kept] and loop.done == 3
+    assert [values for _, values in sampler.told][1:] == [None, None]  # type: ignore[attr-defined]
+    last = loop.propose()
+    assert isinstance(last, Request)
+    assert [o.request for o in loop.report(Outcome(last, "failed", error="c"))] == [last], "nothing is held back any more"
+
+
+def test_what_is_tried_again_comes_after_the_dense_network_and_all_of_it(space: SearchSpace) -> None:
+    again, starts = starts_of(space, 6)[:4], starts_of(space, 6)[4:]
+    loop, _, _ = make(space, Random(), trials=5, again=again, starts=starts)
+    runner = InFlight(1)
+    runner.run(lambda request: Outcome(request, "done", {"accuracy": 0.5}), loop.propose, loop.report)
+    assert [r.configuration for r in runner.sent] == [DENSE, *(s.candidate.configuration for s in again)]
 
 
 def test_an_outcome_is_kept_before_anything_is_learned_from_it(space: SearchSpace) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from search_cases import InFlight, Scripted, small_space, worth
 
-from ranksearch.errors import InfeasibleBudget
-from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.errors import DenseFailed, InfeasibleBudget
+from ranksearch.evaluation import FailureKind, Fidelity, Outcome, Request
 from ranksearch.proxies import free_proxies
 from ranksearch.results.conditions import Condition
 from ranksearch.samplers import Random, Sampler
@@ -17,7 +17,7 @@ from ranksearch.search.events import Finished, Planned, SearchEvent
 from ranksearch.search.run import Objectives, SearchRun, upper_limits
 from ranksearch.search.starts import Start, optima
 from ranksearch.space import DENSE, Configuration, SearchSpace
-from ranksearch.store import Store
+from ranksearch.store import Record, Store
 
 FULL = Fidelity(epochs=0, recalibration=0)
 
@@ -127,3 +127,65 @@ def test_limits_are_the_tightest_and_within_reach(space: SearchSpace) -> None:
     assert found == {"macs": space.limit("macs", 0.5), "params": space.limit("params", 0.9)}
     with pytest.raises(InfeasibleBudget, match=f"smallest that this space reaches is {space.smallest('params'):,}"):
         upper_limits(space, [Condition.parse("params <= 0.001")])
+
+
+class Machine:
+    """An evaluator: what is in ``broken`` fails as it says, everything else works."""
+
+    def __init__(self, broken: dict[str, FailureKind | None]) -> None:
+        self.broken = broken
+
+    def __call__(self, request: Request) -> Outcome:
+        id = request.configuration.id
+        if id in self.broken:
+            return Outcome(request, "failed", error="it failed", error_kind=self.broken[id])
+        return Outcome(request, "done", {"accuracy": (int(id, 16) % 1000) / 1000})
+
+
+def test_the_dense_network_is_always_tried_again_and_its_failure_stops_the_run(space: SearchSpace, store: Store) -> None:
+    machine = Machine({DENSE.id: "configuration"})
+    search = make(space, trials=6, evaluator=lambda: machine)
+    for attempts in (1, 2):
+        runner = InFlight(1)
+        with pytest.raises(DenseFailed, match="it failed"):
+            search.run(store, runner, lambda event: None)
+        assert [r.configuration for r in runner.sent] == [DENSE]
+        assert len(store.attempts(DENSE.id, FULL.key, 3)) == attempts and store.count() == 1
+    machine.broken = {}
+    assert len(run(search, store)[0].sent) == 6
+    assert [r.status for r in store.attempts(DENSE.id, FULL.key, 3)] == ["failed", "failed", "done"]
+    assert {r.status for r in store.records()} == {"done"} and store.count() == 6
+
+
+def test_what_failed_is_tried_again_when_asked_but_for_a_configurations_own_fault(space: SearchSpace, store: Store) -> None:
+    candidates = [space.candidate(row) for row in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))]
+    picks = [candidate.configuration.id for candidate in candidates]
+    kinds: list[FailureKind | None] = ["machine", "code", "configuration", None]
+    machine = Machine(dict(zip(picks, kinds, strict=True)))
+    first = [Start(candidate, "mine") for candidate in candidates]
+    run(make(space, trials=10, evaluator=lambda: machine), store, first=first)
+    before = {r.configuration_id: r for r in store.records()}
+    assert {id: before[id].error_kind for id in picks} == machine.broken
+    machine.broken = {picks[2]: "configuration", picks[1]: "machine"}
+    assert run(make(space, trials=10, evaluator=lambda: machine), store)[0].sent == [], "not asked for"
+    # fewer than there are: all that failed is tried again nevertheless, and nothing else
+    runner, events = run(make(space, trials=3, evaluator=lambda: machine, retry_failed=True), store)
+    assert sorted(r.configuration.id for r in runner.sent) == sorted([picks[0], picks[1], picks[3]])
+    assert {r.origin for r in runner.sent} == {"mine"} and Planned(10, 7) in events
+    assert [e.done for e in events if isinstance(e, Finished)] == [8, 9, 10]
+    after = {r.configuration_id: r for r in store.records()}
+    assert {id: after[id].status for id in picks} == dict(zip(picks, ("done", "failed", "failed", "done"), strict=True))
+    assert after[picks[1]].error_kind == "machine" and after[picks[2]] == before[picks[2]]
+    assert all(store.attempts(id, FULL.key, 3)[0] == before[id] for id in before), "nothing that was stored is lost"
+    assert {id: r for id, r in after.items() if id not in picks} == {id: r for id, r in before.items() if id not in picks}
+
+
+def test_what_is_not_in_the_space_or_its_limits_is_not_tried_again(space: SearchSpace, store: Store) -> None:
+    elsewhere = Configuration({"0": ("tucker2", (1, 1))})
+    cost = space.cost(space.dense)
+    large = space.candidate([*[n - 1 for n in space.shape[:-1]], 0]).configuration
+    for configuration in (elsewhere, large):
+        store.add(Record(configuration.id, configuration.to_json(), FULL.key, 3, "failed", {}, cost, "gone", error_kind="machine"))
+    limits = upper_limits(space, [Condition.parse("macs <= 0.5")])
+    runner, _ = run(make(space, trials=5, limits=limits, retry_failed=True), store)
+    assert {elsewhere.id, large.id}.isdisjoint(r.configuration.id for r in runner.sent) and store.count() == 5

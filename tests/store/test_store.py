@@ -92,6 +92,27 @@ def test_a_fact_is_never_edited(filled: Path) -> None:
         assert store.records() == before
 
 
+def test_what_failed_is_tried_again_and_every_attempt_stays(filled: Path) -> None:
+    moments = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3)]
+    first = record(7, status="failed", metrics={}, error="MemoryError: ", error_kind="machine", created=moments[0])
+    second = replace(first, error="ValueError: no", error_kind="code", seconds=3.0, created=moments[1])
+    third = replace(first, status="done", metrics={"loss": 0.5}, error=None, error_kind=None, origin="again", created=moments[2])
+    with Store.open(filled, **STUDY) as store:
+        before = store.records()
+        assert not store.add_attempt(first), "what was never evaluated is not tried again"
+        assert not store.add_attempt(replace(before[0], status="failed", metrics={})), "nor is what is done"
+        assert store.add(first) and store.add(record(8))
+        assert not store.add(third) and store.add_attempt(second) and store.get(first.configuration_id, "full", 0) == second
+        assert store.records(status="done") == [*before, record(8, created=store.records()[-1].created)]
+        assert store.add_attempt(third) and not store.add_attempt(second)
+    with Store.open(filled, **STUDY, create=False) as store:
+        assert store.attempts(first.configuration_id, "full", 0) == [first, second, third]
+        assert store.records()[:4] == [*before, third] and store.count() == 5 and store.records(status="failed") == []
+        assert store.attempts("nothing", "full", 0) == []
+        with pytest.raises(StoreError, match="open for reading"):
+            store.add_attempt(second)
+
+
 def test_key_is_unique_in_the_database_itself(filled: Path) -> None:
     with sqlite3.connect(filled) as connection, pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
         columns = "configuration_id,fidelity,seed,fingerprint,status,metrics,params,macs,error,seconds,origin,created"
@@ -104,7 +125,7 @@ def test_done_needs_finite_metrics(value: float) -> None:
         record(metrics={"accuracy": value})
 
 
-@pytest.mark.parametrize("change", [{"status": "running"}, {"configuration": "[1]"}, {"configuration": "{"}])
+@pytest.mark.parametrize("change", [{"status": "running"}, {"error_kind": "code"}, {"configuration": "[1]"}, {"configuration": "{"}])
 def test_record_is_checked(change) -> None:
     with pytest.raises(InvalidArgument, match=next(iter(change))):
         record(**change)
@@ -268,12 +289,12 @@ def test_another_study(filled: Path) -> None:
     assert snapshot(filled.parent) == before
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(3, "newer"), (0, "older")])
+@pytest.mark.parametrize(("version", "remedy"), [(4, "newer"), (0, "older")])
 def test_another_schema(filled: Path, version: int, remedy: str) -> None:
     with sqlite3.connect(filled) as connection:
         connection.execute("UPDATE ranksearch_study SET schema_version = ?", (version,))
     connection.close()
-    refused(filled, f"schema version {version}, this ranksearch reads versions 1 to 2; use the {remedy} ranksearch")
+    refused(filled, f"schema version {version}, this ranksearch reads versions 1 to 3; use the {remedy} ranksearch")
 
 
 # what version 1 made: no column for costs but params and MACs
@@ -329,6 +350,19 @@ def test_a_store_of_version_1_goes_on_and_takes_other_costs(version_1: Path) -> 
         assert found == new.costs and [type(v) for v in found.values()] == [int, int, int, float]
     with Store.open(version_1, **STUDY) as store:
         assert store.count() == 2
+
+
+def test_a_store_of_an_earlier_version_has_failures_of_no_kind_that_are_tried_again(version_1: Path) -> None:
+    with sqlite3.connect(version_1) as connection:
+        connection.execute("UPDATE ranksearch_evaluations SET status = 'failed', error = 'it ended', metrics = '{}'")
+    connection.close()
+    with Store.open(version_1, **STUDY, create=False) as store:
+        assert [(r.status, r.error_kind) for r in store.records()] == [("failed", None)]
+        assert store.attempts("abc", "full", 0) == store.records()
+    with Store.open(version_1, **STUDY) as store:
+        old = store.records()[0]
+        assert store.add_attempt(replace(old, status="done", error=None, metrics={"loss": 0.5}))
+        assert [r.status for r in store.attempts("abc", "full", 0)] == ["failed", "done"] and store.count() == 1
 
 
 def test_costs_that_a_study_gained_are_completed_when_read(filled: Path) -> None:
