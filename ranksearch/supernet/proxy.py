@@ -17,7 +17,7 @@ from ranksearch.sites import device_of
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.supernet.projections import PROJECTIONS
-from ranksearch.tasks import Task
+from ranksearch.tasks import Task, measured
 from ranksearch.tasks.task import Split
 
 
@@ -67,7 +67,7 @@ class SupernetProxy(ScoreProxy):
             net.activate(configuration)
             if self.batches:
                 net.recalibrate(self._calibration())
-            return self.task.measure(net, self.split)
+            return measured(self.task, net, self.split)
 
     def covers(self, configuration: Configuration) -> bool:
         """Whether every factorized site has a type that is a projection of the dense weight."""
