@@ -126,6 +126,6 @@ def test_no_share_of_nothing_and_no_part_in_the_hypervolume() -> None:
 
 def test_a_network_without_parameters_has_nothing_to_search() -> None:
     study = _study().replace(model=nn.Sequential(nn.Flatten()))
-    assert study.baseline == {"params": 0, "macs": 0}
+    assert dict(study.baseline) == {"params": 0, "macs": 0}
     with pytest.raises(EmptySpace, match="site"):
         study.run(trials=3, runner="local")
