@@ -14,13 +14,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from ranksearch.allocators import Additive, Allocator, Minimax, Problem, Uniform
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
+from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
@@ -70,15 +70,15 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--data", type=user_path, required=True)
+    parser.add_argument("--weights", type=user_path, required=True)
     parser.add_argument("--budget", type=float, default=0.5, help="of params, as a share of the dense network's")
     parser.add_argument("--types", default="svd,svd_in,spatial,spatial_t,tucker2,cp", help="decompositions, separated by commas")
     parser.add_argument("--metric", choices=("weight", "activation", "fisher"), default="fisher")
     parser.add_argument("--statistics", type=int, default=16, help="batches of training images for the metric")
     parser.add_argument("--batches", type=int, default=16, help="of training images, for batch-norm re-estimation")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the table here too")
+    parser.add_argument("--out", type=user_path, help="write the table here too")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
 

@@ -29,7 +29,7 @@ from ranksearch.allocators.evbmf import EVBMF
 from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
-from ranksearch.home import home
+from ranksearch.home import home, user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
@@ -237,9 +237,9 @@ def markdown(rows: Sequence[dict[str, Any]], column: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the images (parquet or idx.gz) or sentences (parquet)")
+    parser.add_argument("--data", type=user_path, required=True, help="folder of the images (parquet or idx.gz) or sentences (parquet)")
     parser.add_argument("--dataset", choices=("cifar10", "fashion_mnist", "tweets", "movies"), default="cifar10")
-    parser.add_argument("--weights", type=Path, required=True, help="safetensors of the ResNet; for sentences the folder of the encoder")
+    parser.add_argument("--weights", type=user_path, required=True, help="safetensors of the ResNet, or folder of the encoder")
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5, 0.4, 0.3])
     parser.add_argument("--costs", nargs="+", default=["params", "macs"], choices=["params", "macs"])
@@ -257,8 +257,8 @@ def main() -> None:
     parser.add_argument("--max-options", type=int, default=None)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path, default=None, help="folder for statistics")
-    parser.add_argument("--out", type=Path, default=None, help="markdown file; rows go beside it as .json")
+    parser.add_argument("--cache", type=user_path, default=None, help="folder for statistics")
+    parser.add_argument("--out", type=user_path, default=None, help="markdown file; rows go beside it as .json")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)

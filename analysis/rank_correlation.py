@@ -22,6 +22,7 @@ import torch
 from supernet import prepare
 
 from ranksearch.agreement.measures import agreement
+from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.proxies import free_proxies
 from ranksearch.space import Configuration, SearchSpace
@@ -108,9 +109,9 @@ def plot(rows: Sequence[dict[str, Any]], scores: dict[str, np.ndarray], path: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 in the parquet layout")
-    parser.add_argument("--weights", type=Path, required=True, help="safetensors of the ResNet-20")
-    parser.add_argument("--run", type=Path, required=True, help="checkpoint folder of a trained supernet")
+    parser.add_argument("--data", type=user_path, required=True, help="folder of CIFAR-10 in the parquet layout")
+    parser.add_argument("--weights", type=user_path, required=True, help="safetensors of the ResNet-20")
+    parser.add_argument("--run", type=user_path, required=True, help="checkpoint folder of a trained supernet")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.15, 0.25, 0.35, 0.5])
     parser.add_argument("--each", type=int, default=6, help="configurations per budget")
     parser.add_argument("--epochs", type=float, default=1.0, help="of fine-tuning")
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--statistics", type=int, default=16, help="batches for the second moments, as in the run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="markdown file; rows (.json) and plot (.png) go beside it")
+    parser.add_argument("--out", type=user_path, required=True, help="markdown file; rows (.json) and plot (.png) go beside it")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     task = cifar10(a.data, validation=5000, learning_rate=a.learning_rate, augment=CropAndFlip())

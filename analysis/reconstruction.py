@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import torch
 
 from ranksearch.allocators import Additive, Problem
 from ranksearch.costs import COSTS
 from ranksearch.evaluation import Evaluator, Fidelity, Request
+from ranksearch.home import user_path
 from ranksearch.proxies import Energy
 from ranksearch.space import mixture
 from ranksearch.study import Study
@@ -23,8 +23,8 @@ from ranksearch.tasks.networks import cifar_resnet, load_weights
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--data", type=user_path, required=True)
+    parser.add_argument("--weights", type=user_path, required=True)
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--cost", choices=[cost.name for cost in COSTS], default="macs")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.2])
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="measure on the test set: for final numbers only")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="markdown file")
+    parser.add_argument("--out", type=user_path, default=None, help="markdown file")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     model = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)

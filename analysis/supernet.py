@@ -28,7 +28,7 @@ from torch import nn
 from ranksearch.allocators import Additive, Problem
 from ranksearch.allocators.decomposable_net import DecomposableNet
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
-from ranksearch.home import home
+from ranksearch.home import home, user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy, Frobenius
@@ -206,8 +206,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=("cifar10", "digits"), default="cifar10")
-    parser.add_argument("--data", type=Path, help="folder of CIFAR-10 in the parquet layout")
-    parser.add_argument("--weights", type=Path, help="safetensors of the ResNet-20")
+    parser.add_argument("--data", type=user_path, help="folder of CIFAR-10 in the parquet layout")
+    parser.add_argument("--weights", type=user_path, help="safetensors of the ResNet-20")
     default = ["control", "joint", "sandwich", "trp", "distortion", "regularized"]
     parser.add_argument("--methods", nargs="+", default=default, choices=list(RUNS))
     parser.add_argument("--epochs", type=float, default=6.0)
@@ -221,8 +221,8 @@ def main() -> None:
     parser.add_argument("--recalibration", type=int, default=16, help="batches for batch norm")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--test", action="store_true", help="measure on the test split too: for final numbers only")
-    parser.add_argument("--folder", type=Path, required=True, help="where trained networks and checkpoints go")
-    parser.add_argument("--out", type=Path, required=True, help="markdown file; rows (.json) and plot (.png) go beside it")
+    parser.add_argument("--folder", type=user_path, required=True, help="where trained networks and checkpoints go")
+    parser.add_argument("--out", type=user_path, required=True, help="markdown file; rows (.json) and plot (.png) go beside it")
     arguments = parser.parse_args()
     if arguments.dataset == "cifar10" and not (arguments.data and arguments.weights):
         parser.error("--data and --weights are needed for cifar10")

@@ -24,6 +24,7 @@ from ranksearch.decompositions.exact_structure import with_hub
 from ranksearch.decompositions.network import Bonds, contract, core_shapes, fit, reduce, start, stored, widen
 from ranksearch.decompositions.network_growth import grow
 from ranksearch.decompositions.slice_rule import slice_structures
+from ranksearch.home import user_path
 from ranksearch.sites import Site
 
 SWEEPS = 300  # of least squares, as in the published code
@@ -158,7 +159,7 @@ def trained(path: Path, largest: int) -> Iterator[tuple[str, Tensor]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=None, help="safetensors file of a trained network")
+    parser.add_argument("--weights", type=user_path, default=None, help="safetensors file of a trained network")
     parser.add_argument("--structured", action="store_true", help="also noiseless tensors of known structure, at their storage")
     parser.add_argument("--random", type=int, nargs="*", default=None, metavar="N", help="also a Gaussian tensor of these modes")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25], help="shares of the dense parameters")
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("--grown", action="store_true", help="growth alone instead of all that `adaptive` tries")
     parser.add_argument("--seeds", type=int, default=3, help="of the tensors that are drawn")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=None, help="markdown file")
+    parser.add_argument("--out", type=user_path, default=None, help="markdown file")
     given = parser.parse_args()
     if given.weights is None and not given.structured and not given.random:
         parser.error("nothing to compare on: give --weights, --structured or --random")

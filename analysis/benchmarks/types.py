@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.home import user_path
 from ranksearch.sites import Site, canonical_weight, find_sites
 from ranksearch.tasks.networks import cifar_resnet, load_weights
 
@@ -163,12 +164,12 @@ def plot(measured: dict[str, list[Curve]], path: Path, title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, help="safetensors of a trained CIFAR ResNet-20")
+    parser.add_argument("--weights", type=user_path, required=True, help="safetensors of a trained CIFAR ResNet-20")
     parser.add_argument("--per-shape", type=int, default=2, help="how many sites of each shape are averaged")
     parser.add_argument("--resnet50", action="store_true", help="also the shapes of ResNet-50, synthetic weights")
     parser.add_argument("--limit", type=int, default=10_000_000, help="the largest ResNet-50 layer, in parameters")
     parser.add_argument("--ring-limit", type=int, default=150_000, help="the largest layer that tensor_ring is tried on, in parameters")
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--out", type=user_path, default=Path("docs"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     parts = [

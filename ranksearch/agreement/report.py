@@ -27,7 +27,7 @@ NaN where there is too little to compare. ``attrs["left_out"]`` maps proxies tha
 | proxy, fidelity, id | string | as above, and the configuration |
 | score | float | of the proxy |
 | measured | float | the metric as the task reports it, mean over seeds |
-| COST_rel | float | each cost as a share of the dense network's |
+| COST_rel | float | each cost as a share of the dense network's; NaN where that has none |
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def scores(data: Measured, proxies: Sequence[TableProxy | ScoreProxy]) -> pd.Dat
     """One row per proxy, fidelity and configuration; columns: see the top of this module."""
     rows = []
     dense = data.space.baseline
-    costs = {f"{name}_rel": table.score(data.indices) / (dense[name] or 1) for name, table in data.space.cost_tables.items()}
+    costs = {f"{name}_rel": table.score(data.indices) / (dense[name] or np.nan) for name, table in data.space.cost_tables.items()}
     for proxy in proxies:
         found = score(proxy, data.space, data.indices)
         for fidelity, values in data.values.items():

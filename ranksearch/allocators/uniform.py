@@ -20,8 +20,8 @@ class Uniform(Allocator):
         self.check(problem)
         sites, options, shares, changes = [], [], [], []
         for site, (value, cost) in enumerate(zip(problem.table.values, problem.costs, strict=True)):
-            dense = np.maximum(cost[-1], 1)  # dense is the last option of a ladder
-            share = (cost / dense).max(axis=1)
+            dense = cost[-1]  # the last option of a ladder; of a cost that it has none of there are no shares
+            share = np.where(dense > 0, cost / np.maximum(dense, 1), 0.0).max(axis=1)
             order = np.lexsort((cost.sum(axis=1), value, share))
             lowest = np.minimum.accumulate(value[order])
             picked = order[np.flatnonzero(np.r_[True, lowest[1:] < lowest[:-1]])]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ranksearch.cli.output import write_frame
 from ranksearch.cli.proxies import best_proxy
-from ranksearch.cli.tables import amount, count, percent, plural, table
+from ranksearch.cli.tables import amount, count, percent, plural, share, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ def profile(study: Study, format_: str) -> None:
     if format_ == "table":
         digits = str(space.size)
         size = f"{space.size:,}" if len(digits) < 10 else f"about {digits[0]}.{digits[1]}e{len(digits) - 1}"
-        least = [f"{percent(space.smallest(c.name) / (total[c.name] or 1))} of the {c.label}" for c in study.costs]
+        least = [f"{share(space.smallest(c.name), total[c.name])} of the {c.label}" for c in study.costs if total[c.name]]
         print(f"\n{size} configurations; the smallest has {', another '.join(least)}")
         print(f"objectives: {', '.join(study.objectives)}; fidelity {study.fidelity.key}; errors in the {space.metric} metric")
 
@@ -98,7 +98,7 @@ def _profile_table(study: Study, rows: Sequence[dict[str, Any]], skipped: Sequen
         total = study.baseline
 
         def amounts(row: dict[str, Any]) -> list[str]:
-            return [text for name in total for text in (amount(row[name]), percent(row[name] / (total[name] or 1)))]
+            return [text for name in total for text in (amount(row[name]), share(row[name], total[name]))]
 
         cells = [
             (
@@ -209,7 +209,7 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     metric = study.task.metrics[0]
     bound = f"{metric.name} > 0.98 * baseline" if metric.direction == "max" else f"{metric.name} < 1.02 * baseline"
     print("\nnext:")
-    print(f'  {command("front")} --where "macs < 0.5 and {bound}"')
+    print(f'  {command("front")} --where "{"macs" if study.baseline.macs else "params"} < 0.5 and {bound}"')
     print(f"  {command('build')} {pick} --out {study.name}-{pick}")
     print(f"  {command('search')} --trials {max(2 * trials, len(evaluations) - screened + trials)}")
     if any(may_be_retried(row["error_kind"]) for row in failures):
@@ -228,6 +228,7 @@ def built(study: Study, directory: Path) -> None:
     rows = [(name, f"{value:.4f}", f"{manifest['measured'].get(name, float('nan')):.4f}") for name, value in manifest["metrics"].items()]
     print(table(("metric", "in the store", "measured now"), rows, left=("metric",)))
     for cost in study.costs:
-        share = percent(manifest[cost.name] / (base[cost.name] or 1))
-        print(f"{amount(manifest[cost.name])} {cost.label}, {share} of the dense network's")
+        of_dense = share(manifest[cost.name], base[cost.name])
+        told = f"{of_dense} of the dense network's" if of_dense else "of which the dense network has none"
+        print(f"{amount(manifest[cost.name])} {cost.label}, {told}")
     print("files: " + ", ".join(sorted([*manifest["files"], "manifest.json"])))

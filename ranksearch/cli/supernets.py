@@ -106,7 +106,8 @@ def shown(study: Study, trained: TrainedSupernet, command: Callable[[str], str])
     metrics = [metric.name for metric in study.task.metrics]
     dense = trained.evaluate(DENSE)
     costs = study.costs[::-1]
-    rows = [["dense", *[text for m in metrics for text in (f"{dense[m]:.4f}", "")], *["100.0 %"] * len(costs)]]
+    whole = [percent(study.baseline.share(c.name, study.baseline)) for c in costs]
+    rows = [["dense", *[text for m in metrics for text in (f"{dense[m]:.4f}", "")], *whole]]
     cost_name = "MACs" if study.baseline.macs else "params"
     for share, configuration in sizes(trained):
         found, cost = trained.evaluate(configuration), trained.space.cost(trained.space.indices(configuration))

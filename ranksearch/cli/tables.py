@@ -23,6 +23,11 @@ def percent(value: float) -> str:
     return "" if value != value else f"{100 * value:.1f} %"
 
 
+def share(part: float, whole: float) -> str:
+    """A part of a whole as a percentage; empty where there is nothing to have a share of."""
+    return percent(part / whole) if whole else ""
+
+
 def count(value: float) -> str:
     """A large number, short: 172k, 40.8M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -12,6 +12,7 @@ from torch import nn
 
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument
+from ranksearch.results.names import unusable
 from ranksearch.sites import Amount, Cost, Site, Sites
 
 
@@ -115,14 +116,14 @@ def check_costs(models: Sequence[CostModel], taken: Iterable[str] = ()) -> tuple
         taken: names that columns of results have already, such as those of metrics.
 
     Raises:
-        InvalidArgument: a name that is no identifier, comes twice or is taken, or ``params`` or ``macs`` is missing: options
+        InvalidArgument: a name that conditions cannot use, comes twice or is taken, or ``params`` or ``macs`` is missing: options
             are those that save one of the two.
     """
     names = [model.name for model in models]
     reserved = {*taken, *(f"{name}_rel" for name in names)}
-    wrong = [name for name in names if not name.isidentifier() or names.count(name) > 1 or name in reserved]
+    wrong = {name: why for name in names if (why := unusable(name, reserved) or ("it comes twice" if names.count(name) > 1 else None))}
     if wrong:
-        raise InvalidArgument(f"costs: {', '.join(dict.fromkeys(wrong))} is no identifier, comes twice or names another column; rename it")
+        raise InvalidArgument(f"costs: {'; '.join(f'{name!r}: {why}' for name, why in wrong.items())}; rename the cost")
     missing = [name for name in ("params", "macs") if name not in names]
     if missing:
         raise InvalidArgument(f"costs={names}: {' and '.join(missing)} is missing; give (*COSTS, ...) of ranksearch.costs")

@@ -10,7 +10,7 @@ from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.space.spectra import Spectra
-from ranksearch.tasks import Task
+from ranksearch.tasks import Task, measured
 
 
 class Evaluator:
@@ -35,5 +35,5 @@ class Evaluator:
         return model.eval()
 
     def __call__(self, request: Request) -> Outcome:
-        """Evaluate; a configuration's own fault (an exception, a metric that is not finite) is an outcome."""
-        return outcome_of(request, lambda: self.task.measure(self.network(request)))
+        """Evaluate; a configuration's own fault (an exception, a metric that is missing or not finite) is an outcome."""
+        return outcome_of(request, lambda: measured(self.task, self.network(request)))

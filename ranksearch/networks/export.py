@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
 from ranksearch.home import sync, user_path
 from ranksearch.networks.surgery import build
-from ranksearch.sites import Site, find_sites, run
+from ranksearch.sites import Site, arguments, find_sites, map_tensors, run
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.tensors import save as save_tensors
@@ -240,39 +240,33 @@ def _write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example), {}) if isinstance(example, (tuple, list)) else ((example,), {})
-
-
 def _batched(example: Any) -> Any:
     """The example with a batch of at least 2: a batch of 1 would be taken for a constant."""
-
-    def twice(value: Any) -> Any:
-        return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1 else value
-
-    return _map(twice, example)
+    return map_tensors(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == 1 else tensor, example)
 
 
-def _map(change: Callable[[Any], Any], example: Any) -> Any:
-    if isinstance(example, Mapping):
-        return {key: change(value) for key, value in example.items()}
-    return tuple(change(value) for value in example) if isinstance(example, (tuple, list)) else change(example)
+def _dynamic(value: Any, batch: Any) -> Any:
+    """The shapes of arguments as torch.export wants them, with a free batch: nested as they are."""
+    if isinstance(value, Tensor):
+        return {0: batch} if value.ndim else None
+    if isinstance(value, Mapping):
+        return {key: _dynamic(item, batch) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [_dynamic(item, batch) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    return None
 
 
-def _dynamic(example: Any) -> Any:
-    batch = torch.export.Dim("batch", min=1)
-    shapes = _map(lambda value: {0: batch} if isinstance(value, Tensor) and value.ndim else None, example)
-    return shapes if isinstance(example, (Mapping, tuple, list)) else (shapes,)
+def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _dynamic(kwargs or args, torch.export.Dim("batch", min=1))
 
 
 def _write_program(model: nn.Module, example: Any, path: Path) -> None:
     example = _batched(example)
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments(example)
     try:
         with torch.no_grad():
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=_dynamic(example), strict=False)
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(args, kwargs), strict=False)
             torch.export.save(program, path)
             expected, got = run(model, example), torch.export.load(path).module()(*args, **kwargs)
     except OSError:
@@ -287,10 +281,10 @@ def _write_program(model: nn.Module, example: Any, path: Path) -> None:
 
 def _write_onnx(model: nn.Module, example: Any, path: Path) -> None:
     example = _batched(example)
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments(example)
     try:
         with torch.no_grad():
-            torch.onnx.export(model, args, path, kwargs=kwargs or None, dynamo=True, dynamic_shapes=_dynamic(example), verbose=False)
+            torch.onnx.export(model, args, path, kwargs=kwargs or None, dynamo=True, dynamic_shapes=_shapes(args, kwargs), verbose=False)
     except OSError:
         raise
     except Exception as error:
@@ -314,8 +308,11 @@ def _describe(example: Any) -> dict[str, Any]:
             return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         return {"value": value} if value is None or isinstance(value, (bool, int, float, str)) else {"type": type(value).__name__}
 
-    kind = "mapping" if isinstance(example, Mapping) else "sequence" if isinstance(example, (tuple, list)) else "tensor"
-    return {"kind": kind, "inputs": _map(one, example)}
+    if isinstance(example, Mapping):
+        return {"kind": "mapping", "inputs": {key: one(value) for key, value in example.items()}}
+    if isinstance(example, (tuple, list)) and not hasattr(example, "_fields"):  # a named tuple is one argument
+        return {"kind": "sequence", "inputs": [one(value) for value in example]}
+    return {"kind": "tensor", "inputs": one(example)}
 
 
 def _revive(manifest: Mapping[str, Any], folder: Path) -> Any:
@@ -327,7 +324,9 @@ def _revive(manifest: Mapping[str, Any], folder: Path) -> Any:
     try:
         described = manifest["example"]
         inputs = described["inputs"]
-        return one(inputs) if described["kind"] == "tensor" else _map(one, inputs)
+        if described["kind"] == "mapping":
+            return {key: one(value) for key, value in inputs.items()}
+        return tuple(one(value) for value in inputs) if described["kind"] == "sequence" else one(inputs)
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidArgument(f"{folder / MANIFEST} does not describe an input that can be made up; pass example") from error
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.surgery import factorized, replace_sites
-from ranksearch.sites import run
+from ranksearch.sites import batch_size, run
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 
@@ -60,7 +60,7 @@ class CalibrationLoss:
         total, count = 0.0, 0
         with torch.no_grad():
             for inputs, targets in self.batches:
-                size = len(targets) if hasattr(targets, "__len__") else 1
+                size = batch_size(inputs, self.spectra.sites.batch_dim)
                 total += float(self.loss(run(model, inputs), targets)) * size
                 count += size
         return total / count

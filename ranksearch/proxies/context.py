@@ -76,11 +76,12 @@ class ProxyContext:
         """Configurations to measure: exact optima of a randomly weighted additive table at random budgets, near the front, yet
         different; int64, shape: (count, n_sites)."""
         space, random, found = self.space, np.random.default_rng(self.seed), []
+        costs = [cost for cost in space.costs if space.baseline[cost]]
         for number in range(count):
-            cost = space.costs[number % len(space.costs)]
+            cost = costs[number % len(costs)]
             weights = np.exp(random.normal(0.0, SAMPLE_SPREAD, len(base.values)))
             table = Table(tuple(w * v for w, v in zip(weights, base.values, strict=True)), "sum")
-            least = space.smallest(cost) / (space.baseline[cost] or 1)
+            least = space.smallest(cost) / space.baseline[cost]
             share = float(random.uniform(max(0.1, least), 0.9)) if least < 0.9 else 1.0
             found.append(Additive().allocate(Problem(space, table, {cost: share})).indices)
         return np.array(found)

@@ -43,7 +43,8 @@ class Condition:
     dense network's value of that metric.
 
     In a comparison of a cost, such as ``params`` or ``macs``, a bound of at most 1 is a share of the dense network's cost; a larger
-    bound, and every bound of a comparison that mentions ``baseline``, is absolute. Bounds are computed exactly, as
+    bound, and every bound of a comparison that mentions ``baseline``, is absolute. There are no shares of a cost that the dense
+    network has none of: a bound between 0 and 1 on it is refused, others are absolute. Bounds are computed exactly, as
     the decimal numbers that were typed, so that ``macs < 0.07`` leaves out 7 of 100.
     """
 
@@ -202,7 +203,13 @@ class Condition:
                 f"condition {self.text!r}: {ast.unparse(comparison)!r} mixes arithmetic on {metric} with a bound of at most 1, "
                 f"which is a share of the dense network's; write {metric} alone on one side"
             )
-        return value * self._dense(metric, dense)
+        whole = self._dense(metric, dense)
+        if not whole and 0 < value < 1:
+            raise InvalidArgument(
+                f"condition {self.text!r}: the dense network has no {metric}, so that {ast.unparse(side)} cannot be a share of it; "
+                f"give an amount, or bound another cost"
+            )
+        return value * whole if whole else value
 
     def _dense(self, metric: str, dense: _Dense) -> Fraction:
         if metric not in dense.values or not math.isfinite(dense.values[metric]):

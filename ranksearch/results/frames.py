@@ -9,7 +9,7 @@
 | seed | int | of the evaluation |
 | status | string | done, or failed |
 | COST | int where it is counted, else float | each cost of the whole network: params, macs (for one example), and what the study adds |
-| COST_rel | float | each as a share of the dense network's |
+| COST_rel | float | each as a share of the dense network's; NaN where that has none |
 | METRIC | float | each metric of the task, in the task's order; NaN where it failed |
 | METRIC_delta | float | METRIC minus that of the dense network at the same fidelity (mean over its seeds) |
 | factorized | int | number of factorized sites; 0 is the dense network |
@@ -27,7 +27,7 @@
 | fidelity | string | how thoroughly it was evaluated |
 | seeds | int | finished evaluations that the row is the mean of; 0: the dense network as given, not evaluated |
 | COST | int where it is counted, else float | each cost of the whole network: params, macs (for one example), and what the study adds |
-| COST_rel | float | each as a share of the dense network's |
+| COST_rel | float | each as a share of the dense network's; NaN where that has none |
 | METRIC | float | mean of each metric |
 | METRIC_delta | float | mean of METRIC minus that of the dense network |
 | factorized | int | number of factorized sites; 0 is the dense network |
@@ -52,29 +52,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.results.conditions import Condition
+from ranksearch.results.names import COST, EVALUATION_COLUMNS, FRONT_COLUMNS, LAYER_COLUMNS, METRICS, SHARE, Direction, check_metrics
 from ranksearch.results.pareto import non_dominated
 from ranksearch.store import Record
 
-Direction = Literal["min", "max"]
-METRICS = "METRIC"  # stands in the lists below for the pairs of columns METRIC, METRIC_delta of every metric
-COST, SHARE = "COST", "COST_rel"  # stand there for the columns of every cost
-EVALUATION_COLUMNS = (
-    "id", "fidelity", "seed", "status", COST, SHARE, METRICS,
-    "factorized", "seconds", "origin", "error", "error_kind", "created",
-)  # fmt: skip
-FRONT_COLUMNS = (
-    "id", "fidelity", "seeds", COST, SHARE, METRICS,
-    "factorized", "seconds", "origin", "is_dense", "on_front",
-)  # fmt: skip
-RESERVED = {*EVALUATION_COLUMNS, *FRONT_COLUMNS, "baseline"} - {COST, SHARE, METRICS}  # names that neither metrics nor costs may have
-LAYER_COLUMNS = ("id", "site", "decomposition", "rank", "description")
 _TYPES = {
     "id": "string", "fidelity": "string", "seed": "int64", "seeds": "int64", "status": "string",
     "factorized": "int64", "origin": "string", "error": "string", "error_kind": "string", "created": "datetime64[us, UTC]",
@@ -95,7 +83,7 @@ def evaluations(records: Iterable[Record], baseline: Mapping[str, int | float], 
     Raises:
         InvalidArgument: a metric twice, named like another column, or without a direction.
     """
-    names, records = _metric_names(metrics, baseline), list(records)
+    names, records = check_metrics(metrics, baseline), list(records)
     rows = []
     for record in records:
         row: dict[str, object] = {
@@ -223,7 +211,7 @@ def _given_dense(baseline: Mapping[str, float], metrics: Sequence[str], costs: S
         "is_dense": True, "on_front": False,
     }  # fmt: skip
     for name in costs:
-        row |= {name: baseline[name], f"{name}_rel": 1.0}
+        row |= {name: baseline[name], f"{name}_rel": _share(baseline[name], baseline[name])}
     for name in metrics:
         row |= {name: float(baseline[name]), f"{name}_delta": 0.0}
     return row
@@ -237,18 +225,6 @@ def _cost_names(frame: pd.DataFrame) -> list[str]:
 def _dense_values(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
     dense = rows.loc[rows["is_dense"]]
     return {name: float(dense[name].to_numpy()[0]) for name in names} if len(dense) else {}
-
-
-def _metric_names(metrics: Sequence[tuple[str, Direction]], costs: Iterable[str]) -> list[str]:
-    names = [name for name, _ in metrics if name not in costs]
-    wrong = [f"{name} ({direction})" for name, direction in metrics if direction not in ("min", "max")]
-    if wrong:
-        raise InvalidArgument(f"metrics: {', '.join(wrong)}: the direction must be 'min' or 'max'")
-    taken = {*RESERVED, *(f"{name}_rel" for name in costs)} | {f"{name}_delta" for name in names}
-    clash = [name for name in names if name in taken] + [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if clash:
-        raise InvalidArgument(f"metrics: {', '.join(clash)} is the name of another column or comes twice; rename the metric")
-    return names
 
 
 def _columns(template: Sequence[str], metrics: Sequence[str], costs: Iterable[str]) -> list[str]:

@@ -82,7 +82,8 @@ def relative_hypervolume(values: ArrayLike, dense: ArrayLike, directions: Sequen
 
     Args:
         values: one row per point, shape: (n, m).
-        dense: the dense network's row, shape: (m,); a d of 0 counts as 1.
+        dense: the dense network's row, shape: (m,). A metric of 0 counts as 1; a cost of 0 takes no part, since there are no
+            shares of it.
         directions: "min" or "max" for each of the m columns.
         costs: which columns are costs; shape: (m,).
 
@@ -90,10 +91,11 @@ def relative_hypervolume(values: ArrayLike, dense: ArrayLike, directions: Sequen
         InvalidArgument: as `hypervolume`.
     """
     points, base = _minimised(values, directions), _minimised(np.asarray(dense, dtype=np.float64).reshape(1, -1), directions)[0]
+    of_cost = np.asarray(costs, dtype=bool)
     scale = np.where(base == 0, 1.0, np.abs(base))
-    offset = np.where(np.asarray(costs, dtype=bool), 0.0, base)
-    minimised: list[Direction] = ["min"] * len(base)
-    return hypervolume((points - offset) / scale, np.ones(len(base)), minimised)
+    scaled = ((points - np.where(of_cost, 0.0, base)) / scale)[:, ~of_cost | (base != 0)]
+    minimised: list[Direction] = ["min"] * scaled.shape[1]
+    return hypervolume(scaled, np.ones(scaled.shape[1]), minimised) if minimised else 0.0
 
 
 def knee(values: ArrayLike, directions: Sequence[Direction]) -> int:

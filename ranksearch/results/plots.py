@@ -27,7 +27,8 @@ def check_path(path: str | Path) -> Path:
 
 
 def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path) -> Path:
-    """Draw ``metric`` over relative MACs: every evaluation, the front, and the dense network.
+    """Draw ``metric`` over relative MACs (params where the dense network has no MACs): every evaluation, the front, and the dense
+    network.
 
     Args:
         frame: of `ranksearch.study.Study.front` with ``all=True``.
@@ -36,15 +37,18 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
         path: where to write; .png, .svg or .pdf.
 
     Raises:
-        InvalidArgument: another file ending, or a column that the frame does not have.
+        InvalidArgument: another file ending, a column that the frame does not have, or a frame without a row.
         MissingDependency: matplotlib is not installed.
     """
     path = check_path(path)
     if metric not in frame.columns:
         raise InvalidArgument(f"metric={metric!r} is no column; there are: {', '.join(frame.columns)}")
+    if not len(frame):
+        raise InvalidArgument("frame: it has no row; there is nothing to draw: search first")
     figure = _figure(7.2, 4.4)
     axes = figure.add_subplot()
     rows: Any = frame  # the stubs of pandas lose the type of a selection
+    size, label = _size(rows)
     dense, front = rows[rows["is_dense"]], rows[rows["on_front"] & ~rows["is_dense"]]
     beaten = rows[~rows["on_front"] & ~rows["is_dense"]]
     # the front sets the scale; what is far off it is marked at the edge
@@ -52,22 +56,21 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
     margin = 0.35 * (shown.max() - shown.min()) or 0.05
     low, high = shown.min() - 2 * margin, shown.max() + margin
     inside = beaten[metric].between(low, high)
-    axes.scatter(100 * beaten["macs_rel"][inside], beaten[metric][inside], s=16, color="0.75", label="evaluated", zorder=1)
+    axes.scatter(100 * beaten[size][inside], beaten[metric][inside], s=16, color="0.75", label="evaluated", zorder=1)
     if not inside.all():
         edge = beaten[metric][~inside].clip(low, high)
-        macs = 100 * beaten["macs_rel"][~inside]
-        axes.scatter(macs, edge, s=26, marker="x", color="0.75", label="off the scale", zorder=1, clip_on=False)
+        axes.scatter(100 * beaten[size][~inside], edge, s=26, marker="x", color="0.75", label="off the scale", zorder=1, clip_on=False)
     axes.set_ylim(low, high)
     if len(front):
         points = axes.scatter(
-            100 * front["macs_rel"], front[metric], c=100 * front["params_rel"], s=38, cmap="viridis",
+            100 * front[size], front[metric], c=100 * front["params_rel"], s=38, cmap="viridis",
             norm=_norm(100 * front["params_rel"]), edgecolor="white", linewidth=0.6, label="front", zorder=3,
         )  # fmt: skip
         figure.colorbar(points, ax=axes, label="params of the front (% of dense)")
-    axes.scatter(100 * dense["macs_rel"], dense[metric], marker="*", s=170, color="crimson", label="dense network", zorder=4)
+    axes.scatter(100 * dense[size], dense[metric], marker="*", s=170, color="crimson", label="dense network", zorder=4)
     for value in dense[metric]:
         axes.axhline(value, color="crimson", linewidth=0.8, linestyle=":", zorder=0)
-    axes.set(xlabel="MACs (% of dense)", ylabel=metric, title=title)
+    axes.set(xlabel=f"{label} (% of dense)", ylabel=metric, title=title)
     axes.grid(color="0.93")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -99,12 +102,13 @@ def plot_proxies(agreements: pd.DataFrame, scores: pd.DataFrame, *, title: str, 
     figure = _figure(2.3 * len(proxies) + 1.3, 2.5 * len(fidelities) + 0.7)
     grid = figure.subplots(len(fidelities), len(proxies), squeeze=False, sharey="row")
     rows: Any = scores
-    points, norm = None, _norm(100 * rows["macs_rel"])
+    size, label = _size(rows)
+    points, norm = None, _norm(100 * rows[size])
     for line, fidelity in zip(grid, fidelities, strict=True):
         for axes, proxy in zip(line, proxies, strict=True):
             shown = rows[(rows["proxy"] == proxy) & (rows["fidelity"] == fidelity)]
             points = axes.scatter(
-                shown["score"], shown["measured"], c=100 * shown["macs_rel"], s=20, cmap="viridis", norm=norm,
+                shown["score"], shown["measured"], c=100 * shown[size], s=20, cmap="viridis", norm=norm,
                 edgecolor="white", linewidth=0.4,
             )  # fmt: skip
             if (shown["score"] > 0).all() and shown["score"].max() > 10 * shown["score"].min():
@@ -118,7 +122,7 @@ def plot_proxies(agreements: pd.DataFrame, scores: pd.DataFrame, *, title: str, 
             axes.spines[["top", "right"]].set_visible(False)
         line[0].set_ylabel(f"{metric}\n{_wrapped(fidelity)}", fontsize=8)
     assert points is not None
-    figure.colorbar(points, ax=grid, label="MACs (% of dense)", shrink=0.9)
+    figure.colorbar(points, ax=grid, label=f"{label} (% of dense)", shrink=0.9)
     figure.supxlabel("score of the proxy (lower is better)", fontsize=9)
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +136,11 @@ def _norm(values: Any) -> Any:
 
     low, high = float(values.min()), float(values.max())
     return Normalize(low, high) if high > low else Normalize(low - 1, high + 1)
+
+
+def _size(rows: Any) -> tuple[str, str]:
+    """The column that sizes are read from, and what to call it."""
+    return ("macs_rel", "MACs") if rows["macs_rel"].notna().any() else ("params_rel", "params")
 
 
 def _figure(width: float, height: float) -> Any:

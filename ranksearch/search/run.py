@@ -28,7 +28,8 @@ from ranksearch.store import Record, Store
 
 @dataclass(frozen=True)
 class Objectives:
-    """What evaluations are worth: values of the named objectives, all to be minimised, costs relative to the dense network."""
+    """What evaluations are worth: values of the named objectives, all to be minimised, costs relative to the dense network (as they
+    are where that has none)."""
 
     names: tuple[str, ...]
     directions: Mapping[str, Literal["min", "max"]]  # of all metrics and costs
@@ -41,11 +42,13 @@ class Objectives:
         return [sign * (relative[name] if name in relative else metrics[name]) for sign, name in zip(signs, self.names, strict=True)]
 
     def known(self, store: Store, fidelity: Fidelity, seed: int) -> dict[str, Known]:
-        """What a store knows of a fidelity and seed, by configuration id."""
+        """What a store knows of a fidelity and seed, by configuration id. An evaluation that lacks an objective (the task reports
+        more than it did then) counts, and teaches nothing."""
         known: dict[str, Known] = {}
         for record in store.records(fidelity=fidelity.key):
             if record.seed == seed:
-                values = self.values(record.metrics, record.costs) if record.status == "done" else None
+                complete = record.status == "done" and all(name in record.metrics or name in self.baseline for name in self.names)
+                values = self.values(record.metrics, record.costs) if complete else None
                 configuration = Configuration.from_json(record.configuration)
                 known[record.configuration_id] = Known(configuration, values, record.error_kind, record.origin)
         return known
@@ -155,9 +158,10 @@ def upper_limits(space: SearchSpace, conditions: Sequence[Condition]) -> dict[st
     for cost, limit in found.items():
         least = space.smallest(cost)
         if limit < least:
+            shares = [f" ({amount / dense[cost]:.3f} of the dense network's)" if dense[cost] else "" for amount in (limit, least)]
             raise InfeasibleBudget(
-                f"constraint {cost} <= {limit:,} ({limit / dense[cost]:.3f} of the dense network's): the smallest that this space "
-                f"reaches is {least:,} ({least / dense[cost]:.3f}); relax the constraint or allow more decompositions or sites"
+                f"constraint {cost} <= {limit:,}{shares[0]}: the smallest that this space reaches is {least:,}{shares[1]}; "
+                "relax the constraint or allow more decompositions or sites"
             )
     return found
 

@@ -32,14 +32,14 @@ def optima(
 ) -> list[Start]:
     """The optimum of every proxy at several shares of the dense network's costs, within ``limits``: distinct ones, proxy by
     proxy, so that the first few already span the front. Budgets at which a proxy is known to be poor come last
-    (`TableProxy.poor_budgets`). Shares that the space cannot reach are left out.
+    (`TableProxy.poor_budgets`). Shares that the space cannot reach are left out, and so are costs that the dense network has none of.
 
     Args:
         allocator: solves the tables that it takes; others, and without it all, are solved exactly.
     """
     starts: list[Start] = []
     seen: set[bytes] = set()
-    problems = [(proxy, cost) for proxy in proxies for cost in space.costs]
+    problems = [(proxy, cost) for proxy in proxies for cost in space.costs if space.baseline[cost]]
     problems.sort(key=lambda problem: problem[1] in problem[0].poor_budgets(space))
     tables = {id(proxy): proxy.table(space) for proxy in proxies}
     for proxy, cost in problems:

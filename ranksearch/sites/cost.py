@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -61,8 +62,8 @@ class Cost(Mapping[str, Amount]):
         return int(self["macs"])
 
     def share(self, name: str, dense: Mapping[str, Amount]) -> float:
-        """An amount as a share of the dense network's; where that has none, the amount itself."""
-        return self[name] / (dense[name] or 1)
+        """An amount as a share of the dense network's; NaN where that has none."""
+        return self[name] / dense[name] if dense[name] else math.nan
 
     def __repr__(self) -> str:
         return f"Cost({', '.join(f'{name}={amount}' for name, amount in self.entries)})"

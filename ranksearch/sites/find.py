@@ -68,7 +68,7 @@ def find_sites(
         sites, refused = tried(model, example, sites, observed.output)
     order = {path: index for index, path in enumerate(modules)}
     reported = sorted([*skipped, *tied, *refused], key=lambda s: order[s.name])
-    return Sites(tuple(sites), tuple(reported), Cost(params=stored(model.parameters()), macs=macs), observed.uncounted)
+    return Sites(tuple(sites), tuple(reported), Cost(params=stored(model.parameters()), macs=macs), observed.uncounted, batch_dim)
 
 
 def _check_weights(model: nn.Module) -> None:

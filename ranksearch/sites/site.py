@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites.cost import Cost
+from ranksearch.sites.forward import BatchDim
 
 Kind = Literal["conv2d", "conv1d", "linear", "transformers_conv1d", "embedding"]
 Pair = tuple[int, int]
@@ -89,6 +90,7 @@ class Sites:
     skipped: tuple[Skipped, ...]
     total: Cost
     uncounted: tuple[str, ...] = ()  # operators that ran, look like products and are not in ``total.macs``, by name
+    batch_dim: BatchDim = field(default=0, compare=False)  # along which inputs stack examples, see `ranksearch.sites.batch_size`
 
     def __iter__(self):
         return iter(self.sites)

@@ -153,22 +153,31 @@ class SearchSpace:
         return {name: np.concatenate([ladder.costs[name] for ladder in self.ladders]) for name in self.costs}
 
     def limit(self, name: str, value: float) -> Amount:
-        """A budget as an absolute amount: values up to 1 are relative to the dense network.
+        """A budget as an absolute amount: values up to 1 are relative to the dense network. Of a cost that the dense network has
+        none of there are no shares: every value is an amount, and 0 is one.
 
         Raises:
             InvalidArgument: not a positive finite number, or not a cost.
         """
         if name not in self.baseline:
             raise InvalidArgument(f"budget {name!r} is not a cost; costs are: {', '.join(self.costs)}")
-        value = checks.number(name, value, above=0, hint="a budget is positive; up to 1 it is a share of the dense network's")
         dense = self.baseline[name]
+        if not dense:
+            value = checks.number(name, value, least=0, hint="a budget is an amount, for the dense network has none")
+            return math.floor(value) if isinstance(dense, int) else value
+        value = checks.number(name, value, above=0, hint="a budget is positive; up to 1 it is a share of the dense network's")
         # a hair of tolerance, so that limit(x / dense) gives x back and not x - 1
         amount = value * dense * (1 + 1e-12) if value <= 1 else value
         return math.floor(amount) if isinstance(dense, int) else amount
 
     def budget(self, name: str, amount: Amount) -> float:
         """The budget that `limit` takes for an absolute amount: itself, or a share where it is small enough to be taken for one."""
-        return amount if amount > 1 else amount / (self.baseline[name] or 1)
+        return amount if amount > 1 or not self.baseline[name] else amount / self.baseline[name]
+
+    @property
+    def leading_cost(self) -> str:
+        """What sizes are told by where no cost is named: MACs, or params where the dense network has no MACs."""
+        return "macs" if self.baseline.macs else "params"
 
     def smallest(self, name: str) -> Amount:
         """The least any configuration costs."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Errors, Moments, Rank, Searched, cheaper
 from ranksearch.errors import InvalidArgument
+from ranksearch.home import user_path
 from ranksearch.sites import Site, Sites, canonical_weight, unwrapped
 from ranksearch.space.cache import ContentCache, content_key
 
@@ -78,7 +79,7 @@ class Spectra:
         *,
         moments: Mapping[str, Moments] | None = None,
         cache_bytes: int = 1 << 30,
-        cache: Path | None = None,
+        cache: str | Path | None = None,
     ) -> None:
         self.model = unwrapped(model)
         self.sites = sites
@@ -89,7 +90,7 @@ class Spectra:
         self._cache_bytes = cache_bytes
         self._states: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
         self._profiles: dict[tuple[str, str], Profile] = {}
-        self._disk = None if cache is None else ContentCache(cache)
+        self._disk = None if cache is None else ContentCache(user_path(cache))
         self._keys: dict[tuple[str, str], str | None] = {}
         self._found: set[tuple[str, str]] = set()  # of what was searched for, what is on disk
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
-from ranksearch.home import replacing
-from ranksearch.sites import Site, Sites, copied, run, tensors_of
+from ranksearch.home import replacing, user_path
+from ranksearch.sites import Site, Sites, batch_size, copied, run, tensors_of
 from ranksearch.sites.observe import forward
 from ranksearch.statistics.collector import LARGEST, Collector, SiteStatistics, observing
 from ranksearch.statistics.labels import UNIT, GivenLabels, Labels, SampledLabels
@@ -131,7 +131,8 @@ def collect(
     Args:
         model: any module; the last of its outputs that is needed is what the loss takes.
         sites: where to collect.
-        batches: inputs, one forward pass each (tensor, tuple or mapping), batch first; with `GivenLabels` pairs of inputs and targets.
+        batches: inputs, one forward pass each (see `ranksearch.sites.run`), examples stacked as in the one that the sites were found
+            with; with `GivenLabels` pairs of inputs and targets.
         labels: which labels the gradients are of: `SampledLabels` (the true Fisher) or `GivenLabels` (the empirical one). None makes
             no backward pass, and the statistics have no output moments.
         diagonal: the diagonal of the Fisher is collected too, from per-example weight gradients (about one more pass).
@@ -147,7 +148,7 @@ def collect(
     if cache is None:
         return _collected(model, sites, batches, labels, diagonal, chunk_bytes)
     batches = list(batches)
-    path = Path(cache) / f"statistics-{_digest(model, sites, batches, labels, diagonal)}.safetensors"
+    path = user_path(cache) / f"statistics-{_digest(model, sites, batches, labels, diagonal)}.safetensors"
     if path.exists():
         return _load(path, sites)
     statistics = _collected(model, sites, batches, labels, diagonal, chunk_bytes)
@@ -165,7 +166,7 @@ def _collected(
         for batch in batches:
             seen += 1
             inputs, targets = (batch, None) if labels is None else labels.split(batch)
-            size = _batch(inputs)
+            size = batch_size(inputs, sites.batch_dim)
             for collector in collectors.values():
                 collector.begin(size)
             with torch.set_grad_enabled(labels is not None):
@@ -226,24 +227,6 @@ def _uncovered(sites: Sites, found: Mapping[str, SiteStatistics], *, gradients: 
     return missing
 
 
-def _batch(inputs: Any) -> int:
-    for tensor in _tensors(inputs):
-        if tensor.ndim:
-            return tensor.shape[0]
-    raise InvalidArgument(f"batch={type(inputs).__name__} holds no tensor; give the input of one forward pass")
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for key in value:
-            yield from _tensors(value[key])
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-
-
 # -- the cache ---------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +236,7 @@ def _digest(model: nn.Module, sites: Sites, batches: Iterable[Any], labels: Labe
     digest = hashlib.sha256(repr([sites.sites, settings]).encode())
     absorb(digest, (("", tensor) for _, tensor in sorted(model.state_dict().items())))
     batches = list(batches)
-    absorb(digest, (("", tensor) for tensor in _tensors(batches)))
+    absorb(digest, (("", tensor) for _, tensor in tensors_of(batches)))
     # the same weights may be in another network: what it computes counts to the last bit, since here that costs only time
     if first := batches[:1]:
         inputs = first[0][0] if isinstance(labels, GivenLabels) else first[0]

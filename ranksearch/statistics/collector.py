@@ -118,15 +118,17 @@ class Collector:
         assert self.gradient is not None
         self.gradient += (rows @ rows.mT).to(self.gradient)
         # one sample of G is one example: |sum_p g_p g_p^T| is at most sum_p |g_p|^2, which overstates the noise
-        per_example = rows.square().sum(dim=1).reshape(site.groups, self._apart(gradient), -1).sum(dim=2).double()
+        apart = self._apart(gradient, rows.shape[2])
+        per_example = rows.square().sum(dim=1).reshape(site.groups, apart, -1).sum(dim=2).double()
         self.gradient_fourth += per_example.square().sum(dim=1).to(self.gradient_fourth)
         if self.squares is not None:
-            self._accumulate_weight_gradient(g, value, self._apart(gradient))
+            self._accumulate_weight_gradient(g, value, self._apart(gradient, len(g)))
 
-    def _apart(self, gradient: Tensor) -> int:
-        """How many examples a gradient tells apart. Where all examples share one output, the gradient is the sum of theirs, and the
-        mean of its square over sampled labels is the sum of their squares."""
-        return 1 if len(gradient) == 1 else self.size
+    def _apart(self, gradient: Tensor, rows: int) -> int:
+        """How many examples a gradient of so many rows tells apart. Where all examples share one output, the gradient is the sum of
+        theirs, and the mean of its square over sampled labels is the sum of their squares. Rows that are no multiple of the batch
+        (packed sequences) count one by one."""
+        return 1 if len(gradient) == 1 else rows if rows % self.size else self.size
 
     def _accumulate_weight_gradient(self, g: Tensor, value: Tensor, examples: int) -> None:
         site = self.site

@@ -18,6 +18,7 @@ from ranksearch.results import frames
 from ranksearch.results.conditions import Condition
 from ranksearch.space import DENSE, Configuration
 from ranksearch.supernet.study import named_fidelity
+from ranksearch.tasks import measured
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,11 +136,11 @@ class Results:
         if record is None or record.status != "done":
             raise InvalidArgument(f"id={id!r}: {configuration.id} has no finished evaluation at {at.key}, seed {study.seed}")
         model = self.build(configuration.id, fidelity=at.key)
-        measured = study.task.measure(model)
+        now = measured(study.task, model)
         manifest = {
             "study": study.name, "configuration": {site: [d, list(rank)] for site, d, rank in configuration.choices},
             "id": configuration.id, "fidelity": at.key, "seed": study.seed, **record.costs,
-            "metrics": dict(record.metrics), "measured": measured,
+            "metrics": dict(record.metrics), "measured": now,
             "baseline": dict(study.baseline), "options": study.options, "space": study.space_choice,
         }  # fmt: skip
         example = study.task.example()

@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
@@ -22,7 +22,7 @@ from ranksearch.errors import InvalidArgument, RanksearchWarning, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity
 from ranksearch.home import home
 from ranksearch.proxies import ScoreProxy, TableProxy
-from ranksearch.results import frames
+from ranksearch.results.names import RESERVED, Direction, check_metrics
 from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
 from ranksearch.search.events import Profiled, SearchEvent, Stage
@@ -39,7 +39,7 @@ from ranksearch.study.supernets import Supernets
 from ranksearch.supernet import TrainingStep
 from ranksearch.supernet.methods import Method
 from ranksearch.supernet.study import TrainedSupernet
-from ranksearch.tasks import Task
+from ranksearch.tasks import Metric, Task
 from ranksearch.tensors import absorb
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Study:
 
     Raises:
         InvalidArgument: an objective that is neither a metric of the task nor a cost, a name that cannot be a file name, costs
-            without params or MACs or with a name that is taken.
+            without params or MACs, a cost or metric with a name that is taken, a task without metrics.
         InvalidModel: weights that are NaN, an example that the model does not take.
     """
 
@@ -98,9 +98,10 @@ class Study:
         self.options = dict(options or {})
         self.space_choice = None if space_choice is None else dict(space_choice)
         self._store = None if store is None else str(store)
-        metrics: dict[str, Literal["min", "max"]] = {m.name: m.direction for m in task.metrics}
-        self.costs = check_costs(costs, taken={*frames.RESERVED, *metrics.keys() - {c.name for c in COSTS}})
-        self.directions: dict[str, Literal["min", "max"]] = {cost.name: "min" for cost in self.costs}
+        metrics = _metrics(task)
+        self.costs = check_costs(costs, taken={*RESERVED, *metrics})
+        check_metrics([*metrics.items()], [cost.name for cost in self.costs])
+        self.directions: dict[str, Direction] = {cost.name: "min" for cost in self.costs}
         self.directions |= metrics
         self.objectives = self.check_objectives(objectives)
 
@@ -427,3 +428,20 @@ class Study:
         return self.supernets.train(
             method, epochs=epochs, sampling=sampling, seed=seed, recalibration=recalibration, on_event=on_event, **options
         )
+
+
+def _metrics(task: Task) -> dict[str, Direction]:
+    """The metrics of a task and their directions.
+
+    Raises:
+        InvalidArgument: none, one twice, or what is no `Metric`."""
+    metrics, kind = getattr(task, "metrics", ()), type(task).__name__
+    wrong = [metric for metric in metrics if not isinstance(metric, Metric)] if isinstance(metrics, (tuple, list)) else [metrics]
+    if wrong or not metrics:
+        given = f"{wrong[0]!r} is no Metric" if wrong else "there are none"
+        raise InvalidArgument(f"{kind}.metrics: {given}; give a tuple such as (Metric('accuracy', 'max'),)")
+    names = [metric.name for metric in metrics]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise InvalidArgument(f"{kind}.metrics: {', '.join(twice)} comes twice; rename one")
+    return {metric.name: metric.direction for metric in metrics}

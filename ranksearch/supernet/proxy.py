@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies import ScoreProxy
-from ranksearch.sites import device_of
+from ranksearch.sites import device_of, map_tensors
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.supernet.projections import PROJECTIONS
-from ranksearch.tasks import Task
+from ranksearch.tasks import Task, measured
 from ranksearch.tasks.task import Split
 
 
@@ -67,7 +66,7 @@ class SupernetProxy(ScoreProxy):
             net.activate(configuration)
             if self.batches:
                 net.recalibrate(self._calibration())
-            return self.task.measure(net, self.split)
+            return measured(self.task, net, self.split)
 
     def covers(self, configuration: Configuration) -> bool:
         """Whether every factorized site has a type that is a projection of the dense weight."""
@@ -84,7 +83,7 @@ class SupernetProxy(ScoreProxy):
     def _calibration(self) -> list[Any]:
         if self._inputs is None:
             device = device_of(self.supernet)
-            self._inputs = [_moved(batch, device) for batch in self.task.normalization(self.batches)]
+            self._inputs = [map_tensors(lambda tensor: tensor.to(device), batch) for batch in self.task.normalization(self.batches)]
         return self._inputs
 
     @contextmanager
@@ -101,13 +100,3 @@ class SupernetProxy(ScoreProxy):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_inputs": None, "_weights": ()}
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _moved(item, device) for key, item in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return tuple(_moved(item, device) for item in batch)
-    return batch

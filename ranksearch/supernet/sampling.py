@@ -178,7 +178,7 @@ class UniformCost(Sampling):
 
     Args:
         low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.
-        cost: one of the space's, such as ``macs`` or ``params``.
+        cost: one of the space's, such as ``params``; default: MACs, or params where there are none.
         spread: how much sites differ; 0: all at the same place.
     """
 
@@ -190,12 +190,12 @@ class UniformCost(Sampling):
         *,
         low: float = 0.1,
         high: float = 1.0,
-        cost: str = "macs",
+        cost: str | None = None,
         spread: float = 1.0,
         types: Collection[str] | None = None,
     ) -> None:
         check_range("low", low, "high", high)
-        check_cost(space, cost)
+        cost = checked_cost(space, cost)
         checks.number("spread", spread, least=0)
         super().__init__(space, types=types)
         self.low, self.high, self.cost, self.spread = max(low, least_share(self.space, cost)), high, cost, spread
@@ -284,7 +284,7 @@ class FrontGuided(Sampling):
     Args:
         low, high: shares of the dense network's cost; ``low`` is raised to what the space can reach.
         points: budgets per proxy, evenly spaced.
-        cost: one of the space's, such as ``macs`` or ``params``.
+        cost: one of the space's, such as ``params``; default: MACs, or params where there are none.
         proxies: default: those that need nothing but the space and are not known to be poor at budgets of ``cost``: the
             absolute error in the metric of the space (not for MACs in the weight metric), the relative Frobenius error (sum) and
             operator norm (max).
@@ -301,12 +301,12 @@ class FrontGuided(Sampling):
         points: int = 16,
         jitter: float = 0.05,
         move: float = 0.5,
-        cost: str = "macs",
+        cost: str | None = None,
         proxies: Sequence[TableProxy] | None = None,
         types: Collection[str] | None = None,
     ) -> None:
         check_range("low", low, "high", high)
-        check_cost(space, cost)
+        cost = checked_cost(space, cost)
         checks.whole("points", points, least=2)
         checks.fraction("jitter", jitter, hint="a share of a ladder's length")
         checks.fraction("move", move, hint="a probability")
@@ -410,8 +410,11 @@ def check_range(low_name: str, low: float, high_name: str, high: float) -> None:
         raise InvalidArgument(f"{low_name}={low!r}, {high_name}={high!r}: must satisfy 0 < {low_name} <= {high_name} <= 1")
 
 
-def check_cost(space: SearchSpace, cost: str) -> None:
+def checked_cost(space: SearchSpace, cost: str | None) -> str:
+    """A cost of the space that the dense network has some of; the leading one where none is named."""
+    cost = space.leading_cost if cost is None else cost
     if cost not in space.costs:
         raise InvalidArgument(f"cost={cost!r} is none of {', '.join(space.costs)}")
     if not space.baseline[cost]:
         raise InvalidArgument(f"cost={cost!r}: the dense network has no {cost}; take another cost")
+    return cost

@@ -320,7 +320,7 @@ def sizes(trained: TrainedSupernet, shares: Sequence[float] = SHARES) -> list[tu
     reach: (share asked for, configuration). The leading proxy is the first of those that need nothing but the space and are not
     known to be poor at such budgets."""
     space = trained.space
-    cost = "macs" if space.baseline.macs else "params"
+    cost = space.leading_cost
     table = next(proxy for proxy in free_proxies() if cost not in proxy.poor_budgets(space)).table(space)
     found = []
     for share in shares:

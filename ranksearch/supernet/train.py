@@ -17,6 +17,7 @@ import torch
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
+from ranksearch.home import user_path
 from ranksearch.sites import device_of, mode
 from ranksearch.supernet import _checkpoint
 from ranksearch.supernet.network import RankSupernet
@@ -84,7 +85,7 @@ def train(
         raise InvalidArgument("method was made with another supernet: make it with the one to be trained")
     begin = time.perf_counter()
     training = task.training(supernet, epochs=epochs, seed=seed)
-    where = None if folder is None else Path(folder)
+    where = None if folder is None else user_path(folder)
     run = _Run(supernet, method, training, identity(supernet, task, method, epochs, seed), where, every)
     device = device_of(supernet)
     forked = [device] if device.type == "cuda" else []
@@ -113,7 +114,7 @@ def load_trained(supernet: RankSupernet, folder: str | Path) -> int:
 
     Raises:
         InvalidArgument: no checkpoint there, or one of another space or network."""
-    state = _checkpoint.read(Path(folder))
+    state = _checkpoint.read(user_path(folder))
     if state is None:
         raise InvalidArgument(f"folder={str(folder)!r} holds no {_checkpoint.NAME}: train a supernet there first")
     if state["identity"]["space"] != supernet.space.fingerprint:

@@ -2,8 +2,8 @@
 training from scratch are beside it."""
 
 from ranksearch.tasks.classification import Classification
-from ranksearch.tasks.task import Diverged, Metric, Task, Training
+from ranksearch.tasks.task import Diverged, InvalidMetrics, Metric, Task, Training, measured
 
 TASKS: tuple[type[Task], ...] = (Classification,)
 
-__all__ = ["TASKS", "Classification", "Diverged", "Metric", "Task", "Training"]
+__all__ = ["TASKS", "Classification", "Diverged", "InvalidMetrics", "Metric", "Task", "Training", "measured"]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any, Literal, final
 
@@ -21,12 +19,15 @@ from torch.nn import functional as F
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import device_of, fitted, mode, run
+from ranksearch.tasks._identity import identity
+from ranksearch.tasks.metrics import Metrics, identities, reported, tried
 from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training
 from ranksearch.tensors import absorb
 
 Array = Tensor | np.ndarray
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Schedule = Literal["cosine", "one_cycle"]
+ClassWeights = Literal["balanced"] | Sequence[float] | Array | None
 INPUT_TYPES = (torch.uint8, torch.int64, torch.float32, torch.float64)
 WIDENED = {torch.int32: torch.int64, torch.float16: torch.float32, torch.bfloat16: torch.float32}  # read as what holds the same values
 CALIBRATION_SEED = 0
@@ -52,12 +53,21 @@ class Classification(Task):
             their source, dataclasses by their fields, other objects by their repr.
         normalize: (mean, std), numbers or one per channel (dimension 1), applied after the scaling of uint8.
         classes: how many there are; default: the largest label of ``train`` + 1.
+        metrics: what is measured besides accuracy and loss, over all examples of a split at once: names of
+            `ranksearch.tasks.metrics.NAMED` (``f1``, ``balanced_accuracy``, ``top3``, ``top5``), or a mapping of names to functions
+            ``(logits, targets) -> float`` of CPU tensors of shape (n, classes) and (n,), or to pairs ``(function, "min")`` where less
+            is better. Functions of scikit-learn come in `ranksearch.tasks.metrics.OfPredictions`. Picklable; the fingerprint
+            knows them as it does ``augment``. Each is called once at the beginning, on answers that are all right.
+        class_weights: a positive factor for each class in training and in the loss, which is sum w l / sum w; ``balanced``: n /
+            (classes * count of the class) in ``train``. Outputs then stand for no distribution (`Task.predictive`): Fisher
+            statistics are the empirical ones.
 
-    Reports ``accuracy``, a fraction in 0..1, and ``loss``, the mean cross-entropy in nats.
+    Reports ``accuracy``, a fraction in 0..1, ``loss``, the mean cross-entropy in nats, and ``metrics``.
 
     Raises:
         InvalidArgument: data that is empty, misshapen, of another dtype or not finite; labels out of range;
-            an option out of range.
+            an option out of range; a metric or class weights that cannot be used.
+        InvalidMetrics: a metric that fails when it is tried, or gives no number.
     """
 
     metrics = (Metric("accuracy", "max"), Metric("loss", "min"))
@@ -77,6 +87,8 @@ class Classification(Task):
         augment: Augment | None = None,
         normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
         classes: int | None = None,
+        metrics: Metrics = (),
+        class_weights: ClassWeights = None,
     ) -> None:
         checks.number("learning_rate", learning_rate, above=0)
         checks.number("weight_decay", weight_decay, least=0)
@@ -98,10 +110,26 @@ class Classification(Task):
         self._protocol = {
             "task": "classification", "classes": self.classes, "learning_rate": learning_rate, "batch_size": batch_size,
             "momentum": momentum, "weight_decay": weight_decay,
-            "schedule": schedule, "augment": _identity(augment), "affine": [t.tolist() for t in self._affine],
+            "schedule": schedule, "augment": None if augment is None else identity("augment", augment),
+            "affine": [t.tolist() for t in self._affine],
         }  # fmt: skip
         if augment is not None:
             self._protocol["normalization"] = "augmented"
+        self._set_measures(metrics, class_weights)
+
+    def _set_measures(self, metrics: Metrics, class_weights: ClassWeights) -> None:
+        """What is measured beside accuracy, and by what weights; a part of the protocol only where it is given."""
+        self._reported = reported(metrics, [metric.name for metric in type(self).metrics])
+        for split, (_, y) in self._splits.items():
+            if split != "train":
+                tried(self._reported, y, self.classes)
+        self.metrics = (*type(self).metrics, *(one.metric for one in self._reported))
+        if self._reported:
+            self._protocol["metrics"] = identities(self._reported)
+        self.class_weights = _class_weights(class_weights, self._splits["train"][1], self.classes)
+        if self.class_weights is not None:
+            self._protocol["class_weights"] = self.class_weights.tolist()
+            self.predictive = None
 
     def sizes(self) -> dict[str, int]:
         """How many examples each split has."""
@@ -157,9 +185,11 @@ class Classification(Task):
             yield self._inputs(batch, torch.device("cpu")), y[chosen]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy. outputs: logits, shape: (n, classes); targets: shape (n,)."""
+        """Mean cross-entropy, by class weights where there are any. outputs: logits, shape: (n, classes); targets: shape (n,)."""
         self._check_outputs(outputs, len(targets))
-        return F.cross_entropy(outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs, targets)
+        outputs = outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+        weights = None if self.class_weights is None else self.class_weights.to(outputs)
+        return F.cross_entropy(outputs, targets, weights)
 
     def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         """See `Task.sample_targets`: classes with the probabilities of the softmax, int64, shape: (n,)."""
@@ -198,14 +228,19 @@ class Classification(Task):
             raise InvalidArgument(f"split={split!r}: this task has {', '.join(s for s in self._splits if s != 'train')}")
         x, y = self._splits[split]
         device = device_of(model)
-        correct, loss = 0, 0.0
+        correct, loss, weight = 0, 0.0, 0.0
+        logits: list[Tensor] = []
         with mode(model, training=False), torch.no_grad():
             for part, targets in zip(x.split(self.batch_size), y.split(self.batch_size), strict=True):
                 outputs = run(model, self._inputs(part, device))
+                share = len(targets) if self.class_weights is None else float(self.class_weights[targets].sum())
                 targets = targets.to(device)
-                loss += float(self.loss(outputs, targets)) * len(targets)
+                loss, weight = loss + float(self.loss(outputs, targets)) * share, weight + share
                 correct += int((outputs.argmax(1) == targets).sum())
-        return {"accuracy": correct / len(y), "loss": loss / len(y)}
+                if self._reported:
+                    logits.append(outputs.float().cpu())
+        found = {"accuracy": correct / len(y), "loss": loss / weight}
+        return found | {one.metric.name: one(torch.cat(logits), y.clone()) for one in self._reported}
 
     def _inputs(self, batch: Tensor, device: torch.device) -> Tensor:
         """What the network sees: a new tensor on ``device``, floating-point but for tokens."""
@@ -345,25 +380,22 @@ def _affine(normalize: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return (unit / std).reshape(view).to(dtype), (-mean / std).reshape(view).to(dtype)
 
 
-def _identity(augment: Any) -> str | None:
-    """A text that tells one augmentation from another, in any process.
-
-    Raises:
-        InvalidArgument: nothing stable does.
-    """
-    if augment is None:
+def _class_weights(given: ClassWeights, targets: Tensor, classes: int) -> Tensor | None:
+    """A factor per class, float64, shape: (classes,)."""
+    if given is None:
         return None
-    if inspect.isfunction(augment):
-        if augment.__closure__ is not None:
-            raise InvalidArgument(f"augment={augment!r} closes over variables, which no fingerprint sees: use a frozen dataclass")
-        try:
-            return f"{augment.__qualname__}\n{inspect.getsource(augment)}"
-        except OSError:  # typed at a prompt
-            return f"{augment.__qualname__}\n{augment.__code__.co_code.hex()}"
-    if is_dataclass(augment):
-        text = f"{type(augment).__qualname__} {[(f.name, getattr(augment, f.name)) for f in fields(augment)]!r}"
-    else:
-        text = repr(augment)
-    if " at 0x" in text:
-        raise InvalidArgument(f"augment={augment!r} has no lasting description: use a function, or a frozen dataclass of plain values")
-    return text
+    if isinstance(given, str):
+        if given != "balanced":
+            raise InvalidArgument(f"class_weights={given!r}: must be 'balanced', or one number for each of {classes} classes")
+        counts = torch.bincount(targets, minlength=classes).double()
+        if not bool(counts.all()):
+            absent = ", ".join(str(k) for k in torch.nonzero(counts == 0).flatten().tolist())
+            raise InvalidArgument(f"class_weights='balanced': train has no example of class {absent}; give a number for each class")
+        return len(targets) / (classes * counts)
+    try:
+        weights = torch.as_tensor(given, dtype=torch.float64).detach().cpu().clone()
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"class_weights={given!r}: must be 'balanced', or one number for each of {classes} classes") from error
+    if tuple(weights.shape) != (classes,) or not bool(torch.isfinite(weights).all()) or bool((weights <= 0).any()):
+        raise InvalidArgument(f"class_weights={given!r}: must hold one positive finite number for each of {classes} classes")
+    return weights

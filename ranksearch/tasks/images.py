@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ranksearch.errors import InvalidArgument, MissingDependency
+from ranksearch.home import user_path
 from ranksearch.tasks._cache import cache_folder, write_cache
 from ranksearch.tasks.classification import Augment, Classification, Schedule
 
@@ -166,7 +167,7 @@ def _task(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarr
 
 
 def _folder(folder: str | Path, holds: str) -> Path:
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise InvalidArgument(f"folder={str(folder)!r}: no such folder; give one that holds {holds}")
     return folder
@@ -242,7 +243,7 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def read_idx(
-    path: Path,
+    path: str | Path,
     *,
     dimensions: int,
 ) -> np.ndarray:  # uint8, shape: as the file says
@@ -251,6 +252,7 @@ def read_idx(
     Raises:
         InvalidArgument: no such file, not gzip, truncated, or another type or number of dimensions.
     """
+    path = user_path(path)
     if not path.is_file():
         raise InvalidArgument(f"{path}: no such file; install the Debian package dataset-fashion-mnist or give another folder")
     try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import InvalidArgument, RanksearchError
+from ranksearch.results.names import unusable
 from ranksearch.sites import BatchDim
 
 Split = Literal["validation", "test"]
@@ -21,16 +24,24 @@ class Diverged(RanksearchError, ArithmeticError):
     """Training came to a loss that is not finite."""
 
 
+class InvalidMetrics(RanksearchError, ValueError):
+    """What a task measured is not what it declares."""
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A number that a task reports, and which way is better."""
+    """A number that a task reports, and which way is better.
+
+    Raises:
+        InvalidArgument: a name that conditions cannot use, or that a column of results or a cost has.
+    """
 
     name: str
     direction: Literal["min", "max"]
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise InvalidArgument(f"name={self.name!r}: a metric is named like a variable, so that conditions can use it")
+        if (why := unusable(self.name)) is not None:
+            raise InvalidArgument(f"name={self.name!r} of a metric: {why}; give another name")
         if self.direction not in ("min", "max"):
             raise InvalidArgument(f"direction={self.direction!r} of metric {self.name!r}: must be 'min' or 'max'")
 
@@ -143,9 +154,42 @@ class Task(ABC):
 
     @abstractmethod
     def measure(self, model: nn.Module, split: Split = "validation") -> dict[str, float]:
-        """Every metric by name. The model is evaluated in evaluation mode and given back as it was.
+        """Every metric of ``metrics`` by name, and nothing else: floats, or what holds one number. One that is missing, not
+        declared, no number or not finite fails the evaluation, which is recorded with its name. The model is evaluated in
+        evaluation mode and given back as it was.
 
         Raises:
             InvalidArgument: the task has no such split.
             InvalidModel: outputs that do not fit the task.
         """
+
+
+def measured(task: Task, model: nn.Module, split: Split = "validation") -> dict[str, float]:
+    """What ``task.measure`` reports, as numbers by name, in the order of ``task.metrics``: exactly these.
+
+    Raises:
+        InvalidMetrics: no mapping, a metric that is missing or that the task does not declare, or a value that is no number.
+    """
+    found: Any = task.measure(model, split)
+    kind, wanted = type(task).__name__, [metric.name for metric in task.metrics]
+    if not isinstance(found, Mapping):
+        raise InvalidMetrics(f"{kind}.measure() returned {type(found).__name__}: it must return a dict of {', '.join(wanted)}")
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        had = ", ".join(map(str, found)) or "nothing"
+        raise InvalidMetrics(f"{kind}.measure() does not report {', '.join(missing)}, which {kind}.metrics declares; it reports {had}")
+    extra = [str(name) for name in found if name not in wanted]
+    if extra:
+        raise InvalidMetrics(f"{kind}.measure() reports {', '.join(extra)}, which {kind}.metrics does not declare: add a Metric for it")
+    return {name: _number(f"{kind}.measure(): {name}", found[name]) for name in wanted}
+
+
+def _number(what: str, value: Any) -> float:
+    """A real number, or a tensor or array that holds one."""
+    one = value.item() if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1 else value
+    if not isinstance(one, (int, float)):
+        raise InvalidMetrics(f"{what} is {value!r:.80} ({type(value).__name__}): a metric is one real number, such as a float")
+    try:
+        return float(one)
+    except OverflowError as error:
+        raise InvalidMetrics(f"{what} is too large for a float: {error}") from error

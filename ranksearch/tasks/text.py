@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
+from ranksearch.home import user_path
 from ranksearch.tasks._cache import write_cache
 from ranksearch.tasks.classification import Classification, Schedule
 from ranksearch.tasks.networks import load_weights
@@ -63,7 +64,7 @@ def pretrained_encoder(folder: str | Path) -> tuple[nn.Module, Any]:
         InvalidArgument: no such folder, or one that transformers cannot load.
         MissingDependency: transformers is not installed.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not (folder / "config.json").is_file():
         raise InvalidArgument(f"encoder={str(folder)!r}: has no config.json; give the folder of a model of transformers")
     try:
@@ -100,7 +101,7 @@ def sentences(
     """
     if getattr(tokenizer, "pad_token_id", None) != 0:
         raise InvalidArgument(f"tokenizer pads with {getattr(tokenizer, 'pad_token_id', None)!r}; SentenceClassifier takes 0 for padding")
-    paths = [Path(f).expanduser() for f in ([files] if isinstance(files, (str, Path)) else files)]
+    paths = [user_path(f) for f in ([files] if isinstance(files, (str, Path)) else files)]
     if not paths:
         raise InvalidArgument("files is empty: name at least one parquet file")
     frames = [_read(path) for path in paths]
@@ -134,7 +135,7 @@ def _read(path: Path) -> pd.DataFrame:
     return frame
 
 
-def fit_probe(model: SentenceClassifier, task: Classification, *, strength: float = 10.0, cache: Path | None = None) -> None:
+def fit_probe(model: SentenceClassifier, task: Classification, *, strength: float = 10.0, cache: str | Path | None = None) -> None:
     """Fit the probe in place by logistic regression on the frozen embeddings of the training split.
 
     Args:
@@ -147,7 +148,7 @@ def fit_probe(model: SentenceClassifier, task: Classification, *, strength: floa
     """
     if task.classes != model.probe.out_features:
         raise InvalidModel(f"model has {model.probe.out_features} outputs, the task {task.classes} classes")
-    path = None if cache is None else Path(cache) / f"probe-{_probe_key(model, task, strength)}.safetensors"
+    path = None if cache is None else user_path(cache) / f"probe-{_probe_key(model, task, strength)}.safetensors"
     if path is not None and path.exists():
         try:
             load_weights(model.probe, path)

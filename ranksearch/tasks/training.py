@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ranksearch.errors import InvalidModel
+from ranksearch.home import user_path
 from ranksearch.tasks._cache import write_cache
 from ranksearch.tasks.networks import load_weights
 from ranksearch.tasks.task import Task
@@ -19,7 +20,7 @@ from ranksearch.tensors import save
 log = logging.getLogger(__name__)
 
 
-def trained(build: Callable[[], nn.Module], task: Task, *, epochs: float, seed: int, cache: Path) -> nn.Module:
+def trained(build: Callable[[], nn.Module], task: Task, *, epochs: float, seed: int, cache: str | Path) -> nn.Module:
     """The network of ``build()`` after ``task.fine_tune`` trained it for ``epochs``, in evaluation mode.
 
     The weights are kept as ``trained-<key>.safetensors`` in the folder ``cache``; the key stands for the shapes of the
@@ -33,7 +34,7 @@ def trained(build: Callable[[], nn.Module], task: Task, *, epochs: float, seed: 
         model = build()
     layout = [(key, tuple(tensor.shape), str(tensor.dtype)) for key, tensor in model.state_dict().items()]
     key = hashlib.sha256(repr((layout, task.fingerprint(), float(epochs), seed)).encode()).hexdigest()[:16]
-    path = Path(cache) / f"trained-{key}.safetensors"
+    path = user_path(cache) / f"trained-{key}.safetensors"
     if path.exists():
         try:
             return load_weights(model, path).eval()

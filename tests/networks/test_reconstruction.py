@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -254,3 +255,55 @@ def test_layers_that_only_some_batches_use() -> None:
     found = reconstruct(short, net, [x[:6], x[6:]])
     assert [r.site for r in found] == ["one", "two", "three"] and all(r.after < r.before for r in found)
     assert torch.is_grad_enabled()
+
+
+def _least_squares(seen: np.ndarray, wanted: np.ndarray) -> float:
+    """The least relative squared error of any layer with a bias, by NumPy in float64."""
+    rows = np.concatenate([seen, np.ones((len(seen), 1))], axis=1)
+    found = np.linalg.lstsq(rows, wanted, rcond=1e-5)[0]
+    return float(np.square(rows @ found - wanted).sum() / np.square(wanted).sum())
+
+
+COLLINEAR: dict[str, tuple[nn.Module, tuple[int, ...], str, tuple[int, ...]]] = {
+    # more channels between the factors than the core has rank: inputs of the last factor of rank 6 of 13, 5 of 13 and 9 of 17
+    "conv1d": (nn.Conv1d(8, 12, 5, stride=2, padding=2), (6, 8, 17), "tucker2", (1, 12)),
+    "conv2d 1 channel": (nn.Conv2d(6, 12, (1, 4)), (8, 6, 5, 9), "tucker2", (1, 12)),
+    "conv2d": (nn.Conv2d(6, 16, (2, 2), padding=1), (8, 6, 6, 6), "tucker2", (2, 16)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
+@pytest.mark.parametrize("case", COLLINEAR)
+def test_without_a_ridge_collinear_inputs_reach_the_least_squares_residual(case: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    layer, shape, kind, rank = COLLINEAR[case]
+    net, x = nn.Sequential(copy.deepcopy(layer)).eval().to(dtype), torch.randn(shape, dtype=dtype)
+    short = build(Spectra(net, find_sites(net, x[:1])), Configuration({"0": (kind, rank)})).eval()
+    with torch.no_grad():
+        chain = short[0]
+        assert isinstance(chain, nn.Sequential)
+        seen, wanted = (value.double().flatten(2).transpose(1, 2).flatten(0, 1).numpy() for value in (chain[:-1](x), net(x)))
+        rows = np.concatenate([seen, np.ones((len(seen), 1))], axis=1)
+        assert np.linalg.matrix_rank(rows, rtol=1e-5) < rows.shape[1]
+        best = _least_squares(seen, wanted)
+        (found,) = reconstruct(short, net, [x], ridge=0.0)
+        got = float((short(x) - net(x)).double().square().sum() / net(x).double().square().sum())
+    assert best - 1e-6 <= got <= best + 1e-4 and found.after == pytest.approx(got, abs=1e-4)
+    assert found.before > best + 1e-3  # there was something to gain
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-9, 1e-5])
+def test_inputs_that_are_copies_of_each_other_up_to_rounding(apart: float) -> None:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(10, 7)).eval()
+    x = torch.randn(60, 10)
+    x[:, 5:] = x[:, :5] + apart * torch.randn(60, 5)
+    short = build(Spectra(net, find_sites(net, x[:1])), Configuration({"0": ("svd", (4,))})).eval()
+    with torch.no_grad():
+        chain = short[0]
+        assert isinstance(chain, nn.Sequential)
+        chain[0].weight[2] = chain[0].weight[1]  # two equal units besides
+        best = _least_squares(chain[:-1](x).double().numpy(), net(x).double().numpy())
+        reconstruct(short, net, [x], ridge=0.0)
+        got = float((short(x) - net(x)).double().square().sum() / net(x).double().square().sum())
+    assert got <= best + 1e-4

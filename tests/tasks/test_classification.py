@@ -189,7 +189,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"normalize": (0.5,)}, "mean, std"),
     ({"normalize": ((0.1, 0.2), 1.0)}, "3 channels"),
     ({"augment": 3}, "callable"),
-    ({"augment": partial(noise)}, "lasting"),
+    ({"augment": partial(noise, generator=object())}, "lasting"),
 ]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ranksearch import checks
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
+from ranksearch.sites import arguments
 from ranksearch.space import DENSE, Configuration, SearchSpace
 from ranksearch.supernet.network import RankSupernet, canonical, layered
 from ranksearch.supernet.projections import PROJECTIONS
@@ -104,10 +105,8 @@ class Method(ABC):
         self, configuration: Configuration, inputs: Any, through: Mapping[str, Tensor] | None = None, *, projected: bool = False
     ) -> Any:
         """The network's outputs at a configuration; ``through`` and ``projected``: see `RankSupernet.forward_with`."""
-        if isinstance(inputs, Mapping):
-            return self.supernet.forward_with(configuration, through=through, projected=projected, **inputs)
-        args = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        return self.supernet.forward_with(configuration, *args, through=through, projected=projected)
+        args, kwargs = arguments(inputs)
+        return self.supernet.forward_with(configuration, *args, through=through, projected=projected, **kwargs)
 
     @final
     def dense(self, batch: Batch) -> Tensor:

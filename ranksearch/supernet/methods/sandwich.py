@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
+from ranksearch.sites import map_tensors
 from ranksearch.space import DENSE
 from ranksearch.supernet.methods._base import Batch, Loss, Method, projecting
 from ranksearch.supernet.network import RankSupernet
@@ -89,12 +90,5 @@ def logits(outputs: Any) -> Tensor:
 
 
 def detached(outputs: Any) -> Any:
-    """Outputs without gradient: tensors, and tuples, lists and mappings (with attributes) of them."""
-    if isinstance(outputs, Tensor):
-        return outputs.detach()
-    if isinstance(outputs, dict):
-        return type(outputs)(**{key: detached(value) for key, value in outputs.items()})
-    if isinstance(outputs, (tuple, list)):
-        values = [detached(value) for value in outputs]
-        return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)
-    return outputs
+    """Outputs without gradient, in whatever containers."""
+    return map_tensors(Tensor.detach, outputs)
