@@ -89,20 +89,16 @@ def error(capsys, *arguments: str, code: int = 2) -> str:
 # -- help and arguments ----------------------------------------------------------------------------------------------
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
+    """What makes a first answer slow is what it imports: the packages below take seconds, of what is installed only click is needed."""
     code = (
         "import sys\nfrom ranksearch.cli.main import main\ncode = main(['--help'])\n"
-        "heavy = {'torch', 'ray', 'optuna', 'pandas', 'sqlalchemy', 'numpy', 'scipy', 'rich'} & set(sys.modules)\n"
+        "heavy = {'torch', 'ray', 'optuna', 'pandas', 'sqlalchemy', 'numpy', 'scipy', 'rich', 'matplotlib', 'moocore'} & set(sys.modules)\n"
         "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
     )
-    times = []
-    for _ in range(4):  # the machine may be busy: the best of four
-        start = time.perf_counter()
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        times.append(time.perf_counter() - start)
-        assert result.returncode == 0, result.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     assert all(word in result.stdout for word in ("profile", "search", "front", "build", "STUDY"))
-    assert min(times) < 0.5, times
 
 
 def test_version(capsys):
