@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _importable_in_children(Path(__file__).parents[1])
     if shift := config.getoption("--shift-seeds"):
         _shift_seeds(shift)
 
@@ -45,6 +46,11 @@ def _shift_seeds(shift: int) -> None:
     spec.loader.exec_module(shifted)
     shifted.install(shift)
     os.environ[shifted.SHIFT] = str(shift)
+    _importable_in_children(folder)
+
+
+def _importable_in_children(folder: Path) -> None:
+    """Processes that tests start find what lies in ``folder`` first."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 

@@ -45,6 +45,18 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return figures
 
 
+def test_the_front_sets_the_scale_and_what_is_off_it_is_marked(tmp_path: Path, drawn: list[Any]) -> None:
+    frame = _frame()
+    frame.loc[2, "accuracy"] = 0.1  # beaten by far
+    plot_front(frame, metric="accuracy", title="t", path=tmp_path / "front.png")
+    axes = drawn[0].axes[0]
+    span = 0.92 - 0.8
+    assert axes.get_ylim() == pytest.approx((0.8 - 0.7 * span, 0.92 + 0.35 * span))
+    labels = {c.get_label(): c.get_offsets() for c in axes.collections}
+    assert len(labels["evaluated"]) == 0 and labels["off the scale"].tolist() == [pytest.approx([60.0, 0.8 - 0.7 * span])]
+    assert labels["front"].tolist() == [[20.0, 0.8], [50.0, 0.9]]
+
+
 @pytest.mark.parametrize("points", [3, 60])
 def test_the_legend_covers_no_point_and_colours_span_the_front(tmp_path: Path, drawn: list[Any], points: int) -> None:
     macs = np.linspace(0.05, 0.95, points)
