@@ -124,6 +124,16 @@ def test_knee_ignores_units() -> None:
     assert knee(flipped, ["min", "max"]) == 1
 
 
+def test_knee_does_not_depend_on_where_the_units_begin() -> None:
+    """The third row lies behind the plane through the other three, the best of each objective: no bulge, so the first extreme."""
+    values = np.array([[1.0, 9.0, 11.0], [8.0, 3.0, 10.0], [5.0, 11.0, 9.0], [11.0, 4.0, 6.0]])
+    scaled = (values - values.min(axis=0)) / np.ptp(values, axis=0)
+    normal = np.linalg.solve(scaled[[0, 1, 3]], np.ones(3))
+    assert (normal > 0.3).all() and scaled[2] @ normal > 1.1
+    for shift in ([0.0, 0.0, 0.0], [-14.0, -14.0, -14.0], [100.0, -3.0, 0.5]):
+        assert knee(values + shift, ["min"] * 3) == 0
+
+
 @given(st.lists(st.tuples(st.floats(0.01, 2), st.floats(0.01, 2), st.floats(0.01, 2)), min_size=1, max_size=6))
 @settings(max_examples=50, deadline=None)
 def test_relative_hypervolume_is_the_share_of_the_dense_networks_box(rows) -> None:

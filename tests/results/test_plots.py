@@ -81,6 +81,7 @@ def test_a_front_of_the_dense_network_alone_is_drawn_without_colours(tmp_path: P
     frame = _frame()
     plot_front(frame[frame["is_dense"]], metric="accuracy", title="t", path=tmp_path / "front.png")
     assert len(drawn[0].axes) == 1
+    assert drawn[0].axes[0].get_ylim() == pytest.approx((0.92 - 0.1, 0.92 + 0.05)), "one value has a range around it"
     plot_front(frame.iloc[[0, 3]], metric="accuracy", title="t", path=tmp_path / "one.png")
     low, high = drawn[1].axes[1].get_ylim()
     assert low < 30 < high, "one network has a range around it"
