@@ -132,6 +132,7 @@ def test_knee_does_not_depend_on_where_the_units_begin() -> None:
     assert (normal > 0.3).all() and scaled[2] @ normal > 1.1
     for shift in ([0.0, 0.0, 0.0], [-14.0, -14.0, -14.0], [100.0, -3.0, 0.5]):
         assert knee(values + shift, ["min"] * 3) == 0
+    assert knee(np.column_stack([values, np.full(4, 7.0)]), ["min"] * 4) == 0  # an objective that is constant takes no part
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 2), st.floats(0.01, 2), st.floats(0.01, 2)), min_size=1, max_size=6))

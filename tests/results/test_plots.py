@@ -104,6 +104,16 @@ def test_proxies_are_drawn_in_one_picture(tmp_path: Path, suffix: str, magic: by
     assert path.read_bytes().startswith(magic) and path.stat().st_size > 10_000
 
 
+def test_every_panel_says_what_it_shows(tmp_path: Path, drawn: list[Any]) -> None:
+    plot_proxies(*_proxies(), title="the title", path=tmp_path / "p.png")
+    (figure,) = drawn
+    *panels, colours = figure.axes
+    assert colours.get_ylabel() == "MACs (% of dense)" and figure.get_suptitle() == "the title"
+    assert [axes.get_title().split("\n")[0] for axes in panels] == ["one", "two", "one", "two"]
+    assert [axes.get_ylabel() for axes in panels] == ["accuracy\nfull\nepochs=0", "", "accuracy\nfull\nepochs=1", ""]
+    assert figure.get_size_inches().tolist() == pytest.approx([2.3 * 2 + 1.3, 2.5 * 2 + 0.7]), "a panel of one size, however many"
+
+
 def test_nothing_to_draw_and_other_endings_are_refused(tmp_path: Path) -> None:
     agreements, scores = _proxies()
     with pytest.raises(InvalidArgument, match="no row"):

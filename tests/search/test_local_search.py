@@ -15,7 +15,7 @@ from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss
-from ranksearch.search.local_search import _Incumbent, _moves, _probe, _total, polish
+from ranksearch.search.local_search import _Incumbent, _moves, _probe, _reluctant, _total, polish
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space
 from ranksearch.space.spectra import Spectra
@@ -131,6 +131,21 @@ def test_probes_are_of_the_cheaper_option_with_the_most_typical_rise(setting, se
     # what is measured is what the table says: no site is weighed otherwise than before
     for before, after in zip(table.values, probed.values, strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-9)
+
+
+def test_probes_that_measure_no_difference_leave_the_table(setting):
+    _, _, space = setting
+    table, now = weighted(space, 0)
+    probed = _probe(Problem(space, table, {"params": 1.0}), _Incumbent(lambda indices: 1.0, now))
+    assert probed is table
+
+
+def test_reluctance_is_a_price_on_every_option_but_the_present_one(setting):
+    _, _, space = setting
+    table, now = weighted(space, 1)
+    step = 0.25 * float(np.mean([values[index] for values, index in zip(table.values, now, strict=True)]))
+    for before, after, index in zip(table.values, _reluctant(table, now).values, now, strict=True):
+        np.testing.assert_allclose(after - before, np.where(np.arange(len(before)) == index, 0.0, step))
 
 
 def test_refusals(setting):
