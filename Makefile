@@ -1,11 +1,12 @@
 # make search: set up and run the digits study.  make test: set up and check everything.
+# make test-numeric: what is computed, on other processors and with other random draws than those of make test.
 # make clean: remove what was installed and built; evaluations in .ranksearch stay.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: search test setup clean
+.PHONY: search test test-numeric setup clean
 
 search: $(READY)
 	$(BIN)/ranksearch search studies/digits.py
@@ -15,6 +16,15 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+# MKL_ENABLE_INSTRUCTIONS is of Intel's processors; MKL_CBWR chooses among the code paths of others too
+NUMERIC := $(addprefix tests/,allocators decompositions networks proxies statistics)
+
+test-numeric: $(READY)
+	MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+		$(BIN)/python -m pytest -q --shift-seeds 1000 --shuffle 1 $(NUMERIC)
+	MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -q --shift-seeds 2000 --shuffle 2 $(NUMERIC)
 
 setup: $(READY)
 

@@ -3,18 +3,18 @@ random draw or on each other: ``--shift-seeds N`` and ``--shuffle N``."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _importable_in_children(Path(__file__).parents[1])
     if shift := config.getoption("--shift-seeds"):
         _shift_seeds(shift)
 
@@ -37,19 +38,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _shift_seeds(shift: int) -> None:
-    """Every seed given to torch or numpy in this process is another one."""
-    manual_seed, default_rng, generator = torch.manual_seed, np.random.default_rng, torch.Generator
+    """Every seed given to torch or numpy is another one, in this process and in those that tests start."""
+    folder = Path(__file__).parent / "shifted"
+    spec = importlib.util.spec_from_file_location("shifted", folder / "sitecustomize.py")
+    assert spec is not None and spec.loader is not None
+    shifted = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shifted)
+    shifted.install(shift)
+    os.environ[shifted.SHIFT] = str(shift)
+    _importable_in_children(folder)
 
-    class Shifted(generator):
-        def manual_seed(self, seed: int) -> torch.Generator:
-            return super().manual_seed(seed + shift)
 
-    def rng(seed: Any = None) -> np.random.Generator:
-        return default_rng(seed + shift if isinstance(seed, (int, np.integer)) else seed)
-
-    torch.manual_seed = lambda seed: manual_seed(int(seed) + shift)
-    np.random.default_rng = rng
-    torch.Generator = Shifted  # type: ignore[misc]
+def _importable_in_children(folder: Path) -> None:
+    """Processes that tests start find what lies in ``folder`` first."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture(autouse=True)

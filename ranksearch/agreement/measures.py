@@ -16,7 +16,7 @@ from ranksearch.space import SearchSpace
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of scores with measurements, both to be minimised. NaN where it is not defined (too few, or all alike)."""
+    """How scores agree with measurements, both to be minimised. A value is NaN where it is not defined (too few, or all alike)."""
 
     count: int
     kendall: float  # tau-b over all pairs

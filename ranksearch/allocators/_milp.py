@@ -87,8 +87,8 @@ class _Program:
         # rows in units of their largest coefficient, but so that HiGHS' tolerance of 1e-6 stays below one integer
         grain = np.clip(budgets.rows.max(axis=0), 1, 5e5).astype(np.float64)
         prices, room = budgets.prices * grain, budgets.room / grain
-        # all that matters beside a known solution is of the size of the window
-        self.unit = (window if np.isfinite(window) else max(float(reduced.max()), float(prices.max()), 1e-300)) / 1e3
+        # all that matters beside a known solution is of the size of the window; where it is 0, nothing but what costs nothing matters
+        self.unit = (window if 0 < window < np.inf else max(float(reduced.max()), float(prices.max()), 1e-300)) / 1e3
         self._objective = np.concatenate([reduced, prices]) / self.unit
         self._integrality = np.concatenate([np.ones(self._count), np.zeros(slacks)])
         self._upper = np.concatenate([np.ones(self._count), room])

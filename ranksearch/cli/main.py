@@ -1,5 +1,5 @@
 """The command line: ``ranksearch profile | train-supernet | search | front | proxies | build STUDY``. Here is only what turns
-every end of a command into an exit code: 0, 2 for errors (one line, no traceback), 130 after Ctrl-C. Imports nothing heavy."""
+every end of a command into an exit code: 0, 2 for errors (one line, no traceback), 130 after Ctrl-C. It imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from ranksearch.home import home
 
 @dataclass
 class Session:
-    """Changed as the command goes on; the only mutable state of the command line."""
+    """How far a command has come: the only state of the command line that changes."""
 
     searching: bool = False
     store: str | None = None

@@ -24,6 +24,14 @@ class DenseNetwork:
     sites: Sites
     example: Any = None  # the input of one forward pass, for cost models that run the network; None: there is none
 
+    @property
+    def beside_sites(self) -> Cost:
+        """Params and MACs of everything that is no site."""
+        rest = self.sites.total
+        for site in self.sites:
+            rest -= site.cost
+        return rest
+
 
 @dataclass(frozen=True)
 class LayerOptions:

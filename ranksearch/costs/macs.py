@@ -14,4 +14,4 @@ class MACs(CostModel):
         return layer.macs
 
     def rest(self, network: DenseNetwork) -> int:
-        return network.sites.total.macs - sum(site.cost.macs for site in network.sites)
+        return network.beside_sites.macs

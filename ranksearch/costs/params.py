@@ -14,4 +14,4 @@ class Params(CostModel):
         return layer.params
 
     def rest(self, network: DenseNetwork) -> int:
-        return network.sites.total.params - sum(site.cost.params for site in network.sites)
+        return network.beside_sites.params

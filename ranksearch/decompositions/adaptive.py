@@ -1,6 +1,6 @@
-"""Adaptive tensor networks: a type whose topology is learned from the weight, as STN does (arXiv 2205.15198, whose formulas could not be
-obtained): a structure per layer from the trained weight, ranks chosen under a storage constraint. The structures come from greedy
-growth (`network_growth`), the published slice rule (`slice_rule`) and the search for networks that are the weight (`exact_structure`)."""
+"""Adaptive tensor networks: each layer learns its topology from its trained weight, and ranks are chosen under a storage constraint, as
+STN does (arXiv 2205.15198, whose formulas could not be obtained). The structures come from greedy growth (`network_growth`), the
+published slice rule (`slice_rule`) and the search for networks that are the weight (`exact_structure`)."""
 
 from __future__ import annotations
 

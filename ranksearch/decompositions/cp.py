@@ -1,7 +1,7 @@
 """CP, a sum of r rank-one kernels (Lebedev et al. 2015): 1 x 1 to r channels, kh x 1 and 1 x kw depthwise, 1 x 1.
 
-Alternating least squares on a geometric grid of ranks. Every rank starts from the factors of the one before, plus the
-leading components of what they leave over; the error is measured."""
+Alternating least squares fit the ranks of a geometric grid. Every rank starts from the factors of the one before, plus the
+leading components of what they leave over; its error is measured."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _sides(site: Site) -> list[int]:
 
 
 def _grid(top: int) -> list[int]:
-    """Powers of sqrt(2) up to ``top``, to multiples that kernels on hardware like, and ``top`` itself where these end well below."""
+    """Powers of sqrt(2) up to ``top``, rounded to multiples at which kernels are fast, and ``top`` itself if the last is well below it."""
     grid = set()
     value = 1.0
     while value <= top:
@@ -201,7 +201,7 @@ def _even(factors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _is_sound(factors: list[Tensor]) -> bool:
-    """No component is not finite, far larger than the whole (of norm 1), or almost cancelled by another one."""
+    """Whether every component is finite, not far larger than the whole (of norm 1), and not almost cancelled by another one."""
     if not all(bool(f.isfinite().all()) for f in factors):
         return False
     norms = torch.stack([f.norm(dim=0) for f in factors]).prod(dim=0)

@@ -31,10 +31,10 @@ class Errors:
 
 @runtime_checkable
 class Searched(Protocol):
-    """A state whose errors and factors need what is searched for step by step, for all ranks at once, when they are first asked for.
+    """A state whose errors and factors need a search, which goes step by step and is made for all ranks when they are first asked for.
 
-    ``found`` holds it from then on: some tensor per rank or structure. Given back to another state of the same site and metric, it
-    spares the search: the rest of such a state is quickly made, and large."""
+    From then on ``found`` holds its result, a tensor or several per rank or structure. Another state of the same site and metric that
+    is given this result searches no more. The rest of such a state is large and quickly made, so nobody keeps it."""
 
     @property
     def found(self) -> dict[Rank, Tensor]:
@@ -70,12 +70,12 @@ class Decomposition(ABC, Generic[S]):
     @abstractmethod
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Params and MACs of the built module for every row of ``ranks``: two int64 arrays of shape (n_ranks,).
-        Closed form; bias included; MACs for one example over all calls, as torch's flop counter sees them: those that put a
-        weight together in every call count too."""
+        They come from a closed form and include the bias. MACs are for one example over all calls, as torch's flop counter sees
+        them: products that put a weight together in every call count too."""
 
     @abstractmethod
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> S:
-        """Once per site: everything that all ranks share. ``weight`` is canonical and is not changed."""
+        """Make everything that all ranks share, once per site. ``weight`` is canonical and is not changed."""
 
     @abstractmethod
     def errors(self, state: S) -> Errors:

@@ -57,7 +57,7 @@ def cheapest_tree(ranks: dict[Cut, int], sizes: tuple[int, ...]) -> Bonds:
 
 
 def _cheaper_loop(tensor: Tensor, ranks: dict[Cut, int], sizes: tuple[int, ...], limit: int) -> tuple[Bonds, list[Tensor]] | None:
-    """The first structure with loops, in order of storage, of less than ``limit`` numbers, that is found to be the tensor."""
+    """The structure with loops that is found to be the tensor with the least storage, which is below ``limit`` numbers."""
     if tensor.numel() > LOOP_ENTRIES:
         return None
     spent = 0.0
@@ -80,7 +80,7 @@ def solve_work(shape: tuple[int, ...], bonds: Bonds) -> float:
 
 def loop_candidates(ranks: dict[Cut, int], sizes: tuple[int, ...], limit: int) -> list[Bonds]:
     """At most `LOOPS` structures with loops whose bonds satisfy every cut rank, of less storage than ``limit``, cheapest first.
-    Bonds between modes only, up to 8 wide among four modes and 64 among three."""
+    Their bonds are between modes only, up to 8 wide among four modes and 64 among three."""
     count = len(sizes)
     ends = pairs(count)
     top = min(max(ranks.values()), 8 if len(ends) > 3 else 64)

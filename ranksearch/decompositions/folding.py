@@ -73,8 +73,8 @@ MODES: dict[str, Folding] = {
 
 
 def unfoldings(site: Site) -> tuple[Folding, ...]:
-    """One unfolding per mode; those of modes of size 1 are vectors and left out, and of a matrix, whose two unfoldings
-    are each other's transpose, one is enough."""
+    """One unfolding per mode. Unfoldings of modes of size 1 are vectors and left out. The two unfoldings of a matrix are each
+    other's transpose, so that one is enough."""
     sizes = dict(zip(("out", "in", "height", "width"), _sizes(site)[1:], strict=True))
     names = [name for name, size in sizes.items() if size > 1]
     if len(names) == 2:

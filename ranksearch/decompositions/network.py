@@ -71,40 +71,37 @@ def contract(cores: Sequence[Tensor], modes: int, skip: int | None = None) -> Te
 def _plan(shapes: tuple[tuple[int, ...], ...], modes: int, skip: int | None) -> tuple[Any, Any, Any, int]:
     """Pairwise contractions, always the cheapest next (greedy), and their multiply-adds. A product that sums over nothing is none: it
     adds nothing up, like other elementwise arithmetic."""
-    nodes = len(shapes)
-    number = {pair: k for k, pair in enumerate(pairs(nodes))}
-    size: dict[int, int] = {}
-    terms, indices = [], []
-    for k, shape in enumerate(shapes):
-        labels = [number[min(k, j), max(k, j)] for j in range(nodes) if j != k] + ([len(number) + k] if k < modes else [])
-        size.update(zip(labels, shape, strict=True))
-        if k != skip:
-            # bonds of width 1 are left out; modes stay
-            kept = [(label, n) for label, n in zip(labels, shape, strict=True) if n > 1 or label >= len(number)]
-            terms.append((k, tuple(n for _, n in kept)))
-            indices.append([label for label, _ in kept])
-    wanted = [len(number) + k for k in range(modes) if k != skip]
-    if skip is not None:
-        ends = (number[min(skip, j), max(skip, j)] for j in range(nodes) if j != skip)
-        wanted += [label for label in ends if size[label] > 1]
+    labels, sizes, wanted = _labels(shapes, modes, skip)
+    terms = tuple((k, tuple(sizes[label] for label in kept)) for k, kept in labels)
+    indices = [kept for _, kept in labels]
     steps = []
     macs = 0
     while len(indices) > 1:
-        best: tuple[int, int, int, list[int]] | None = None
-        for a, b in pairs(len(indices)):
-            others = {label for c, labels in enumerate(indices) if c not in (a, b) for label in labels} | set(wanted)
-            out = [label for label in dict.fromkeys(indices[a] + indices[b]) if label in others]
-            cost = math.prod(size[label] for label in set(indices[a]) | set(indices[b]))
-            if best is None or cost < best[0]:
-                best = (cost, a, b, out)
-        assert best is not None
-        cost, a, b, out = best
+        a, b = min(pairs(len(indices)), key=lambda pair: math.prod(sizes[l] for l in {*indices[pair[0]], *indices[pair[1]]}))
         right, left = indices.pop(b), indices.pop(a)
-        macs += cost if {*left, *right} != set(out) else 0
+        needed = {*wanted, *(label for others in indices for label in others)}
+        every = dict.fromkeys(left + right)
+        out = [label for label in every if label in needed]
+        macs += math.prod(sizes[label] for label in every) if len(out) < len(every) else 0
         steps.append((a, b, left, right, out))
         indices.append(out)
-    final = tuple(indices[0].index(label) for label in wanted)
-    return tuple(terms), tuple(steps), final, macs
+    return terms, tuple(steps), tuple(indices[0].index(label) for label in wanted), macs
+
+
+def _labels(
+    shapes: tuple[tuple[int, ...], ...], modes: int, skip: int | None
+) -> tuple[list[tuple[int, list[int]]], dict[int, int], list[int]]:
+    """Indices of the network without node ``skip``: those of every other node, the width of each, and those that the result has, in its
+    order. Bonds of width 1 have none; modes keep theirs."""
+    nodes = len(shapes)
+    number = {pair: k for k, pair in enumerate(pairs(nodes))}
+    bonds = [[number[min(k, j), max(k, j)] for j in range(nodes) if j != k] for k in range(nodes)]
+    own = [[len(number) + k] if k < modes else [] for k in range(nodes)]
+    sizes = {label: n for k, shape in enumerate(shapes) for label, n in zip(bonds[k] + own[k], shape, strict=True)}
+    wide = [[label for label in ends if sizes[label] > 1] for ends in bonds]
+    others = [k for k in range(nodes) if k != skip]
+    wanted = [label for k in others for label in own[k]] + (wide[skip] if skip is not None else [])
+    return [(k, wide[k] + own[k]) for k in others], sizes, wanted
 
 
 def sweep(tensor: Tensor, cores: Sequence[Tensor], nodes: Sequence[int]) -> tuple[list[Tensor], Tensor]:

@@ -49,7 +49,8 @@ class RingState:
 
 class TensorRing(Decomposition[RingState]):
     """Rank: the bonds around the ring. Convolutions have the modes (C_out, C_in, kh kw), matrices
-    (o_1, o_2, i_1, i_2) of balanced factors. A small grid; alternating least squares; measured errors."""
+    (o_1, o_2, i_1, i_2) of balanced factors. The ranks are a small grid, fitted by
+    alternating least squares, and their errors are measured."""
 
     name = "tensor_ring"
     nested = False
@@ -139,7 +140,7 @@ def _bonds(row: tuple[int, ...], modes: int) -> Bonds:
 
 
 def _capped(row: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """No bond wider than the rest of the tensor on either side of its ends can use."""
+    """The rank with no bond wider than what the rest of the tensor on either side of its ends can use."""
     modes, capped = len(sizes), list(row)
     for k in range(modes):
         ends = sizes[k] * capped[k - 1], sizes[(k + 1) % modes] * capped[(k + 1) % modes]

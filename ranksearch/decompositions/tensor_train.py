@@ -294,7 +294,7 @@ def _tails(matrix: Tensor) -> np.ndarray:
 
 
 def _levels(full: int, count: int) -> list[int]:
-    """``full`` and widths below it, each smaller by sqrt(2), to multiples that kernels on hardware like; ascending."""
+    """``full`` and widths below it, each smaller by sqrt(2) and rounded to multiples at which kernels are fast; ascending."""
     levels = {full}
     for k in range(1, count):
         value = full * 2.0 ** (-k / 2)

@@ -43,7 +43,7 @@ FEW = 4  # steps: where fewer can be afforded, an input basis is refined once fo
 @dataclass(frozen=True)
 class TuckerState:
     """Higher-order SVD of the two channel modes (De Lathauwer et al. 2000): output rows whitened, input channels
-    strongest first. With an input moment, the input basis that refinement starts from."""
+    strongest first. With an input moment these are the input basis that refinement starts from."""
 
     weight: Tensor  # float64, shape: (groups, co, kh kw, ci)
     input_basis: Tensor  # shape: (groups, ci, ci): columns
@@ -181,9 +181,9 @@ class Tucker2(Decomposition[TuckerState]):
         return Errors(state.grid, ratio(squared[:, 0], total), ratio(squared[:, 1], top), total**0.5, "measured", "measured")
 
     def factors(self, state: TuckerState, rank: Rank) -> tuple[Tensor, ...]:
-        """Input basis (g, ci, r_in), core (g, r_out, r_in, kh, kw), output basis (g, co, r_out). Any pair. With an input
-        moment: alternately the best core and output basis for an input basis (reduced-rank regression, exact) and a better
-        input basis for them."""
+        """Input basis (g, ci, r_in), core (g, r_out, r_in, kh, kw), output basis (g, co, r_out), of any
+        pair. With an input moment, the best core and output basis for an input basis (reduced-rank regression, exact) and a better
+        input basis for them are found in turn."""
         r_in, r_out = rank
         if state.metric is not None:
             seen = weighted(state.metric, state.weight)

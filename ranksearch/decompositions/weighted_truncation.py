@@ -201,8 +201,8 @@ def residual_norms(metric: FoldedMetric, residual: Tensor) -> tuple[float, float
 
 
 def factors(state: Folded, rank: int, *, sweeps: int | None = None, seen: Weighted | None = None) -> tuple[Tensor, Tensor]:
-    """L of shape (groups, o s, rank) and R (groups, rank, c), of equal norms. Any rank, also off the grid.
-    ``sweeps``: at most so many, or as many as `affordable`; ``seen``: the weight's, where it is at hand."""
+    """L of shape (groups, o s, rank) and R (groups, rank, c), of equal norms. The rank may be off the grid.
+    ``sweeps`` bounds the steps, which are else as many as `affordable`; ``seen`` is the weight's, where it is at hand."""
     metric, weight = state.metric, state.weight
     groups, o, s, _ = weight.shape
     if metric is None or state.rows is None:
@@ -221,7 +221,7 @@ def factors(state: Folded, rank: int, *, sweeps: int | None = None, seen: Weight
 
 
 def _best(state: Folded, metric: FoldedMetric, seen: Weighted, rank: int) -> tuple[Tensor, Tensor]:
-    """C_G^T L and R of a rank, after all steps; of ranks off the grid from the next one on it."""
+    """C_G^T L and R of a rank, after all steps; a rank off the grid starts from the next one on it."""
     fit = _fit(seen)
     assert state.rows is not None
     if not affordable(state.weight, rank):  # R spans all columns

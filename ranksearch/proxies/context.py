@@ -45,7 +45,7 @@ class ProxyContext:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Of the calibration batches, with gradients and the diagonal of the Fisher; cached on disk."""
+        """Statistics of the calibration batches, with gradients and the diagonal of the Fisher; they are cached on disk."""
         spectra = self.spectra
         return space_metric.statistics(
             spectra.model, spectra.sites, self.task, calibration=self.calibration, gradients=True, diagonal=True

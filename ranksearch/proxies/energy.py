@@ -1,5 +1,5 @@
-"""The absolute squared error in the metric that the space was built in, summed over sites: for a space in the Fisher
-metric the estimated rise of the loss, and free, since every option carries it."""
+"""The absolute squared error in the metric that the space was built in, summed over sites. In the Fisher metric it is the estimated
+rise of the loss. It costs nothing, since every option carries it."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class Energy(TableProxy):
         return Table(tuple(ladder.column("energy") / 2 for ladder in space.ladders), "sum")
 
     def poor_budgets(self, space: SearchSpace) -> tuple[str, ...]:
-        """MACs in the weight metric: there they are taken from layers of few weights on large maps, whose loss is dear."""
+        """MACs in the weight metric, whose optima take them from layers of few weights on large maps, which the loss needs most."""
         return ("macs",) if space.metric == "weight" else ()

@@ -19,7 +19,7 @@ from ranksearch.statistics import Statistics
 
 
 class DiagonalFisher(ResidualProxy):
-    """In the unit of `FisherError`. No interaction of weights, not even within a layer.
+    """The unit is that of `FisherError`. The score sees no interaction of weights, not even within a layer.
 
     Args:
         spectra: that the space was built from.

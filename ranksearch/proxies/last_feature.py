@@ -17,7 +17,7 @@ from ranksearch.space import Configuration, SearchSpace
 
 class LastFeature(ScoreProxy):
     """E|f - f_r|^2 / E|f|^2, f the input of a module, by default the last linear layer to be called; or the network's
-    output where there is none. Needs no labels, one forward pass per configuration.
+    output where there is none. It needs no labels, and one forward pass per configuration.
 
     Args:
         model: the dense network.

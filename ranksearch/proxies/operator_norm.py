@@ -8,7 +8,7 @@ from ranksearch.space.table import Table
 
 
 class OperatorNorm(TableProxy):
-    """In the folding that each decomposition truncates; options without an operator norm count as 1, a lost layer."""
+    """The norm is taken in the folding that each decomposition truncates; options without an operator norm count as 1, a lost layer."""
 
     name = "operator_norm"
     in_metric = True

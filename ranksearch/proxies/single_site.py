@@ -15,10 +15,10 @@ from ranksearch.space.table import Table
 
 
 class SingleSiteLoss(TableProxy):
-    """Sum over sites of L(only this site at this option) - L(dense). Sees no interaction of sites.
+    """Sum over sites of L(only this site at this option) - L(dense). It sees no interaction of sites.
 
-    Measured at ``points`` options per site, spread evenly over the logarithm of the error; between them interpolated
-    monotonically in that error, so every option has a value and a worse error never scores better.
+    It is measured at ``points`` options per site, spread evenly over the logarithm of the error, and interpolated monotonically
+    in that error between them, so that every option has a value and a worse error never scores better.
 
     Args:
         measure: loss of a configuration on calibration data, see `ranksearch.proxies.CalibrationLoss`.

@@ -236,7 +236,7 @@ _EXAMPLE = "'macs < 0.4 and accuracy > 0.98 * baseline'"
 
 
 def _check_depth(tree: ast.expr, text: str) -> None:
-    """Refuse a tree that what follows, which is recursive, could not walk. Level by level, since this must not be."""
+    """Refuse a tree that is too deep for the recursive functions below. This one goes level by level, so that it needs no recursion."""
     level: list[ast.AST] = [tree]
     for _ in range(DEEPEST):
         level = [child for node in level for child in ast.iter_child_nodes(node)]

@@ -36,7 +36,7 @@ class Objectives:
     baseline: Cost
 
     def values(self, metrics: Mapping[str, float], cost: Mapping[str, Amount]) -> list[float]:
-        """Of one evaluation."""
+        """The objectives of one evaluation, from its metrics and its cost."""
         relative = {name: cost[name] / (dense or 1) for name, dense in self.baseline.items() if name in self.names}
         signs = [-1 if self.directions[name] == "max" else 1 for name in self.names]
         return [sign * (relative[name] if name in relative else metrics[name]) for sign, name in zip(signs, self.names, strict=True)]

@@ -90,7 +90,7 @@ class _Trial:
         return len(new) == len(old) and all(_close(a, b) for (_, a), (_, b) in zip(new, old, strict=True))
 
     def objections(self, sites: Sequence[Site]) -> dict[str, str]:
-        """By name of the site."""
+        """What speaks against replacing a layer, by the name of its site."""
         reasons = {}
         for site in sites:
             for path in site.paths:
@@ -140,7 +140,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 class _StandIn(nn.Sequential):
-    """An equal layer that is, like a factorized one, a sequence of layers without a weight of its own. Notes how it is used."""
+    """An equal layer that is, like a factorized one, a sequence of layers without a weight of its own. It notes how it is used."""
 
     def __init__(self, original: nn.Module, seen: _Seen, *, embedding: bool) -> None:
         super().__init__(_bare(original, embedding))

@@ -1,5 +1,5 @@
-"""Find the factorizable layers (*sites*) of any ``nn.Module`` by running copies of it on an example input, no tracing, no edit of
-the model. Every module that holds a weight and is not a site is reported with the reason."""
+"""Find the factorizable layers (*sites*) of any ``nn.Module`` by running copies of it on an example input. Nothing is traced, and the
+model stays as it is. Every module that holds a weight and is not a site is reported with the reason."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ class MacCounter(TorchDispatchMode):
 
 
 def _rule(name: str) -> MacRule | None:
-    """Of an operator or its in-place variant."""
+    """The rule of an operator or of its in-place variant."""
     return RULES.get(name) or RULES.get(name.removesuffix("_"))
 
 

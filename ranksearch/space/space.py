@@ -138,7 +138,7 @@ class SearchSpace:
         return self._sum(self._checked(indices)) + self.fixed
 
     def _sum(self, indices: np.ndarray) -> Cost:
-        """Of the sites alone; exact where costs are counted."""
+        """The cost of the sites alone; it is exact where costs are counted."""
         rows = self._starts + indices
         return Cost({name: column[rows].sum().item() for name, column in self._columns.items()})
 

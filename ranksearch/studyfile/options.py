@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from ranksearch.errors import InvalidArgument, StudyFileError
 from ranksearch.home import user_path
 
-TYPES = (Path, int, float, str, bool)
-
 
 @dataclass(frozen=True)
 class DeclaredOption:
@@ -42,32 +40,57 @@ class DeclaredOption:
         """
         if value is None and (self.optional or (not self.required and self.default is None)):
             return None
-        wrong = InvalidArgument(f"option {self.flag}: {value!r} is not {_spelled(self)}")
-        if self.choices:
-            for choice in self.choices:
-                if value == choice or (isinstance(value, str) and value == str(choice)):
-                    return choice
-            raise wrong
-        if self.type is bool:
-            words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-            found = value if isinstance(value, bool) else words.get(str(value).lower())
-            if found is None:
-                raise wrong
-            return found
-        if self.type is Path:
-            if not isinstance(value, (str, Path)) or not str(value):
-                raise wrong
-            return user_path(value)
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise wrong
-        if self.type is str:
-            return str(value)
-        if self.type is int and isinstance(value, float) and not value.is_integer():
-            raise wrong
         try:
-            return int(value) if self.type is int else float(value)
+            return _choice(self.choices, value) if self.choices else READERS[self.type](value)
         except (ValueError, OverflowError) as error:
-            raise wrong from error
+            raise InvalidArgument(f"option {self.flag}: {value!r} is not {_spelled(self)}") from error
+
+
+def _choice(choices: tuple[Any, ...], value: Any) -> Any:
+    for choice in choices:
+        if value == choice or (isinstance(value, str) and value == str(choice)):
+            return choice
+    raise ValueError("none of the choices")
+
+
+def _truth(value: Any) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    found = value if isinstance(value, bool) else words.get(str(value).lower())
+    if found is None:
+        raise ValueError("neither true nor false")
+    return found
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError("no path")
+    return user_path(value)
+
+
+def _text(value: Any) -> str:
+    return str(_scalar(value))
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError("a fraction")
+    return int(_scalar(value))
+
+
+def _number(value: Any) -> float:
+    return float(_scalar(value))
+
+
+def _scalar(value: Any) -> str | int | float:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError("neither text nor a number")
+    return value
+
+
+# how a value of each type is read (what cannot be is a ValueError), and how an error calls the type
+READERS: dict[type, Callable[[Any], Any]] = {Path: _path, int: _whole, float: _number, str: _text, bool: _truth}
+TYPES = tuple(READERS)
+SPELLED = {Path: "a path", int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def declared_options(path: Path, name: str, function: Callable[..., Any]) -> tuple[DeclaredOption, ...]:
@@ -142,7 +165,7 @@ def _names() -> str:
 def _spelled(option: DeclaredOption) -> str:
     if option.choices:
         return "one of " + ", ".join(str(choice) for choice in option.choices)
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}[option.type]
+    return SPELLED[option.type]
 
 
 def _hint(name: str, known: Mapping[str, DeclaredOption]) -> str:

@@ -184,6 +184,15 @@ def test_the_integer_program_is_exact(budgets: int, known: bool) -> None:
         assert lower == pytest.approx(least - gap.bound, rel=1e-5, abs=1e-6 * least)
 
 
+@pytest.mark.parametrize("window", [0.0, 1.0, np.inf])
+def test_the_integer_program_of_one_choice(window: float) -> None:
+    """Its only choice is the bound itself, beside which no window is left."""
+    options = needed([np.array([3.0]), np.array([2.0])], [np.array([[4]]), np.array([[5]])], np.array([9]))
+    assert options is not None
+    picked, lower = optimum(options, np.zeros(2), np.zeros(1), np.array([9]), seconds=60.0, window=window)
+    assert picked is not None and picked.tolist() == [0, 1] and lower == 0.0
+
+
 def test_budgets_that_hold_alone_but_not_together_have_no_solution() -> None:
     costs = [np.array([[1, 9], [9, 1]])] * 3  # each option leaves room for itself; three cost 30 of both together
     for fixing in (True, False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "analysis" / "topology.py"
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
-    return subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

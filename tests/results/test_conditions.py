@@ -103,6 +103,8 @@ def test_several_conditions_are_read_one_by_one_and_hold_together() -> None:
     assert [c.text for c in Condition.parse_all("macs <= 0.5")] == ["macs <= 0.5"]
     assert [c.text for c in Condition.parse_all(["macs < 1", "params < 1"])] == ["macs < 1", "params < 1"]
     assert Condition.joined(None) is None and Condition.joined([]) is None
+    one = Condition.joined(["macs <= 0.5"])
+    assert one is not None and one.text == "macs <= 0.5"
     both = Condition.joined(["macs < 0.9 or loss < 0.45", "params < 0.4"])
     assert both is not None and both.mask(COLUMNS, BASELINE, COSTS).tolist() == [True, True, False, False, True]
     assert Condition.parse(both.text).mask(COLUMNS, BASELINE, COSTS).tolist() == [True, True, False, False, True]

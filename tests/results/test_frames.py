@@ -124,6 +124,10 @@ def test_dense_that_was_not_evaluated() -> None:
     given = {"params": 100, "macs": 1000, "accuracy": 0.9, "loss": 0.1}
     front = frames.front(frame, OBJECTIVES, baseline=given)
     assert front[["id", "seeds", "accuracy", "on_front"]].values.tolist() == [[A.id, 1, 0.8, True], [DENSE.id, 0, 0.9, True]]
+    (dense,) = front[front["is_dense"]].to_dict("records")
+    assert dense["accuracy_delta"] == dense["loss_delta"] == 0.0 and dense["macs_rel"] == dense["params_rel"] == 1.0
+    small = frames.front(frame, OBJECTIVES, Condition.parse("macs <= 0.5"), given)
+    assert small[["id", "is_dense", "on_front"]].values.tolist() == [[A.id, False, True], [DENSE.id, True, False]]
     with pytest.raises(InvalidArgument, match="not known yet"):
         frames.front(frame, OBJECTIVES, Condition.parse("accuracy > baseline"))
 

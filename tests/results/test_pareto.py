@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.results.pareto import hypervolume, knee, non_dominated, relative_hypervolume
+from ranksearch.results.pareto import hypervolume, knee, non_dominated, relative_hypervolume, spread_front
 
 # small integers, so that ties and duplicates are common
 points = st.integers(1, 4).flatmap(
@@ -124,6 +124,17 @@ def test_knee_ignores_units() -> None:
     assert knee(flipped, ["min", "max"]) == 1
 
 
+def test_knee_does_not_depend_on_where_the_units_begin() -> None:
+    """The third row lies behind the plane through the other three, the best of each objective: no bulge, so the first extreme."""
+    values = np.array([[1.0, 9.0, 11.0], [8.0, 3.0, 10.0], [5.0, 11.0, 9.0], [11.0, 4.0, 6.0]])
+    scaled = (values - values.min(axis=0)) / np.ptp(values, axis=0)
+    normal = np.linalg.solve(scaled[[0, 1, 3]], np.ones(3))
+    assert (normal > 0.3).all() and scaled[2] @ normal > 1.1
+    for shift in ([0.0, 0.0, 0.0], [-14.0, -14.0, -14.0], [100.0, -3.0, 0.5]):
+        assert knee(values + shift, ["min"] * 3) == 0
+    assert knee(np.column_stack([values, np.full(4, 7.0)]), ["min"] * 4) == 0  # an objective that is constant takes no part
+
+
 @given(st.lists(st.tuples(st.floats(0.01, 2), st.floats(0.01, 2), st.floats(0.01, 2)), min_size=1, max_size=6))
 @settings(max_examples=50, deadline=None)
 def test_relative_hypervolume_is_the_share_of_the_dense_networks_box(rows) -> None:
@@ -145,3 +156,13 @@ def test_relative_hypervolume_of_dense_alone_is_nothing_and_no_loss_at_no_cost_i
     assert relative_hypervolume([[0.9, 0.0]], [0.9, 10.0], ["max", "min"], [False, True]) == pytest.approx(1.0)
     assert relative_hypervolume([[-0.5, 5.0]], [-1.0, 10.0], ["max", "min"], [False, True]) == pytest.approx(0.75)  # a negative metric
     assert relative_hypervolume([[0.5, 5.0]], [0.0, 10.0], ["max", "min"], [False, True]) == pytest.approx(0.75)  # one of 0
+
+
+def test_a_spread_front_begins_with_the_most_hypervolume_and_has_no_row_twice() -> None:
+    assert spread_front([], 3) == []
+    # scaled to [0, 1]: the middle of the front dominates most, then the ends; the last two rows are beaten or a copy
+    values = [[0.0, 10.0], [4.0, 3.0], [4.2, 2.9], [10.0, 0.0], [6.0, 9.0], [4.0, 3.0]]
+    assert spread_front(values, 1) == [1]
+    assert spread_front(values, 3)[0] == 1 and set(spread_front(values, 3)) == {0, 1, 3}
+    assert sorted(spread_front(values, 9)) == [0, 1, 2, 3]
+    assert spread_front([[2.0, 7.0]], 2) == [0]  # one row has no range to be scaled by

@@ -45,6 +45,18 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return figures
 
 
+def test_the_front_sets_the_scale_and_what_is_off_it_is_marked(tmp_path: Path, drawn: list[Any]) -> None:
+    frame = _frame()
+    frame.loc[2, "accuracy"] = 0.1  # beaten by far
+    plot_front(frame, metric="accuracy", title="t", path=tmp_path / "front.png")
+    axes = drawn[0].axes[0]
+    span = 0.92 - 0.8
+    assert axes.get_ylim() == pytest.approx((0.8 - 0.7 * span, 0.92 + 0.35 * span))
+    labels = {c.get_label(): c.get_offsets() for c in axes.collections}
+    assert len(labels["evaluated"]) == 0 and labels["off the scale"].tolist() == [pytest.approx([60.0, 0.8 - 0.7 * span])]
+    assert labels["front"].tolist() == [[20.0, 0.8], [50.0, 0.9]]
+
+
 @pytest.mark.parametrize("points", [3, 60])
 def test_the_legend_covers_no_point_and_colours_span_the_front(tmp_path: Path, drawn: list[Any], points: int) -> None:
     macs = np.linspace(0.05, 0.95, points)
@@ -69,6 +81,7 @@ def test_a_front_of_the_dense_network_alone_is_drawn_without_colours(tmp_path: P
     frame = _frame()
     plot_front(frame[frame["is_dense"]], metric="accuracy", title="t", path=tmp_path / "front.png")
     assert len(drawn[0].axes) == 1
+    assert drawn[0].axes[0].get_ylim() == pytest.approx((0.92 - 0.1, 0.92 + 0.05)), "one value has a range around it"
     plot_front(frame.iloc[[0, 3]], metric="accuracy", title="t", path=tmp_path / "one.png")
     low, high = drawn[1].axes[1].get_ylim()
     assert low < 30 < high, "one network has a range around it"
@@ -89,6 +102,16 @@ def _proxies() -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_proxies_are_drawn_in_one_picture(tmp_path: Path, suffix: str, magic: bytes) -> None:
     path = plot_proxies(*_proxies(), title="t", path=tmp_path / "deep" / f"proxies{suffix}")
     assert path.read_bytes().startswith(magic) and path.stat().st_size > 10_000
+
+
+def test_every_panel_says_what_it_shows(tmp_path: Path, drawn: list[Any]) -> None:
+    plot_proxies(*_proxies(), title="the title", path=tmp_path / "p.png")
+    (figure,) = drawn
+    *panels, colours = figure.axes
+    assert colours.get_ylabel() == "MACs (% of dense)" and figure.get_suptitle() == "the title"
+    assert [axes.get_title().split("\n")[0] for axes in panels] == ["one", "two", "one", "two"]
+    assert [axes.get_ylabel() for axes in panels] == ["accuracy\nfull\nepochs=0", "", "accuracy\nfull\nepochs=1", ""]
+    assert figure.get_size_inches().tolist() == pytest.approx([2.3 * 2 + 1.3, 2.5 * 2 + 0.7]), "a panel of one size, however many"
 
 
 def test_nothing_to_draw_and_other_endings_are_refused(tmp_path: Path) -> None:

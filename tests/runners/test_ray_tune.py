@@ -246,7 +246,7 @@ def temporary() -> Iterator[str]:
 
 def launch(tmp_path: Path, temporary: str, seconds: float, settings: Mapping[str, str] | None = None) -> tuple[subprocess.Popen[str], Path]:
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"TMPDIR": temporary, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"TMPDIR": temporary}
     for name in [name for name in environment if name.startswith(("RAY_ADDRESS", "TUNE_"))]:
         del environment[name]
     environment |= settings or {}

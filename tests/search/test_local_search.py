@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+from ranksearch.allocators import Problem
 from ranksearch.decompositions import SVD, SVDIn
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss
-from ranksearch.search.local_search import polish
+from ranksearch.search.local_search import _Incumbent, _moves, _probe, _reluctant, _total, polish
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space
 from ranksearch.space.spectra import Spectra
+from ranksearch.space.table import Table
 from ranksearch.tasks import Classification
 
 
@@ -83,6 +85,67 @@ def test_comes_near_the_best_there_is(setting, seed):
     start = feasible[np.random.default_rng(seed).integers(len(feasible))]
     found = polish(space, start, inner, {"params": 0.6}, evaluations=300)
     assert (all_values < found.value).mean() < 0.01
+
+
+def weighted(space, seed):
+    """A table of the space, every site at a scale of its own, and a configuration inside the ladders."""
+    rng = np.random.default_rng(seed)
+    values = tuple(np.square(l.column("frobenius")) * rng.lognormal(0, 1) for l in space.ladders)
+    return Table(values, "sum"), np.array([rng.integers(1, n - 1) for n in space.shape])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_moves_grow_a_site_within_the_budgets_best_predicted_first(setting, seed):
+    _, _, space = setting
+    table, now = weighted(space, seed)
+    problem = Problem(space, table, {"params": float(space.cost(now).params)})  # no room: whoever grows needs another to give
+    moves = list(_moves(problem, now, np.ones(len(now)), 3))
+    assert moves
+    gains: dict[int, list[float]] = {}
+    for site, candidate in moves:
+        assert table.values[site][candidate[site]] < table.values[site][now[site]], "the site grows"
+        assert _total(problem, candidate) <= problem.room and (candidate != now).sum() <= 2
+        gains.setdefault(site, []).append(float(table.score(candidate) - table.score(now)))
+    assert all(np.array_equal(found, np.sort(found)) for found in gains.values())
+    assert gains[moves[0][0]][0] == min(found[0] for found in gains.values())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_probes_are_of_the_cheaper_option_with_the_most_typical_rise(setting, seed):
+    _, _, space = setting
+    table, now = weighted(space, seed)
+    asked = []
+    found = _Incumbent(lambda indices: asked.append(indices.copy()) or 1.0 + float(table.score(indices)), now)
+    problem = Problem(space, table, {"params": 1.0})
+    probed = _probe(problem, found)
+    current = np.array([v[i] for v, i in zip(table.values, now, strict=True)])
+    typical = max(current.mean(), 1e-3 * np.mean([v.max() for v in table.values]))
+    for site, values in enumerate(table.values):
+        (option,) = {int(row[site]) for row in asked} - {int(now[site])}
+        params = space.ladders[site].costs["params"]
+        rises = values - current[site]
+        usable = [i for i in range(len(values)) if params[i] <= params[now[site]] and rises[i] > 0]
+        assert option in usable
+        distance = {i: abs(float(np.log(rises[i] / typical))) for i in usable}
+        assert distance[option] == pytest.approx(min(distance.values()))
+    # what is measured is what the table says: no site is weighed otherwise than before
+    for before, after in zip(table.values, probed.values, strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-9)
+
+
+def test_probes_that_measure_no_difference_leave_the_table(setting):
+    _, _, space = setting
+    table, now = weighted(space, 0)
+    probed = _probe(Problem(space, table, {"params": 1.0}), _Incumbent(lambda indices: 1.0, now))
+    assert probed is table
+
+
+def test_reluctance_is_a_price_on_every_option_but_the_present_one(setting):
+    _, _, space = setting
+    table, now = weighted(space, 1)
+    step = 0.25 * float(np.mean([values[index] for values, index in zip(table.values, now, strict=True)]))
+    for before, after, index in zip(table.values, _reluctant(table, now).values, now, strict=True):
+        np.testing.assert_allclose(after - before, np.where(np.arange(len(before)) == index, 0.0, step))
 
 
 def test_refusals(setting):

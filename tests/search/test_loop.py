@@ -56,6 +56,19 @@ def test_every_sampler_gets_what_was_asked_for_and_nothing_twice(space: SearchSp
     assert loop.propose() is None
 
 
+def test_a_space_that_is_exhausted_waits_for_what_is_in_flight(space: SearchSpace) -> None:
+    """Three configurations are admissible: who asks for a fourth waits while one of them is out, since it may fail, and then has all."""
+    rows = [space.dense, space.dense - [1, 0, 0], space.dense - [0, 1, 0]]
+    usable = {tuple(row.tolist()) for row in rows}
+    loop, _, _ = make(space, Scripted(rows), trials=10, admissible=lambda indices: tuple(indices.tolist()) in usable)
+    sent = [loop.propose() for _ in range(3)]
+    assert all(isinstance(request, Request) for request in sent)
+    for request in sent:
+        assert loop.propose() is WAIT
+        loop.report(worth(request))
+    assert loop.propose() is None and loop.done == 3
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_the_sampler_is_told_every_outcome_once_with_its_values(space: SearchSpace, workers: int) -> None:
     rows = [tuple(row) for row in itertools.product(range(3), repeat=3)]

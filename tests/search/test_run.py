@@ -13,7 +13,7 @@ from ranksearch.evaluation import FailureKind, Fidelity, Outcome, Request
 from ranksearch.proxies import free_proxies
 from ranksearch.results.conditions import Condition
 from ranksearch.samplers import Random, Sampler
-from ranksearch.search.events import Finished, Planned, SearchEvent
+from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
 from ranksearch.search.run import Objectives, SearchRun, upper_limits
 from ranksearch.search.starts import Start, optima
 from ranksearch.space import DENSE, Configuration, SearchSpace
@@ -43,6 +43,13 @@ def run(search: SearchRun, store: Store, *, workers: int = 3, first: list[Start]
     runner, events = InFlight(workers), []
     search.run(store, runner, events.append, first=first or [])
     return runner, events
+
+
+def test_a_search_tells_what_it_evaluates_with(space: SearchSpace, store: Store) -> None:
+    for trials, screening, said in ((2, False, "evaluating with InFlight"), (4, True, f"evaluating with InFlight and {FULL.name}")):
+        _, events = run(make(space, trials=trials, screening=screening), store)
+        planned = [e for e in events if isinstance(e, Planned)]
+        assert [e.text for e in events if isinstance(e, Stage)][-1] == said and [e.screening for e in planned] == [screening]
 
 
 def test_everything_evaluated_is_stored_with_its_cost_and_told(space: SearchSpace, store: Store) -> None:

@@ -223,6 +223,20 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(tmp_path: Path) -> N
     assert cache.load("key39") is not None  # nothing is removed for what does not fit anyway
 
 
+def test_room_is_made_for_what_comes_with_some_to_spare(tmp_path: Path) -> None:
+    """Files are removed, the oldest first, until a file more leaves a fifth of the limit free, and no further."""
+    values = (torch.zeros(100, dtype=torch.float64),)
+    ContentCache(tmp_path).save("one", values)
+    size = (tmp_path / "one.safetensors").stat().st_size
+    cache = ContentCache(tmp_path, limit=10 * size)
+    counts = []
+    for k in range(30):
+        assert cache.save(f"key{k}", values)
+        counts.append(sum(1 for _ in tmp_path.iterdir()))
+    assert max(counts) <= 10 and [b for a, b in itertools.pairwise(counts) if b <= a]
+    assert all(b == 8 for a, b in itertools.pairwise(counts) if b <= a)
+
+
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     net, sites = network()

@@ -1,4 +1,4 @@
-"""Makes ``supernet_cases`` importable, whatever the import mode."""
+"""Makes ``supernet_cases`` and ``method_cases`` importable, whatever the import mode."""
 
 from __future__ import annotations
 

@@ -110,9 +110,8 @@ train(net, t.task(), method, epochs=2, seed=7, folder={folder!r}, every=3, on_ev
 def test_a_killed_process_is_resumed(kind: str, resumed: int, tmp_path: Path) -> None:
     """SIGKILL after step 7 leaves the checkpoint of step 6; Ctrl-C makes one of its own."""
     name = "joint"
-    root = Path(__file__).parents[2]
     script = SCRIPT.format(here=str(Path(__file__).parent), name=name, step=7, signal=kind, folder=str(tmp_path / "run"))
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     if kind == "SIGKILL":
         assert done.returncode == -signal.SIGKILL, done.stderr

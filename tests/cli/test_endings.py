@@ -1,0 +1,199 @@
+"""Every way in which a command can end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_cases import SEARCH, edited, error, run
+
+from ranksearch.cli import main as cli
+from ranksearch.errors import StoreError
+
+
+def test_errors_are_one_line(study, tmp_path, capsys):
+    data = ("--data", str(tmp_path))
+    assert "no such file" in error(capsys, "search", str(tmp_path / "x.py"))
+    assert "study() fails: FileNotFoundError: no data in" in error(capsys, "search", study, "--data", str(tmp_path / "none"))
+    assert "not an upper bound on a cost" in error(capsys, "search", study, *data, "--runner", "local", "--where", "speed < 1")
+    said = error(capsys, "search", study, *data, "--runner", "local", "--constraint", "macs <= 0.0001")
+    assert "the smallest that this space reaches is" in said
+    assert "objectives=['speed']" in error(capsys, "search", study, *data, "--objective", "speed")
+    said = error(capsys, "search", study, *data, "--runner", "local", "--workers", "2")
+    assert "--workers 2, --address None: --runner local evaluates one at a time" in said
+    (tmp_path / "text.db").write_text("not a database" * 100)
+    assert "text.db" in error(capsys, "search", study, *data, "--runner", "local", "--store", str(tmp_path / "text.db"))
+    assert "does not exist" in error(capsys, "front", study, *data)
+    assert {path.name for path in Path(os.environ["RANKSEARCH_HOME"]).iterdir()} <= {"cache"}, "no store was made"
+
+
+def test_an_empty_space_still_shows_what_was_skipped(study, tmp_path, capsys):
+    edited(study, 'Study("bright", ', 'Study("bright", space=replace(mixture(), exclude="*"), ')
+    edited(study, "import time\n", "from dataclasses import replace\nfrom ranksearch.space import mixture\n")
+    assert cli.main(["profile", study, "--data", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert re.search(r"^excluded +Conv2d +2 +808 +0, 3$", printed.out, re.M)
+    assert re.search(r"^excluded +Linear +1 +258 +6$", printed.out, re.M)
+    assert printed.err.splitlines()[-1].startswith("error: the space has no site")
+    assert error(capsys, "search", study, "--data", str(tmp_path), "--runner", "local").startswith("error: the space has no site")
+
+
+def test_nan_weights(study, tmp_path, capsys):
+    edited(study, "    return Study", "    net = network()\n    net[0].weight.data[0] = float('nan')\n    return Study")
+    edited(study, "model=network()", "model=net")
+    assert "holds NaN" in error(capsys, "profile", study, "--data", str(tmp_path))
+
+
+def test_the_store_of_another_study(searched, tmp_path, capsys):
+    path, store, _ = searched
+    said = error(capsys, "search", path, "--data", str(tmp_path), "--noise", "0.25", "--runner", "local", "--store", store)
+    assert store in said
+    other = tmp_path / "other.py"
+    other.write_text(Path(path).read_text().replace('"bright"', '"other"'))
+    said = error(capsys, "search", str(other), "--data", str(tmp_path), "--noise", "0.5", "--runner", "local", "--store", store)
+    assert "bright" in said and "other" in said
+
+
+def test_odd_characters_seeds_and_empty_conditions(searched, study, tmp_path, capsys):
+    path, store, _ = searched
+    where = ("--store", store)
+    for odd in ("\x00", "abc\x07"):
+        assert "no id has such characters" in error(capsys, "build", path, odd, "--out", str(tmp_path / "x"), *where)
+    surrogate = os.fsdecode(b"abc\xff")
+    for arguments, said in (
+        (("build", path, surrogate, "--out", str(tmp_path / "x"), *where), "no id has such characters"),
+        (("front", path, "--fidelity", surrogate, *where), "nothing was measured at it"),
+        (("front", path, "--store", surrogate), "does not have them either"),
+        (("front", path, *where, "--where", surrogate), "cannot be read"),
+    ):
+        result = run(*arguments)
+        assert result.returncode == 2 and said in result.stderr and "Traceback" not in result.stderr, result.stderr
+    for command in (("front", path, *where), ("search", path, "--data", str(tmp_path), "--noise", "0.5", "--runner", "local", *where)):
+        assert "condition '' is empty" in error(capsys, *command, "--where", "")
+        assert "nests more than 100 levels deep" in error(capsys, *command, "--where", "macs < " + "-" * 1900 + "1")
+    # each condition is read by itself: two halves do not make a whole
+    assert "cannot be read" in error(capsys, "front", path, *where, "--where", "macs < 1) or (macs < 2", "--where", "macs < 1")
+    for seed in ("-1", str(2**32), "9" * 40):
+        said = error(capsys, "search", study, "--data", str(tmp_path), "--seed", seed)
+        assert "is not in the range 0<=x<=4294967295" in said
+
+
+def test_addresses_are_checked_before_any_work(study, tmp_path, capsys):
+    command = ("search", study, "--data", str(tmp_path), "--address")
+    assert "address='nonsense' is no address of a Ray cluster" in error(capsys, *command, "nonsense")
+    assert "address='127.0.0.1:1' cannot be reached" in error(capsys, *command, "127.0.0.1:1")
+    assert list(Path(os.environ["RANKSEARCH_HOME"]).iterdir()) == []
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(searched, tmp_path, monkeypatch, capsys):
+    path, store, _ = searched
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    shutil.copy(store, tmp_path / "x" / "s.db")
+    shutil.copy(path, tmp_path / "x" / "bright.py")
+    monkeypatch.setenv("RANKSEARCH_HOME", "~/rs")
+    for url in ("~/x/s.db", f"sqlite:///{tmp_path}/x/s.db", "sqlite:///~/x/s.db"):
+        assert cli.main(["front", "~/x/bright.py", "--store", url, "--out", "~/x/f.json", "--plot=~/x/f.png"]) == 0
+        row = json.loads((tmp_path / "x" / "f.json").read_text())[0]
+        (tmp_path / "x" / "f.json").unlink()
+    assert cli.main(["build", "~/x/bright.py", row["id"], "--store=~/x/s.db", "--out", "~/x/net"]) == 0
+    assert cli.main(["search", "~/x/bright.py", "--data=~/x", "--trials", "1", "--runner", "local"]) == 0
+    assert not [p for p in tmp_path.rglob("*") if p.name == "~"] and (tmp_path / "rs" / "bright.db").exists()
+    assert {"f.png", "net", "s.db", "bright.py"} <= {p.name for p in (tmp_path / "x").iterdir()}
+
+
+def test_what_native_code_prints_does_not_reach_stdout(searched, tmp_path):
+    path, store, _ = searched
+    noisy = tmp_path / "bright.py"
+    noisy.write_text("import ctypes, os\nctypes.CDLL(None).puts(b'from C')\nos.write(1, b'raw')\n" + Path(path).read_text())
+    odd = tmp_path / "\udcff.json"
+    out = run("front", str(noisy), "--store", store, "--format", "json")
+    assert out.returncode == 0 and json.loads(out.stdout) and "from C" in out.stderr and "raw" in out.stderr
+    row = json.loads(out.stdout)[0]
+    command = [sys.executable, "-m", "ranksearch.cli", "build", path, row["id"], "--store", store, "--out", str(odd)]
+    built = subprocess.run(command, capture_output=True, check=True)
+    assert os.fsencode(odd) in built.stdout
+
+
+def test_a_full_disk(study, tmp_path, capsys, monkeypatch):
+    edited(study, "x = torch.randn", "raise OSError(28, 'No space left on device', '/data/x')\n    x = torch.randn")
+    said = error(capsys, "search", study, "--data", str(tmp_path))
+    assert "no space left on the disk (/data/x)" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_behind_stdout(searched):
+    path, store, _ = searched
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ranksearch.cli", "front", path, "--store", store]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode != 0 and "Traceback" not in result.stderr and "space" in result.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(searched):
+    path, store, _ = searched
+    command = [sys.executable, "-m", "ranksearch.cli", "front", path, "--store", store, "--format", "json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+def test_other_exceptions_are_bugs_and_keep_their_traceback(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ranksearch.cli.results.profile", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["profile", study, "--data", str(tmp_path)])
+    monkeypatch.undo()
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(StoreError):
+        cli.main(["front", study, "--data", str(tmp_path), "--store", str(tmp_path / "none.db")])
+
+
+NOTHING = "no evaluation is stored"
+WAIT = "(print('WAITING', flush=True), time.sleep(60))"
+
+
+@pytest.mark.parametrize(
+    ("stage", "old", "new", "command", "message"),
+    [
+        ("import", "import torch\n", f"{WAIT}\nimport torch\n", "search", NOTHING),
+        ("import that fails", "import torch\n", f"try: {WAIT}\nexcept BaseException: raise ImportError('half')\n", "search", NOTHING),
+        ("making the study", "    x = torch", f"    {WAIT}\n    x = torch", "search", NOTHING),
+        ("profile", "    x = torch", f"    {WAIT}\n    x = torch", "profile", None),
+        ("example", "    return Study", f"    task.example = lambda: {WAIT}\n    return Study", "search", NOTHING),
+        (
+            "third evaluation", "    return Study",
+            f"    calls, real = iter(range(99)), task.measure\n"
+            f"    task.measure = lambda model: {WAIT} if next(calls) == 2 else real(model)\n    return Study",
+            "search", "2 evaluations are stored",
+        ),
+    ],
+)  # fmt: skip
+def test_ctrl_c_at_every_stage(study, tmp_path, stage, old, new, command, message):
+    edited(study, old, new)
+    more = SEARCH if command == "search" else ()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ranksearch.cli", command, study, "--data", str(tmp_path), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    while process.stdout.readline().strip() != "WAITING":
+        assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said, said
+    last = said.strip().splitlines()[-1]
+    assert last == (f"interrupted: {message}; run the same command to go on" if message else "interrupted")
+    if stage == "third evaluation":
+        study = edited(study, new, old)
+        again = run("search", study, "--data", str(tmp_path), *SEARCH)
+        assert again.returncode == 0 and "8 evaluations wanted, 2 of them in the store" in again.stderr

@@ -1,0 +1,88 @@
+"""Stores of earlier and later schemas."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from store_cases import STUDY, record, refused
+
+from ranksearch.store import Store
+
+
+@pytest.mark.parametrize(("version", "remedy"), [(4, "newer"), (0, "older")])
+def test_another_schema(filled: Path, version: int, remedy: str) -> None:
+    with sqlite3.connect(filled) as connection:
+        connection.execute("UPDATE ranksearch_study SET schema_version = ?", (version,))
+    connection.close()
+    refused(filled, f"schema version {version}, this ranksearch reads versions 1 to 3; use the {remedy} ranksearch")
+
+
+# what version 1 made: no column for costs but params and MACs
+VERSION_1 = """
+CREATE TABLE ranksearch_study (
+    id INTEGER NOT NULL, schema_version INTEGER NOT NULL, name TEXT NOT NULL, fingerprint TEXT NOT NULL, details TEXT NOT NULL,
+    PRIMARY KEY (id));
+CREATE TABLE ranksearch_configurations (id VARCHAR(64) NOT NULL, json TEXT NOT NULL, PRIMARY KEY (id));
+CREATE TABLE ranksearch_writer (
+    id INTEGER NOT NULL, token VARCHAR(32) NOT NULL, host TEXT NOT NULL, pid BIGINT NOT NULL, beat DOUBLE NOT NULL, PRIMARY KEY (id));
+CREATE TABLE ranksearch_evaluations (
+    number INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, configuration_id VARCHAR(64) NOT NULL, fidelity VARCHAR(255) NOT NULL,
+    seed BIGINT NOT NULL, fingerprint VARCHAR(64) NOT NULL, status VARCHAR(16) NOT NULL, metrics TEXT NOT NULL,
+    params BIGINT NOT NULL, macs BIGINT NOT NULL, error TEXT, seconds DOUBLE NOT NULL, origin TEXT NOT NULL, created VARCHAR(40) NOT NULL,
+    CONSTRAINT ranksearch_one_fact_per_key UNIQUE (configuration_id, fidelity, seed, fingerprint),
+    FOREIGN KEY(configuration_id) REFERENCES ranksearch_configurations (id));
+INSERT INTO ranksearch_study VALUES (1, 1, 'digits', 'f00d', '{"n": 1}');
+INSERT INTO ranksearch_configurations VALUES ('abc', '{"a":["svd",[1]]}');
+INSERT INTO ranksearch_evaluations VALUES
+    (1, 'abc', 'full', 0, 'f00d', 'done', '{"loss": 0.25}', 10, 1000000000000, NULL, 1.5, 'nsga2', '2026-01-01T00:00:00+00:00');
+PRAGMA application_id = 1380011595;
+PRAGMA journal_mode = WAL;
+"""
+
+
+@pytest.fixture
+def version_1(tmp_path: Path) -> Path:
+    path = tmp_path / "old.db"
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1)
+    connection.close()
+    return path
+
+
+def test_a_store_of_version_1_is_read_as_it_is(version_1: Path) -> None:
+    with Store.open(version_1, **STUDY, create=False) as store:
+        (fact,) = store.records()
+        assert (fact.configuration_id, fact.costs, fact.metrics) == ("abc", {"params": 10, "macs": 10**12}, {"loss": 0.25})
+        assert store.get("abc", "full", 0) == fact and store.count() == 1
+    with sqlite3.connect(version_1) as connection:
+        assert connection.execute("SELECT schema_version FROM ranksearch_study").fetchall() == [(1,)]
+    connection.close()
+
+
+def test_a_store_of_version_1_goes_on_and_takes_other_costs(version_1: Path) -> None:
+    new = record(4, costs={"params": 1, "macs": 2, "bytes": 2**40, "milliseconds": 0.1})
+    with Store.open(version_1, **STUDY, create=False) as reader, Store.open(version_1, **STUDY) as store:
+        assert store.add(new) and not store.add(new)
+        assert [r.costs for r in store.records()] == [{"params": 10, "macs": 10**12}, new.costs]
+        assert len(reader.records()) == 2 and store.details == {"n": 1}  # who began to read before still reads
+    with Store.open(version_1, **STUDY, create=False) as store:
+        found = store.records()[1].costs
+        assert found == new.costs and [type(v) for v in found.values()] == [int, int, int, float]
+    with Store.open(version_1, **STUDY) as store:
+        assert store.count() == 2
+
+
+def test_a_store_of_an_earlier_version_has_failures_of_no_kind_that_are_tried_again(version_1: Path) -> None:
+    with sqlite3.connect(version_1) as connection:
+        connection.execute("UPDATE ranksearch_evaluations SET status = 'failed', error = 'it ended', metrics = '{}'")
+    connection.close()
+    with Store.open(version_1, **STUDY, create=False) as store:
+        assert [(r.status, r.error_kind) for r in store.records()] == [("failed", None)]
+        assert store.attempts("abc", "full", 0) == store.records()
+    with Store.open(version_1, **STUDY) as store:
+        old = store.records()[0]
+        assert store.add_attempt(replace(old, status="done", error=None, metrics={"loss": 0.5}))
+        assert [r.status for r in store.attempts("abc", "full", 0)] == ["failed", "done"] and store.count() == 1
