@@ -69,6 +69,15 @@ def test_a_space_that_is_exhausted_waits_for_what_is_in_flight(space: SearchSpac
     assert loop.propose() is None and loop.done == 3
 
 
+def test_a_sampler_that_has_no_more_ideas_leaves_nothing_out() -> None:
+    """Two options at each of three layers, and a sampler that proposes the dense network for ever."""
+    space = small_space(1)
+    assert space.size == 8
+    loop, _, kept = make(space, Scripted([space.dense]), trials=20)
+    InFlight(2).run(worth, loop.propose, loop.report)
+    assert loop.done == len(kept) == 8
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_the_sampler_is_told_every_outcome_once_with_its_values(space: SearchSpace, workers: int) -> None:
     rows = [tuple(row) for row in itertools.product(range(3), repeat=3)]
