@@ -21,7 +21,8 @@ from ranksearch.sites import Site, Sites, batch_size, copied, run, tensors_of
 from ranksearch.sites.observe import forward
 from ranksearch.statistics.collector import LARGEST, Collector, SiteStatistics, observing
 from ranksearch.statistics.labels import UNIT, GivenLabels, Labels, SampledLabels
-from ranksearch.statistics.moments import kronecker, ledoit_wolf
+from ranksearch.statistics.moments import kronecker
+from ranksearch.statistics.shrinkage import SHRINKAGE, shrunk
 from ranksearch.tensors import absorb, save
 
 MomentKind = Literal["activation", "fisher", "output"]
@@ -42,7 +43,7 @@ class Statistics:
         Args:
             center: take the covariance instead. A shift of a layer's mean output costs nothing where batch norm is
                 re-estimated afterwards, so the covariance is the better metric there.
-            shrink: shrink it as Ledoit and Wolf do; the examples count as independent samples, the positions of one image do not.
+            shrink: draw it towards its diagonal, as far as its sampling noise asks for (`ranksearch.statistics.shrinkage`).
         """
         site, s = self.sites[name], self.of[name]
         if s.counts is not None:
@@ -53,15 +54,10 @@ class Statistics:
             moment = kronecker(site, s.channel / rows, s.tap / rows)
         else:
             moment = s.input / rows
-        shrunk, weight = ledoit_wolf(moment, s.fourth / rows, s.examples)
         if center:
             mean = s.mean / rows
             moment = moment - mean[:, :, None] * mean[:, None, :]
-            # with the weight of the second moment: fourth central moments are not collected
-            spread = moment.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(0)
-            eye = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
-            shrunk = (1 - weight)[:, None, None] * moment + (weight * spread)[:, None, None] * eye
-        return shrunk if shrink else moment
+        return shrunk(moment, s.input_shrinkage) if shrink else moment
 
     def output_moment(self, name: str, *, shrink: bool = True) -> Tensor | None:
         """G: the mean over examples (and label samples) of the sum over positions of g g^T, where g is the gradient of that
@@ -71,11 +67,10 @@ class Statistics:
         an example: the Fisher form E[(sum_p g_p^T dW a_p)^2] / 2, under K-FAC's assumptions that g and a are
         independent and that gradients of different positions are uncorrelated (arXiv 1602.01407, section 3.1)."""
         s = self.of[name]
-        if s.gradient is None or s.gradient_fourth is None:
+        if s.gradient is None or s.output_shrinkage is None:
             return None
-        count = max(s.sampled, 1)
-        moment = s.gradient / count
-        return ledoit_wolf(moment, s.gradient_fourth / count, count)[0] if shrink else moment
+        moment = s.gradient / max(s.sampled, 1)
+        return shrunk(moment, s.output_shrinkage) if shrink else moment
 
     def moments(self, metric: MomentKind = "fisher", *, center: bool = False, shrink: bool = True) -> dict[str, Moments]:
         """Moments per site for `Spectra`. "activation" has A alone, "output" G alone, "fisher" both.
@@ -232,7 +227,7 @@ def _uncovered(sites: Sites, found: Mapping[str, SiteStatistics], *, gradients: 
 
 def _digest(model: nn.Module, sites: Sites, batches: Iterable[Any], labels: Labels | None, diagonal: bool) -> str:
     kind, samples, temperature, *rest = (None, 1, 1.0, 0, "", "") if labels is None else labels.key()
-    settings = [UNIT, kind, samples, temperature, diagonal, *rest]
+    settings = [UNIT, SHRINKAGE, kind, samples, temperature, diagonal, *rest]
     digest = hashlib.sha256(repr([sites.sites, settings]).encode())
     absorb(digest, (("", tensor) for _, tensor in sorted(model.state_dict().items())))
     batches = list(batches)
@@ -244,7 +239,7 @@ def _digest(model: nn.Module, sites: Sites, batches: Iterable[Any], labels: Labe
     return digest.hexdigest()[:20]
 
 
-_ARRAYS = ("input", "mean", "fourth", "gradient", "gradient_fourth", "channel", "tap", "counts", "fisher_diagonal")
+_ARRAYS = ("input", "mean", "input_shrinkage", "gradient", "output_shrinkage", "channel", "tap", "counts", "fisher_diagonal")
 
 
 def _save(path: Path, statistics: Statistics) -> None:

@@ -13,7 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranksearch.sites import Site, Sites, mode, unfused
-from ranksearch.statistics.moments import chunks, displaced, displaced_gram, gradients, gram, images, lower, pad, symmetrize, to_patch_order
+from ranksearch.statistics.moments import (
+    chunks,
+    displaced,
+    displaced_gram,
+    gradients,
+    gram,
+    images,
+    lower,
+    pad,
+    symmetrize,
+    to_patch_order,
+)
+from ranksearch.statistics.shrinkage import Noise
 
 LARGEST = 4608  # im2col dimensions above this are kept as a Kronecker product of a channel and a tap factor
 
@@ -30,9 +42,9 @@ class SiteStatistics:
     sampled: int  # examples x label samples that ``gradient`` sums over
     input: Tensor | None  # sum of a a^T over rows, shape: (groups, d, d)
     mean: Tensor  # sum of a over rows, shape: (groups, d)
-    fourth: Tensor  # sum of |a|^4 over rows, shape: (groups,)
+    input_shrinkage: Tensor  # weight of the diagonal that the noise of the input moment asks for, shape: (groups,)
     gradient: Tensor | None  # sum of g g^T over rows and samples, shape: (groups, c_out / groups, c_out / groups)
-    gradient_fourth: Tensor | None  # sum over examples of (sum_p |g_p|^2)^2, shape: (groups,)
+    output_shrinkage: Tensor | None  # the same weight for the moment of gradients, shape: (groups,)
     channel: Tensor | None = None  # sum over rows and taps, shape: (groups, c, c)
     tap: Tensor | None = None  # sum over rows and channels, shape: (groups, k, k)
     counts: Tensor | None = None  # how often each row of an embedding was looked up, shape: (c_in,)
@@ -57,9 +69,9 @@ class Collector:
         self.tap = torch.zeros(g, self.taps, self.taps, dtype=double) if self.large else None
         self.counts = torch.zeros(site.c_in, dtype=double) if site.kind == "embedding" else None
         self.mean = torch.zeros(g, d, dtype=double)
-        self.fourth = torch.zeros(g, dtype=double)
+        self.input_noise = Noise(g, d, self.taps)
         self.gradient = torch.zeros(g, o, o, dtype=double) if gradient else None
-        self.gradient_fourth = torch.zeros(g, dtype=double)
+        self.output_noise = Noise(g, o)
         self.squares = torch.zeros(g, o, d, dtype=double) if self.diagonal else None
         self._weight_gradient: Tensor | None = None  # of the batch at hand, per example, summed over calls
 
@@ -77,6 +89,7 @@ class Collector:
             self.rows += indices.numel()
             return
         value = images(site, value)
+        self._note_input(value)
         if self.input is not None and displaced(site, value.shape[2], value.shape[3]):
             for part in value.split(max(1, self.limit // (4 * value[0].numel()))):
                 self._observe_displaced(part)
@@ -85,7 +98,6 @@ class Collector:
             matrix = lower(site, part).flatten(2)  # (g, taps * c, n)
             self.rows += matrix.shape[2]
             self.mean += matrix.sum(dim=2).to(self.mean)
-            self.fourth += matrix.square().sum(dim=1).double().square().sum(dim=1).to(self.fourth)
             if self.input is not None:
                 self.input = self.input.to(matrix.device)
                 gram(matrix, self.input)
@@ -106,9 +118,19 @@ class Collector:
         padded = pad(site, value)
         windows = lower(site, padded.sum(dim=0, keepdim=True), padded=True)
         self.mean += windows.sum(dim=(2, 3)).to(self.mean)
-        norms = padded.unflatten(1, (site.groups, -1)).square().sum(dim=2).flatten(0, 1).unsqueeze(1)
-        boxes = F.conv2d(norms, norms.new_ones(1, 1, *site.kernel), dilation=site.dilation)
-        self.fourth += boxes.double().square().sum(dim=(1, 2, 3)).reshape(-1, site.groups).sum(dim=0).to(self.fourth)
+
+    def _note_input(self, value: Tensor) -> None:
+        """Show inputs, shape (batch, c_in, height, width), to the estimate of their noise."""
+        site, noise = self.site, self.input_noise
+        probes = noise.probes(_mean_square(value.transpose(0, 1).reshape(site.groups, self.channels, -1)))
+        if site.kind == "linear":
+            noise.add(probes @ value.flatten(1).mT, examples=self.size, batch=self.size, sequences=True, per_position=True)
+            return
+        kernels = probes.reshape(-1, self.channels, *site.kernel)
+        for part in value.split(max(1, self.limit // (4 * len(kernels) * max(value[0, 0].numel(), 1)))) if len(kernels) else ():
+            seen = F.conv2d(pad(site, part), kernels, stride=site.stride, dilation=site.dilation, groups=site.groups)
+            by_group = seen.unflatten(1, (site.groups, -1)).permute(1, 2, 0, 3, 4).flatten(2)
+            noise.add(by_group, examples=len(part), batch=len(value), sequences=site.kind == "conv1d", per_position=True)
 
     def observe_gradient(self, gradient: Tensor, value: Tensor) -> None:
         site = self.site
@@ -117,10 +139,9 @@ class Collector:
         rows = blocks.flatten(2)
         assert self.gradient is not None
         self.gradient += (rows @ rows.mT).to(self.gradient)
-        # one sample of G is one example: |sum_p g_p g_p^T| is at most sum_p |g_p|^2, which overstates the noise
-        apart = self._apart(gradient, rows.shape[2])
-        per_example = rows.square().sum(dim=1).reshape(site.groups, apart, -1).sum(dim=2).double()
-        self.gradient_fourth += per_example.square().sum(dim=1).to(self.gradient_fourth)
+        seen = self.output_noise.probes(_mean_square(rows)) @ rows
+        examples = 1 if len(gradient) == 1 else self.size
+        self.output_noise.add(seen, examples=examples, batch=examples, sequences=site.kind != "conv2d", per_position=False)
         if self.squares is not None:
             self._accumulate_weight_gradient(g, value, self._apart(gradient, len(g)))
 
@@ -160,9 +181,17 @@ class Collector:
         if self.squares is not None:
             squares = to_patch_order(site, self.squares, (2,)).reshape(site.shape)
         return SiteStatistics(
-            self.examples, self.rows, self.sampled, full, mean, self.fourth, self.gradient,
-            None if self.gradient is None else self.gradient_fourth, self.channel, self.tap, self.counts, squares,
+            self.examples, self.rows, self.sampled, full, mean, self.input_noise.weight(),
+            self.gradient, None if self.gradient is None else self.output_noise.weight(),
+            self.channel, self.tap, self.counts, squares,
         )  # fmt: skip
+
+
+def _mean_square(vectors: Tensor) -> Tensor:
+    """Of every channel of (groups, channels, vectors), float64, also where squares are too small for float32."""
+    largest = vectors.abs().amax() if vectors.numel() else vectors.new_ones(())
+    unit = largest if bool(largest > 0) and bool(largest.isfinite()) else torch.ones_like(largest)
+    return (vectors / unit).square().mean(dim=2).double() * unit.double().square()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from ranksearch.home import home
 from ranksearch.sites import Sites
 from ranksearch.statistics.collection import Statistics, collect
 from ranksearch.statistics.labels import UNIT, GivenLabels, SampledLabels
+from ranksearch.statistics.shrinkage import SHRINKAGE
 from ranksearch.tasks import Task
 
 MetricName = Literal["weight", "activation", "fisher"]
@@ -25,13 +26,14 @@ def settings(metric: MetricName, calibration: int, task: Task) -> str:
     they are of. The weight metric depends on nothing: its words are empty."""
     if metric == "weight":
         return ""
+    base = f"metric={metric},calibration={calibration},shrinkage={SHRINKAGE}"
     if metric == "activation":
-        return f"metric=activation,calibration={calibration}"
+        return base
     if task.predictive is None:
-        return f"metric=fisher,calibration={calibration},targets=given"
+        return f"{base},targets=given"
     if task.predictive == "other":
-        return f"metric=fisher,calibration={calibration},targets=sampled,samples={SAMPLES},seed={SEED}"
-    return f"metric=fisher,calibration={calibration},temperature={TEMPERATURE:g},samples={SAMPLES},seed={SEED},unit={UNIT}"
+        return f"{base},targets=sampled,samples={SAMPLES},seed={SEED}"
+    return f"{base},temperature={TEMPERATURE:g},samples={SAMPLES},seed={SEED},unit={UNIT}"
 
 
 def statistics(model: nn.Module, sites: Sites, task: Task, *, calibration: int, gradients: bool, diagonal: bool = False) -> Statistics:

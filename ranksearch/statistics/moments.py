@@ -1,4 +1,4 @@
-"""The arithmetic of calibration statistics: lowering of inputs to im2col rows, Gram matrices of them, shrinkage."""
+"""The arithmetic of calibration statistics: lowering of inputs to im2col rows, Gram matrices of them."""
 
 from __future__ import annotations
 
@@ -186,28 +186,6 @@ def to_patch_order(site: Site, value: Tensor, dims: tuple[int, ...]) -> Tensor:
     for dim in dims:
         value = value.index_select(dim, order)
     return value
-
-
-def ledoit_wolf(moment: Tensor, fourth: Tensor, samples: float) -> tuple[Tensor, Tensor]:
-    """Shrink a second moment towards the multiple of the identity of the same trace (Ledoit and Wolf 2004, "A
-    well-conditioned estimator for large-dimensional covariance matrices", section 3.2; without centring).
-
-    Args:
-        moment: shape (groups, d, d).
-        fourth: mean of |x|^4, shape (groups,): gives sum_k |x_k x_k^T - S|^2 = samples * (fourth - |S|^2).
-        samples: how many independent samples the moment stands on.
-
-    Returns:
-        The shrunk moment and the weight of the identity, in [0, 1], shape (groups,).
-    """
-    d = moment.shape[-1]
-    mean = moment.diagonal(dim1=1, dim2=2).mean(dim=1)
-    square = moment.square().sum(dim=(1, 2))
-    distance = (square - d * mean.square()).clamp_min(0)
-    noise = ((fourth - square).clamp_min(0) / max(samples, 1)).minimum(distance)
-    weight = torch.where(distance > 0, noise / distance.clamp_min(torch.finfo(torch.float64).tiny), torch.zeros_like(distance))
-    eye = torch.eye(d, dtype=moment.dtype, device=moment.device)
-    return (1 - weight)[:, None, None] * moment + (weight * mean)[:, None, None] * eye, weight
 
 
 def kronecker(site: Site, channel: Tensor, tap: Tensor) -> Tensor:

@@ -120,8 +120,8 @@ def test_a_wrapped_task_has_the_fisher_of_the_task_or_a_fingerprint_that_says_wh
     assert torch.equal(ours, wrapped)
     assert not torch.allclose(ours, empirical, rtol=0.1), "given labels and sampled ones cannot have the same gradients"
     said = [space_metric.settings("fisher", 3, s.task) for s in (study, same, forgetful)]
-    assert said[0] == said[1] == "metric=fisher,calibration=3,temperature=3,samples=2,seed=0,unit=T^2 nats"
-    assert said[2] == "metric=fisher,calibration=3,targets=given"
+    assert said[0] == said[1] == "metric=fisher,calibration=3,shrinkage=diagonal,temperature=3,samples=2,seed=0,unit=T^2 nats"
+    assert said[2] == "metric=fisher,calibration=3,shrinkage=diagonal,targets=given"
 
 
 class Gaussian(Task):
@@ -162,7 +162,7 @@ def test_targets_of_other_distributions_are_sampled_as_the_task_says() -> None:
     found = space_metric.statistics(model, sites, task, calibration=4, gradients=True).output_moment("0", shrink=False)
     assert found is not None
     torch.testing.assert_close(found[0], torch.eye(3, dtype=torch.float64), rtol=0, atol=0.15)  # ten deviations of 8,000 draws
-    assert space_metric.settings("fisher", 4, task) == "metric=fisher,calibration=4,targets=sampled,samples=2,seed=0"
+    assert space_metric.settings("fisher", 4, task) == "metric=fisher,calibration=4,shrinkage=diagonal,targets=sampled,samples=2,seed=0"
 
 
 @pytest.mark.parametrize("metric", METRICS)
