@@ -3,8 +3,9 @@ once. Runners pull requests from it and push outcomes into it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 
@@ -39,6 +40,7 @@ class SearchLoop:
     are held back, since they may have the same cause, which is none of theirs.
 
     Args:
+        starts: may be lazy, each taken when it is its turn.
         sampler: started for ``space``; told every outcome, of earlier runs and of its own duplicates too.
         admissible: whether option indices keep the constraints.
         again: evaluations of earlier runs that failed and are tried again, before the starts; they are not among ``known``.
@@ -53,7 +55,7 @@ class SearchLoop:
         space: SearchSpace,
         sampler: Sampler,
         *,
-        starts: Sequence[Start],
+        starts: Iterable[Start],
         again: Sequence[Start] = (),
         admissible: Callable[[np.ndarray], bool],
         fidelity: Fidelity,
@@ -69,8 +71,7 @@ class SearchLoop:
         self._known: dict[str, Values] = {id: entry.values for id, entry in known.items()}
         self._in_flight: dict[str, Candidate] = {}
         self._held: list[Outcome] = []  # failures that came before the dense network's outcome
-        first = [Start(space.candidate(space.dense), "dense"), *again, *starts[: trials // 2]]
-        self._queue = [start for start in first if start.candidate.configuration.id not in self._known]
+        self._queue = chain([Start(space.candidate(space.dense), "dense")], again, islice(starts, trials // 2))
         self._rng = np.random.default_rng(seed)
         for entry in known.values():
             if (indices := indices_of(space, entry.configuration)) is not None:
@@ -85,8 +86,7 @@ class SearchLoop:
         """The next request; WAIT while all that is left is in flight; None when the study has what it was asked for."""
         if len(self._known) + len(self._in_flight) >= self.trials:
             return WAIT if self._in_flight else None
-        while self._queue:
-            start = self._queue.pop(0)
+        for start in self._queue:
             if (request := self._request(start.candidate, start.origin)) is not None:
                 return request
         for _ in range(PATIENCE):

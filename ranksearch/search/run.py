@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -80,7 +81,7 @@ class SearchRun:
 
     def run(self, store: Store, runner: Runner, tell: Callable[[SearchEvent], None], *, first: Sequence[Start] = ()) -> None:
         """Evaluate until the store has ``trials``: the dense network, what is tried again, ``first``, the optima of the proxies, then
-        the sampler.
+        the sampler. An optimum is solved when it is its turn, so that evaluations begin at once.
 
         Raises:
             DenseFailed: the dense network could not be evaluated."""
@@ -91,7 +92,6 @@ class SearchRun:
         tell(Planned(max(trials, len(known)), len(known), self.screening))
         if len(known) >= trials:
             return
-        tell(Stage("solving the exact proxy fronts"))
         taken = {start.candidate.configuration.id for start in first}
         solved = optima(self.space, self.proxies, self.limits, allocator=self.allocator)
 
@@ -101,7 +101,7 @@ class SearchRun:
 
         loop = SearchLoop(
             self.space, self.sampler.start(self.space.shape, len(self.objectives.names), seed=self.seed, admissible=self._admissible),
-            starts=[*first, *(start for start in solved if start.candidate.configuration.id not in taken)],
+            starts=chain(first, (start for start in solved if start.candidate.configuration.id not in taken)),
             again=list(again.values()), admissible=self._admissible, fidelity=self.fidelity, seed=self.seed, trials=trials, known=known,
             values=lambda outcome, candidate: self.objectives.values(outcome.metrics, candidate.cost),
             keep=keep,

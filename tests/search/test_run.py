@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from search_cases import InFlight, Scripted, small_space, worth
 
+from ranksearch.allocators import Additive, Allocation, Problem
 from ranksearch.errors import DenseFailed, InfeasibleBudget
 from ranksearch.evaluation import FailureKind, Fidelity, Outcome, Request
-from ranksearch.proxies import free_proxies
+from ranksearch.proxies import Frobenius, free_proxies
 from ranksearch.results.conditions import Condition
 from ranksearch.samplers import Random, Sampler
 from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
 from ranksearch.search.run import Objectives, SearchRun, upper_limits
-from ranksearch.search.starts import Start, optima
+from ranksearch.search.starts import SHARES, Start, optima
 from ranksearch.space import DENSE, Configuration, SearchSpace
 from ranksearch.store import Record, Store
 
@@ -61,7 +62,7 @@ def test_everything_evaluated_is_stored_with_its_cost_and_told(space: SearchSpac
         assert dict(record.costs) == dict(cost)
     finished = [e for e in events if isinstance(e, Finished)]
     assert [e.done for e in finished] == list(range(1, 15)) and {e.total for e in finished} == {14}
-    solved = optima(space, free_proxies(), {})[:7]
+    solved = list(optima(space, free_proxies(), {}))[:7]
     assert [r.origin for r in runner.sent[:8]] == ["dense", *(start.origin for start in solved)]
 
 
@@ -89,12 +90,33 @@ def test_a_second_run_goes_on_and_its_sampler_knows_the_first(space: SearchSpace
 
 
 def test_first_ones_come_before_the_optima_and_count_among_the_starts(space: SearchSpace, store: Store) -> None:
-    solved = optima(space, free_proxies(), {})
+    solved = list(optima(space, free_proxies(), {}))
     mine = [Start(space.candidate([0, 1, 0]), "mine"), Start(solved[0].candidate, "mine")]
     runner, _ = run(make(space, trials=8), store, first=mine)
     origins = [r.origin for r in runner.sent]
     assert origins[:5] == ["dense", "mine", "mine", solved[1].origin, solved[2].origin]
     assert set(origins[5:]) == {"random"}
+
+
+def test_evaluations_begin_before_a_start_is_solved_and_no_start_in_vain(space: SearchSpace, store: Store) -> None:
+    solved: list[int] = []  # how many starts had been solved when each evaluation was asked for
+
+    class Counting(Additive):
+        count = 0
+
+        def allocate(self, problem: Problem) -> Allocation:
+            Counting.count += 1
+            return super().allocate(problem)
+
+    def evaluator(request: Request) -> Outcome:
+        solved.append(Counting.count)
+        return worth(request)
+
+    search = make(space, trials=8, proxies=[Frobenius()], allocator=Counting(), evaluator=lambda: evaluator)
+    run(search, store, workers=1)
+    distinct = len(list(optima(space, [Frobenius()], {})))
+    assert solved[0] == 0 and solved[:5] == sorted(solved[:5]) and solved[1] == 1
+    assert distinct > 4 and Counting.count < len(SHARES) * len(space.costs), "no more than are used"
 
 
 def test_limits_hold_for_starts_and_sampler(space: SearchSpace, store: Store) -> None:

@@ -224,7 +224,7 @@ def test_a_space_smaller_than_the_trials_is_exhausted(store: str) -> None:
 
 def test_exact_starts_fit_their_budgets() -> None:
     study = make()
-    starts = optima(study.space, free_proxies(), {"macs": study.space.limit("macs", 0.6)})
+    starts = list(optima(study.space, free_proxies(), {"macs": study.space.limit("macs", 0.6)}))
     assert len({s.candidate.configuration for s in starts}) == len(starts) > 4
     assert all(s.candidate.cost.macs <= 0.6 * study.baseline.macs for s in starts)
 
