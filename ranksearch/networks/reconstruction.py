@@ -16,16 +16,19 @@ from ranksearch.decompositions.metric import floored, half
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import batch_statistics
 from ranksearch.networks.lockstep import Pass, passes
-from ranksearch.sites import Site, canonical_weight, evaluating, find_sites, module_kind, run
+from ranksearch.sites import Site, canonical_weight, evaluating, find_sites, map_tensors, module_kind, run, tensors_of
 from ranksearch.statistics.moments import chunks, gradients, images, lower, to_patch_order
 
 CHUNK = 64 << 20  # bytes of lowered inputs held at once
+SMALLEST = 8  # examples of a single batch that is cut: each part has several, which batch norm needs
+RIDGES = (1.0, 10.0, 100.0)  # times the ridge: what is tried where examples are held out
 
 
 @dataclass(frozen=True)
 class Reconstructed:
     """The mean squared error of one layer's responses, relative to their energy, before and after it was fitted. It is measured on
-    the calibration batches, when everything before the layer is reconstructed already."""
+    the examples held out, or where there are none on those fitted to, when everything before the layer is reconstructed already.
+    A layer that no fit made better, or a network that all fits together made no better, is as it was: ``after`` is ``before``."""
 
     site: str
     before: float
@@ -62,8 +65,17 @@ class _Moments:
         square = ((weight @ self.inputs) * weight).sum() - 2 * (weight * self.cross).sum() + self.energy
         return float(square.clamp_min(0) / torch.as_tensor(self.energy).clamp_min(1e-300))
 
+    def step(self, start: Tensor, end: Tensor) -> float:
+        """How far to go from one weight to another for the least error, in [0, 1]: the error is a parabola along the way."""
+        move = end - start
+        slope = (move * (self.cross - start @ self.inputs)).sum()
+        bend = ((move @ self.inputs) * move).sum()
+        return float((slope / bend).clamp(0, 1)) if float(bend) > 0 else 0.0
 
-def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any], *, ridge: float = 0.01) -> tuple[Reconstructed, ...]:
+
+def reconstruct(
+    network: nn.Module, reference: nn.Module, batches: Iterable[Any], *, ridge: float = 0.01, held_out: float = 0.25
+) -> tuple[Reconstructed, ...]:
     """Fit the last factor (and its bias) of every factorized layer, in place, in the order in which the network uses them.
 
     Layer by layer, W minimises mean |W x - y|^2 + ridge mean(x_i^2) |W - W0|^2, where x is what reaches the last factor in
@@ -72,6 +84,10 @@ def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any]
     (arXiv 1505.06798, section 3.3), in closed form and for every type that ends in a plain layer. Costs stay as they are.
     Batch norms meanwhile normalize by their batch and keep their running statistics, so call `recalibrate` afterwards.
 
+    Few examples fit a factor to themselves alone. So a part of them is held out: of several ridges each layer takes the one that is
+    best on these, goes towards its solution as far as they get better, and stays as it is where they do not. When all layers are done,
+    the outputs of the whole network on the same examples decide: no nearer to the dense network's than before, and all is undone.
+
     All batches go through both networks together, layer by layer, so that one forward pass is enough; in return, what lies between
         two layers is in memory for all batches at once. Layers that are used several times take a pass of their own.
 
@@ -79,17 +95,21 @@ def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any]
         network: from `build`, with the paths of ``reference``.
         reference: the dense network.
         batches: of inputs, as for `recalibrate`.
-        ridge: pull towards the present factor, relative to the mean energy of an input.
+        ridge: pull towards the present factor, relative to the mean energy of an input; with examples held out the least one.
+        held_out: share of the batches, at least one of several; of a single batch, so many of its examples. 0 fits to all, unchecked,
+            and so does a single batch that cannot be cut (less than 8 examples, or tensors of different lengths).
 
     Returns:
-        the layers that were fitted, in order. Left as they are: dense layers, embeddings, and types whose last layer is
+        the layers that a fit was tried on, in order. Left as they are: dense layers, embeddings, and types whose last layer is
         not a plain one (those that are stored composed, or that shuffle channels at the end).
 
     Raises:
-        InvalidArgument: ``ridge`` negative or not finite, or no batches.
+        InvalidArgument: ``ridge`` negative or not finite, ``held_out`` outside [0, 1), or no batches.
     """
     checks.number("ridge", ridge, least=0)
-    held = list(batches)
+    if checks.number("held_out", held_out, least=0) >= 1:
+        raise InvalidArgument(f"held_out={held_out}: must be below 1, so that something is left to fit to")
+    held, fitted_to = _divided(list(batches), held_out)
     if not held:
         raise InvalidArgument("batches is empty: a reconstruction needs at least one batch")
     factorized = list(_factorized(network, reference))
@@ -98,19 +118,57 @@ def reconstruct(network: nn.Module, reference: nn.Module, batches: Iterable[Any]
     sites = {site.name: site for site in find_sites(network, held[0], batch_dim=None, check=False)}
     lasts = {path: sites[last] for path, last in factorized if last in sites}
     once = [path for path, site in lasts.items() if len(site.calls) == 1]
+    unseen, as_it_was = held[fitted_to:], _state(network, lasts.values())
     with evaluating(network), evaluating(reference), batch_statistics(network), ExitStack() as stack:
+        before = _distance(network, reference, unseen)
         given = stack.enter_context(_observed(network, {path: lasts[path].name for path in once}, held, output=False))
         wanted = stack.enter_context(_observed(reference, {path: path for path in once}, held, output=True))
         found: dict[str, Reconstructed] = {}
         for path in _in_order(network, lasts, held[0]):
-            moments = _Moments(bias=lasts[path].bias)
+            seen, checked = (_Moments(bias=lasts[path].bias) for _ in range(2))
             # uses after the first depend on it: a layer with several takes passes of its own, to the end
             pairs = zip(given, wanted, strict=True)
             values = _next(pairs, path, found) if path in once else _all_uses(network, reference, path, lasts[path], held)
-            for x, y in values:
-                moments.add(lasts[path], x, y)
-            found[path] = _fit(network.get_submodule(lasts[path].name), path, lasts[path], moments, ridge)
+            for number, x, y in values:
+                (seen if number < fitted_to else checked).add(lasts[path], x, y)
+            found[path] = _fit(network.get_submodule(lasts[path].name), path, lasts[path], seen, checked, ridge)
+        if unseen and not _distance(network, reference, unseen) < before:
+            for parameter, value in as_it_was:
+                parameter.copy_(value)
+            return tuple(Reconstructed(one.site, one.before, one.before) for one in found.values())
         return tuple(found.values())
+
+
+def _divided(batches: list[Any], held_out: float) -> tuple[list[Any], int]:
+    """The batches, those to fit to first, and how many these are."""
+    if not held_out or not batches:
+        return batches, len(batches)
+    if len(batches) > 1:
+        return batches, len(batches) - min(max(round(held_out * len(batches)), 1), len(batches) - 1)
+    sizes = {tensor.shape[0] for _, tensor in tensors_of(batches[0]) if tensor.ndim}
+    size = sizes.pop() if len(sizes) == 1 else 0
+    if size < SMALLEST:
+        return batches, 1
+    kept = size - min(max(round(held_out * size), 1), size - 1)
+    return [map_tensors(lambda t: t[:kept] if t.ndim else t, batches[0]), map_tensors(lambda t: t[kept:] if t.ndim else t, batches[0])], 1
+
+
+def _state(network: nn.Module, sites: Iterable[Site]) -> list[tuple[Tensor, Tensor]]:
+    """The parameters of last factors, and copies of them."""
+    return [(p, p.detach().clone()) for site in sites for p in network.get_submodule(site.name).parameters()]
+
+
+@torch.no_grad()
+def _distance(network: nn.Module, reference: nn.Module, batches: Iterable[Any]) -> float:
+    """Squared difference of the outputs of two networks, relative to their energy in the second, over all batches."""
+    apart, energy = 0.0, 0.0
+    for batch in batches:
+        outputs = (tensors_of(run(net, batch)) for net in (network, reference))
+        for (_, mine), (_, wanted) in zip(*outputs, strict=True):
+            if wanted.is_floating_point():
+                apart += float((mine - wanted).float().square().sum(dtype=torch.float64))
+                energy += float(wanted.float().square().sum(dtype=torch.float64))
+    return apart / max(energy, 1e-300)
 
 
 def _factorized(network: nn.Module, reference: nn.Module) -> Iterator[tuple[str, str]]:
@@ -144,49 +202,50 @@ def _observed(network: nn.Module, stops: Mapping[str, str], batches: Sequence[An
     return passes(network, batches, {path: network.get_submodule(name) for path, name in stops.items()}, output=output)
 
 
-def _next(pairs: Iterable[tuple[Pass, Pass]], path: str, done: Collection[str]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs of a layer's last factor and the dense layer's outputs, from passes that wait at layers that are done. Passes that
-    wait elsewhere are left out: they use the layers in another order, or not at all."""
-    for pair in pairs:
+def _next(pairs: Iterable[tuple[Pass, Pass]], path: str, done: Collection[str]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The number of each pass, the inputs of a layer's last factor and the dense layer's outputs, from passes that wait at layers that
+    are done. Passes that wait elsewhere are left out: they use the layers in another order, or not at all."""
+    for number, pair in enumerate(pairs):
         for one in pair:
             if one.place is None or one.place in done:
                 one.advance()
         x, y = (one.value if one.place == path else None for one in pair)
         if x is not None and y is not None:
-            yield x, y
+            yield number, x, y
 
 
-def _all_uses(network: nn.Module, reference: nn.Module, path: str, site: Site, batches: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def _all_uses(
+    network: nn.Module, reference: nn.Module, path: str, site: Site, batches: Sequence[Any]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The same from fresh passes, use by use."""
-    for batch in batches:
+    for number, batch in enumerate(batches):
         with (
             _observed(network, {path: site.name}, [batch], output=False) as (given,),
             _observed(reference, {path: path}, [batch], output=True) as (wanted,),
         ):
             while pair := list(_next([(given, wanted)], path, {path})):
-                yield from pair
+                for _, x, y in pair:
+                    yield number, x, y
 
 
-def _fit(last: nn.Module, path: str, site: Site, moments: _Moments, ridge: float) -> Reconstructed:
-    """Solve for the last factor of one layer, and set it. Directions that the inputs hardly have are held by the floor of every moment:
-    there the factor stays as it is. What is not finite teaches nothing."""
+def _fit(last: nn.Module, path: str, site: Site, seen: _Moments, unseen: _Moments, ridge: float) -> Reconstructed:
+    """Solve for the last factor of one layer, and set it: where some examples are held out, of `RIDGES` and of all weights between
+    the present one and the solution the best on them."""
     bias = last._parameters.get("bias")
     weight = canonical_weight(last, site).double()
     now = weight.reshape(site.groups, -1, *weight.shape[1:]).permute(0, 1, 3, 4, 2).flatten(2)  # (tap, channel), as rows are
     if bias is not None:
         now = torch.cat([now, bias.detach().double().reshape(site.groups, -1, 1)], dim=2)
-    inputs = torch.as_tensor(moments.inputs, device=now.device).expand(now.shape[0], now.shape[2], now.shape[2])
-    pull = ridge * inputs.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None] + 1e-12 * inputs.abs().amax(dim=(1, 2), keepdim=True)
-    before = moments.error(now)
-    given = inputs + pull * torch.eye(now.shape[2], dtype=now.dtype, device=now.device)
-    if not bool(torch.isfinite(given).all()):
+    checked = isinstance(unseen.inputs, Tensor)
+    judge = unseen if checked else seen
+    before = judge.error(now)
+    solutions = [solution for factor in (RIDGES if checked else (1.0,)) if (solution := _solution(seen, now, factor * ridge)) is not None]
+    if checked:
+        solutions = [now + unseen.step(now, solution) * (solution - now) for solution in solutions]
+    found = min(solutions, key=judge.error, default=now)
+    after = judge.error(found)
+    if checked and not after < before:
         return Reconstructed(path, before, before)
-    raised = floored(given)
-    wanted = torch.as_tensor(moments.cross) + pull * now + now @ (raised - given)
-    found = torch.cholesky_solve(wanted.mT, half(raised)).mT
-    if not bool(torch.isfinite(found).all()):
-        return Reconstructed(path, before, before)
-    after = moments.error(found)
     if bias is not None:
         bias.copy_(found[:, :, -1].reshape(bias.shape))
         found = found[:, :, :-1]
@@ -194,3 +253,17 @@ def _fit(last: nn.Module, path: str, site: Site, moments: _Moments, ridge: float
     parameter = last.get_parameter("weight")
     parameter.copy_(fitted.reshape(parameter.shape))
     return Reconstructed(path, before, after)
+
+
+def _solution(moments: _Moments, now: Tensor, ridge: float) -> Tensor | None:
+    """The last factor of least squares, shape as ``now``. Directions that the inputs hardly have are held by the floor of every
+    moment: there the factor stays as it is. None where what was seen is not finite, which teaches nothing."""
+    inputs = torch.as_tensor(moments.inputs, device=now.device).expand(now.shape[0], now.shape[2], now.shape[2])
+    pull = ridge * inputs.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None] + 1e-12 * inputs.abs().amax(dim=(1, 2), keepdim=True)
+    given = inputs + pull * torch.eye(now.shape[2], dtype=now.dtype, device=now.device)
+    if not bool(torch.isfinite(given).all()):
+        return None
+    raised = floored(given)
+    wanted = torch.as_tensor(moments.cross) + pull * now + now @ (raised - given)
+    found = torch.cholesky_solve(wanted.mT, half(raised)).mT
+    return found if bool(torch.isfinite(found).all()) else None

@@ -67,7 +67,7 @@ def test_one_layer_solves_the_least_squares_problem(layer: nn.Module, choice: tu
     with torch.no_grad():
         weight, bias = _oracle(chain[-1], chain[:-1](x), net(x), ridge)
         distance = (short(x) - net(x)).square().sum()
-        (found,) = reconstruct(short, net, x.split(5), ridge=ridge)
+        (found,) = reconstruct(short, net, x.split(5), ridge=ridge, held_out=0)
         assert found.site == "0"
         assert torch.allclose(chain[-1].get_parameter("weight").double(), weight, rtol=1e-3, atol=1e-4)
         if bias is not None:
@@ -110,12 +110,12 @@ def _nets() -> tuple[Net, nn.Module, Tensor]:
 
 def test_later_layers_see_what_the_earlier_ones_make() -> None:
     net, short, x = _nets()
-    found = reconstruct(short, net, x.split(16))
+    found = reconstruct(short, net, x.split(16), held_out=0)
     assert [r.site for r in found] == ["first", "twice", "head"], "in the order of use"
     assert all(r.after <= r.before for r in found)
     # by hand: the head is fitted to the dense head's answers, from the features of the reconstructed network
     again = _nets()[1]
-    reconstruct(again, net, x.split(16))
+    reconstruct(again, net, x.split(16), held_out=0)
     head = again.get_submodule("head")
     assert isinstance(head, nn.Sequential)
     seen: list[Tensor] = []
@@ -169,7 +169,7 @@ def test_grouped_last_layers_group_by_group() -> None:
     net, x = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, bias=False)).eval(), torch.randn(9, 4, 7, 7)
     short = _factorized(net, x, **{"0": ("svd", (2,))})
     with torch.no_grad():
-        (found,) = reconstruct(short, net, [x], ridge=0.0)
+        (found,) = reconstruct(short, net, [x], ridge=0.0, held_out=0)
         assert found.after == pytest.approx(float((short(x) - net(x)).square().sum() / net(x).square().sum()), rel=1e-3)
         chain = short[0]
         assert isinstance(chain, nn.Sequential)
@@ -212,6 +212,75 @@ def test_no_batches() -> None:
     net, short, _ = _nets()
     with pytest.raises(InvalidArgument, match="batches is empty"):
         reconstruct(short, net, [])
+
+
+@pytest.mark.parametrize("held_out", [-0.1, 1.0, float("nan")])
+def test_a_share_that_is_none(held_out: float) -> None:
+    net, short, x = _nets()
+    with pytest.raises(InvalidArgument, match="held_out"):
+        reconstruct(short, net, [x], held_out=held_out)
+
+
+def _scarce(seed: int) -> tuple[nn.Module, nn.Module, Tensor]:
+    """A layer of 40 inputs at a good rank, and 24 examples: fewer than the last factor has inputs."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(40, 60), nn.Tanh(), nn.Linear(60, 40), nn.Tanh(), nn.Linear(40, 10)).eval()
+    fresh = torch.randn(512, 40)
+    return net, _factorized(net, fresh, **{"0": ("svd", (32,)), "2": ("svd", (32,))}), fresh
+
+
+def _apart(net: nn.Module, short: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return float((short(x) - net(x)).square().mean())
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_scarce_examples_leave_no_network_worse(batches: int) -> None:
+    """Fitted to all of a few examples, networks get worse on other ones; with some held out they do not."""
+    before, unchecked, checked = [], [], []
+    for seed in range(6):
+        net, short, fresh = _scarce(seed)
+        before.append(_apart(net, short, fresh))
+        examples = list(torch.randn(24, 40).chunk(batches))
+        other = copy.deepcopy(short)
+        reconstruct(other, net, examples, held_out=0)
+        unchecked.append(_apart(net, other, fresh))
+        found = reconstruct(short, net, examples)
+        checked.append(_apart(net, short, fresh))
+        assert all(r.after <= r.before for r in found)
+        unseen = examples[-1][-6:]
+        assert _apart(net, short, unseen) <= _apart(net, _scarce(seed)[1], unseen) * (1 + 1e-6)
+    assert sum(unchecked) > 1.2 * sum(before)
+    assert sum(checked) < 1.05 * sum(before)
+
+
+def test_plenty_of_examples_are_used_as_well_as_without_a_check() -> None:
+    net, short, x = _nets()
+    other, fresh = copy.deepcopy(short), torch.randn(64, 3, 8, 8)
+    reconstruct(other, net, x.split(16), held_out=0)
+    reconstruct(short, net, x.split(16))
+    assert _apart(net, short, fresh) < 1.1 * _apart(net, other, fresh)
+
+
+def test_a_network_that_is_further_from_the_dense_one_is_as_it_was() -> None:
+    """All outputs of a layer but one are damaged, and fitting mends these; what the network makes of the layer is that one alone, which
+    too few examples fit badly."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 1, bias=False)).eval()
+    with torch.no_grad():
+        net[1].weight.zero_()[0, 0] = 1.0
+    short = _factorized(net, torch.randn(1, 40), **{"0": ("svd", (14,))})
+    chain = short[0]
+    assert isinstance(chain, nn.Sequential)
+    with torch.no_grad():
+        chain[-1].get_parameter("weight")[1:] *= 0.2
+    before, examples = copy.deepcopy(short.state_dict()), torch.randn(20, 40)
+    loose = copy.deepcopy(short)
+    reconstruct(loose, net, [examples[:15]], held_out=0)
+    assert _apart(net, loose, examples[15:]) > _apart(net, short, examples[15:])
+    (found,) = reconstruct(short, net, [examples])
+    assert found.after == found.before
+    assert all(torch.equal(value, before[name]) for name, value in short.state_dict().items())
 
 
 class Fussy(Net):
@@ -257,7 +326,7 @@ def test_layers_that_only_some_batches_use() -> None:
     net, x = Moody().eval(), torch.randn(16, 12)
     choices = {"one": ("svd", (4,)), "two": ("svd", (4,)), "three": ("svd", (2,))}
     short = build(Spectra(net, find_sites(net, x[:6])), Configuration(choices))
-    found = reconstruct(short, net, [x[:6], x[6:]])
+    found = reconstruct(short, net, [x[:6], x[6:]], held_out=0)
     assert [r.site for r in found] == ["one", "two", "three"] and all(r.after < r.before for r in found)
     assert torch.is_grad_enabled()
 
