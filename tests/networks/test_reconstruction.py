@@ -254,6 +254,19 @@ def test_scarce_examples_leave_no_network_worse(batches: int) -> None:
     assert sum(checked) < 1.05 * sum(before)
 
 
+def test_a_layer_that_scarce_examples_fit_badly_is_no_price_for_one_that_they_mend() -> None:
+    for seed in range(3):
+        net, short, fresh = _scarce(seed)
+        chain = short[0]
+        assert isinstance(chain, nn.Sequential)
+        with torch.no_grad():
+            chain[-1].get_parameter("weight").mul_(0.3)
+        before = _apart(net, short, fresh)
+        found = reconstruct(short, net, torch.randn(24, 40).chunk(4))
+        assert found[0].after < 0.7 * found[0].before and all(r.after <= r.before for r in found)
+        assert _apart(net, short, fresh) < 0.8 * before
+
+
 def test_plenty_of_examples_are_used_as_well_as_without_a_check() -> None:
     net, short, x = _nets()
     other, fresh = copy.deepcopy(short), torch.randn(64, 3, 8, 8)

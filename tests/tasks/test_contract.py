@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.tasks import TASKS, Classification, Metric, Task
+from ranksearch.tasks import TASKS, Classification, LanguageModel, Metric, Task
 
 
 def _classification() -> tuple[Task, nn.Module]:
@@ -25,7 +25,17 @@ def _classification() -> tuple[Task, nn.Module]:
     return task, model
 
 
-EXAMPLES: dict[type[Task], Callable[[], tuple[Task, nn.Module]]] = {Classification: _classification}
+def _language() -> tuple[Task, nn.Module]:
+    """Tokens of which each is one more than the last, but for a fifth of them."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.where(torch.rand(96, 12, generator=generator) < 0.2, torch.randint(0, 9, (96, 12), generator=generator), 1)
+    tokens = steps.cumsum(1) % 9
+    splits = {"train": tokens[:64], "validation": tokens[64:80], "test": tokens[80:]}
+    task = LanguageModel(**splits, length=12, keywords=False, batch_size=10, learning_rate=0.05)
+    return task, nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 16), nn.ReLU(inplace=True), nn.Dropout(0.1), nn.Linear(16, 9))
+
+
+EXAMPLES: dict[type[Task], Callable[[], tuple[Task, nn.Module]]] = {Classification: _classification, LanguageModel: _language}
 
 
 def test_every_task_type_has_an_example() -> None:
@@ -128,7 +138,8 @@ def test_sampled_targets_have_a_loss_and_the_frequencies_of_the_predictive_distr
         with pytest.raises(InvalidArgument, match="does not say how to sample targets"):
             task.sample_targets(model(next(iter(task.calibration(1)))), torch.Generator())
         return
-    outputs = model.eval()(task.example()).detach().expand(20_000, -1)
+    outputs = model.eval()(task.example()).detach()
+    outputs = outputs.expand(20_000, *outputs.shape[1:])
     targets = task.sample_targets(outputs, torch.Generator().manual_seed(1))
     assert torch.equal(targets, task.sample_targets(outputs, torch.Generator().manual_seed(1)))
     assert math.isfinite(float(task.loss(outputs, targets)))
