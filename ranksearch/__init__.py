@@ -17,17 +17,20 @@ if TYPE_CHECKING:
     from ranksearch.sites import find_sites
     from ranksearch.space import Configuration, SearchSpace
     from ranksearch.study import Study
-    from ranksearch.tasks import Classification, Task
+    from ranksearch.tasks import Agreement, Classification, FromLoss, LanguageModel, Task
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "COSTS": "costs",
+    "Agreement": "tasks",
     "Classification": "tasks",
     "Configuration": "space",
     "CostModel": "costs",
     "DECOMPOSITIONS": "decompositions",
     "Fidelity": "evaluation",
+    "FromLoss": "tasks",
+    "LanguageModel": "tasks",
     "RanksearchError": "errors",
     "SearchSpace": "space",
     "Study": "study",
@@ -40,10 +43,13 @@ _HOMES = {
 __all__ = [
     "COSTS",
     "DECOMPOSITIONS",
+    "Agreement",
     "Classification",
     "Configuration",
     "CostModel",
     "Fidelity",
+    "FromLoss",
+    "LanguageModel",
     "RanksearchError",
     "SearchSpace",
     "Study",

@@ -3,8 +3,12 @@ training from scratch are beside it."""
 
 from ranksearch.tasks.classification import Classification
 from ranksearch.tasks.language import LanguageModel
+from ranksearch.tasks.loss import Agreement, FromLoss
 from ranksearch.tasks.task import Diverged, InvalidMetrics, Metric, Task, Training, measured
 
-TASKS: tuple[type[Task], ...] = (Classification, LanguageModel)
+TASKS: tuple[type[Task], ...] = (Classification, LanguageModel, FromLoss, Agreement)
 
-__all__ = ["TASKS", "Classification", "Diverged", "InvalidMetrics", "LanguageModel", "Metric", "Task", "Training", "measured"]
+__all__ = [
+    "TASKS", "Agreement", "Classification", "Diverged", "FromLoss", "InvalidMetrics", "LanguageModel", "Metric", "Task", "Training",
+    "measured",
+]  # fmt: skip

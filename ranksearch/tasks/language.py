@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import device_of, mode, run
+from ranksearch.tasks._fine_tune import fine_tune_in_steps
 from ranksearch.tasks.classification import rate
-from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training
+from ranksearch.tasks.task import Metric, Split, Task, Training
 from ranksearch.tensors import absorb
 
 Text = str | Path | Sequence[Path] | Tensor | np.ndarray
@@ -140,26 +141,7 @@ class LanguageModel(Task):
 
     def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
         """See `Task.fine_tune`."""
-        if checks.number("epochs", epochs, least=0) == 0:
-            return
-        training = self.training(model, epochs=epochs, seed=seed)
-        device = device_of(model)
-        with (
-            mode(model, training=True),
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            torch.enable_grad(),
-        ):
-            torch.manual_seed(seed)  # dropout and the like
-            for step in range(training.steps):
-                inputs, targets = training.batch()
-                training.optimizer.zero_grad(set_to_none=True)
-                loss = self.loss(run(model, inputs), targets)
-                if not torch.isfinite(loss):
-                    told = f"loss={loss.item()} at step {step + 1} of {training.steps}"
-                    raise Diverged(f"{told}: lower learning_rate={self.learning_rate:g}")
-                loss.backward()
-                training.optimizer.step()
-        training.optimizer.zero_grad(set_to_none=True)
+        fine_tune_in_steps(self, model, epochs=epochs, seed=seed)
 
     def measure(self, model: nn.Module, split: Split = "validation") -> dict[str, float]:
         """See `Task.measure`."""
