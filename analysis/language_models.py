@@ -79,7 +79,8 @@ class Subject:
     def _task(self, tokenizer: Any, text: Path) -> LanguageModel:
         count, length = self.given.evaluated
         tokens = self._stream(tokenizer, text)[: count * length]
-        return LanguageModel(train=tokens, validation=tokens, length=length, batch_size=2, reference=self.model)
+        reference = self.model if self.given.divergence else None
+        return LanguageModel(train=tokens, validation=tokens, length=length, batch_size=2, reference=reference)
 
     def _calibration(self, tokens: torch.Tensor) -> LanguageModel:
         return LanguageModel(train=tokens, validation=tokens, batch_size=4)
@@ -87,7 +88,9 @@ class Subject:
     @cached_property
     def statistics(self) -> Statistics:
         task = next(iter(self.tasks.values()))
-        return collect(self.model, self.sites, self.batches, labels=SampledLabels(loss=task.loss, sample=task.sample_targets))
+        fisher = any(RULES[name].metric == "fisher" for name in self.given.rules)
+        labels = SampledLabels(loss=task.loss, sample=task.sample_targets) if fisher else None
+        return collect(self.model, self.sites, self.batches, labels=labels)
 
     def space(self, metric: str, shrink: bool) -> tuple[Spectra, SearchSpace]:
         key = metric, shrink or metric == "weight"
@@ -119,7 +122,7 @@ class Subject:
 
 
 def table(given: argparse.Namespace) -> str:
-    """Rules down, shares and texts across: perplexity, and KL divergence from the dense network."""
+    """Rules down, shares and texts across: perplexity, and with ``--divergence`` the KL divergence from the dense network."""
     rows: dict[str, list[str]] = {"dense": []}
     heads = [f"{share:g}, {text.name}, seed {seed}" for seed in range(given.seeds) for share in given.shares for text in given.text]
     for seed in range(given.seeds):
@@ -137,7 +140,7 @@ def table(given: argparse.Namespace) -> str:
 
 
 def _cell(found: dict[str, float]) -> str:
-    return f"{found['perplexity']:.1f} ({found['divergence']:.2f})"
+    return f"{found['perplexity']:.1f}" + (f" ({found['divergence']:.3f})" if "divergence" in found else "")
 
 
 def shrinkage(given: argparse.Namespace) -> str:
@@ -184,6 +187,7 @@ def main() -> None:
     parser.add_argument("--evaluated", type=int, nargs=2, default=(8, 256), help="sequences of each text, and their length")
     parser.add_argument("--round-to", type=int, default=1, help="ranks are multiples of this")
     parser.add_argument("--seeds", type=int, default=1, help="calibrations on different parts of the text")
+    parser.add_argument("--divergence", action="store_true", help="the KL divergence from the dense network as well, in nats")
     parser.add_argument("--shrinkage", action="store_true", help="held-out errors by the weight of the diagonal instead")
     parser.add_argument("--every", type=int, default=1, help="with --shrinkage: every so many layers")
     parser.add_argument("--threads", type=int, default=1)

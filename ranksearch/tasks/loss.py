@@ -68,7 +68,9 @@ class FromLoss(Task):
         if learning_rate is not None:
             checks.number("learning_rate", learning_rate, above=0)
         checks.number("weight_decay", weight_decay, least=0)
-        named = {name: one if isinstance(one, tuple) else (one, "max") for name, one in (metrics or {}).items()}
+        named: dict[str, tuple[Function, Literal["min", "max"]]] = {
+            name: one if isinstance(one, tuple) else (one, "max") for name, one in (metrics or {}).items()
+        }
         wrong = [name for name, (function, _) in [("loss", (loss, "min")), *named.items()] if not callable(function)]
         if wrong or "loss" in named:
             raise InvalidArgument(f"metrics: {', '.join(wrong) or 'loss'}: give functions (outputs, targets) by other names than loss")
@@ -278,7 +280,7 @@ def _answer(outputs: Any, wanted: Tensor | None = None) -> Tensor:
     return found
 
 
-def _loader(argument: str, given: Any) -> Batches:
+def _loader(argument: str, given: Batches) -> Batches:
     if not (isinstance(given, Iterable) or callable(given)):
         raise InvalidArgument(f"{argument}={type(given).__name__}: give a DataLoader, a list of batches, or a function that gives one")
     if isinstance(given, Iterator):

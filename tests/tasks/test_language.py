@@ -144,5 +144,29 @@ def test_a_model_of_transformers_is_searched_without_its_cache() -> None:
     assert smallest["agreement"] <= 1
 
 
+def test_an_exported_program_has_no_cache(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    task = make(keywords=True)
+    study = Study(
+        "words", model=model, task=task, space=SpaceSpec(named("svd"), max_options=3), objectives=("loss", "params"),
+        fidelity=Fidelity(epochs=0, recalibration=0), store=tmp_path / "s.db",
+    )  # fmt: skip
+    study.run(3, runner="local")
+    chosen = study.evaluations().sort_values("params").iloc[0]["id"]
+    folder = study.export(chosen, tmp_path / "out", torch_export=True)
+    program = torch.export.load(folder / "program.pt2").module()
+    ids = tokens(1)
+    with torch.no_grad():
+        answer = program(input_ids=ids, use_cache=False)
+        wanted = study.build(chosen)(input_ids=ids, use_cache=False)
+    torch.testing.assert_close(answer.logits, wanted.logits, rtol=1e-4, atol=1e-5)
+    assert answer.past_key_values is None
+
+
 def _request(study: Study, indices: Sequence[int] | np.ndarray) -> Request:
     return Request(study.space.configuration(indices), Fidelity(epochs=0, recalibration=0), 0)
