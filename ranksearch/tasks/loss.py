@@ -4,7 +4,6 @@ makes them; and networks without labels, whose reference is what they answered b
 from __future__ import annotations
 
 import hashlib
-import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,9 +16,9 @@ from torch.nn import functional as F
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
-from ranksearch.sites import BatchDim, device_of, map_tensors, mode, run, tensors_of
-from ranksearch.sites.forward import batch_size
+from ranksearch.sites import BatchDim, batch_size, device_of, map_tensors, mode, run, tensors_of
 from ranksearch.tasks._fine_tune import fine_tune_in_steps
+from ranksearch.tasks._identity import identity
 from ranksearch.tasks.classification import rate
 from ranksearch.tasks.task import Metric, Split, Task, Training
 from ranksearch.tensors import absorb
@@ -80,7 +79,7 @@ class FromLoss(Task):
 
     @cached_property
     def _fingerprint(self) -> str:
-        functions = {name: _source(function) for name, function in (("loss", self._loss), *self._functions.items())}
+        functions = {name: identity(name, function) for name, function in (("loss", self._loss), *self._functions.items())}
         protocol = [functions, [(m.name, m.direction) for m in self.metrics], self.learning_rate, self.weight_decay]
         digest = hashlib.sha256(json.dumps(protocol).encode())
         for name, count in (("validation", None), ("train", IDENTIFYING)):
@@ -325,16 +324,3 @@ def _beside(targets: Any, outputs: Any) -> Any:
     """Targets on the device of the outputs."""
     device = next((tensor.device for _, tensor in tensors_of(outputs)), None)
     return targets if device is None else map_tensors(lambda t: t.to(device), targets)
-
-
-def _source(function: Function) -> str:
-    """A text that tells one function from another, in any process."""
-    if not inspect.isfunction(function):
-        text = f"{type(function).__qualname__} {function!r}"
-        if " at 0x" in text:
-            raise InvalidArgument(f"{function!r} has no lasting description: give a function, or an object whose repr tells what it does")
-        return text
-    try:
-        return f"{function.__module__}.{function.__qualname__}\n{inspect.getsource(function)}"
-    except OSError:  # typed at a prompt
-        return f"{function.__module__}.{function.__qualname__}\n{function.__code__.co_code.hex()}"

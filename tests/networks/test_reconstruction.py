@@ -373,7 +373,7 @@ def test_without_a_ridge_collinear_inputs_reach_the_least_squares_residual(case:
         rows = np.concatenate([seen, np.ones((len(seen), 1))], axis=1)
         assert np.linalg.matrix_rank(rows, rtol=1e-5) < rows.shape[1]
         best = _least_squares(seen, wanted)
-        (found,) = reconstruct(short, net, [x], ridge=0.0)
+        (found,) = reconstruct(short, net, [x], ridge=0.0, held_out=0)
         got = float((short(x) - net(x)).double().square().sum() / net(x).double().square().sum())
     assert best - 1e-6 <= got <= best + 1e-4 and found.after == pytest.approx(got, abs=1e-4)
     assert found.before > best + 1e-3  # there was something to gain
@@ -391,6 +391,6 @@ def test_inputs_that_are_copies_of_each_other_up_to_rounding(apart: float) -> No
         assert isinstance(chain, nn.Sequential)
         chain[0].weight[2] = chain[0].weight[1]  # two equal units besides
         best = _least_squares(chain[:-1](x).double().numpy(), net(x).double().numpy())
-        reconstruct(short, net, [x], ridge=0.0)
+        reconstruct(short, net, [x], ridge=0.0, held_out=0)
         got = float((short(x) - net(x)).double().square().sum() / net(x).double().square().sum())
     assert got <= best + 1e-4
