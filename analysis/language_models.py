@@ -20,6 +20,8 @@ from torch import nn
 
 from ranksearch.allocators import BALF, Additive, Allocator, Problem, Uniform
 from ranksearch.decompositions import SVD, Moments
+from ranksearch.decompositions.metric import floored, half
+from ranksearch.home import user_path
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy, Frobenius, TableProxy
@@ -168,17 +170,21 @@ def shrinkage(given: argparse.Namespace) -> str:
 
 
 def _whitened(weight: torch.Tensor, moment: torch.Tensor, rank: int) -> torch.Tensor:
-    """The best weight of a rank in tr(R A R^T)."""
-    _, vectors = torch.linalg.eigh(weight @ moment @ weight.T)
-    kept = vectors[:, -rank:]
-    return kept @ (kept.T @ weight)
+    """The best weight of a rank in tr(R A R^T), by an eigendecomposition of the smaller side."""
+    if weight.shape[0] <= weight.shape[1]:
+        kept = torch.linalg.eigh(weight @ moment @ weight.T)[1][:, -rank:]
+        return kept @ (kept.T @ weight)
+    root = half(floored(moment[None]))[0]
+    output = weight @ root
+    kept = torch.linalg.eigh(output.T @ output)[1][:, -rank:]
+    return output @ kept @ torch.linalg.solve_triangular(root.T, kept, upper=True).T
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--calibration", type=Path, required=True, help="text file for second moments")
-    parser.add_argument("--text", type=Path, nargs="+", required=True, help="text files to measure on")
+    parser.add_argument("--model", type=user_path, required=True)
+    parser.add_argument("--calibration", type=user_path, required=True, help="text file for second moments")
+    parser.add_argument("--text", type=user_path, nargs="+", required=True, help="text files to measure on")
     parser.add_argument("--layers", default="*mlp*", help="glob of the layers that may be factorized")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.95], help="of the parameters of these layers")
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
@@ -191,7 +197,7 @@ def main() -> None:
     parser.add_argument("--shrinkage", action="store_true", help="held-out errors by the weight of the diagonal instead")
     parser.add_argument("--every", type=int, default=1, help="with --shrinkage: every so many layers")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=None, help="markdown file")
+    parser.add_argument("--out", type=user_path, default=None, help="markdown file")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     text = shrinkage(given) if given.shrinkage else table(given)
