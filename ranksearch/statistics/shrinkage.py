@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SHRINKAGE = "diagonal"  # part of the key of the cache, and of a study that errors depend on
-PROBES = 16  # random projections on each side; every pair of one and the other sees the entries beside the diagonal once
+PROBES = 16  # random projections on each side at most; every pair of one and the other sees the entries beside the diagonal once
 RUN = 128  # positions of a sequence that count as one sample; an image is one, however large
 LEAST = 4  # samples that a forward pass gives at least, where it has the positions
 FAINT = 1e-2  # of the median channel's mean square: what is below counts as that, since the first batch does not tell its size well
@@ -30,7 +30,7 @@ class Noise:
     def __init__(self, groups: int, size: int, taps: int = 1) -> None:
         self.groups, self.size, self._taps = groups, size, taps
         half = size // 2
-        count = min(PROBES, half)
+        count = min(PROBES, max(size // 16, 8), max(size // 4, min(half, 1)))  # each costs as much as a channel does
         random = torch.Generator().manual_seed(size)
         entries = torch.randperm(size, generator=random)
         self._signs = torch.zeros(2 * count, size)
