@@ -3,7 +3,7 @@ inputs that the layer really gets from the factorized layers before it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +86,8 @@ def reconstruct(
 
     Few examples fit a factor to themselves alone. So a part of them is held out: of several ridges each layer takes the one that is
     best on these, goes towards its solution as far as they get better, and stays as it is where they do not. When all layers are done,
-    the outputs of the whole network on the same examples decide: no nearer to the dense network's than before, and all is undone.
+    the outputs of the whole network on the same examples decide: no nearer to the dense network's than before, and all is undone. Or else
+    all layers are fitted once more, to all examples, with the ridges and steps that were found.
 
     All batches go through both networks together, layer by layer, so that one forward pass is enough; in return, what lies between
         two layers is in memory for all batches at once. Layers that are used several times take a pass of their own.
@@ -117,26 +118,53 @@ def reconstruct(
         return ()
     sites = {site.name: site for site in find_sites(network, held[0], batch_dim=None, check=False)}
     lasts = {path: sites[last] for path, last in factorized if last in sites}
-    once = [path for path, site in lasts.items() if len(site.calls) == 1]
     unseen, as_it_was = held[fitted_to:], _state(network, lasts.values())
-    with evaluating(network), evaluating(reference), batch_statistics(network), ExitStack() as stack:
+    told: dict[str, Reconstructed] = {}
+    ways: dict[str, _Way] = {}
+
+    def decide(path: str, values: Iterable[tuple[int, Tensor, Tensor]]) -> None:
+        seen, checked = (_Moments(bias=lasts[path].bias) for _ in range(2))
+        for number, x, y in values:
+            (seen if number < fitted_to else checked).add(lasts[path], x, y)
+        told[path], ways[path] = _decide(network.get_submodule(lasts[path].name), path, lasts[path], seen, checked, ridge)
+
+    def fit(path: str, values: Iterable[tuple[int, Tensor, Tensor]]) -> None:
+        moments = _Moments(bias=lasts[path].bias)
+        for _, x, y in values:
+            moments.add(lasts[path], x, y)
+        _go(network.get_submodule(lasts[path].name), lasts[path], moments, ways[path])
+
+    with evaluating(network), evaluating(reference), batch_statistics(network):
         before = _distance(network, reference, unseen)
-        given = stack.enter_context(_observed(network, {path: lasts[path].name for path in once}, held, output=False))
-        wanted = stack.enter_context(_observed(reference, {path: path for path in once}, held, output=True))
-        found: dict[str, Reconstructed] = {}
-        for path in _in_order(network, lasts, held[0]):
-            seen, checked = (_Moments(bias=lasts[path].bias) for _ in range(2))
-            # uses after the first depend on it: a layer with several takes passes of its own, to the end
-            pairs = zip(given, wanted, strict=True)
-            values = _next(pairs, path, found) if path in once else _all_uses(network, reference, path, lasts[path], held)
-            for number, x, y in values:
-                (seen if number < fitted_to else checked).add(lasts[path], x, y)
-            found[path] = _fit(network.get_submodule(lasts[path].name), path, lasts[path], seen, checked, ridge)
-        if unseen and not _distance(network, reference, unseen) < before:
+        _sweep(network, reference, lasts, held, decide)
+        if unseen:
+            better = _distance(network, reference, unseen) < before
             for parameter, value in as_it_was:
                 parameter.copy_(value)
-            return tuple(Reconstructed(one.site, one.before, one.before) for one in found.values())
-        return tuple(found.values())
+            if not better:
+                return tuple(Reconstructed(one.site, one.before, one.before) for one in told.values())
+            _sweep(network, reference, lasts, held, fit)
+        return tuple(told.values())
+
+
+def _sweep(
+    network: nn.Module,
+    reference: nn.Module,
+    lasts: Mapping[str, Site],
+    batches: Sequence[Any],
+    visit: Callable[[str, Iterable[tuple[int, Tensor, Tensor]]], None],
+) -> None:
+    """Visit the layers in the order of use, each with what reaches its last factor and what the dense layer gives."""
+    once = [path for path, site in lasts.items() if len(site.calls) == 1]
+    done: set[str] = set()
+    with ExitStack() as stack:
+        given = stack.enter_context(_observed(network, {path: lasts[path].name for path in once}, batches, output=False))
+        wanted = stack.enter_context(_observed(reference, {path: path for path in once}, batches, output=True))
+        for path in _in_order(network, lasts, batches[0]):
+            # uses after the first depend on it: a layer with several takes passes of its own, to the end
+            pairs = zip(given, wanted, strict=True)
+            visit(path, _next(pairs, path, done) if path in once else _all_uses(network, reference, path, lasts[path], batches))
+            done.add(path)
 
 
 def _divided(batches: list[Any], held_out: float) -> tuple[list[Any], int]:
@@ -228,31 +256,55 @@ def _all_uses(
                     yield number, x, y
 
 
-def _fit(last: nn.Module, path: str, site: Site, seen: _Moments, unseen: _Moments, ridge: float) -> Reconstructed:
-    """Solve for the last factor of one layer, and set it: where some examples are held out, of `RIDGES` and of all weights between
-    the present one and the solution the best on them."""
-    bias = last._parameters.get("bias")
-    weight = canonical_weight(last, site).double()
-    now = weight.reshape(site.groups, -1, *weight.shape[1:]).permute(0, 1, 3, 4, 2).flatten(2)  # (tap, channel), as rows are
-    if bias is not None:
-        now = torch.cat([now, bias.detach().double().reshape(site.groups, -1, 1)], dim=2)
-    checked = isinstance(unseen.inputs, Tensor)
-    judge = unseen if checked else seen
-    before = judge.error(now)
-    solutions = [solution for factor in (RIDGES if checked else (1.0,)) if (solution := _solution(seen, now, factor * ridge)) is not None]
-    if checked:
-        solutions = [now + unseen.step(now, solution) * (solution - now) for solution in solutions]
-    found = min(solutions, key=judge.error, default=now)
-    after = judge.error(found)
-    if checked and not after < before:
-        return Reconstructed(path, before, before)
+@dataclass(frozen=True)
+class _Way:
+    """How a layer is fitted."""
+
+    ridge: float
+    share: float  # of the way from the present factor to the solution
+
+
+def _decide(last: nn.Module, path: str, site: Site, seen: _Moments, unseen: _Moments, ridge: float) -> tuple[Reconstructed, _Way]:
+    """Fit the last factor of one layer: where some examples are held out, with that of `RIDGES` and that share of the way from the
+    present factor to the solution that are best on them."""
+    now = _rows(last, site)
+    if not isinstance(unseen.inputs, Tensor):
+        before, way = seen.error(now), _Way(ridge, 1.0)
+        return Reconstructed(path, before, before if (found := _go(last, site, seen, way)) is None else seen.error(found)), way
+    before = unseen.error(now)
+    best, way = before, _Way(ridge, 0.0)
+    for tried in (factor * ridge for factor in RIDGES):
+        solution = _solution(seen, now, tried)
+        if solution is not None:
+            share = unseen.step(now, solution)
+            error = unseen.error(now + share * (solution - now))
+            best, way = (error, _Way(tried, share)) if error < best else (best, way)
+    _go(last, site, seen, way)
+    return Reconstructed(path, before, best), way
+
+
+def _go(last: nn.Module, site: Site, moments: _Moments, way: _Way) -> Tensor | None:
+    """Set the last factor of one layer, and return it as rows; None where it stays."""
+    now = _rows(last, site)
+    solution = _solution(moments, now, way.ridge) if way.share else None
+    if solution is None:
+        return None
+    found = now + way.share * (solution - now)
+    weight, bias = found, last._parameters.get("bias")
     if bias is not None:
         bias.copy_(found[:, :, -1].reshape(bias.shape))
-        found = found[:, :, :-1]
-    fitted = to_patch_order(site, found, (2,)).reshape(site.shape)
+        weight = found[:, :, :-1]
+    fitted = to_patch_order(site, weight, (2,)).reshape(site.shape)
     parameter = last.get_parameter("weight")
     parameter.copy_(fitted.reshape(parameter.shape))
-    return Reconstructed(path, before, after)
+    return found
+
+
+def _rows(last: nn.Module, site: Site) -> Tensor:
+    """A last factor with its bias behind, float64, shape (groups, c_out / groups, inputs), inputs in (tap, channel) order."""
+    bias, weight = last._parameters.get("bias"), canonical_weight(last, site).double()
+    rows = weight.reshape(site.groups, -1, *weight.shape[1:]).permute(0, 1, 3, 4, 2).flatten(2)
+    return rows if bias is None else torch.cat([rows, bias.detach().double().reshape(site.groups, -1, 1)], dim=2)
 
 
 def _solution(moments: _Moments, now: Tensor, ridge: float) -> Tensor | None:
