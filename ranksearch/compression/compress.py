@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
 from ranksearch.statistics.metric import MetricName
-from ranksearch.tasks import Task
+from ranksearch.tasks import Agreement, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,7 +136,7 @@ class Compressed:
 
 def compress(
     model: nn.Module,
-    task: Task,
+    task: Task | Iterable[Any] | Callable[[], Iterable[Any]],
     *,
     space: SpaceSpec | None = None,
     rules: Sequence[str | Rule] | None = None,
@@ -156,13 +156,15 @@ def compress(
 
         small = compress(model, task, macs=0.5).model
         small = compress(model, task, params=0.3, macs=0.5, polished=100).model
+        small = compress(model, [inputs, more_inputs], macs=0.5).model
 
     Price: one pass forward and back over ``space.calibration`` batches for the metrics, and per rule two forward passes over
     ``reconstruction`` batches and two over four held-out ones. ``rules=["fisher"]`` is the cheap way: one network.
 
     Args:
         model: the trained network; never changed. Of a compiled or parallel one, the network inside.
-        task: its data and loss. Labels are needed only where the task declares no distribution (`Task.predictive`).
+        task: its data and loss, or batches of inputs alone: a list, a ``DataLoader``, or a function that gives one. Networks are
+            then judged by how near their answers stay to the dense network's (`ranksearch.tasks.Agreement`).
         space: which types, layers and ranks to choose from; default `mixture`. Every rule takes its own metric.
         rules: names in ``RULES`` or rules of your own; default: all.
         reconstruction: batches that last factors are fitted on; 0: they stay as they are.
@@ -184,10 +186,12 @@ def compress(
     chosen = _rules(rules)
     costs = check_costs(costs, taken=set())
     _check_budgets(budgets, costs)
+    model = unwrapped(model)
+    task = task if isinstance(task, Task) else Agreement(task, task, model)
     data = _Data.of(task, (space or mixture()).calibration)
     spec = (space or mixture()).replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
-    portfolio = _Portfolio(unwrapped(model), task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell)
+    portfolio = _Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell)
     tried = [portfolio.tried(rule) for rule in chosen]
     if all(one.configuration is None for one in tried):
         raise InfeasibleBudget(tried[0].note)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ranksearch.networks.batch_norm import batch_statistics
 from ranksearch.sites import evaluating, run
-from ranksearch.tasks import Task
+from ranksearch.tasks import Agreement, Task
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,17 @@ class Judge:
 
 def judge(model: nn.Module, task: Task, batches: Sequence[tuple[Any, Any]]) -> Judge:
     """The judge of networks that stand in for ``model``, on batches (inputs, targets)."""
-    if task.predictive != "categorical":
-        return Judge(batches, task.loss)
+    if task.predictive == "categorical":
+        return Judge(_answered(model, batches, lambda outputs: outputs.float().log_softmax(1)), divergence)
+    if isinstance(task, Agreement):  # its own targets are what the reference answers with running statistics
+        return Judge(_answered(model, batches, task.answer), task.loss)
+    return Judge(batches, task.loss)
+
+
+def _answered(model: nn.Module, batches: Sequence[tuple[Any, Any]], answer: Callable[[Any], Any]) -> list[tuple[Any, Any]]:
+    """The inputs of batches with what the dense network answers to them, its batch norms normalizing by their batch."""
     with evaluating(model), batch_statistics(model):
-        answers = [(inputs, run(model, inputs).float().log_softmax(1)) for inputs, _ in batches]
-    return Judge(answers, divergence)
+        return [(inputs, answer(run(model, inputs))) for inputs, _ in batches]
 
 
 def divergence(outputs: Tensor, dense: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -148,9 +148,14 @@ class Agreement(FromLoss):
     from the reference's distribution, in nats, and ``agreement``, the share of places at which both have the same likeliest class.
     An answer is a tensor, its ``logits``, or its first tensor.
 
+    For the Fisher metric targets are drawn around the answers (Gaussian noise, or a class), so that the squared gradients are the curvature
+    of ``loss``.
+
     Raises:
         InvalidArgument: as `FromLoss`.
     """
+
+    predictive = "other"
 
     def __init__(
         self,
@@ -171,6 +176,23 @@ class Agreement(FromLoss):
             test_loader=None if test_loader is None else _Answered(test_loader, reference), learning_rate=learning_rate,
             weight_decay=weight_decay, batch_dim=batch_dim,
         )  # fmt: skip
+
+    @staticmethod
+    def answer(outputs: Any) -> Tensor:
+        """What of a network's outputs is compared: the target that `loss` takes where they are the reference's."""
+        return _answer(outputs)
+
+    def sample_targets(self, outputs: Any, generator: torch.Generator) -> Any:
+        """See `Task.sample_targets`."""
+        assert isinstance(self._loss, (_Distance, _Divergence))
+        return self._loss.draw(_answer(outputs).detach().float(), generator)
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """See `Task.loss`; of drawn targets, the negative log-likelihood."""
+        if isinstance(targets, _Drawn):
+            wanted, scale = _beside(tuple(targets), outputs)
+            return scale * self._loss(outputs, wanted)
+        return super().loss(outputs, targets)
 
 
 class _Steps(Training):
@@ -235,8 +257,23 @@ class _Answered:
             yield inputs, answer
 
 
+class _Drawn(NamedTuple):
+    """Drawn targets: the loss of ``wanted`` times ``scale`` is their negative log-likelihood, up to a constant."""
+
+    wanted: Tensor
+    scale: Tensor
+
+
 class _Distance:
     """Mean squared difference relative to the mean square of what is wanted."""
+
+    def draw(self, answer: Tensor, generator: torch.Generator) -> _Drawn:
+        """With d numbers per example of mean square m, -log N(answer, d m / 2) is the squared difference over d m: the distance."""
+        square = answer.square().mean().clamp_min(1e-30)
+        deviation = (square * answer[0].numel() / 2).sqrt()
+        noise = torch.randn(answer.shape, generator=generator, dtype=answer.dtype, device=generator.device)
+        wanted = answer + deviation * noise.to(answer.device)
+        return _Drawn(wanted, wanted.square().mean() / square)
 
     def __call__(self, outputs: Any, wanted: Tensor) -> Tensor:
         return (_answer(outputs, wanted) - wanted).float().square().mean() / wanted.float().square().mean().clamp_min(1e-30)
@@ -250,6 +287,20 @@ class _Divergence:
 
     def __init__(self, axis: int) -> None:
         self.axis = axis
+
+    def draw(self, answer: Tensor, generator: torch.Generator) -> _Drawn:
+        """A class at one place of every example, chosen at random; the others want what they have, where the gradient is 0. The mean of
+        the divergences has the curvature of a single one in expectation."""
+        logits = answer.movedim(self.axis, -1)
+        classes = logits.shape[-1]
+        rows = logits.reshape(len(answer), -1, classes).clone()
+        places = rows.shape[1]
+        place = torch.randint(places, (len(rows), 1, 1), generator=generator, device=generator.device).to(answer.device)
+        chosen = rows.gather(1, place.expand(-1, -1, classes))[:, 0]
+        drawn = torch.multinomial(chosen.softmax(1).to(generator.device), 1, generator=generator).to(answer.device)
+        certain = torch.full_like(chosen, -1e4).scatter_(1, drawn, 1e4)  # a logit beyond which the softmax is 1 in every float
+        rows.scatter_(1, place.expand(-1, -1, classes), certain[:, None])
+        return _Drawn(rows.reshape(logits.shape).movedim(-1, self.axis), torch.tensor(float(places)))
 
     def __call__(self, outputs: Any, wanted: Tensor) -> Tensor:
         mine, other = (logits.float().log_softmax(self.axis) for logits in (_answer(outputs, wanted), wanted))

@@ -214,6 +214,16 @@ def test_nothing_to_factorize_is_said() -> None:
         compress(network(), task(), macs=0.5, rules=["frobenius"], space=svd_only().replace(exclude="*"))
 
 
+def test_batches_of_inputs_are_enough() -> None:
+    model, batches = network(), [x for x, _ in task().labelled(10)]
+    found = compress(model, batches, macs=0.6, rules=["fisher", "frobenius", "uniform"], space=svd_only())
+    assert found.cost["macs"] <= 0.6 * found.baseline["macs"] and found.dense_loss == pytest.approx(0, abs=1e-9)
+    assert found.chosen.least == min(one.least for one in found.tried) < float("inf")
+    assert all(one.loss > 0 for one in found.tried)
+    again = compress(model, lambda: iter(batches), macs=0.6, rules=["frobenius"], space=svd_only())
+    assert again.chosen.loss == pytest.approx(next(one.loss for one in found.tried if one.rule == "frobenius"), rel=1e-5)
+
+
 def test_progress_is_told() -> None:
     told: list[Stage] = []
     compress(network(), task(), macs=0.6, rules=["frobenius"], space=svd_only(), on_event=told.append)

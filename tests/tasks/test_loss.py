@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.evaluation import Fidelity
 from ranksearch.samplers import Random
+from ranksearch.sites import find_sites
 from ranksearch.space import SpaceSpec
 from ranksearch.space.specs import named
+from ranksearch.statistics import metric
 from ranksearch.study import Study
 from ranksearch.tasks import Agreement, FromLoss
 
@@ -182,3 +184,33 @@ def test_agreement_is_with_what_the_reference_answers() -> None:
     assert plain == {"loss": pytest.approx(float(wanted), rel=1e-4)}
     with pytest.raises(InvalidModel, match="needs shape"):
         task.measure(nn.Linear(6, 4))
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(None, (4,)), (None, (3, 2)), (1, (4,)), (1, (3, 5)), (-1, (5, 3))])
+def test_squared_gradients_of_drawn_targets_are_the_curvature_of_the_loss(axis: int | None, shape: tuple[int, ...]) -> None:
+    """E[g g^T] over many draws against the Hessian of the loss at the reference's own answers, of one example. The mean of the draws
+    is off by a few times its own deviation, which is estimated from them."""
+    generator = torch.Generator().manual_seed(0)
+    answer = torch.randn(1, *shape, generator=generator)
+    task = Agreement([answer], [answer], nn.Identity(), axis=axis)
+    loss = lambda flat: task.loss(flat.reshape(1, *shape), answer)  # noqa: E731
+    curvature = torch.autograd.functional.hessian(loss, answer.flatten())
+    products = []
+    for _ in range(3000):
+        output = answer.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(task.loss(output, task.sample_targets(output, generator)), output)
+        products.append(torch.outer(gradient.flatten(), gradient.flatten()))
+    found = torch.stack(products)
+    error = found.std(0) / len(products) ** 0.5
+    assert ((found.mean(0) - curvature).abs() <= 6 * error + 1e-3 * curvature.abs().max()).all()
+    assert 6 * error.max() < 0.5 * curvature.abs().max()  # enough draws to tell the curvature from half of it
+
+
+def test_drawn_targets_reach_statistics() -> None:
+    model = small()
+    task = Agreement([data()[0][:20], data()[0][20:]], [data(seed=1)[0]], copy.deepcopy(model))
+    found = metric.statistics(model, find_sites(model, task.example()), task, calibration=2, gradients=True)
+    moments = metric.moments(found, "fisher")
+    assert len(moments) == 2
+    for moment in moments.values():
+        assert moment.output is not None and bool((moment.output.diagonal(dim1=1, dim2=2) > 0).any())
