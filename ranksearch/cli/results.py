@@ -73,7 +73,7 @@ def _site_rows(study: Study) -> list[dict[str, Any]]:
         half = _half(study.spectra, site, cheaper)
         kind = site.kind if site.head is None else f"{site.kind} + head"
         rows.append({
-            "site": site.name, "kind": kind, "shape": kernel, **dense_layer_cost(study.costs, study.dense_network, site),
+            "site": site.name, "kind": kind, "shape": kernel, **dense_layer_cost(study.counts, study.dense_network, site),
             "options": cheaper, "at_half": half, "undefined": undefined, "aliases": " ".join(site.paths[1:]),
         })  # fmt: skip
     return rows

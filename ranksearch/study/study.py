@@ -59,7 +59,7 @@ class Study:
         task: data, fine-tuning and metrics.
         space: which types, layers and ranks to choose from, see `ranksearch.space`; default `mixture`.
         objectives: what the front is made of: metrics of the task, ``params``, ``macs``, other costs.
-        costs: what networks are counted by, see `ranksearch.costs`: ``(*COSTS, Mine())`` adds one of your own.
+        costs: what networks are counted by, see `ranksearch.costs`: ``(*COSTS, Bytes(), Latency(batch=8))``, or one of your own.
         fidelity: how each candidate is evaluated.
         seed: of the search and of every evaluation.
         store: where the evaluations are: a path, or any SQLAlchemy URL; default: the study's name in `ranksearch.home.home`.
@@ -115,8 +115,9 @@ class Study:
         }  # fmt: skip
         other = copy(self)  # whatever a subclass adds
         fixed = not {"model", "task", "space", "costs"} & set(changes)
-        of_these = ("sites", "spectra", "space", "baseline", "fingerprint", "former_fingerprint", "network", "outputs")
-        for name in ("report", *(() if fixed else of_these)):
+        of_these = ("sites", "spectra", "fingerprint", "former_fingerprint", "network", "outputs")
+        counted = () if fixed and not ("store" in changes and self._measures) else ("counts", "space", "baseline")
+        for name in ("report", *counted, *(() if fixed else of_these)):
             vars(other).pop(name, None)
         Study.__init__(other, **arguments | changes)
         return other
@@ -185,7 +186,7 @@ class Study:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space: a ladder of options for every site."""
-        return self.spec.build(self.spectra, costs=self.costs, example=self.dense_network.example)
+        return self.spec.build(self.spectra, costs=self.counts, example=self.dense_network.example)
 
     @property
     def profiled(self) -> bool:
@@ -200,17 +201,48 @@ class Study:
                 _ = self.spectra
             tell(Stage(f"profiling {len(self.sites)} sites"))
             self.spectra.profile_all(tell)
+        self.measure(tell)
         return self.space
+
+    @property
+    def _measures(self) -> bool:
+        """Whether a cost is measured, and so not the same whoever asks."""
+        return any(type(cost).of is not CostModel.of for cost in self.costs)
+
+    @cached_property
+    def counts(self) -> tuple[CostModel, ...]:
+        """The cost models of this network: ``costs``, those that measure by the measurement that the store has, else by one made now.
+
+        Raises:
+            StoreError: the store is another study's.
+            InvalidArgument: the store has another measurement than ``costs`` ask for."""
+        return self._counts(lambda text: None)
+
+    def measure(self, tell: Callable[[Stage], None]) -> None:
+        """Make `counts`, each stage told before it begins."""
+        if "counts" not in vars(self):
+            vars(self)["counts"] = self._counts(lambda text: tell(Stage(text)))
+
+    def _counts(self, tell: Callable[[str], None]) -> tuple[CostModel, ...]:
+        known = self._stored_counts() if self._measures else {}
+        return tuple(cost.of(self.dense_network, known.get(cost.name), tell) for cost in self.costs)
+
+    def _stored_counts(self) -> dict[str, Any]:
+        """What the store has of costs that were measured, by name."""
+        if not Store.exists(self.store_url):
+            return {}
+        with Store.open(self.store_url, **self._named, create=False) as store:
+            return store.details.get("costs") or {}
 
     @cached_property
     def baseline(self) -> Cost:
         """Every cost of the dense network."""
-        return network_cost(self.costs, self.dense_network)
+        return network_cost(self.counts, self.dense_network)
 
     @property
     def dense_network(self) -> DenseNetwork:
         """The network as cost models see it."""
-        return DenseNetwork(self.model, self.sites, self.task.example())
+        return DenseNetwork(self.model, self.sites, self.task.example(), self.task.batch_dim, self.spec.decompositions)
 
     @cached_property
     def network(self) -> identity.Network:
@@ -278,22 +310,28 @@ class Study:
             StoreError: there is none to read, or it is another study's or network's."""
         details: dict[str, Any] = {"options": self.options, "space": self.space_choice, "objectives": list(self.objectives)}
         details["baseline"] = dict(self.baseline)
+        details["costs"] = {cost.name: record for cost in self.counts if (record := cost.record()) is not None}
         mine = {"weights": self.network.weights, "modules": dict(self.network.modules), "outputs": self.outputs if write else None}
         adopted: list[bool] = []
 
         def described(known: Mapping[str, Any]) -> Mapping[str, Any]:
             stored = known.get("network") or {}
             self._check_network(stored, mine["outputs"])
+            self._check_counts(known.get("costs") or {}, details["costs"])
             if known and not stored:
                 adopted.append(True)
             return {**details, "network": mine | {name: value for name, value in stored.items() if value is not None}}
 
-        named = {"study": self.name, "fingerprint": self.fingerprint, "formerly": self.former_fingerprint}
-        store = Store.open(self.store_url, **named, details=described, create=write, write=write, complete=self._counted)
+        store = Store.open(self.store_url, **self._named, details=described, create=write, write=write, complete=self._counted)
         if write and adopted:
             text = "is of an earlier version, which did not note what its network computes: from now on it is taken to be this one's"
             warnings.warn(f"store {store.url!r} {text}", RanksearchWarning, stacklevel=2)
         return store
+
+    @property
+    def _named(self) -> dict[str, str]:
+        """Whose store it must be."""
+        return {"study": self.name, "fingerprint": self.fingerprint, "formerly": self.former_fingerprint}
 
     def _check_network(self, stored: Mapping[str, Any], outputs: list[dict[str, Any]] | None) -> None:
         changed = self.network.changes({name: value for name, value in stored.items() if name == "modules"})
@@ -307,9 +345,21 @@ class Study:
                 "differs; use another --store, or the network that it was made with"
             )
 
+    def _check_counts(self, stored: Mapping[str, Any], records: Mapping[str, Any]) -> None:
+        """Refuse amounts beside those of other settings, or of another measurement that another process has stored since this one looked."""
+        for name, known in stored.items():
+            mine = records.get(name, known)
+            if known["settings"] != mine["settings"]:
+                raise StoreError(
+                    f"store {self.store_url!r} counts {name} with {known['settings']}, this study with {mine['settings']}; ask for the "
+                    "former, or use another --store"
+                )
+            if known["id"] != mine["id"]:
+                raise StoreError(f"store {self.store_url!r} got another measurement of {name} meanwhile; run the command again")
+
     def _counted(self, record: Record) -> Record:
         """The record with the costs that the study has gained since it was written."""
-        missing = [cost for cost in self.costs if cost.name not in record.costs]
+        missing = [cost for cost in self.counts if cost.name not in record.costs]
         if not missing:
             return record
         configuration = Configuration.from_json(record.configuration)
