@@ -46,8 +46,8 @@ class SearchSpace:
             raise EmptySpace("the space has no site: loosen include/exclude, see `ranksearch profile` for what was skipped and why")
         if self.size == 1:
             raise EmptySpace(
-                "the space has one configuration, the dense network: no option of any site is cheaper than the site itself; "
-                "allow more decompositions, a smaller round_to, or other sites"
+                "the space has one configuration, the dense network: no option of any site is cheaper than the site itself, or, where "
+                "latency counts, none is as fast; allow more decompositions, a smaller round_to, or other sites"
             )
 
     @property
