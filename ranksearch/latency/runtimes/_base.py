@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ranksearch.errors import InvalidModel
+
 
 class Runtime(ABC):
     """One way to run a module. Implementations are final, have no state, and are listed in ``RUNTIMES``."""
@@ -37,6 +39,13 @@ class Runtime(ABC):
         Raises:
             InvalidModel: the runtime cannot run the module.
         """
+
+
+def refusal(what: str, module: nn.Module, error: Exception) -> InvalidModel:
+    """The error for a module that a runtime cannot take, with the beginning of what it says."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = reason if len(reason) <= 300 else reason[:300] + "..."
+    return InvalidModel(f"model: {what} fails on {type(module).__name__}: {reason}; take the runtime eager")
 
 
 def settled(device: torch.device) -> Callable[[], None]:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ranksearch.errors import InvalidModel
-from ranksearch.latency.runtimes._base import Runtime, arguments, settled
+from ranksearch.latency.runtimes._base import Runtime, arguments, refusal, settled
 from ranksearch.sites import device_of
 
 
@@ -36,7 +35,7 @@ class Compiled(Runtime):
         try:
             work()  # compiles
         except Exception as error:  # whatever a compiler says
-            raise InvalidModel(f"model: torch.compile fails on {type(module).__name__}: {error}; take the runtime eager") from error
+            raise refusal("torch.compile", module, error) from error
         return work
 
 

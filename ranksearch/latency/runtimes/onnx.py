@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ranksearch.errors import InvalidModel, MissingDependency
-from ranksearch.latency.runtimes._base import Runtime, arguments
+from ranksearch.latency.runtimes._base import Runtime, arguments, refusal
 from ranksearch.sites import device_of, tensors_of
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -59,4 +59,4 @@ class OnnxRuntime(Runtime):
         except OSError:
             raise
         except Exception as error:  # whatever the exporter or the runtime says
-            raise InvalidModel(f"model: ONNX fails on {type(module).__name__}: {error}; take the runtime eager") from error
+            raise refusal("ONNX", module, error) from error
