@@ -20,6 +20,7 @@ from ranksearch.costs import COSTS, DenseNetwork
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.evaluation import Evaluator, Fidelity, Request
 from ranksearch.latency import RUNTIMES, Latency, Precision, TableLatency
+from ranksearch.latency.device import clock_of
 from ranksearch.latency.inputs import batched, network_input
 from ranksearch.latency.timing import Interval, paired
 from ranksearch.networks.surgery import build
@@ -36,7 +37,7 @@ SHARES = (0.9, 0.8, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)  # of the M
 def measured(models: Sequence[nn.Module], dense: nn.Module, inputs: Any, runtime: str, precision: Precision) -> list[Interval]:
     """Times of whole networks over the dense one's."""
     works = [RUNTIMES[runtime].prepare(model.eval(), inputs) for model in (dense, *models)]
-    return list(paired(works[0], works[1:], precision=precision).ratios)
+    return list(paired(works[0], works[1:], precision=precision, clock=clock_of(dense)).ratios)
 
 
 def optima(space: SearchSpace, cost: str, shares: Sequence[float]) -> dict[float, np.ndarray]:

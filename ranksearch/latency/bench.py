@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from torch import nn
 from ranksearch.costs import DenseNetwork
 from ranksearch.decompositions import AnyDecomposition, Rank
 from ranksearch.latency.cache import Known, MeasurementCache
-from ranksearch.latency.device import Environment
+from ranksearch.latency.device import Environment, clock_of
 from ranksearch.latency.inputs import LayerCalls, batched, layer_calls, layer_key, network_input, shapes
 from ranksearch.latency.layers import dense_layer, stand_in, timed_module
 from ranksearch.latency.runtimes import Runtime
@@ -38,7 +37,7 @@ class Bench:
     Args:
         network: the dense network; it is not changed.
         batch: examples in a forward pass; None: those of the example.
-        clock: seconds; a test gives one of its own.
+        clock: seconds; a test gives one of its own. None: see `ranksearch.latency.device.clock_of`.
     """
 
     def __init__(
@@ -49,9 +48,10 @@ class Bench:
         batch: int | None,
         precision: Precision,
         cache: MeasurementCache,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self.network, self.runtime, self.precision, self.clock = network, runtime, precision, clock
+        self.network, self.runtime, self.precision = network, runtime, precision
+        self.clock = clock or clock_of(network.model)
         self.environment = Environment.here(network.model, runtime)
         self.example = network_input(network.model, batched(network.example, batch, network.batch_dim))
         self._cache = cache

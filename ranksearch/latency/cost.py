@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,7 +46,7 @@ class Latency(CostModel):
         networks: whole networks that are measured to fit how layers add up; 0: layers are summed as they are.
         precision: how long works are repeated.
         cache: keep measurements of layers in ``$RANKSEARCH_HOME/cache/latency`` and take them from there.
-        clock: seconds.
+        clock: seconds; None: on one thread of a processor the time that this thread runs, else that of the wall.
 
     Raises:
         InvalidArgument: an unknown runtime, a batch below 1, networks that are neither 0 nor at least 3.
@@ -60,7 +59,7 @@ class Latency(CostModel):
     networks: int = 20
     precision: Precision = field(default_factory=Precision)
     cache: bool = True
-    clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
+    clock: Callable[[], float] | None = field(default=None, repr=False)
 
     name, label, unit = NAME, LABEL, UNIT
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +38,13 @@ class Environment:
 
     def as_json(self) -> dict[str, str | int]:
         return asdict(self)
+
+
+def clock_of(model: nn.Module) -> Callable[[], float]:
+    """Seconds, as they are to be counted on the device of a model: on one thread of a processor those that this thread has run, which
+    leave out what other processes take meanwhile; else those of the wall."""
+    alone = device_of(model).type == "cpu" and torch.get_num_threads() == 1
+    return time.thread_time if alone else time.perf_counter
 
 
 def device_name(device: torch.device) -> str:

@@ -31,7 +31,7 @@ from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
 from ranksearch.store import Record, Store
-from ranksearch.study import identity
+from ranksearch.study import counts, identity
 from ranksearch.study.report import Report
 from ranksearch.study.results import Results
 from ranksearch.study.run import Screening, run
@@ -116,7 +116,7 @@ class Study:
         other = copy(self)  # whatever a subclass adds
         fixed = not {"model", "task", "space", "costs"} & set(changes)
         of_these = ("sites", "spectra", "fingerprint", "former_fingerprint", "network", "outputs")
-        counted = () if fixed and not ("store" in changes and self._measures) else ("counts", "space", "baseline")
+        counted = () if fixed and not ("store" in changes and counts.measures(self.costs)) else ("counts", "space", "baseline")
         for name in ("report", *counted, *(() if fixed else of_these)):
             vars(other).pop(name, None)
         Study.__init__(other, **arguments | changes)
@@ -204,14 +204,9 @@ class Study:
         self.measure(tell)
         return self.space
 
-    @property
-    def _measures(self) -> bool:
-        """Whether a cost is measured, and so not the same whoever asks."""
-        return any(type(cost).of is not CostModel.of for cost in self.costs)
-
     @cached_property
     def counts(self) -> tuple[CostModel, ...]:
-        """The cost models of this network: ``costs``, those that measure by the measurement that the store has, else by one made now.
+        """The cost models that have amounts: ``costs``, those that measure by the measurement that the store has, else by one made now.
 
         Raises:
             StoreError: the store is another study's.
@@ -224,15 +219,10 @@ class Study:
             vars(self)["counts"] = self._counts(lambda text: tell(Stage(text)))
 
     def _counts(self, tell: Callable[[str], None]) -> tuple[CostModel, ...]:
-        known = self._stored_counts() if self._measures else {}
-        return tuple(cost.of(self.dense_network, known.get(cost.name), tell) for cost in self.costs)
+        def known() -> counts.Records:
+            return counts.stored(self.store_url, study=self.name, fingerprint=self.fingerprint, formerly=self.former_fingerprint)
 
-    def _stored_counts(self) -> dict[str, Any]:
-        """What the store has of costs that were measured, by name."""
-        if not Store.exists(self.store_url):
-            return {}
-        with Store.open(self.store_url, **self._named, create=False) as store:
-            return store.details.get("costs") or {}
+        return counts.bound(self.costs, self.dense_network, known, tell)
 
     @cached_property
     def baseline(self) -> Cost:
@@ -310,28 +300,24 @@ class Study:
             StoreError: there is none to read, or it is another study's or network's."""
         details: dict[str, Any] = {"options": self.options, "space": self.space_choice, "objectives": list(self.objectives)}
         details["baseline"] = dict(self.baseline)
-        details["costs"] = {cost.name: record for cost in self.counts if (record := cost.record()) is not None}
+        details["costs"] = counts.records(self.counts)
         mine = {"weights": self.network.weights, "modules": dict(self.network.modules), "outputs": self.outputs if write else None}
         adopted: list[bool] = []
 
         def described(known: Mapping[str, Any]) -> Mapping[str, Any]:
             stored = known.get("network") or {}
             self._check_network(stored, mine["outputs"])
-            self._check_counts(known.get("costs") or {}, details["costs"])
+            counts.check(self.store_url, known.get("costs") or {}, details["costs"])
             if known and not stored:
                 adopted.append(True)
             return {**details, "network": mine | {name: value for name, value in stored.items() if value is not None}}
 
-        store = Store.open(self.store_url, **self._named, details=described, create=write, write=write, complete=self._counted)
+        named = {"study": self.name, "fingerprint": self.fingerprint, "formerly": self.former_fingerprint}
+        store = Store.open(self.store_url, **named, details=described, create=write, write=write, complete=self._counted)
         if write and adopted:
             text = "is of an earlier version, which did not note what its network computes: from now on it is taken to be this one's"
             warnings.warn(f"store {store.url!r} {text}", RanksearchWarning, stacklevel=2)
         return store
-
-    @property
-    def _named(self) -> dict[str, str]:
-        """Whose store it must be."""
-        return {"study": self.name, "fingerprint": self.fingerprint, "formerly": self.former_fingerprint}
 
     def _check_network(self, stored: Mapping[str, Any], outputs: list[dict[str, Any]] | None) -> None:
         changed = self.network.changes({name: value for name, value in stored.items() if name == "modules"})
@@ -344,18 +330,6 @@ class Study:
                 f"store {self.store_url!r} belongs to study {self.name!r} of another network, whose fingerprint was another: {changed} "
                 "differs; use another --store, or the network that it was made with"
             )
-
-    def _check_counts(self, stored: Mapping[str, Any], records: Mapping[str, Any]) -> None:
-        """Refuse amounts beside those of other settings, or of another measurement that another process has stored since this one looked."""
-        for name, known in stored.items():
-            mine = records.get(name, known)
-            if known["settings"] != mine["settings"]:
-                raise StoreError(
-                    f"store {self.store_url!r} counts {name} with {known['settings']}, this study with {mine['settings']}; ask for the "
-                    "former, or use another --store"
-                )
-            if known["id"] != mine["id"]:
-                raise StoreError(f"store {self.store_url!r} got another measurement of {name} meanwhile; run the command again")
 
     def _counted(self, record: Record) -> Record:
         """The record with the costs that the study has gained since it was written."""

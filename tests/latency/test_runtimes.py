@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ranksearch.errors import InvalidModel, MissingDependency
 from ranksearch.latency import RUNTIMES, Runtime
 from ranksearch.latency.bench import Bench
 from ranksearch.latency.cache import MeasurementCache
-from ranksearch.latency.device import Environment
+from ranksearch.latency.device import Environment, clock_of
 from ranksearch.latency.runtimes import onnx
 from ranksearch.latency.runtimes.compiled import _call
 from ranksearch.latency.timing import Precision
@@ -93,3 +94,17 @@ def test_what_onnx_cannot_run_is_named(runtime: Runtime) -> None:
         pytest.skip("runs any module")
     with pytest.raises(InvalidModel, match=r"ONNX fails on Odd.*take the runtime eager"):
         runtime.prepare(Odd(), torch.ones(2, 2))
+
+
+def test_other_processes_do_not_count_on_one_thread() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        clock = clock_of(nn.Linear(2, 2))
+        begin = clock()
+        time.sleep(0.3)  # what another process would take
+        assert clock() - begin < 0.25
+        torch.set_num_threads(2)
+        assert clock_of(nn.Linear(2, 2)) is time.perf_counter
+    finally:
+        torch.set_num_threads(threads)

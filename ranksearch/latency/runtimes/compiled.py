@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ranksearch.latency.runtimes._base import Runtime, arguments, refusal, settled
-from ranksearch.sites import device_of
+from ranksearch.latency.runtimes._base import Runtime, refusal, settled
+from ranksearch.sites import arguments, device_of
 
 
 class Compiled(Runtime):

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ranksearch.errors import InvalidModel, MissingDependency
-from ranksearch.latency.runtimes._base import Runtime, arguments, refusal
-from ranksearch.sites import device_of, tensors_of
+from ranksearch.latency.runtimes._base import Runtime, refusal
+from ranksearch.sites import arguments, device_of, tensors_of
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
