@@ -363,6 +363,7 @@ def _compress_parameters() -> list[click.Parameter]:
         click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
         click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
         click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),
+        _cost(),
         _space(),
         _store(),
     ]  # fmt: skip
@@ -370,7 +371,7 @@ def _compress_parameters() -> list[click.Parameter]:
 
 def compress(
     asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], polish: int, onnx: bool,
-    torch_export: bool, force: bool, store: str | None,
+    torch_export: bool, force: bool, cost: tuple[str, ...], store: str | None,
 ) -> None:  # fmt: skip
     """Make the network smaller at once, without training: every rule chooses types and ranks, their networks are reconstructed and measured
     on training data that none of them has seen, and the best one is written as plain PyTorch. The study's store is not touched."""
@@ -380,7 +381,7 @@ def compress(
 
     export.check_target(out, force=force, onnx=onnx)  # before minutes go into it
     print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
-    study = _open(asked, store, session=_session(), stored=True)
+    study = _open(asked, store, session=_session(), stored=True, cost=cost)
     budgets = compression.budgets(study, to)
     with SiteProgress() as progress:
         found = study.compress(rules=rule or None, polished=polish, on_event=progress.event, **budgets)

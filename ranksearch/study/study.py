@@ -441,7 +441,7 @@ class Study:
         It is no evaluation: the store neither has nor gets it."""
         return compress(
             self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, recalibration=recalibration,
-            polished=polished, costs=self.costs, on_event=on_event, **budgets,
+            polished=polished, costs=self.counts, on_event=on_event, **budgets,
         )  # fmt: skip
 
     def train_supernet(

@@ -96,6 +96,14 @@ def test_added_costs_are_counted_bounded_and_stored(study: str, tmp_path: Path, 
     assert "is not what the study counts by" in told
 
 
+def test_networks_are_compressed_to_a_latency(study: str, tmp_path: Path, capsys) -> None:
+    arguments = ["--cost", phone(study), "--to", "latency <= 0.7", "--rule", "uniform", "--rule", "fisher", "--out", str(tmp_path / "net")]
+    assert cli.main(["compress", study, *arguments]) == 0
+    assert "latency" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "net" / "manifest.json").read_text())
+    assert manifest["latency"] <= 0.7 * 3_500_000 and manifest["baseline"]["latency"] == 3_500_000
+
+
 def test_what_takes_the_place_of_a_declared_cost(study: str, capsys) -> None:
     text = Path(study).read_text().replace("from ranksearch.study", "from ranksearch.costs import COSTS, Bytes\nfrom ranksearch.study")
     Path(study).write_text(text.replace("space=svd_only()", "space=svd_only(), costs=(*COSTS, Bytes())"))
