@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from ranksearch.allocators import Additive, Problem
 from ranksearch.costs import COSTS, DenseNetwork
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.evaluation import Evaluator, Fidelity, Request
+from ranksearch.home import home
 from ranksearch.latency import RUNTIMES, Latency, Precision, TableLatency
 from ranksearch.latency.device import clock_of
 from ranksearch.latency.inputs import batched, network_input
@@ -73,6 +75,11 @@ def described(candidates: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    begun = time.perf_counter()
+
+    def tell(text: str) -> None:
+        print(f"{time.perf_counter() - begun:6.1f} s: {text}", file=sys.stderr, flush=True)
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="of a CIFAR-10 ResNet-20, a safetensors file")
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10 as parquet files")
@@ -81,6 +88,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.5, help="share of the latency")
     parser.add_argument("--networks", type=int, default=20)
     parser.add_argument("--metric", default="fisher", choices=["weight", "activation", "fisher"])
+    parser.add_argument("--rivals", type=int, default=2, help="networks of the search over MACs, as fast as the chosen, to be evaluated")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -94,20 +102,22 @@ def main() -> None:
     if given.metric != "weight":
         found = space_metric.statistics(dense, sites, task, calibration=8, gradients=given.metric == "fisher")
         moments = space_metric.moments(found, given.metric)
-    spectra = Spectra(dense, sites, types, moments=moments)
+    spectra = Spectra(dense, sites, types, moments=moments, cache=home() / "cache" / "spectra")
+    tell("profiled")
     begin = time.perf_counter()
     network = DenseNetwork(dense, sites, example, 0, types)
-    cost = Latency(runtime=given.runtime, batch=given.batch, networks=given.networks).of(network)
+    cost = Latency(runtime=given.runtime, batch=given.batch, networks=given.networks).of(network, tell=tell)
     assert isinstance(cost, TableLatency)
     seconds = time.perf_counter() - begin
     space = build_space(spectra, costs=(*COSTS, cost), example=example)
     by_macs = build_space(spectra)
 
-    inputs, precision = network_input(dense, batched(example, given.batch, 0)), Precision(least=21, most=61, seconds=60.0)
+    inputs, precision = network_input(dense, batched(example, given.batch, 0)), Precision(least=11, most=31)
 
     def times(models: Sequence[nn.Module]) -> list[Interval]:
         return measured(models, dense, inputs, given.runtime, precision)
 
+    tell("space built; measuring other networks")
     off = deviations(space, spectra, times, given.networks, seed=1)
     evaluator = Evaluator(spectra, task)
     fidelity = Fidelity(epochs=0, recalibration=8, reconstruction=4)
@@ -115,11 +125,14 @@ def main() -> None:
     def accuracy(configuration: Any) -> float:
         return evaluator(Request(configuration, fidelity, 0)).metrics["accuracy"]
 
+    tell("choosing")
     chosen = space.candidate(Additive().allocate(Problem(space, space.table("energy"), {"latency": given.budget})).indices)
     rivals = {share: by_macs.candidate(indices) for share, indices in optima(by_macs, "macs", SHARES).items()}
     networks = [build(spectra, candidate.configuration) for candidate in (chosen, *rivals.values())]
     mine, *others = times(networks)
-    within = {share: accuracy(rivals[share].configuration) for share, r in zip(rivals, others, strict=True) if r.value <= mine.value}
+    tell("evaluating")
+    affordable = [share for share, r in zip(rivals, others, strict=True) if r.value <= mine.value]
+    within = {share: accuracy(rivals[share].configuration) for share in affordable[: given.rivals]}  # those of most MACs
     best = max(within, key=lambda share: within[share], default=None)
     fit = cost.table.correction
     row = {
