@@ -57,7 +57,18 @@ def break_even_table(study: Study) -> str:
         ratio = "" if row["ratio"] is None else f"{1 / row['ratio']:.2f} x"
         cells.append((site, row["decomposition"], row["words"] or "never", share, ratio, f"{row['faster']:,} of {row['options']:,}"))
     header = ("site", "type", "really faster up to", "of the MACs", "there", "options faster")
-    return "\n".join([*lines, "", table(header, cells, left=header[:3])])
+    return "\n".join([*lines, "", table(header, cells, left=header[:3]), *_rounding(study)])
+
+
+def _rounding(study: Study) -> list[str]:
+    from ranksearch.latency import suggested_round_to
+
+    found = suggested_round_to(latency_of(study), study.dense_network)
+    if found is None:
+        return []
+    if found == 1:
+        return ["\nat the slowest layer every rank counts: round_to=1"]
+    return [f"\nat the slowest layer ranks between multiples of {found} take as long as the next multiple: round_to={found}"]
 
 
 def write(study: Study, path: Path) -> None:

@@ -35,6 +35,13 @@ class TableLatency(CostModel):
         self._made: Bench | None = None
         self._curves: dict[tuple[str, str], dict[Rank, Curve]] = {}
 
+    @property
+    def bench(self) -> Bench | None:
+        """What measures more of the same; None where the table is of another device."""
+        if self._made is None and self._bench is not None:
+            self._made = self._bench()
+        return self._made
+
     def options(self, layer: LayerOptions) -> np.ndarray:
         ratios = self.ratios(layer)
         if np.isnan(ratios).any():
@@ -98,9 +105,9 @@ class TableLatency(CostModel):
 
     def measure(self, site: Site, decomposition: AnyDecomposition, ranks: np.ndarray) -> None:
         """Add a type at a site to the table, by measuring what interpolation between these ranks needs."""
-        if self._bench is None:
+        bench = self.bench
+        if bench is None:
             raise InvalidArgument(f"latency: the table of {self.table.device} was measured elsewhere; nothing can be added to it here")
-        bench = self._made = self._made or self._bench()
 
         def measured(wanted: Sequence[Rank]) -> Mapping[Rank, Interval]:
             return bench.points(site, decomposition, wanted)
