@@ -18,7 +18,8 @@ WASTED = 0.02  # by so much a multiple may be slower than the ranks below it, on
 
 def suggested_round_to(cost: TableLatency, network: DenseNetwork) -> int | None:
     """The largest multiple to which ranks are rounded up at the price of 2 % of time on average, measured at the layer that, with those
-    identical to it, takes most of the dense network's time; 1 where every rank counts. None where nothing can be measured or no type has single ranks there."""
+    identical to it, takes most of the dense network's time; 1 where every rank counts. None where nothing can be measured or no type
+    has single ranks there."""
     taken: dict[str, float] = {}  # identical layers together
     for name in cost.table.sites.values():
         taken[name] = taken.get(name, 0.0) + cost.table.layers[name].dense
