@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ranksearch.cli import spaces
+from ranksearch.cli import costs, spaces
 from ranksearch.cli.arguments import Group, MaybeValued, NameIn, StudyArguments, StudyCommand, UserPath
 from ranksearch.cli.session import Session, default_store
 from ranksearch.errors import EmptySpace, InvalidArgument
@@ -127,19 +127,41 @@ def _objective() -> click.Option:
     return click.Option(["--objective"], multiple=True, metavar="NAME", help="Instead of the study's objectives; repeatable.")
 
 
+def _cost() -> click.Option:
+    text = "Count this too: bytes, or latency; settings as in bytes:dtype=bfloat16 or latency:runtime=compile,batch=8; repeatable."
+    return click.Option(["--cost"], multiple=True, metavar="NAME[:SETTING=VALUE,...]", help=text)
+
+
 def _profile_parameters() -> list[click.Parameter]:
-    return [_study(), _space(), _store(), _format()]
+    return [
+        _study(),
+        _cost(),
+        click.Option(["--latency"], is_flag=True, help="Measure latency, and show from which rank on each type is really faster."),
+        click.Option(
+            ["--write-table"], type=UserPath(dir_okay=False), metavar="FILE",
+            help="Write the latency table as CSV; --cost latency:table=FILE reads it.",
+        ),
+        _space(), _store(), _format(),
+    ]  # fmt: skip
 
 
-def profile(asked: StudyArguments, store: str | None, format_: str) -> None:
+def profile(
+    asked: StudyArguments, cost: tuple[str, ...], latency: bool, write_table: Path | None, store: str | None, format_: str
+) -> None:
     """Show what a search would work on: sites, their options and costs, and what was skipped and why."""
+    from ranksearch.cli import latency as latencies
     from ranksearch.cli import results
     from ranksearch.cli.progress import SiteProgress
 
-    study = _open(asked, store, session=_session(), stored=True)
+    study = _open(asked, store, session=_session(), stored=True, cost=cost)
+    if (latency or write_table is not None) and not latencies.has_latency(study):
+        study = costs.used(study, ["latency"], study.store_url)
     with SiteProgress() as progress, suppress(EmptySpace):  # what was skipped is shown nevertheless; then it is an error
         study.profile(progress.event)
-    results.profile(study, format_)
+    results.profile(study, format_, latency=latency)
+    if write_table is not None:
+        latencies.write(study, write_table)
+        print(f"latency table written to {write_table}", file=sys.stderr)
 
 
 def _train_parameters() -> list[click.Parameter]:
@@ -187,6 +209,7 @@ def _search_parameters() -> list[click.Parameter]:
             help='Evaluate only what satisfies it, such as "macs <= 0.5"; repeatable.',
         ),
         _objective(),
+        _cost(),
         click.Option(["--sampler"], type=NameIn("samplers", "SAMPLERS"), default="nsga2", help="[default: nsga2]"),
         click.Option(
             ["--proxy"], multiple=True, type=NameIn("proxies", "PROXIES"),
@@ -214,7 +237,7 @@ def _search_parameters() -> list[click.Parameter]:
 def search(
     asked: StudyArguments, trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
     proxy: tuple[str, ...], allocator: str | None, workers: int | None, runner: str, address: str | None, supernet: str | None,
-    screen: int | None, retry_failed: bool, store: str | None, seed: int | None = None,
+    screen: int | None, retry_failed: bool, store: str | None, cost: tuple[str, ...], seed: int | None = None,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
     store is never evaluated again, but for what failed: the dense network always, others with --retry-failed.
@@ -232,7 +255,7 @@ def search(
 
     machine = _runner(runner, workers, address, asked)
     screening = None if supernet is None else Screening(supernet or True, 100 if screen is None else screen)
-    study = _open(asked, store, session=session, stored=False)
+    study = _open(asked, store, session=session, stored=False, cost=cost)
     study = study.replace(seed=study.seed if seed is None else seed, objectives=objective or study.objectives)
     with SearchProgress(study, session, note=spaces.change(study, session.store or "")) as progress:
         study.run(
@@ -340,6 +363,7 @@ def _compress_parameters() -> list[click.Parameter]:
         click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
         click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
         click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),
+        _cost(),
         _space(),
         _store(),
     ]  # fmt: skip
@@ -347,7 +371,7 @@ def _compress_parameters() -> list[click.Parameter]:
 
 def compress(
     asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], polish: int, onnx: bool,
-    torch_export: bool, force: bool, store: str | None,
+    torch_export: bool, force: bool, cost: tuple[str, ...], store: str | None,
 ) -> None:  # fmt: skip
     """Make the network smaller at once, without training: every rule chooses types and ranks, their networks are reconstructed and measured
     on training data that none of them has seen, and the best one is written as plain PyTorch. The study's store is not touched."""
@@ -357,7 +381,7 @@ def compress(
 
     export.check_target(out, force=force, onnx=onnx)  # before minutes go into it
     print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
-    study = _open(asked, store, session=_session(), stored=True)
+    study = _open(asked, store, session=_session(), stored=True, cost=cost)
     budgets = compression.budgets(study, to)
     with SiteProgress() as progress:
         found = study.compress(rules=rule or None, polished=polish, on_event=progress.event, **budgets)
@@ -399,9 +423,11 @@ def _session() -> Session:
     return click.get_current_context().find_object(Session) or Session()
 
 
-def _open(asked: StudyArguments, store: str | None, *, session: Session, stored: bool) -> Study:
-    """The study with its store attached, in the space that is asked for. With ``stored``, options that are not given are
-    those that the store was searched with."""
+def _open(asked: StudyArguments, store: str | None, *, session: Session, stored: bool, cost: Sequence[str] = ()) -> Study:
+    """The study with its store attached, in the space that is asked for, with the costs of ``--cost`` and of the store. With
+    ``stored``, options that are not given are those that the store was searched with."""
+    for text in cost:
+        costs.parsed(text)  # before the study is loaded
     session.check()
     file, options = asked.file, dict(asked.given)
     session.store = store or default_store(file.path.stem)
@@ -417,6 +443,7 @@ def _open(asked: StudyArguments, store: str | None, *, session: Session, stored:
         if any(study.options.get(name) != value for name, value in {**again, **options}.items() if name not in options):
             study = file.create({**again, **options})
     study = spaces.used(study.replace(store=session.store), asked.space, session.store)
+    study = costs.used(study, cost, session.store)
     session.check()
     return study
 

@@ -9,12 +9,14 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ranksearch.cli.output import write_frame
 from ranksearch.cli.proxies import best_proxy
 from ranksearch.cli.tables import amount, count, percent, plural, share, table
+from ranksearch.errors import EmptySpace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +28,14 @@ if TYPE_CHECKING:
 # -- profile ---------------------------------------------------------------------------------------------------------
 
 
-def profile(study: Study, format_: str) -> None:
-    """Print sites, options, costs, and what was skipped; even of a study whose space is empty."""
+def profile(study: Study, format_: str, *, latency: bool = False) -> None:
+    """Print sites, options, costs, and what was skipped; even of a study whose space is empty. With ``latency`` also which types are
+    really faster; as CSV that alone."""
+    from ranksearch.cli import latency as latencies
+
+    if latency and format_ == "csv":
+        print(_csv(latencies.rows(study)), end="")
+        return
     rows = _site_rows(study)
     skipped = [{"name": s.name, "type": s.type, "params": s.params, "reason": s.reason} for s in study.sites.skipped]
     total = study.baseline
@@ -42,7 +50,8 @@ def profile(study: Study, format_: str) -> None:
         print(out.getvalue(), end="")
     elif format_ == "json":
         data = {"study": study.name, **total, "sites": rows, "skipped": skipped, "uncounted": list(study.sites.uncounted)}
-        if rows:
+        data |= {"break_even": latencies.rows(study)} if latency else {}
+        with suppress(EmptySpace):  # raised below
             space = study.space
             data |= {"size": str(space.size), "smallest": {name: space.smallest(name) for name in space.costs}}
         print(json.dumps(data, indent=2))
@@ -52,6 +61,8 @@ def profile(study: Study, format_: str) -> None:
         _profile_table(study, rows, skipped)
         if study.sites.uncounted:
             print(f"\nnot in the MACs, since no rule counts these operators: {', '.join(study.sites.uncounted)}")
+    if latency and format_ == "table":
+        print(f"\n{latencies.break_even_table(study)}")
     space = study.space  # raises where there is nothing to choose
     if format_ == "table":
         digits = str(space.size)
@@ -59,6 +70,14 @@ def profile(study: Study, format_: str) -> None:
         least = [f"{share(space.smallest(c.name), total[c.name])} of the {c.label}" for c in study.costs if total[c.name]]
         print(f"\n{size} configurations; the smallest has {', another '.join(least)}")
         print(f"objectives: {', '.join(study.objectives)}; fidelity {study.fidelity.key}; errors in the {space.metric} metric")
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: json.dumps(v) if isinstance(v, (dict, list, tuple)) else v for key, v in row.items()} for row in rows)
+    return out.getvalue()
 
 
 def _site_rows(study: Study) -> list[dict[str, Any]]:
@@ -73,7 +92,7 @@ def _site_rows(study: Study) -> list[dict[str, Any]]:
         half = _half(study.spectra, site, cheaper)
         kind = site.kind if site.head is None else f"{site.kind} + head"
         rows.append({
-            "site": site.name, "kind": kind, "shape": kernel, **dense_layer_cost(study.costs, study.dense_network, site),
+            "site": site.name, "kind": kind, "shape": kernel, **dense_layer_cost(study.counts, study.dense_network, site),
             "options": cheaper, "at_half": half, "undefined": undefined, "aliases": " ".join(site.paths[1:]),
         })  # fmt: skip
     return rows

@@ -261,6 +261,15 @@ class _Portfolio:
         return self.spec.sites(self.model, self.task.example(), batch_dim=self.task.batch_dim)
 
     @cached_property
+    def dense_network(self) -> DenseNetwork:
+        return DenseNetwork(self.model, self.sites, self.task.example(), self.task.batch_dim, self.spec.decompositions)
+
+    @cached_property
+    def counts(self) -> tuple[CostModel, ...]:
+        """The cost models, measured once for all metrics where they measure."""
+        return tuple(cost.of(self.dense_network, None, lambda text: self.tell(Stage(text))) for cost in self.costs)
+
+    @cached_property
     def judge(self) -> Judge:
         return judge(self.model, self.task, self.data.held_out)
 
@@ -275,7 +284,7 @@ class _Portfolio:
                 moments = space_metric.moments(found, metric)
             self.tell(Stage(f"profiling {len(self.sites)} sites in the {metric} metric"))
             spectra = Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=home() / "cache" / "spectra")
-            self.spaces[metric] = spectra, self.spec.build(spectra, costs=self.costs, example=self.task.example())
+            self.spaces[metric] = spectra, self.spec.build(spectra, costs=self.counts, example=self.task.example())
         return self.spaces[metric]
 
     def tried(self, rule: Rule) -> Tried:
@@ -322,5 +331,5 @@ class _Portfolio:
         assert best.configuration is not None
         model = self.network(best.metric, best.configuration, fitted=best.reconstructed < best.loss)
         recalibrate(model, self.task.normalization(self.recalibration))
-        baseline = network_cost(self.costs, DenseNetwork(self.model, self.sites, self.task.example()))
+        baseline = network_cost(self.counts, self.dense_network)
         return Compressed(model, best, tuple(tried), baseline, self.judge(self.model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ranksearch.costs.bytes import Bytes
 from ranksearch.costs.cost_model import (
     CostModel,
     DenseNetwork,
@@ -20,5 +21,6 @@ COSTS: tuple[CostModel, ...] = (
 )
 
 __all__ = [
-    "COSTS", "CostModel", "DenseNetwork", "LayerOptions", "MACs", "Params", "check_costs", "dense_layer_cost", "layer_cost", "network_cost",
+    "COSTS", "Bytes", "CostModel", "DenseNetwork", "LayerOptions", "MACs", "Params", "check_costs", "dense_layer_cost", "layer_cost",
+    "network_cost",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.results.names import unusable
-from ranksearch.sites import Amount, Cost, Site, Sites
+from ranksearch.sites import Amount, BatchDim, Cost, Site, Sites
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class DenseNetwork:
     model: nn.Module
     sites: Sites
     example: Any = None  # the input of one forward pass, for cost models that run the network; None: there is none
+    batch_dim: BatchDim = 0  # along which dimension ``example`` stacks examples, see `find_sites`
+    decompositions: Sequence[AnyDecomposition] = DECOMPOSITIONS  # the types that are to be chosen from
 
     @property
     def beside_sites(self) -> Cost:
@@ -51,6 +53,9 @@ class CostModel(ABC):
     The cost of a network is ``rest`` plus the ``options`` of its sites. Amounts are integers where they are counted, and
     then every sum and budget is exact; else floats. Budgets and bounds up to 1 are shares of the dense network's, so the
     unit is to be one of which a network has more than 1.
+
+    What is counted needs no more than these two. What is measured is asked `of` a network first, and has a `record` that is kept
+    with a study, so that the study counts by the same measurement wherever and whenever it goes on.
     """
 
     name: str  # of its column, in conditions and in stores: an identifier
@@ -64,6 +69,29 @@ class CostModel(ABC):
     @abstractmethod
     def rest(self, network: DenseNetwork) -> Amount:
         """What everything costs that is no site, an int if `options` gives integers."""
+
+    def offered(self, layer: LayerOptions) -> np.ndarray:
+        """Which options may stand on a ladder at all, as far as this cost is concerned; bool, shape: (n_ranks,)."""
+        return np.ones(len(layer.ranks), dtype=bool)
+
+    def of(self, network: DenseNetwork, known: Mapping[str, Any] | None = None, tell: Callable[[str], None] = lambda _: None) -> CostModel:
+        """The cost model that `options`, `rest` and `offered` are asked of: this one, or, where something must be measured, one
+        that has done so.
+
+        Args:
+            known: the `record` of an earlier one of the same study; the amounts are then those of that one.
+            tell: called with what is done, in words, before it begins.
+
+        Raises:
+            InvalidArgument: ``known`` was made with other settings than these.
+        """
+        del network, known, tell
+        return self
+
+    def record(self) -> dict[str, Any] | None:
+        """JSON data that gives the amounts again (see `of`); None where they follow from the network alone. ``settings`` in it are the
+        arguments that make this cost model, ``id`` is equal in records that agree on every amount both have."""
+        return None
 
 
 def layer_cost(models: Sequence[CostModel], layer: LayerOptions) -> dict[str, np.ndarray]:

@@ -4,14 +4,12 @@ published slice rule (`slice_rule`) and the search for networks that are the wei
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.exact_structure import exact_network, with_hub
 from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
 from ranksearch.decompositions.network import (
@@ -101,8 +99,7 @@ class Adaptive(Decomposition[AdaptiveState]):
         count = len(sizes)
         if len(rank) != len(pairs(count + 1)) or min(rank) < 1:
             raise InvalidArgument(f"rank={rank} of adaptive: {site.name!r} has {len(pairs(count + 1))} bonds, each of width 1 or more")
-        shapes = core_shapes(sizes, stored_bonds(rank, count))
-        return tuple(torch.full(shape, math.prod(shape) ** -0.5, dtype=torch.float64) for shape in shapes)
+        return blank(*core_shapes(sizes, stored_bonds(rank, count)))
 
     def describe(self, site: Site, rank: Rank) -> str:
         return graph(rank, list(modes(site)))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import cp_fit
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
@@ -116,6 +116,9 @@ class CP(Decomposition[CPState]):
             why = "its components diverged" if rank[0] in state.refused else "not on the grid"
             raise InvalidArgument(f"rank={rank} of cp: {why}; ranks are {state.ranks[:, 0].tolist()}")
         return state.factors[int(position[0])]
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        return blank(*((side, rank[0]) for side in (site.c_out, site.c_in, *_sides(site))))
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return cp_fit.compose(factors).reshape(site.shape)

@@ -3,11 +3,13 @@ is done for every candidate (``factors``, ``module``)."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ranksearch.decompositions.metric import Moments
@@ -111,8 +113,8 @@ class Decomposition(ABC, Generic[S]):
         return ranks[keep[np.lexsort((macs[keep], params[keep]))]]
 
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...] | None:
-        """Factors of a rank with the right shapes and no meaning, for weights that come from elsewhere; None where `factors`
-        gives those of any rank, whatever the weight."""
+        """Factors of a rank with the right shapes and no meaning, for layers whose weights come from elsewhere or do not matter
+        (loading, timing), without a state; None where only `factors` knows their shapes."""
         del site, rank
         return None
 
@@ -123,6 +125,11 @@ class Decomposition(ABC, Generic[S]):
     def reconstruct(self, site: Site, state: S, rank: Rank) -> Tensor:
         """The dense canonical weight that stands in for the original one at ``rank``, float64."""
         return self.compose(site, self.factors(state, rank))
+
+
+def blank(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Tensors of these shapes with norm 1, float64: what `Decomposition.empty_factors` are made of."""
+    return tuple(torch.full(shape, math.prod(shape) ** -0.5, dtype=torch.float64) for shape in shapes)
 
 
 def cheaper(site: Site, params: np.ndarray, macs: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.folding import FOLDINGS, split_groups
 from ranksearch.decompositions.metric import Moments, conditioned, half, is_weight_metric, residual_energy
 from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
@@ -100,6 +100,10 @@ class Decoupled(Decomposition[FilterState]):
             taps = taps.unflatten(0, (groups, -1))
             taps = solve_triangular(state.tap_half[:, None], taps, upper=False, left=False).flatten(0, 1)
         return points, taps
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        c_out, c_in, *kernel = site.shape
+        return blank((c_out, c_in, rank[0]), (c_out, rank[0], math.prod(kernel)))
 
     def describe(self, site: Site, rank: Rank) -> str:
         return f"{rank[0]} per filter"

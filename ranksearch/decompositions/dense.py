@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.folding import split_groups
 from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
 from ranksearch.sites import Site
@@ -45,6 +45,9 @@ class Dense(Decomposition[DenseState]):
 
     def factors(self, state: DenseState, rank: Rank) -> tuple[Tensor, ...]:
         return (state.weight,)
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        return blank(site.shape)
 
     def describe(self, site: Site, rank: Rank) -> str:
         return "full"

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from torch import Tensor, nn
 
 from ranksearch.decompositions import tiles
 from ranksearch.decompositions.chain import chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.tiles import TileState
 from ranksearch.sites import Site
@@ -52,6 +54,10 @@ class GroupedSVD(Decomposition[TileState]):
 
     def factors(self, state: TileState, rank: Rank) -> tuple[Tensor, ...]:
         return tiles.factors(state, 1, rank[0], rank[1])  # shapes: (1, g, co, r), (1, g, r, ci / g * kh * kw)
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        groups, r = rank
+        return blank((1, groups, site.c_out, r), (1, groups, r, math.prod(site.shape[1:]) // groups))
 
     def describe(self, site: Site, rank: Rank) -> str:
         return f"{rank[0]} groups, r={rank[1]}"

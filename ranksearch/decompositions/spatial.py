@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import weighted_truncation
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.weighted_truncation import Folded
@@ -62,6 +62,10 @@ class Spatial(Decomposition[Folded]):
 
     def factors(self, state: Folded, rank: Rank) -> tuple[Tensor, ...]:
         return weighted_truncation.factors(state, rank[0])  # shapes: (g, co * k_second, r), (g, r, ci * k_first)
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        g, (c_out, c_in, *kernel) = site.groups, site.shape
+        return blank((g, c_out // g * kernel[self._second], rank[0]), (g, rank[0], c_in * kernel[self._first]))
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import Spectrum, spectrum, spectrum_errors, truncate
@@ -68,6 +68,10 @@ class SVD(Decomposition[SVDState]):
         if state.input_half is not None:
             right = torch.linalg.solve_triangular(state.input_half, right, upper=False, left=False)
         return left, right  # shapes: (groups, c_out / groups, r), (groups, r, c_in / groups * kh * kw)
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        g, (c_out, *into) = site.groups, site.shape
+        return blank((g, c_out // g, rank[0]), (g, rank[0], math.prod(into)))
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors

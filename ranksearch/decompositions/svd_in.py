@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import weighted_truncation
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.weighted_truncation import Folded
@@ -54,6 +54,10 @@ class SVDIn(Decomposition[Folded]):
 
     def factors(self, state: Folded, rank: Rank) -> tuple[Tensor, ...]:
         return weighted_truncation.factors(state, rank[0])  # shapes: (g, co * kh * kw, r), (g, r, ci)
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        g, (c_out, c_in, *kernel) = site.groups, site.shape
+        return blank((g, c_out // g * math.prod(kernel), rank[0]), (g, rank[0], c_in))
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors

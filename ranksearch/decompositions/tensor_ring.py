@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
 from ranksearch.decompositions.network import (
     Bonds,
@@ -116,6 +116,10 @@ class TensorRing(Decomposition[RingState]):
         if not len(position):
             raise InvalidArgument(f"rank={rank} of tensor_ring is not on its grid; ranks are {state.ranks.tolist()}")
         return even(state.reduced.lift(state.cores[int(position[0])]))
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        sizes = ring_modes(site)
+        return blank(*core_shapes(sizes, _bonds(rank, len(sizes))))
 
     def describe(self, site: Site, rank: Rank) -> str:
         return "ring " + "-".join(map(str, rank))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions.balanced_factors import balanced_factors
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, cheaper
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank, cheaper
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
 from ranksearch.decompositions.refinement import refine, refit_output
 from ranksearch.decompositions.spectrum import ratio, spectrum, truncate
@@ -191,6 +191,15 @@ class TensorTrain(Decomposition[TrainState]):
             return self.compose(state.site, tuple(parts))[None]
 
         return _even(refine(compose, factors, state.weight[None], state.moments))
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        if site.kind == "conv2d":
+            first, middle, last = rank
+            kh, kw = site.kernel
+            return blank((first, site.c_in), (middle, first, kh), (last, middle, kw), (site.c_out, last))
+        bonds = (1, *rank, 1)
+        out, into = _checked(site)
+        return blank(*((bonds[k], o, i, bonds[k + 1]) for k, (o, i) in enumerate(zip(out, into, strict=True))))
 
     def describe(self, site: Site, rank: Rank) -> str:
         return "bonds " + "-".join(map(str, rank))

@@ -3,12 +3,14 @@ grouped 1 x 1 layer (two-dimensional lowering of Learning Low-Rank Approximation
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from torch import Tensor, nn
 
 from ranksearch.decompositions import tiles
 from ranksearch.decompositions.chain import chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.tiles import TileState
 from ranksearch.sites import Site
@@ -55,6 +57,10 @@ class TiledSVD(Decomposition[TileState]):
 
     def factors(self, state: TileState, rank: Rank) -> tuple[Tensor, ...]:
         return tiles.factors(state, *rank)  # shapes: (p, t, co / p, r), (p, t, r, ci / t * kh * kw)
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        p, t, r = rank
+        return blank((p, t, site.c_out // p, r), (p, t, r, math.prod(site.shape[1:]) // t))
 
     def describe(self, site: Site, rank: Rank) -> str:
         return f"{rank[0]} x {rank[1]} tiles, r={rank[2]}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import weighted_truncation
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, cheaper
+from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank, cheaper
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import ratio
@@ -200,6 +200,11 @@ class Tucker2(Decomposition[TuckerState]):
 
     def describe(self, site: Site, rank: Rank) -> str:
         return f"in {rank[0]}, out {rank[1]}"
+
+    def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
+        g, (c_out, c_in, *kernel) = site.groups, site.shape
+        r_in, r_out = rank
+        return blank((g, c_in, r_in), (g, r_out, r_in, *kernel), (g, c_out // g, r_out))
 
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return torch.einsum("giq,gpqhw,gop->goihw", *factors).reshape(site.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ranksearch.sites.copies import copied, take_over, unwrapped, without_fused_paths
+from ranksearch.sites.copies import copied, stored, take_over, unwrapped, without_fused_paths
 from ranksearch.sites.cost import Amount, Cost
 from ranksearch.sites.find import find_sites
 from ranksearch.sites.forward import BatchDim, arguments, batch_size, device_of, fitted, map_tensors, run, tensors_of
@@ -12,6 +12,6 @@ from ranksearch.sites.site import Call, Pair, Site, Sites, Skipped, canonical_we
 
 __all__ = [
     "Amount", "BatchDim", "Call", "Cost", "Pair", "Rule", "Site", "Sites", "Skipped", "arguments", "batch_size", "canonical_weight",
-    "copied", "device_of", "evaluating", "find_sites", "fitted", "map_tensors", "mode", "module_kind", "preserved_modes", "run",
+    "copied", "device_of", "evaluating", "find_sites", "fitted", "map_tensors", "mode", "module_kind", "preserved_modes", "run", "stored",
     "take_over", "tensors_of", "unfused", "unwrapped", "without_fused_paths",
 ]  # fmt: skip

@@ -214,6 +214,10 @@ class _Part:
         widths = profile.ranks[:, profile.ranks.shape[1] if decomposition.storage_only else decomposition.labels :]
         keep = np.flatnonzero((widths % round_to == 0).all(axis=1))
         layer = LayerOptions(network, site, decomposition, profile.ranks[keep], profile.params[keep], profile.macs[keep])
+        offered = np.logical_and.reduce([model.offered(layer) for model in costs])
+        if not offered.all():
+            keep = keep[offered]
+            layer = LayerOptions(network, site, decomposition, profile.ranks[keep], profile.params[keep], profile.macs[keep])
         errors = {"frobenius": profile.frobenius[keep], "operator": profile.operator[keep]}
         return _Part(profile.decomposition, layer.ranks, layer_cost(costs, layer), errors, float(profile.norm))
 

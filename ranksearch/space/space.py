@@ -46,8 +46,8 @@ class SearchSpace:
             raise EmptySpace("the space has no site: loosen include/exclude, see `ranksearch profile` for what was skipped and why")
         if self.size == 1:
             raise EmptySpace(
-                "the space has one configuration, the dense network: no option of any site is cheaper than the site itself; "
-                "allow more decompositions, a smaller round_to, or other sites"
+                "the space has one configuration, the dense network: no option of any site is cheaper than the site itself, or, where "
+                "latency counts, none is as fast; allow more decompositions, a smaller round_to, or other sites"
             )
 
     @property
@@ -229,7 +229,8 @@ def build_space(
     if max_options is not None:
         checks.whole("max_options", max_options, least=1)
     names = [spectra.decomposition(name).name for name in (spectra.decompositions if types is None else types)]
-    network = DenseNetwork(spectra.model, spectra.sites, example)
+    network = DenseNetwork(spectra.model, spectra.sites, example, decompositions=tuple(spectra.decompositions.values()))
+    costs = [model.of(network) for model in costs]
     ladders = tuple(
         build_ladder(spectra, network, site, names, costs=costs, error=error, round_to=round_to, max_options=max_options)
         for site in spectra.sites

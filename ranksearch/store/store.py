@@ -96,6 +96,14 @@ class Store:
         self.fingerprint: str = row.fingerprint
         self.details: dict[str, Any] = json.loads(row.details)
 
+    @staticmethod
+    def exists(url: str | os.PathLike[str]) -> bool:
+        """Whether there is anything at ``url``; for a server, whether its database has a study.
+
+        Raises:
+            StoreError: the URL cannot be used, or the server not be asked."""
+        return Place(url).exists()
+
     @classmethod
     def open(
         cls,

@@ -72,6 +72,7 @@ def run(
     conditions = Condition.parse_all(constraints)
 
     study.check_unchanged()
+    study.measure(tell)
     objectives = Objectives(study.objectives, study.directions, study.baseline)
     if screening is None and not conditions:
         known = _known(study, objectives)

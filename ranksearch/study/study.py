@@ -31,7 +31,7 @@ from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
 from ranksearch.store import Record, Store
-from ranksearch.study import identity
+from ranksearch.study import counts, identity
 from ranksearch.study.report import Report
 from ranksearch.study.results import Results
 from ranksearch.study.run import Screening, run
@@ -59,7 +59,7 @@ class Study:
         task: data, fine-tuning and metrics.
         space: which types, layers and ranks to choose from, see `ranksearch.space`; default `mixture`.
         objectives: what the front is made of: metrics of the task, ``params``, ``macs``, other costs.
-        costs: what networks are counted by, see `ranksearch.costs`: ``(*COSTS, Mine())`` adds one of your own.
+        costs: what networks are counted by, see `ranksearch.costs`: ``(*COSTS, Bytes(), Latency(batch=8))``, or one of your own.
         fidelity: how each candidate is evaluated.
         seed: of the search and of every evaluation.
         store: where the evaluations are: a path, or any SQLAlchemy URL; default: the study's name in `ranksearch.home.home`.
@@ -115,8 +115,9 @@ class Study:
         }  # fmt: skip
         other = copy(self)  # whatever a subclass adds
         fixed = not {"model", "task", "space", "costs"} & set(changes)
-        of_these = ("sites", "spectra", "space", "baseline", "fingerprint", "former_fingerprint", "network", "outputs")
-        for name in ("report", *(() if fixed else of_these)):
+        of_these = ("sites", "spectra", "fingerprint", "former_fingerprint", "network", "outputs")
+        counted = () if fixed and not ("store" in changes and counts.measures(self.costs)) else ("counts", "space", "baseline")
+        for name in ("report", *counted, *(() if fixed else of_these)):
             vars(other).pop(name, None)
         Study.__init__(other, **arguments | changes)
         return other
@@ -185,7 +186,7 @@ class Study:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space: a ladder of options for every site."""
-        return self.spec.build(self.spectra, costs=self.costs, example=self.dense_network.example)
+        return self.spec.build(self.spectra, costs=self.counts, example=self.dense_network.example)
 
     @property
     def profiled(self) -> bool:
@@ -200,17 +201,38 @@ class Study:
                 _ = self.spectra
             tell(Stage(f"profiling {len(self.sites)} sites"))
             self.spectra.profile_all(tell)
+        self.measure(tell)
         return self.space
+
+    @cached_property
+    def counts(self) -> tuple[CostModel, ...]:
+        """The cost models that have amounts: ``costs``, those that measure by the measurement that the store has, else by one made now.
+
+        Raises:
+            StoreError: the store is another study's.
+            InvalidArgument: the store has another measurement than ``costs`` ask for."""
+        return self._counts(lambda text: None)
+
+    def measure(self, tell: Callable[[Stage], None]) -> None:
+        """Make `counts`, each stage told before it begins."""
+        if "counts" not in vars(self):
+            vars(self)["counts"] = self._counts(lambda text: tell(Stage(text)))
+
+    def _counts(self, tell: Callable[[str], None]) -> tuple[CostModel, ...]:
+        def known() -> counts.Records:
+            return counts.stored(self.store_url, study=self.name, fingerprint=self.fingerprint, formerly=self.former_fingerprint)
+
+        return counts.bound(self.costs, self.dense_network, known, tell)
 
     @cached_property
     def baseline(self) -> Cost:
         """Every cost of the dense network."""
-        return network_cost(self.costs, self.dense_network)
+        return network_cost(self.counts, self.dense_network)
 
     @property
     def dense_network(self) -> DenseNetwork:
         """The network as cost models see it."""
-        return DenseNetwork(self.model, self.sites, self.task.example())
+        return DenseNetwork(self.model, self.sites, self.task.example(), self.task.batch_dim, self.spec.decompositions)
 
     @cached_property
     def network(self) -> identity.Network:
@@ -278,12 +300,14 @@ class Study:
             StoreError: there is none to read, or it is another study's or network's."""
         details: dict[str, Any] = {"options": self.options, "space": self.space_choice, "objectives": list(self.objectives)}
         details["baseline"] = dict(self.baseline)
+        details["costs"] = counts.records(self.counts)
         mine = {"weights": self.network.weights, "modules": dict(self.network.modules), "outputs": self.outputs if write else None}
         adopted: list[bool] = []
 
         def described(known: Mapping[str, Any]) -> Mapping[str, Any]:
             stored = known.get("network") or {}
             self._check_network(stored, mine["outputs"])
+            counts.check(self.store_url, known.get("costs") or {}, details["costs"])
             if known and not stored:
                 adopted.append(True)
             return {**details, "network": mine | {name: value for name, value in stored.items() if value is not None}}
@@ -309,7 +333,7 @@ class Study:
 
     def _counted(self, record: Record) -> Record:
         """The record with the costs that the study has gained since it was written."""
-        missing = [cost for cost in self.costs if cost.name not in record.costs]
+        missing = [cost for cost in self.counts if cost.name not in record.costs]
         if not missing:
             return record
         configuration = Configuration.from_json(record.configuration)
@@ -417,7 +441,7 @@ class Study:
         It is no evaluation: the store neither has nor gets it."""
         return compress(
             self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, recalibration=recalibration,
-            polished=polished, costs=self.costs, on_event=on_event, **budgets,
+            polished=polished, costs=self.counts, on_event=on_event, **budgets,
         )  # fmt: skip
 
     def train_supernet(

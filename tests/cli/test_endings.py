@@ -149,7 +149,7 @@ def test_a_reader_that_goes_away_is_no_error(searched):
 
 
 def test_other_exceptions_are_bugs_and_keep_their_traceback(study, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ranksearch.cli.results.profile", lambda *_: 1 / 0)
+    monkeypatch.setattr("ranksearch.cli.results.profile", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["profile", study, "--data", str(tmp_path)])
     monkeypatch.undo()

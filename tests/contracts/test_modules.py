@@ -54,6 +54,20 @@ def test_module_is_the_dense_layer_with_the_reconstructed_weight(kind: str, deco
                 assert float((parameter.detach() * parameter.grad).sum()) == pytest.approx(wanted, rel=1e-8, abs=1e-8)
 
 
+@every
+def test_empty_factors_have_the_shapes_of_factors(kind: str, decomposition: AnyDecomposition) -> None:
+    layer, site, _ = make(kind)
+    defined(decomposition, site)
+    state = decomposition.prepare(site, canonical_weight(layer, site))
+    errors = decomposition.errors(state)
+    for k in classes(decomposition, errors):
+        rank = tuple(errors.ranks[k].tolist())
+        empty = decomposition.empty_factors(site, rank)
+        assert empty is not None
+        assert [f.shape for f in empty] == [f.shape for f in decomposition.factors(state, rank)]
+        assert all(f.dtype == torch.float64 and f.isfinite().all() and (f != 0).all() for f in empty)
+
+
 def _bias_gradient(module: nn.Module) -> Tensor:
     biases = [p.grad for name, p in module.named_parameters() if name.endswith("bias")]
     assert len(biases) == 1 and biases[0] is not None

@@ -15,7 +15,7 @@ from torch import nn
 
 from ranksearch.allocators import ALLOCATORS, Additive, Problem
 from ranksearch.cli.results import front_table
-from ranksearch.costs import COSTS, CostModel, DenseNetwork, LayerOptions, network_cost
+from ranksearch.costs import COSTS, Bytes, CostModel, DenseNetwork, LayerOptions, network_cost
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.evaluation import Fidelity
 from ranksearch.networks.export import read_manifest
@@ -24,25 +24,13 @@ from ranksearch.proxies import free_proxies
 from ranksearch.search.local_search import polish
 from ranksearch.search.starts import optima
 from ranksearch.sites import Cost, find_sites
-from ranksearch.space import DENSE, SearchSpace, build_space, mixture, named
+from ranksearch.space import DENSE, Configuration, SearchSpace, build_space, mixture, named
 from ranksearch.space.spectra import Spectra
 from ranksearch.store import Store
 from ranksearch.study import Study
 from ranksearch.tasks import Classification
 
-
-class Bytes(CostModel):
-    """Of the stored parameters, each in its dtype: counted."""
-
-    name, label, unit = "bytes", "bytes", "bytes"
-
-    def options(self, layer: LayerOptions) -> np.ndarray:
-        return layer.params * layer.network.model.get_submodule(layer.site.name).get_parameter("weight").itemsize
-
-    def rest(self, network: DenseNetwork) -> int:
-        every = sum(p.numel() * p.itemsize for p in network.model.parameters())
-        weights = ((site, network.model.get_submodule(site.name).get_parameter("weight")) for site in network.sites)
-        return every - sum(site.cost.params * weight.itemsize for site, weight in weights)
+NORM = 2 * 8 * 4 + 8  # bytes that the network's batch norm stores besides parameters: statistics and a counter
 
 
 class Milliseconds(CostModel):
@@ -113,7 +101,7 @@ def test_every_cost_of_a_configuration_is_that_of_the_built_network(spectra: Spe
     for indices in (space.dense, *space.sample(12, seed=0)):
         candidate = space.candidate(indices)
         model = build(spectra, candidate.configuration)
-        assert candidate.cost["bytes"] == sum(p.numel() * p.itemsize for p in model.parameters())
+        assert candidate.cost["bytes"] == sum(t.numel() * t.itemsize for t in model.state_dict().values())
         assert candidate.cost.params == sum(p.numel() for p in model.parameters())
         assert isinstance(candidate.cost["bytes"], int) and isinstance(candidate.cost["milliseconds"], float)
         assert candidate.configuration == space.configuration(indices) and np.array_equal(candidate.indices, indices)
@@ -249,7 +237,7 @@ def test_an_added_cost_is_everywhere_in_a_study(tmp_path: Path) -> None:
     study.run(10, runner="local", constraints=["bytes <= 0.5 and milliseconds < 0.9"])
     frame = study.evaluations()
     assert frame["bytes"].dtype == np.int64 and frame["milliseconds"].dtype == np.float64
-    assert (frame["bytes"] == 4 * frame["params"]).all() and frame["bytes_rel"].max() == 1.0
+    assert (frame["bytes"] == 4 * frame["params"] + NORM).all() and frame["bytes_rel"].max() == 1.0
     chosen = frame[frame["factorized"] > 0]
     assert len(chosen) == 9 and (chosen["bytes_rel"] <= 0.5).all() and (chosen["milliseconds_rel"] < 0.9).all()
     for row in frame.to_dict("records"):
@@ -276,10 +264,10 @@ def test_an_added_cost_is_everywhere_in_a_study(tmp_path: Path) -> None:
 def test_a_study_may_gain_a_cost(tmp_path: Path) -> None:
     make(tmp_path / "s.db", space=mixture(cp=False)).run(4, runner="local")
     study = make(tmp_path / "s.db", space=mixture(cp=False), costs=(*COSTS, Bytes()), objectives=("accuracy", "bytes"))
-    assert (study.evaluations()["bytes"] == 4 * study.evaluations()["params"]).all()
+    assert (study.evaluations()["bytes"] == 4 * study.evaluations()["params"] + NORM).all()
     study.run(6, runner="local")
     frame = study.evaluations()
-    assert len(frame) == 6 and (frame["bytes"] == 4 * frame["params"]).all() and frame["bytes"].dtype == np.int64
+    assert len(frame) == 6 and (frame["bytes"] == 4 * frame["params"] + NORM).all() and frame["bytes"].dtype == np.int64
     plain = make(tmp_path / "s.db", space=mixture(cp=False)).evaluations()  # and lose it again
     assert "bytes" not in plain.columns
     pd.testing.assert_frame_equal(plain, frame.drop(columns=["bytes", "bytes_rel"]))
@@ -293,7 +281,7 @@ def test_constraints_below_what_is_reached_are_refused(tmp_path: Path) -> None:
         study.run(4, runner="local", constraints=["seconds < 1"])
 
 
-class Named(Bytes):
+class Named(Milliseconds):
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -313,7 +301,37 @@ def test_the_page_about_costs_runs_and_tells_the_truth(spectra: Spectra) -> None
     exec(code, names)
     dense = DenseNetwork(spectra.model, spectra.sites)
     choices = build_space(spectra).configuration([0, 0, 0]).choices
-    assert network_cost(names["costs"], dense, choices) == network_cost((*COSTS, Bytes()), dense, choices)
+    found, plain = network_cost(names["costs"], dense, choices), network_cost((*COSTS, Bytes()), dense, choices)
+    norm = spectra.model.get_submodule("1")
+    assert found["traffic"] == plain["bytes"] - NORM - 4 * sum(p.numel() for p in norm.parameters())  # each layer is called once
+    assert build_space(spectra, costs=names["costs"]).baseline["traffic"] > found["traffic"]
+
+
+def test_bytes_are_those_of_the_file(spectra: Spectra, tmp_path: Path) -> None:
+    dense = DenseNetwork(spectra.model, spectra.sites)
+    half = Bytes(dtype="bfloat16")
+    for choices in ((), build_space(spectra).configuration([0, 0, 0]).choices):
+        model = build(spectra, Configuration(choices))
+        every = sum(t.numel() * t.itemsize for t in model.state_dict().values())
+        assert network_cost((Bytes(),), dense, choices)["bytes"] == every
+        small = model.to(torch.bfloat16).state_dict()
+        assert network_cost((half,), dense, choices)["bytes"] == sum(t.numel() * t.itemsize for t in small.values())
+    assert Bytes().record() == {"settings": {}, "id": "as it is"} and Bytes(**(half.record() or {})["settings"]) == half
+
+
+def test_what_shares_memory_is_stored_once() -> None:
+    net = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10, bias=False))
+    net[1].weight = net[0].weight
+    net.register_buffer("view", net[0].weight.detach()[:3])
+    net.register_buffer("scratch", torch.zeros(1000), persistent=False)
+    sites = find_sites(net, torch.zeros(1, 2, dtype=torch.long), check=False)
+    assert network_cost((Bytes(),), DenseNetwork(net, sites))["bytes"] == 160
+
+
+@pytest.mark.parametrize("dtype", ["float17", "int8", "nn", ""])
+def test_types_that_store_no_weights_are_refused(dtype: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"dtype='{dtype}' is no floating-point type"):
+        Bytes(dtype=dtype)
 
 
 class Wrong(CostModel):
