@@ -84,13 +84,14 @@ def replace_sites(model: nn.Module, sites: Iterable[Site], replacements: Mapping
 
 
 class ReadableChain(nn.Sequential):
-    """A chain in the place of a layer whose ``weight`` the model reads besides calling it, as in ``x.to(layer.weight.dtype)``:
-    it answers with the type, device and shape of the weight that it stands for. That weight is not put together: values
-    are NaN, so that a computation with them cannot pass for a result. ``bias`` is the chain's own."""
+    """What stands in for a layer whose ``weight`` the model reads besides calling it, as in ``x.to(layer.weight.dtype)``: it answers
+    with the type, device and shape of the weight that it stands for. That weight is not put together, so that a question costs
+    nothing, also where the layers inside compose one to work with: values are NaN, so that a computation with them cannot pass for
+    a result. ``bias`` is that of the layers inside."""
 
-    def __init__(self, layers: nn.Sequential, shape: torch.Size) -> None:
+    def __init__(self, layers: Iterable[nn.Module], shape: torch.Size, *, training: bool) -> None:
         super().__init__(*layers)
-        self.train(layers.training)
+        self.train(training)
         self._shape = shape
 
     @property
@@ -104,9 +105,11 @@ class ReadableChain(nn.Sequential):
 
 
 def _readable(layer: nn.Module, original: nn.Module, site: Site) -> nn.Module:
-    if not site.reads or not isinstance(layer, nn.Sequential):
+    """``layer``, able to answer what the model reads of ``original``. One that keeps a dense weight is as it is."""
+    if not site.reads or layer._parameters.get("weight") is not None:
         return layer
-    return ReadableChain(layer, original.get_parameter("weight").shape)
+    parts = layer if isinstance(layer, nn.Sequential) else [layer]
+    return ReadableChain(parts, original.get_parameter("weight").shape, training=layer.training)
 
 
 def _last_bias(layer: nn.Module) -> nn.Parameter | None:

@@ -17,6 +17,8 @@ from ranksearch.sites.layers import skip
 from ranksearch.sites.observe import METADATA, forward
 from ranksearch.sites.site import Site, Skipped
 
+# what a factorized layer can answer of a weight that it does not hold: of memory and gradients it knows nothing
+ANSWERED = METADATA - {Tensor.requires_grad.__get__, Tensor.is_leaf.__get__, Tensor.stride, Tensor.is_contiguous}  # pyright: ignore[reportAttributeAccessIssue]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
@@ -195,7 +197,7 @@ class _Watched(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         only_type = func is Tensor.to and not isinstance(args[0], _Watched)
-        if func not in METADATA and not only_type:
+        if func not in ANSWERED and not only_type:
             for _, tensor in tensors_of((args, kwargs)):
                 if isinstance(tensor, _Watched):
                     tensor._seen.used.add("weight")
