@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import Site, copied, take_over
+from ranksearch.sites import Scale, Site, copied, take_over
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 
@@ -68,12 +68,13 @@ def replace_sites(model: nn.Module, sites: Iterable[Site], replacements: Mapping
     replaced: list[tuple[nn.Module, nn.Module]] = []
     for site in sites:
         original = model.get_submodule(site.name)
-        layer = _readable(replacements[site.name], original, site)
+        plain = replacements[site.name]
+        layer = _readable(_scaled(plain, site), original, site)
         _keep_bias(layer, original, memo)
         replaced += [(layer, model.get_submodule(path)) for path in (site.name, *site.aliases)]
         if site.head is not None:
             original = model.get_submodule(site.head.name)
-            head = _readable(tied_head(layer, original._parameters.get("bias")), original, site)
+            head = _readable(tied_head(plain, original._parameters.get("bias")), original, site)
             head.train(original.training)
             _keep_bias(head, original, memo)
             replaced += [(head, model.get_submodule(path)) for path in site.head.paths]
@@ -81,6 +82,14 @@ def replace_sites(model: nn.Module, sites: Iterable[Site], replacements: Mapping
     for layer, original in replaced:
         take_over(layer, original, memo)
     return copied(model, memo)
+
+
+def _scaled(layer: nn.Module, site: Site) -> nn.Module:
+    """``layer``, with the number behind it that the site's outputs are multiplied by."""
+    if site.scale == 1.0:
+        return layer
+    parts = layer if isinstance(layer, nn.Sequential) else [layer]
+    return nn.Sequential(*parts, Scale(site.scale)).train(layer.training)
 
 
 class ReadableChain(nn.Sequential):
