@@ -35,7 +35,7 @@ def check(name: str, decomposition: str = "svd") -> Any:
     return script().Check(script().ARCHITECTURES[name], decomposition)
 
 
-QUICK = [(name, question) for name in NAMES for question in ("forward", "costs", "gradients", "generate", "reload")]
+QUICK = [(name, question) for name in NAMES for question in ("forward", "costs", "gradients", "generate", "reload", "pretrained")]
 
 
 @pytest.mark.parametrize(("name", "question"), QUICK)
@@ -85,5 +85,6 @@ def test_there_are_fifty_and_the_table_has_a_row_for_each_that_is_asked_for(
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (title, row)]
     found = dict(zip(*cells, strict=True))
     assert found["network"] == "resnet" and found["sites"] == "10" and found["generate"] == ""
-    assert [found[name] for name in ("outputs", "costs", "gradients", "reload", "`torch.export`", "`torch.compile`")] == ["yes"] * 6
+    asked = ("outputs", "costs", "gradients", "reload", "`from_pretrained`", "`torch.export`", "`torch.compile`")
+    assert [found[name] for name in asked] == ["yes"] * 7
     assert total.startswith("1 of 1 work in all columns")
