@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.networks import export, pretrained
 from ranksearch.networks.surgery import build
-from ranksearch.sites import evaluating, find_sites, run, tensors_of
+from ranksearch.sites import evaluating, find_sites, run, tensors_of, unpack_experts
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 
@@ -41,7 +41,6 @@ TEXT = {**SIZES, "max_position_embeddings": 32}
 CAUSAL = {**TEXT, **TOKENS}
 GROUPED = {**CAUSAL, "num_key_value_heads": 2}
 VISION = {**{k: v for k, v in SIZES.items() if k != "vocab_size"}, "image_size": 32, "patch_size": 8}
-EXPERTS = {**GROUPED, "num_experts_per_tok": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +50,23 @@ class Architecture:
     options: Mapping[str, Any]
     inputs: Mapping[str, Tensor] = dataclasses.field(default_factory=lambda: {"input_ids": IDS})
     generates: bool = False
+    unpacked: bool = False  # its fused experts as layers of their own
 
     def make(self) -> nn.Module:
         """The network, random weights from one seed, in evaluation mode. AttributeError: this version of transformers lacks it."""
         model = getattr(transformers, self.model)
         torch.manual_seed(0)
-        return model(model.config_class(**self.options)).eval()
+        made = model(model.config_class(**self.options)).eval()
+        return unpack_experts(made) if self.unpacked else made
 
 
 def _causal(model: str, **options: Any) -> Architecture:
     return Architecture(model, options, generates=True)
+
+
+def _experts(model: str, **options: Any) -> Architecture:
+    # one example: the tokens of an expert do not divide by a batch
+    return Architecture(model, {**GROUPED, "num_experts_per_tok": 2, **options}, {"input_ids": IDS[:1]}, generates=True, unpacked=True)
 
 
 def _text(model: str, **options: Any) -> Architecture:
@@ -153,10 +159,21 @@ ARCHITECTURES: dict[str, Architecture] = {
     "cohere": _causal("CohereForCausalLM", **GROUPED),
     "smollm3": _causal("SmolLM3ForCausalLM", **GROUPED),
     "starcoder2": _causal("Starcoder2ForCausalLM", **GROUPED),
-    "mixtral": _causal("MixtralForCausalLM", **EXPERTS, num_local_experts=4),
-    "qwen2-moe": _causal("Qwen2MoeForCausalLM", **EXPERTS, num_experts=4, moe_intermediate_size=24, shared_expert_intermediate_size=24),
-    "qwen3-moe": _causal("Qwen3MoeForCausalLM", **EXPERTS, num_experts=4, moe_intermediate_size=24, head_dim=8),
-    "olmoe": _causal("OlmoeForCausalLM", **EXPERTS, num_experts=4),
+    "mixtral": _experts("MixtralForCausalLM", num_local_experts=4),
+    "qwen2-moe": _experts("Qwen2MoeForCausalLM", num_experts=4, moe_intermediate_size=24, shared_expert_intermediate_size=24),
+    "qwen3-moe": _experts("Qwen3MoeForCausalLM", num_experts=4, moe_intermediate_size=24, head_dim=8),
+    "olmoe": _experts("OlmoeForCausalLM", num_experts=4),
+    "gpt-oss": _experts("GptOssForCausalLM", num_local_experts=4, head_dim=8),
+    "granite-moe": _experts("GraniteMoeForCausalLM", num_local_experts=4),
+    "phi-moe": _experts("PhimoeForCausalLM", num_local_experts=4),
+    "deepseek-v3": _experts(
+        "DeepseekV3ForCausalLM", num_key_value_heads=4, n_routed_experts=4, n_group=2, topk_group=1, moe_intermediate_size=24,
+        q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, first_k_dense_replace=1,
+    ),
+    "jamba": _experts(
+        "JambaForCausalLM", num_experts=4, mamba_d_state=4, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
+        expert_layer_offset=1, use_mamba_kernels=False,
+    ),
     "mamba": _causal("MambaForCausalLM", vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8, **TOKENS),
     "mamba2": _causal(
         "Mamba2ForCausalLM", vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8, head_dim=8, num_heads=8, n_groups=2,

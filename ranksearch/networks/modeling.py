@@ -14,7 +14,7 @@ from ranksearch import __version__
 from ranksearch.decompositions.tensor_train import TrainLinear
 from ranksearch.errors import InvalidModel
 from ranksearch.networks.layers import ReadableChain, TransposedLinear, last_bias
-from ranksearch.sites import Scale
+from ranksearch.sites import Scale, UnpackedExperts
 
 VARIANT = "factorized"  # weights are in model.factorized.safetensors
 _MODULE_STATE = frozenset(vars(nn.Module()))
@@ -32,8 +32,10 @@ It needs torch and transformers alone:
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,7 @@ def layers() -> dict[str, nn.Module]:
     }}
 
 
+EXPERTS = {experts}  # fused in {base}, one by one here
 ATTRIBUTES = {attributes}
 SAME = {same}  # modules that are one, by path
 PATHS = {paths}
@@ -58,6 +61,8 @@ class {name}({base}):
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
+        for path in EXPERTS:
+            self.set_submodule(path, UnpackedExperts(self.get_submodule(path)))
         for path, layer in layers().items():
             vars(layer).update(ATTRIBUTES.get(path, {{}}))
             self.set_submodule(path, layer)
@@ -134,7 +139,8 @@ def source(model: nn.Module, name: str, paths: Sequence[str], first_names: Mappi
     attributes: dict[str, dict[str, Any]] = {}
     same: dict[str, str] = {}
     first: dict[int, str] = {}
-    used: dict[str, Any] = {}
+    experts = [path for path, module in model.named_modules() if isinstance(module, UnpackedExperts)]
+    used: dict[str, Any] = {"UnpackedExperts": UnpackedExperts} if experts else {}
     for path in paths:
         layer = model.get_submodule(path)
         if id(layer) in first:
@@ -148,7 +154,8 @@ def source(model: nn.Module, name: str, paths: Sequence[str], first_names: Mappi
     tied = {name: one for name, one in first_names.items() if name != one}
     return _TEMPLATE.format(
         name=name, base=base.__name__, module=base.__module__, version=__version__, auto=auto, layers="\n".join(lines),
-        attributes=_pretty(attributes), same=_pretty(same), paths=tuple(first.values()), tied=_pretty(tied), variant=VARIANT,
+        paths=tuple(first.values()), variant=VARIANT,
+        experts=experts, attributes=_pretty(attributes), same=_pretty(same), tied=_pretty(tied),
         sources="".join(f"\n\n{inspect.getsource(each)}" for each in used.values()),
     )  # fmt: skip
 

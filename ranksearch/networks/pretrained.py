@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.home import user_path
 from ranksearch.networks.modeling import VARIANT, source
+from ranksearch.sites import UnpackedExperts
 
 MODULE = "modeling_factorized"
 FOREIGN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -31,13 +32,13 @@ _MARK = "_factorized_layers"
 
 def mark(network: nn.Module, layers: Collection[nn.Module]) -> None:
     """Make ``save_pretrained`` of every network of transformers in ``network`` the one below, where it holds any of ``layers``, which
-    were put in the place of its own."""
+    were put in the place of its own, or experts that were unpacked."""
     new = {id(layer) for layer in layers}
     for module in network.modules():
         if not any(base.__name__ == "PreTrainedModel" and base.__module__.startswith("transformers.") for base in type(module).__mro__):
             continue
         found = [path for path, each in module.named_modules(remove_duplicate=False) if id(each) in new]
-        if found:
+        if found or any(isinstance(each, UnpackedExperts) for each in module.modules()):
             vars(module)[_MARK] = tuple(_outermost({*vars(module).get(_MARK, ()), *found}))
             vars(module)["save_pretrained"] = types.MethodType(save_pretrained, module)
 

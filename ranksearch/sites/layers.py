@@ -81,6 +81,13 @@ def holds_weights(module: nn.Module) -> bool:
     return module_kind(module) is not None  # parametrized, or with weights that are no parameters
 
 
+def fused_experts(module: nn.Module) -> bool:
+    """Whether a module is what transformers makes of the experts of a layer: their matrices in tensors of three dimensions."""
+    down = module._parameters.get("down_proj")
+    known = all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
+    return known and down is not None and down.ndim == 3
+
+
 def packed(module: nn.Module) -> bool:
     """Whether a module holds its weight quantized, in a form of its own."""
     return any(getattr(module, name, None) is not None for name in _PACKED)
@@ -95,6 +102,7 @@ def objection(path: str, module: nn.Module) -> str | None:
         return "already low-rank (a matrix of a LoRA): merge it into its layer first"
     if kind is None:
         hint = ": see ranksearch.sites.attention.unpack_attention" if isinstance(module, nn.MultiheadAttention) else ""
+        hint = ": see ranksearch.sites.unpack_experts" if fused_experts(module) else hint
         return f"no decomposition is defined for {type(module).__name__}{hint}"
     if multiplier(module) is None:
         own = "a forward set on it" if "forward" in vars(module) else "a forward pass of its own"
