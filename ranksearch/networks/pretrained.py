@@ -91,6 +91,8 @@ def save_pretrained(model: Any, save_directory: str | os.PathLike[str], *, is_ma
         (folder / f"{MODULE}.py").write_text(code, encoding="utf-8")
         _name_class(folder / "config.json", name, auto)
         _compare(folder, model, tensors)
+        for stale in target.glob(f"model*{VARIANT}*"):  # in one file, or in several of other names
+            stale.unlink()
         for path in folder.iterdir():
             os.replace(path, target / path.name)
 

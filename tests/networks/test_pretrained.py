@@ -150,6 +150,16 @@ def test_weights_are_stored_once(saved: tuple[nn.Module, Path]) -> None:
     assert "model.embed_tokens.0.weight" in tensors and not any(name.startswith("lm_head") for name in tensors)
 
 
+def test_weights_in_several_files_take_the_place_of_those_in_one(tmp_path: Path) -> None:
+    model: Any = factorized("llama")
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(3.0)
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
+    assert len(list(tmp_path.glob("model*.safetensors"))) > 1
+    torch.testing.assert_close(answer(pretrained.load(tmp_path).eval(), "llama"), answer(model, "llama"), rtol=1e-6, atol=1e-6)
+
+
 def drop(tensors: dict[str, Tensor]) -> None:
     del tensors["model.layers.0.mlp.up_proj.1.weight"]
 
