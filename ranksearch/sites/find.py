@@ -124,7 +124,8 @@ def _candidates(
                     sites.append(site)
                     continue
                 idle.append(site)
-                reason = "not called in the forward pass on the example (or its weight is used directly)"
+                past = "its weight is used directly, past the layer, which a factorized one does not have"
+                reason = past if f"{path}.weight" in observed.used else "not called in the forward pass on the example"
         skipped.append(skip(path, module, reason))
     return sites, idle, skipped
 
