@@ -292,7 +292,7 @@ class Check:
         if dense:
             return
         got = gradients(self.built, self.example)
-        largest = max(float(grad.abs().max()) for grad in wanted.values())
+        largest = max(float(grad.abs().max()) for grad in wanted.values() if grad.numel())
         common = [name for name in wanted if name in got]
         same([got[name] for name in common], [wanted[name] for name in common], scale=largest)
         built, dense = dict(self.built.named_parameters()), dict(self.dense.named_parameters())
