@@ -77,12 +77,15 @@ def _plan(shapes: tuple[tuple[int, ...], ...], modes: int, skip: int | None) -> 
     steps = []
     macs = 0
     while len(indices) > 1:
-        a, b = min(pairs(len(indices)), key=lambda pair: math.prod(sizes[l] for l in {*indices[pair[0]], *indices[pair[1]]}))
+        # lists instead of generators and keys: torch.compile traces this
+        choices = list(pairs(len(indices)))
+        costs = [math.prod([sizes[label] for label in {*indices[one], *indices[two]}]) for one, two in choices]
+        a, b = choices[costs.index(min(costs))]
         right, left = indices.pop(b), indices.pop(a)
         needed = {*wanted, *(label for others in indices for label in others)}
         every = dict.fromkeys(left + right)
         out = [label for label in every if label in needed]
-        macs += math.prod(sizes[label] for label in every) if len(out) < len(every) else 0
+        macs += math.prod([sizes[label] for label in every]) if len(out) < len(every) else 0
         steps.append((a, b, left, right, out))
         indices.append(out)
     return terms, tuple(steps), tuple(indices[0].index(label) for label in wanted), macs

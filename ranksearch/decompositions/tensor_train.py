@@ -244,6 +244,12 @@ class TrainLinear(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(cores[0]).clone())
 
+    @property
+    def core_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """(r_{k-1}, o_k, i_k, r_k) of every mode k."""
+        modes = zip(self.bonds, self.out_modes, self.in_modes, (*self.bonds[1:], 1), strict=True)
+        return tuple((left, out, into, right) for left, out, into, right in modes)
+
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., c_in) to (..., c_out)."""
         leading = x.shape[:-1]

@@ -16,7 +16,7 @@ from ranksearch.decompositions.metric import floored, half
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import batch_statistics
 from ranksearch.networks.lockstep import Pass, passes
-from ranksearch.sites import Site, canonical_weight, evaluating, find_sites, map_tensors, module_kind, run, tensors_of
+from ranksearch.sites import Site, UnpackedExperts, canonical_weight, evaluating, find_sites, map_tensors, module_kind, run, tensors_of
 from ranksearch.statistics.moments import chunks, gradients, images, lower, to_patch_order
 
 CHUNK = 64 << 20  # bytes of lowered inputs held at once
@@ -101,8 +101,8 @@ def reconstruct(
             and so does a single batch that cannot be cut (less than 8 examples, or tensors of different lengths).
 
     Returns:
-        the layers that a fit was tried on, in order. Left as they are: dense layers, embeddings, and types whose last layer is
-        not a plain one (those that are stored composed, or that shuffle channels at the end).
+        the layers that a fit was tried on, in order. Left as they are: dense layers, embeddings, types whose last layer is
+        not a plain one (those that are stored composed, or that shuffle channels at the end), and experts.
 
     Raises:
         InvalidArgument: ``ridge`` negative or not finite, ``held_out`` outside [0, 1), or no batches.
@@ -200,9 +200,11 @@ def _distance(network: nn.Module, reference: nn.Module, batches: Iterable[Any]) 
 
 
 def _factorized(network: nn.Module, reference: nn.Module) -> Iterator[tuple[str, str]]:
-    """Paths of the layers that are a chain in ``network``, and of their last factor."""
+    """Paths of the layers that are a chain in ``network``, and of their last factor; those of experts are left out, which are not
+    given the same tokens in both."""
+    routed = tuple(f"{path}." for path, module in reference.named_modules() if isinstance(module, UnpackedExperts))
     for path, module in reference.named_modules():
-        if module_kind(module) in (None, "embedding"):
+        if module_kind(module) in (None, "embedding") or path.startswith(routed):
             continue
         try:
             layer = network.get_submodule(path)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import Site, copied, take_over
+from ranksearch.networks import pretrained
+from ranksearch.networks.layers import ReadableChain, TransposedLinear, last_bias
+from ranksearch.sites import Scale, Site, copied, take_over
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 
@@ -54,7 +56,7 @@ def conformed(layer: nn.Module, original: nn.Module) -> nn.Module:
     if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
         layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     layer.train(original.training).requires_grad_(weight.requires_grad)
-    own_bias = _last_bias(layer)
+    own_bias = last_bias(layer)
     if bias is not None and own_bias is not None:
         own_bias.requires_grad_(bias.requires_grad)
     return layer
@@ -68,50 +70,38 @@ def replace_sites(model: nn.Module, sites: Iterable[Site], replacements: Mapping
     replaced: list[tuple[nn.Module, nn.Module]] = []
     for site in sites:
         original = model.get_submodule(site.name)
-        layer = _readable(replacements[site.name], original, site)
+        plain = replacements[site.name]
+        layer = _readable(_scaled(plain, site), original, site)
         _keep_bias(layer, original, memo)
         replaced += [(layer, model.get_submodule(path)) for path in (site.name, *site.aliases)]
         if site.head is not None:
             original = model.get_submodule(site.head.name)
-            head = _readable(tied_head(layer, original._parameters.get("bias")), original, site)
+            head = _readable(tied_head(plain, original._parameters.get("bias")), original, site)
             head.train(original.training)
             _keep_bias(head, original, memo)
             replaced += [(head, model.get_submodule(path)) for path in site.head.paths]
     memo |= {id(original): layer for layer, original in replaced}
     for layer, original in replaced:
         take_over(layer, original, memo)
-    return copied(model, memo)
+    network = copied(model, memo)
+    pretrained.mark(network, [layer for layer, _ in replaced])
+    return network
 
 
-class ReadableChain(nn.Sequential):
-    """A chain in the place of a layer whose ``weight`` the model reads besides calling it, as in ``x.to(layer.weight.dtype)``:
-    it answers with the type, device and shape of the weight that it stands for. That weight is not put together: values
-    are NaN, so that a computation with them cannot pass for a result. ``bias`` is the chain's own."""
-
-    def __init__(self, layers: nn.Sequential, shape: torch.Size) -> None:
-        super().__init__(*layers)
-        self.train(layers.training)
-        self._shape = shape
-
-    @property
-    def weight(self) -> Tensor:
-        first = next(self.parameters())
-        return torch.full((), float("nan"), dtype=first.dtype, device=first.device).expand(self._shape)
-
-    @property
-    def bias(self) -> Tensor | None:
-        return _last_bias(self)
+def _scaled(layer: nn.Module, site: Site) -> nn.Module:
+    """``layer``, with the number behind it that the site's outputs are multiplied by."""
+    if site.scale == 1.0:
+        return layer
+    parts = layer if isinstance(layer, nn.Sequential) else [layer]
+    return nn.Sequential(*parts, Scale(site.scale)).train(layer.training)
 
 
 def _readable(layer: nn.Module, original: nn.Module, site: Site) -> nn.Module:
-    if not site.reads or not isinstance(layer, nn.Sequential):
+    """``layer``, able to answer what the model reads of ``original``. One that keeps a dense weight is as it is."""
+    if not site.reads or layer._parameters.get("weight") is not None:
         return layer
-    return ReadableChain(layer, original.get_parameter("weight").shape)
-
-
-def _last_bias(layer: nn.Module) -> nn.Parameter | None:
-    """The bias of a chain, which only its last layer has."""
-    return next((m._parameters["bias"] for m in layer.modules() if m._parameters.get("bias") is not None), None)
+    parts = layer if isinstance(layer, nn.Sequential) else [layer]
+    return ReadableChain(parts, original.get_parameter("weight").shape).train(layer.training)
 
 
 def _keep_bias(layer: nn.Module, original: nn.Module, memo: dict[int, Any]) -> None:
@@ -120,22 +110,6 @@ def _keep_bias(layer: nn.Module, original: nn.Module, memo: dict[int, Any]) -> N
     for module in layer.modules() if bias is not None else ():
         if module._parameters.get("bias") is not None:
             module._parameters["bias"] = memo.setdefault(id(bias), module._parameters["bias"])
-
-
-class TransposedLinear(nn.Module):
-    """x to x W, where ``nn.Linear`` computes x W^T: the way back through a linear layer, with that layer's own weight,
-    which stays one parameter."""
-
-    def __init__(self, weight: nn.Parameter) -> None:  # shape: (in_features, out_features)
-        super().__init__()
-        self.weight = weight
-        self.in_features, self.out_features = weight.shape
-
-    def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.weight.T)
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 def tied_head(layer: nn.Module, bias: Tensor | None) -> nn.Module:

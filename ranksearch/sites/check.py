@@ -3,7 +3,7 @@ be called, give the same outputs, and the model may read of it only what a facto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,27 +14,30 @@ from ranksearch.errors import InvalidModel
 from ranksearch.sites.copies import copied, take_over
 from ranksearch.sites.forward import tensors_of
 from ranksearch.sites.layers import skip
-from ranksearch.sites.observe import METADATA, forward
+from ranksearch.sites.observe import METADATA, Observed, forward
 from ranksearch.sites.site import Site, Skipped
+from ranksearch.sites.subclasses import Scale
 
+# what a factorized layer can answer of a weight that it does not hold: of memory and gradients it knows nothing
+ANSWERED = METADATA - {Tensor.requires_grad.__get__, Tensor.is_leaf.__get__, Tensor.stride, Tensor.is_contiguous}  # pyright: ignore[reportAttributeAccessIssue]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
-def tried(model: nn.Module, example: Any, sites: Sequence[Site], output: Any) -> tuple[list[Site], list[Skipped]]:
+def tried(model: nn.Module, example: Any, sites: Sequence[Site], observed: Observed) -> tuple[list[Site], list[Skipped]]:
     """The sites that can be replaced, with what the model reads of them, and those that cannot, with the reason.
 
     Args:
         model: not changed, and not run: copies are.
-        output: of the model on ``example``.
+        observed: of the model on ``example``.
 
     Raises:
         InvalidModel: single layers can be replaced and all of them cannot.
     """
-    modules = dict(model.named_modules())
+    modules, output = dict(model.named_modules()), observed.output
     kept, skipped = list(sites), []
     while kept:
         trial = _try(model, example, kept)
-        reasons = trial.objections(kept)
+        reasons = trial.objections(kept, observed.calls)
         if not reasons and not trial.equals(output):
             reasons = _culprits(model, example, kept, output)
             if reasons is None:
@@ -89,8 +92,8 @@ class _Trial:
         new, old = (list(tensors_of(value)) for value in (self.output, output))
         return len(new) == len(old) and all(_close(a, b) for (_, a), (_, b) in zip(new, old, strict=True))
 
-    def objections(self, sites: Sequence[Site]) -> dict[str, str]:
-        """What speaks against replacing a layer, by the name of its site."""
+    def objections(self, sites: Sequence[Site], called: Collection[str]) -> dict[str, str]:
+        """What speaks against replacing a layer, by the name of its site; ``called`` are the paths of layers that the model calls."""
         reasons = {}
         for site in sites:
             for path in site.paths:
@@ -100,7 +103,7 @@ class _Trial:
                 if seen.used:
                     used = ", ".join(sorted(seen.used))
                     reasons[site.name] = f"the model uses its {used} past the layer, which a factorized one does not have"
-                elif self.error is None and not seen.called:
+                elif self.error is None and path in called and not seen.called:
                     reasons[site.name] = "it is not called any more once another layer is in its place"
         return reasons
 
@@ -117,7 +120,7 @@ def _try(model: nn.Module, example: Any, sites: Sequence[Site]) -> _Trial:
             if id(original) not in memo:
                 seen[path] = _Seen()
                 embedding = site.kind == "embedding" and path in (site.name, *site.aliases)
-                memo[id(original)] = _StandIn(original, seen[path], embedding=embedding)
+                memo[id(original)] = _StandIn(original, seen[path], embedding=embedding, scale=site.scale if embedding else 1.0)
                 pairs.append((memo[id(original)], original))
     for layer, original in pairs:
         take_over(layer, original, memo)
@@ -142,8 +145,8 @@ def _close(a: Tensor, b: Tensor) -> bool:
 class _StandIn(nn.Sequential):
     """An equal layer that is, like a factorized one, a sequence of layers without a weight of its own. It notes how it is used."""
 
-    def __init__(self, original: nn.Module, seen: _Seen, *, embedding: bool) -> None:
-        super().__init__(_bare(original, embedding))
+    def __init__(self, original: nn.Module, seen: _Seen, *, embedding: bool, scale: float) -> None:
+        super().__init__(_bare(original, embedding), *([Scale(scale)] if scale != 1.0 else []))
         self._seen, self._original = seen, (original,)  # in a tuple: no submodule
         self.train(original.training)
 
@@ -195,7 +198,7 @@ class _Watched(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         only_type = func is Tensor.to and not isinstance(args[0], _Watched)
-        if func not in METADATA and not only_type:
+        if func not in ANSWERED and not only_type:
             for _, tensor in tensors_of((args, kwargs)):
                 if isinstance(tensor, _Watched):
                     tensor._seen.used.add("weight")

@@ -61,13 +61,15 @@ def find_sites(
             f"batch_dim={batch_dim!r}: {observed.macs:,} multiply-adds are no multiple of a batch of {batch}: examples are stacked along "
             "another dimension (say which with batch_dim), or part of the work is done once for all (give an example with a batch of 1)"
         )
-    sites, skipped = _candidates(model, modules, observed, batch, include, exclude)
-    sites, tied = merge(sites, modules)
+    sites, idle, skipped = _candidates(model, modules, observed, batch, include, exclude)
+    sites, tied = merge(sites, idle, modules)
     refused: list[Skipped] = []
     if check:
-        sites, refused = tried(model, example, sites, observed.output)
+        sites, refused = tried(model, example, sites, observed)
     order = {path: index for index, path in enumerate(modules)}
-    reported = sorted([*skipped, *tied, *refused], key=lambda s: order[s.name])
+    within = {path for site in sites for path in site.paths}
+    left = {s.name: s for s in [*skipped, *tied, *refused] if s.name not in within}
+    reported = sorted(left.values(), key=lambda s: order[s.name])
     return Sites(tuple(sites), tuple(reported), Cost(params=stored(model.parameters()), macs=macs), observed.uncounted, batch_dim)
 
 
@@ -93,36 +95,41 @@ def _candidates(
     batch: int,
     include: Rule | Sequence[Rule],
     exclude: Rule | Sequence[Rule],
-) -> tuple[list[Site], list[Skipped]]:
-    """A site for every module that nothing speaks against, whoever else has its weight."""
+) -> tuple[list[Site], list[Site], list[Skipped]]:
+    """A site for every module that nothing speaks against, whoever else has its weight; apart from them those that are not called,
+    which are skipped where they have their weight to themselves."""
     aliases: dict[int, list[str]] = {}  # module identity -> all its paths
     for path, module in model.named_modules(remove_duplicate=False):
         aliases.setdefault(id(module), []).append(path)
     sites: list[Site] = []
+    idle: list[Site] = []
     skipped: list[Skipped] = []
     for path, module in modules.items():
         if not holds_weights(module):
             continue
-        reason = objection(path, module) or _unused(path, observed)
+        reason = objection(path, module) or _altered(path, observed)
         if reason is None and not matches(path, module, include):
             reason = "not included"
         if reason is None and matches(path, module, exclude):
             reason = "excluded"
         if reason is None:
             try:
-                site = site_of(path, module, observed.calls[path], batch)
+                site = site_of(path, module, observed.calls.get(path, ()), batch)
             except ValueError as error:
                 reason = str(error)
             else:
-                check_finite(path, module)
-                sites.append(replace(site, aliases=tuple(aliases[id(module)][1:])))
-                continue
+                site = replace(site, aliases=tuple(aliases[id(module)][1:]))
+                if path in observed.calls:
+                    check_finite(path, module)
+                    sites.append(site)
+                    continue
+                idle.append(site)
+                past = "its weight is used directly, past the layer, which a factorized one does not have"
+                reason = past if f"{path}.weight" in observed.used else "not called in the forward pass on the example"
         skipped.append(skip(path, module, reason))
-    return sites, skipped
+    return sites, idle, skipped
 
 
-def _unused(path: str, observed: Observed) -> str | None:
-    if path not in observed.calls:
-        return "not called in the forward pass on the example (or its weight is used directly)"
+def _altered(path: str, observed: Observed) -> str | None:
     changed = observed.altered.get(path)
     return f"{changed}, so that a factorized layer would be fitted to something else: write it as a module" if changed else None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ranksearch.errors import InvalidModel
 from ranksearch.sites.forward import FLOATS
 from ranksearch.sites.site import Call, Kind, Pair, Site, Skipped
+from ranksearch.sites.subclasses import scale_of
 
 Rule = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of one call's input and output
@@ -62,11 +63,29 @@ def own_forward(module: nn.Module) -> bool:
     return plain is not None and any(getattr(type(module), name, None) is not getattr(plain, name, None) for name in names)
 
 
+def multiplier(module: nn.Module) -> float | None:
+    """By which number the outputs of torch's layer of its kind are multiplied in this one: 1 for a plain layer; None where it computes
+    something else."""
+    if not own_forward(module):
+        return 1.0
+    plain = next((base for base in _PLAIN if isinstance(module, base)), None)
+    others = ("_conv_forward", "__call__", "_call_impl")
+    same = all(getattr(type(module), name, None) is getattr(plain, name, None) for name in others)
+    return None if plain is None or not same or "forward" in vars(module) else scale_of(module, plain)
+
+
 def holds_weights(module: nn.Module) -> bool:
     """Whether a module has weights of its own, in whatever form."""
     if any(True for _ in module.parameters(recurse=False)) or packed(module):
         return True
     return module_kind(module) is not None  # parametrized, or with weights that are no parameters
+
+
+def fused_experts(module: nn.Module) -> bool:
+    """Whether a module is what transformers makes of the experts of a layer: their matrices in tensors of three dimensions."""
+    down = module._parameters.get("down_proj")
+    known = all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
+    return known and down is not None and down.ndim == 3
 
 
 def packed(module: nn.Module) -> bool:
@@ -83,8 +102,9 @@ def objection(path: str, module: nn.Module) -> str | None:
         return "already low-rank (a matrix of a LoRA): merge it into its layer first"
     if kind is None:
         hint = ": see ranksearch.sites.attention.unpack_attention" if isinstance(module, nn.MultiheadAttention) else ""
+        hint = ": see ranksearch.sites.unpack_experts" if fused_experts(module) else hint
         return f"no decomposition is defined for {type(module).__name__}{hint}"
-    if own_forward(module):
+    if multiplier(module) is None:
         own = "a forward set on it" if "forward" in vars(module) else "a forward pass of its own"
         return f"{type(module).__name__} has {own}, which a factorized layer would not have"
     return _weight_objection(module) or _state_objection(module)
@@ -115,7 +135,8 @@ def _state_objection(module: nn.Module) -> str | None:
     for name, parameter in module._parameters.items():
         if parameter is not None and (parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)):
             return f"its {name} has a gradient hook, which factors would not have"
-    other = [*(n for n in module._parameters if n not in ("weight", "bias")), *module._buffers, *module._modules]
+    buffers = () if own_forward(module) else module._buffers  # of a subclass it is a number, which a factorized layer takes over
+    other = [*(n for n in module._parameters if n not in ("weight", "bias")), *buffers, *module._modules]
     other = [name for name in other if getattr(module, name, None) is not None]
     if other:
         return f"it holds {', '.join(map(repr, other))} besides weight and bias, which a factorized layer would not have"
@@ -156,7 +177,7 @@ def site_of(path: str, module: Any, shapes: Sequence[Shapes], batch: int) -> Sit
     if kind == "embedding":
         rows, dim = module.weight.shape
         calls = tuple(Call(_per_example(math.prod(i), batch), (1, 1), (1, 1)) for i, _ in shapes)
-        return Site(path, kind, dim, rows, bias=False, calls=calls)
+        return Site(path, kind, dim, rows, bias=False, calls=calls, scale=multiplier(module) or 1.0)
     c_out, c_in = module.weight.shape if kind == "linear" else module.weight.shape[::-1]
     calls = tuple(Call(_per_example(math.prod(i) // c_in, batch), (1, 1), (1, 1)) for i, _ in shapes)
     return Site(path, kind, c_out, c_in, bias=bias, calls=calls)

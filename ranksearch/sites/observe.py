@@ -43,6 +43,7 @@ class Observed:
     output: Any
     macs: int
     uncounted: tuple[str, ...]
+    used: frozenset[str] = frozenset()  # names of parameters that something was computed with, by the layer or past it
 
 
 def observe(model: nn.Module, example: Any) -> Observed:
@@ -55,9 +56,10 @@ def observe(model: nn.Module, example: Any) -> Observed:
     calls: dict[str, list[Shapes]] = {}
     altered: dict[str, str] = {}
     counter = MacCounter()
-    with _recording(copy, calls, altered), counter:
+    uses = _Uses(copy)
+    with _recording(copy, calls, altered), counter, uses:
         output = forward(model, copy, example)
-    return Observed(calls, altered, output, counter.total, tuple(sorted(counter.uncounted)))
+    return Observed(calls, altered, output, counter.total, tuple(sorted(counter.uncounted)), frozenset(uses.seen))
 
 
 def forward(model: nn.Module, copy: nn.Module, example: Any) -> Any:
@@ -67,7 +69,7 @@ def forward(model: nn.Module, copy: nn.Module, example: Any) -> Any:
     Raises:
         InvalidModel: the forward pass fails, or it runs ``model`` itself.
     """
-    strangers = _Strangers(model)
+    strangers = _Uses(model)
     undo = _Undo([*model.parameters(), *model.buffers()])
     with preserved_modes(model), preserved_randomness(model):
         for module in model.modules():  # nothing of it should run; if something does, it should do the least
@@ -101,7 +103,7 @@ def _not_a_copy(model: nn.Module, seen: Sequence[str]) -> str:
     )
 
 
-class _Strangers(TorchFunctionMode):
+class _Uses(TorchFunctionMode):
     """Notices parameters and buffers of a model in what is computed."""
 
     def __init__(self, model: nn.Module) -> None:

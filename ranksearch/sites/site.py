@@ -45,6 +45,7 @@ class Site:
     batched: bool = True  # False: a convolution called without a batch dimension
     aliases: tuple[str, ...] = ()  # other module paths that use the same weight; they are built with it
     head: Site | None = None  # an embedding's tied output head: the linear site that multiplies by the same weight
+    scale: float = 1.0  # what the output of an embedding is multiplied by, as Gemma and BART do; a tied head's is not
     reads: tuple[str, ...] = ()  # what the model reads of the layer besides calling it: "weight" (its dtype, device, shape), "bias"
 
     @property

@@ -13,8 +13,10 @@ from ranksearch.sites.layers import skip
 from ranksearch.sites.site import Site, Skipped
 
 
-def merge(sites: Sequence[Site], modules: Mapping[str, nn.Module]) -> tuple[list[Site], list[Skipped]]:
-    """Sites that have one weight as one site each; those that use it in another way are skipped."""
+def merge(sites: Sequence[Site], idle: Sequence[Site], modules: Mapping[str, nn.Module]) -> tuple[list[Site], list[Skipped]]:
+    """Sites that have one weight as one site each; those that use it in another way are skipped. Of ``idle``, layers that are not
+    called, those that are alike join the site that has their weight: T5 and BART keep a table ``shared`` that is never looked up in
+    itself."""
     found: list[Site] = []
     skipped: list[Skipped] = []
     owner: dict[int, int] = {}  # weight identity -> index in found
@@ -31,6 +33,10 @@ def merge(sites: Sequence[Site], modules: Mapping[str, nn.Module]) -> tuple[list
         else:
             reason = f"shares its weight with {found[first].name!r} but is used in another way"
             skipped.append(skip(site.name, modules[site.name], reason))
+    for site in idle:
+        index = owner.get(id(modules[site.name].get_parameter("weight")))
+        if index is not None and found[index].kind == site.kind:
+            found[index] = _tie(found[index], site, modules) or found[index]
     kept, withdrawn = _shared_elsewhere(found, modules)
     return kept, [*skipped, *withdrawn]
 

@@ -42,7 +42,8 @@ def content_key(
     version of torch, the kind of device, and what the last bits of products hang on: instruction set and threads."""
     if not type(decomposition).__module__.startswith(PACKAGES[0]):
         return None
-    place = replace(site, name="", aliases=(), reads=(), head=None if site.head is None else replace(site.head, name="", aliases=()))
+    head = None if site.head is None else replace(site.head, name="", aliases=())
+    place = replace(site, name="", aliases=(), reads=(), scale=1.0, head=head)
     options = sorted((name, repr(value)) for name, value in vars(decomposition).items())
     machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), weight.device.type, threads)
     digest = hashlib.sha256(repr((_code(), type(decomposition).__qualname__, options, place, machine)).encode())

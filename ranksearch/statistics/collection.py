@@ -47,7 +47,7 @@ class Statistics:
         """
         site, s = self.sites[name], self.of[name]
         if s.counts is not None:
-            return None if s.counts.numel() > LARGEST else torch.diag_embed(s.counts / max(s.rows, 1))[None]
+            return None if s.counts.numel() > LARGEST else torch.diag_embed(s.counts * (site.scale**2 / max(s.rows, 1)))[None]
         rows = max(s.rows, 1)
         if s.input is None:
             assert s.channel is not None and s.tap is not None
@@ -90,9 +90,10 @@ class Statistics:
         for name in self.of:
             a = self.input_moment(name, center=center, shrink=shrink) if metric != "output" else None
             g = self.output_moment(name, shrink=shrink) if metric != "activation" else None
-            counts = self.of[name].counts
-            if counts is not None and a is None and metric != "output":
-                g = (torch.eye(self.sites[name].c_out, dtype=torch.float64)[None] if g is None else g) / counts.numel()
+            counts, site = self.of[name].counts, self.sites[name]
+            if counts is not None and a is None:  # without A the scale of an embedding is in G
+                rows = counts.numel() if metric != "output" else 1
+                g = (torch.eye(site.c_out, dtype=torch.float64)[None] if g is None else g) * (site.scale**2 / rows)
             result[name] = Moments(a, g)
         return result
 
