@@ -19,6 +19,7 @@ from ranksearch.networks.lockstep import Pass, passes
 from ranksearch.sites import Site, UnpackedExperts, canonical_weight, evaluating, find_sites, map_tensors, module_kind, run, tensors_of
 from ranksearch.statistics.moments import chunks, gradients, images, lower, to_patch_order
 
+HELD_OUT = 0.25  # share of the examples that a fit is checked on
 CHUNK = 64 << 20  # bytes of lowered inputs held at once
 SMALLEST = 8  # examples of a single batch that is cut: each part has several, which batch norm needs
 RIDGES = (1.0, 10.0, 100.0)  # times the ridge: what is tried where examples are held out
@@ -74,7 +75,7 @@ class _Moments:
 
 
 def reconstruct(
-    network: nn.Module, reference: nn.Module, batches: Iterable[Any], *, ridge: float = 0.01, held_out: float = 0.25
+    network: nn.Module, reference: nn.Module, batches: Iterable[Any], *, ridge: float = 0.01, held_out: float | None = None
 ) -> tuple[Reconstructed, ...]:
     """Fit the last factor (and its bias) of every factorized layer, in place, in the order in which the network uses them.
 
@@ -98,7 +99,8 @@ def reconstruct(
         batches: of inputs, as for `recalibrate`.
         ridge: pull towards the present factor, relative to the mean energy of an input; with examples held out the least one.
         held_out: share of the batches, at least one of several; of a single batch, so many of its examples. 0 fits to all, unchecked,
-            and so does a single batch that cannot be cut (less than 8 examples, or tensors of different lengths).
+            and so does a single batch that cannot be cut (less than 8 examples, or tensors of different lengths). By default a quarter, and
+            with ``ridge=0`` none: that asks for the least squares of these examples.
 
     Returns:
         the layers that a fit was tried on, in order. Left as they are: dense layers, embeddings, types whose last layer is
@@ -108,6 +110,7 @@ def reconstruct(
         InvalidArgument: ``ridge`` negative or not finite, ``held_out`` outside [0, 1), or no batches.
     """
     checks.number("ridge", ridge, least=0)
+    held_out = (HELD_OUT if ridge else 0.0) if held_out is None else held_out
     if checks.number("held_out", held_out, least=0) >= 1:
         raise InvalidArgument(f"held_out={held_out}: must be below 1, so that something is left to fit to")
     held, fitted_to = _divided(list(batches), held_out)
