@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ranksearch.cli import costs, spaces
-from ranksearch.cli.arguments import Group, MaybeValued, NameIn, StudyArguments, StudyCommand, UserPath
+from ranksearch.cli import costs, parameters, spaces
+from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand
 from ranksearch.cli.session import Session, default_store
 from ranksearch.errors import EmptySpace, InvalidArgument
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ranksearch.study import Study
     from ranksearch.studyfile import StudyFile
 
-STORE_HELP = "A path (SQLite) or any SQLAlchemy URL.  [default: the study's name in $RANKSEARCH_HOME or .ranksearch]"
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
@@ -58,18 +57,18 @@ def root() -> click.Group:
         context_settings=SETTINGS,
     )
     group.params.append(_version(__version__))
-    for name, function, parameters, short in (
-        ("profile", profile, _profile_parameters, "What there is to choose, before anything is paid for."),
-        ("train-supernet", train_supernet, _train_parameters, "Train one network for all sizes."),
-        ("search", search, _search_parameters, "Evaluate networks, and go on where it stopped."),
-        ("front", front, _front_parameters, "The networks that no other one beats."),
-        ("proxies", proxies, _proxies_parameters, "How well cheap scores predicted what was measured."),
-        ("compress", compress, _compress_parameters, "A smaller network at once, without training."),
-        ("build", build, _build_parameters, "One of them as plain PyTorch, on disk."),
+    for name, function, takes, short in (
+        ("profile", profile, parameters.profile, "What there is to choose, before anything is paid for."),
+        ("train-supernet", train_supernet, parameters.train, "Train one network for all sizes."),
+        ("search", search, parameters.search, "Evaluate networks, and go on where it stopped."),
+        ("front", front, parameters.front, "The networks that no other one beats."),
+        ("proxies", proxies, parameters.proxies, "How well cheap scores predicted what was measured."),
+        ("compress", compress, parameters.compress, "A smaller network at once, without training."),
+        ("build", build, parameters.build, "One of them as plain PyTorch, on disk."),
     ):
         texts = {"help": function.__doc__, "short_help": short}
         keeps = ("method", "epochs", "sampling") if name == "train-supernet" else ()
-        command = StudyCommand(name, callback=function, params=parameters(), context_settings=SETTINGS, keeps=keeps, **texts)
+        command = StudyCommand(name, callback=function, params=takes(), context_settings=SETTINGS, keeps=keeps, **texts)
         group.add_command(command)
     return group
 
@@ -81,28 +80,6 @@ def _version(version: str) -> click.Option:
             ctx.exit()
 
     return click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=show, help="Show the version.")
-
-
-def _study() -> click.Argument:
-    return click.Argument(["study"], metavar="STUDY")
-
-
-def _store() -> click.Option:
-    return click.Option(["--store"], metavar="URL|PATH", help=STORE_HELP)
-
-
-def _space() -> click.Option:
-    text = "Search space: mixture, svd_only, all_types, or FILE.py[:FUNCTION]; 'study': its own.  [default: as last searched, else its own]"
-    return click.Option(["--space"], metavar="NAME|FILE", help=text)
-
-
-def _format() -> click.Option:
-    return click.Option(["--format", "format_"], type=click.Choice(["table", "csv", "json"]), default="table", help="[default: table]")
-
-
-def _formats() -> click.Option:
-    choices = click.Choice(["table", "csv", "json", "parquet"])
-    return click.Option(["--format", "format_"], type=choices, help="[default: as --out is named]")
 
 
 def _format_of(format_: str | None, out: Path | None, plot: Path | None) -> str:
@@ -118,36 +95,7 @@ def _format_of(format_: str | None, out: Path | None, plot: Path | None) -> str:
     return format_
 
 
-def _fidelity() -> click.Option:
-    text = "Of the measurements: a key of the store, its beginning, or a supernet's method or key.  [default: the study's]"
-    return click.Option(["--fidelity"], metavar="KEY|supernet", help=text)
-
-
-def _objective() -> click.Option:
-    return click.Option(["--objective"], multiple=True, metavar="NAME", help="Instead of the study's objectives; repeatable.")
-
-
-def _cost() -> click.Option:
-    text = "Count this too: bytes, or latency; settings as in bytes:dtype=bfloat16 or latency:runtime=compile,batch=8; repeatable."
-    return click.Option(["--cost"], multiple=True, metavar="NAME[:SETTING=VALUE,...]", help=text)
-
-
-def _profile_parameters() -> list[click.Parameter]:
-    return [
-        _study(),
-        _cost(),
-        click.Option(["--latency"], is_flag=True, help="Measure latency, and show from which rank on each type is really faster."),
-        click.Option(
-            ["--write-table"], type=UserPath(dir_okay=False), metavar="FILE",
-            help="Write the latency table as CSV; --cost latency:table=FILE reads it.",
-        ),
-        _space(), _store(), _format(),
-    ]  # fmt: skip
-
-
-def profile(
-    asked: StudyArguments, cost: tuple[str, ...], latency: bool, write_table: Path | None, store: str | None, format_: str
-) -> None:
+def profile(asked: StudyArguments, cost: tuple[str, ...], latency: bool, write_table: Path | None, store: str | None, format_: str) -> None:
     """Show what a search would work on: sites, their options and costs, and what was skipped and why."""
     from ranksearch.cli import latency as latencies
     from ranksearch.cli import results
@@ -162,19 +110,6 @@ def profile(
     if write_table is not None:
         latencies.write(study, write_table)
         print(f"latency table written to {write_table}", file=sys.stderr)
-
-
-def _train_parameters() -> list[click.Parameter]:
-    return [
-        _study(),
-        click.Option(["--method"], default="sandwich", metavar="NAME", help="Training method.  [default: sandwich]"),
-        click.Option(["--epochs"], type=float, default=6.0, metavar="X", help="Passes over the training data.  [default: 6]"),
-        click.Option(["--sampling"], metavar="NAME", help="Where configurations are drawn from.  [default: the method's own]"),
-        click.Option(["--set"], multiple=True, metavar="NAME=VALUE", help="A hyper-parameter of the method; repeatable."),
-        click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),
-        _space(),
-        _store(),
-    ]
 
 
 def train_supernet(
@@ -195,43 +130,6 @@ def train_supernet(
         trained = study.train_supernet(method, epochs=epochs, sampling=sampling, seed=seed, on_event=progress.event, **options)
     session.check()
     supernets.shown(study, trained, _command(asked, store))
-
-
-def _search_parameters() -> list[click.Parameter]:
-    return [
-        _study(),
-        click.Option(
-            ["--trials"], type=click.IntRange(min=1), default=40, metavar="N",
-            help="Evaluations the study is to have, those in the store among them.  [default: 40]",
-        ),
-        click.Option(
-            ["--constraint", "--where", "where"], multiple=True, metavar="CONDITION",
-            help='Evaluate only what satisfies it, such as "macs <= 0.5"; repeatable.',
-        ),
-        _objective(),
-        _cost(),
-        click.Option(["--sampler"], type=NameIn("samplers", "SAMPLERS"), default="nsga2", help="[default: nsga2]"),
-        click.Option(
-            ["--proxy"], multiple=True, type=NameIn("proxies", "PROXIES"),
-            help="Begin with the optima of this one; repeatable.  [default: those that need nothing but the space]",
-        ),
-        click.Option(["--allocator"], type=NameIn("allocators", "ALLOCATORS"), help="Solves for these optima.  [default: exactly]"),
-        click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),
-        click.Option(["--workers"], type=click.IntRange(min=1), metavar="N", help="Evaluations at the same time.  [default: one per core]"),
-        click.Option(["--runner"], type=click.Choice(["ray_tune", "local"]), default="ray_tune", help="[default: ray_tune]"),
-        click.Option(["--address"], metavar="HOST:PORT", help="A running Ray cluster, or auto.  [default: this machine alone]"),
-        MaybeValued(
-            ["--supernet"], metavar="[METHOD|KEY]",
-            help="Screen with a trained supernet first, and begin with its front; which one need be said only if there are several.",
-        ),
-        click.Option(["--screen"], type=click.IntRange(min=1), metavar="N", help="Configurations to screen.  [default: 100]"),
-        click.Option(
-            ["--retry-failed"], is_flag=True,
-            help="First try again what failed for want of memory, disk or time, with a killed worker, or by an error in code.",
-        ),
-        _space(),
-        _store(),
-    ]
 
 
 def search(
@@ -277,21 +175,6 @@ def _runner(name: str, workers: int | None, address: str | None, asked: StudyArg
     return LocalRunner()
 
 
-def _front_parameters() -> list[click.Parameter]:
-    return [
-        _study(),
-        click.Option(["--where"], multiple=True, metavar="CONDITION", help='Such as "macs < 0.4 and accuracy > 0.98 * baseline".'),
-        _objective(),
-        click.Option(["--all", "all_"], is_flag=True, help="Dominated networks too."),
-        _fidelity(),
-        _formats(),
-        click.Option(["--out"], type=UserPath(dir_okay=False), metavar="FILE", help="Write to a file."),
-        click.Option(["--plot"], type=UserPath(dir_okay=False), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
-        _space(),
-        _store(),
-    ]
-
-
 def front(
     asked: StudyArguments, where: tuple[str, ...], objective: tuple[str, ...], all_: bool, fidelity: str | None,
     format_: str | None, out: Path | None, plot: Path | None, store: str | None,
@@ -305,25 +188,6 @@ def front(
     results.front(study, condition, objective or None, all=all_, fidelity=fidelity, format_=format_, out=out)
     if plot is not None:
         results.plotted(study, condition, objective or None, plot, fidelity=fidelity)
-
-
-def _proxies_parameters() -> list[click.Parameter]:
-    return [
-        _study(),
-        click.Option(["--objective"], metavar="NAME", help="The measured metric.  [default: the first that is an objective]"),
-        click.Option(["--fidelity"], metavar="KEY", help="One fidelity of the store.  [default: each that has enough evaluations]"),
-        click.Option(["--top"], type=click.IntRange(min=1), default=5, metavar="K", help="How many count as the best.  [default: 5]"),
-        click.Option(["--no-calibration"], is_flag=True, help="Leave out the proxies that need training data."),
-        click.Option(
-            ["--batches"], type=click.IntRange(min=0), default=2, metavar="N",
-            help="Calibration batches for the proxies that run networks; 0 leaves these out.  [default: 2]",
-        ),
-        _formats(),
-        click.Option(["--out"], type=UserPath(dir_okay=False), metavar="FILE", help="Write to a file."),
-        click.Option(["--plot"], type=UserPath(dir_okay=False), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
-        _space(),
-        _store(),
-    ]
 
 
 def proxies(
@@ -340,33 +204,6 @@ def proxies(
         study, objective=objective, fidelity=fidelity, k=top, calibrate=not no_calibration, batches=batches, format_=format_, out=out,
         plot=plot,
     )  # fmt: skip
-
-
-def _compress_parameters() -> list[click.Parameter]:
-    return [
-        _study(),
-        click.Option(
-            ["--to"], multiple=True, required=True, metavar="CONDITION",
-            help='What the network may cost, such as "macs <= 0.5"; repeatable.',
-        ),
-        click.Option(
-            ["--out"], required=True, type=UserPath(), metavar="DIR", help="Where to write: model.safetensors and manifest.json.",
-        ),
-        click.Option(
-            ["--rule"], multiple=True, type=NameIn("compression", "RULES"),
-            help="Only this rule's answer, or the better of several; repeatable.  [default: all rules]",
-        ),
-        click.Option(
-            ["--polish"], type=click.IntRange(min=0), default=0, metavar="N",
-            help="Measured exchanges from the best answer on.  [default: 0]",
-        ),
-        click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
-        click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
-        click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),
-        _cost(),
-        _space(),
-        _store(),
-    ]  # fmt: skip
 
 
 def compress(
@@ -386,23 +223,6 @@ def compress(
     with SiteProgress() as progress:
         found = study.compress(rules=rule or None, polished=polish, on_event=progress.event, **budgets)
     compression.written(study, found, out, onnx=onnx, torch_export=torch_export, force=force)
-
-
-def _build_parameters() -> list[click.Parameter]:
-    return [
-        _study(),
-        click.Argument(["id"], metavar="ID"),
-        click.Option(
-            ["--out"], required=True, type=UserPath(), metavar="DIR",
-            help="Where to write: model.safetensors and manifest.json.",
-        ),
-        click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
-        _fidelity(),
-        click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
-        click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),
-        _space(),
-        _store(),
-    ]
 
 
 def build(
