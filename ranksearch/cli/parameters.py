@@ -1,0 +1,216 @@
+"""The arguments and options of every command, one function each; what several commands take stands first."""
+
+from __future__ import annotations
+
+import click
+
+from ranksearch.cli.arguments import MaybeValued, NameIn, UserPath
+
+STORE_HELP = "A path (SQLite) or any SQLAlchemy URL.  [default: the study's name in $RANKSEARCH_HOME or .ranksearch]"
+
+
+def study_argument() -> click.Argument:
+    """The study file."""
+    return click.Argument(["study"], metavar="STUDY")
+
+
+def store_option() -> click.Option:
+    """Where the evaluations are."""
+    return click.Option(["--store"], metavar="URL|PATH", help=STORE_HELP)
+
+
+def space_option() -> click.Option:
+    """What to search instead of the study's own space."""
+    text = "Search space: mixture, svd_only, all_types, or FILE.py[:FUNCTION]; 'study': its own.  [default: as last searched, else its own]"
+    return click.Option(["--space"], metavar="NAME|FILE", help=text)
+
+
+def format_option() -> click.Option:
+    """How a table is printed."""
+    return click.Option(["--format", "format_"], type=click.Choice(["table", "csv", "json"]), default="table", help="[default: table]")
+
+
+def formats_option() -> click.Option:
+    """The same where it may go to a file."""
+    choices = click.Choice(["table", "csv", "json", "parquet"])
+    return click.Option(["--format", "format_"], type=choices, help="[default: as --out is named]")
+
+
+def fidelity_option() -> click.Option:
+    """Which measurements."""
+    text = "Of the measurements: a key of the store, its beginning, or a supernet's method or key.  [default: the study's]"
+    return click.Option(["--fidelity"], metavar="KEY|supernet", help=text)
+
+
+def objective_option() -> click.Option:
+    """What the front is made of."""
+    return click.Option(["--objective"], multiple=True, metavar="NAME", help="Instead of the study's objectives; repeatable.")
+
+
+def cost_option() -> click.Option:
+    """Costs besides the study's own."""
+    text = "Count this too: bytes, or latency; settings as in bytes:dtype=bfloat16 or latency:runtime=compile,batch=8; repeatable."
+    return click.Option(["--cost"], multiple=True, metavar="NAME[:SETTING=VALUE,...]", help=text)
+
+
+def profile() -> list[click.Parameter]:
+    """Of ``profile``."""
+    return [
+        study_argument(),
+        cost_option(),
+        click.Option(["--latency"], is_flag=True, help="Measure latency, and show from which rank on each type is really faster."),
+        click.Option(
+            ["--write-table"], type=UserPath(dir_okay=False), metavar="FILE",
+            help="Write the latency table as CSV; --cost latency:table=FILE reads it.",
+        ),
+        space_option(), store_option(), format_option(),
+    ]  # fmt: skip
+
+
+def train() -> list[click.Parameter]:
+    """Of ``train-supernet``."""
+    return [
+        study_argument(),
+        click.Option(["--method"], default="sandwich", metavar="NAME", help="Training method.  [default: sandwich]"),
+        click.Option(["--epochs"], type=float, default=6.0, metavar="X", help="Passes over the training data.  [default: 6]"),
+        click.Option(["--sampling"], metavar="NAME", help="Where configurations are drawn from.  [default: the method's own]"),
+        click.Option(["--set"], multiple=True, metavar="NAME=VALUE", help="A hyper-parameter of the method; repeatable."),
+        click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),
+        space_option(),
+        store_option(),
+    ]
+
+
+def search() -> list[click.Parameter]:
+    """Of ``search``."""
+    return [
+        study_argument(),
+        click.Option(
+            ["--trials"],
+            type=click.IntRange(min=1),
+            default=40,
+            metavar="N",
+            help="Evaluations the study is to have, those in the store among them.  [default: 40]",
+        ),
+        click.Option(
+            ["--constraint", "--where", "where"],
+            multiple=True,
+            metavar="CONDITION",
+            help='Evaluate only what satisfies it, such as "macs <= 0.5"; repeatable.',
+        ),
+        objective_option(),
+        cost_option(),
+        click.Option(["--sampler"], type=NameIn("samplers", "SAMPLERS"), default="nsga2", help="[default: nsga2]"),
+        click.Option(
+            ["--proxy"],
+            multiple=True,
+            type=NameIn("proxies", "PROXIES"),
+            help="Begin with the optima of this one; repeatable.  [default: those that need nothing but the space]",
+        ),
+        click.Option(["--allocator"], type=NameIn("allocators", "ALLOCATORS"), help="Solves for these optima.  [default: exactly]"),
+        click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),
+        click.Option(["--workers"], type=click.IntRange(min=1), metavar="N", help="Evaluations at the same time.  [default: one per core]"),
+        click.Option(["--runner"], type=click.Choice(["ray_tune", "local"]), default="ray_tune", help="[default: ray_tune]"),
+        click.Option(["--address"], metavar="HOST:PORT", help="A running Ray cluster, or auto.  [default: this machine alone]"),
+        MaybeValued(
+            ["--supernet"],
+            metavar="[METHOD|KEY]",
+            help="Screen with a trained supernet first, and begin with its front; which one need be said only if there are several.",
+        ),
+        click.Option(["--screen"], type=click.IntRange(min=1), metavar="N", help="Configurations to screen.  [default: 100]"),
+        click.Option(
+            ["--retry-failed"],
+            is_flag=True,
+            help="First try again what failed for want of memory, disk or time, with a killed worker, or by an error in code.",
+        ),
+        space_option(),
+        store_option(),
+    ]
+
+
+def front() -> list[click.Parameter]:
+    """Of ``front``."""
+    return [
+        study_argument(),
+        click.Option(["--where"], multiple=True, metavar="CONDITION", help='Such as "macs < 0.4 and accuracy > 0.98 * baseline".'),
+        objective_option(),
+        click.Option(["--all", "all_"], is_flag=True, help="Dominated networks too."),
+        fidelity_option(),
+        formats_option(),
+        click.Option(["--out"], type=UserPath(dir_okay=False), metavar="FILE", help="Write to a file."),
+        click.Option(["--plot"], type=UserPath(dir_okay=False), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
+        space_option(),
+        store_option(),
+    ]
+
+
+def proxies() -> list[click.Parameter]:
+    """Of ``proxies``."""
+    return [
+        study_argument(),
+        click.Option(["--objective"], metavar="NAME", help="The measured metric.  [default: the first that is an objective]"),
+        click.Option(["--fidelity"], metavar="KEY", help="One fidelity of the store.  [default: each that has enough evaluations]"),
+        click.Option(["--top"], type=click.IntRange(min=1), default=5, metavar="K", help="How many count as the best.  [default: 5]"),
+        click.Option(["--no-calibration"], is_flag=True, help="Leave out the proxies that need training data."),
+        click.Option(
+            ["--batches"],
+            type=click.IntRange(min=0),
+            default=2,
+            metavar="N",
+            help="Calibration batches for the proxies that run networks; 0 leaves these out.  [default: 2]",
+        ),
+        formats_option(),
+        click.Option(["--out"], type=UserPath(dir_okay=False), metavar="FILE", help="Write to a file."),
+        click.Option(["--plot"], type=UserPath(dir_okay=False), metavar="FILE", help="Draw it too: .png, .svg or .pdf."),
+        space_option(),
+        store_option(),
+    ]
+
+
+def compress() -> list[click.Parameter]:
+    """Of ``compress``."""
+    return [
+        study_argument(),
+        click.Option(
+            ["--to"], multiple=True, required=True, metavar="CONDITION",
+            help='What the network may cost, such as "macs <= 0.5"; repeatable.',
+        ),
+        click.Option(
+            ["--out"], required=True, type=UserPath(), metavar="DIR", help="Where to write: model.safetensors and manifest.json.",
+        ),
+        click.Option(
+            ["--rule"], multiple=True, type=NameIn("compression", "RULES"),
+            help="Only this rule's answer, or the better of several; repeatable.  [default: all rules]",
+        ),
+        click.Option(
+            ["--polish"], type=click.IntRange(min=0), default=0, metavar="N",
+            help="Measured exchanges from the best answer on.  [default: 0]",
+        ),
+        click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
+        click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
+        click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),
+        cost_option(),
+        space_option(),
+        store_option(),
+    ]  # fmt: skip
+
+
+def build() -> list[click.Parameter]:
+    """Of ``build``."""
+    return [
+        study_argument(),
+        click.Argument(["id"], metavar="ID"),
+        click.Option(
+            ["--out"],
+            required=True,
+            type=UserPath(),
+            metavar="DIR",
+            help="Where to write: model.safetensors and manifest.json.",
+        ),
+        click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
+        fidelity_option(),
+        click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
+        click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),
+        space_option(),
+        store_option(),
+    ]
