@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +16,7 @@ from ranksearch.allocators import Allocator
 from ranksearch.compression import Compressed, Rule, compress
 from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
 from ranksearch.decompositions import DECOMPOSITIONS
-from ranksearch.errors import InvalidArgument, RanksearchWarning, StoreError
+from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity
 from ranksearch.home import home
 from ranksearch.proxies import ScoreProxy, TableProxy
@@ -30,8 +28,8 @@ from ranksearch.sites import Cost, Sites, unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
-from ranksearch.store import Record, Store
-from ranksearch.study import counts, identity
+from ranksearch.store import Store
+from ranksearch.study import counts, identity, storage
 from ranksearch.study.report import Report
 from ranksearch.study.results import Results
 from ranksearch.study.run import Screening, run
@@ -298,48 +296,7 @@ class Study:
 
         Raises:
             StoreError: there is none to read, or it is another study's or network's."""
-        details: dict[str, Any] = {"options": self.options, "space": self.space_choice, "objectives": list(self.objectives)}
-        details["baseline"] = dict(self.baseline)
-        details["costs"] = counts.records(self.counts)
-        mine = {"weights": self.network.weights, "modules": dict(self.network.modules), "outputs": self.outputs if write else None}
-        adopted: list[bool] = []
-
-        def described(known: Mapping[str, Any]) -> Mapping[str, Any]:
-            stored = known.get("network") or {}
-            self._check_network(stored, mine["outputs"])
-            counts.check(self.store_url, known.get("costs") or {}, details["costs"])
-            if known and not stored:
-                adopted.append(True)
-            return {**details, "network": mine | {name: value for name, value in stored.items() if value is not None}}
-
-        named = {"study": self.name, "fingerprint": self.fingerprint, "formerly": self.former_fingerprint}
-        store = Store.open(self.store_url, **named, details=described, create=write, write=write, complete=self._counted)
-        if write and adopted:
-            text = "is of an earlier version, which did not note what its network computes: from now on it is taken to be this one's"
-            warnings.warn(f"store {store.url!r} {text}", RanksearchWarning, stacklevel=2)
-        return store
-
-    def _check_network(self, stored: Mapping[str, Any], outputs: list[dict[str, Any]] | None) -> None:
-        changed = self.network.changes({name: value for name, value in stored.items() if name == "modules"})
-        same_weights = stored.get("weights") == self.network.weights  # else the fingerprint says it
-        before = stored.get("outputs")
-        if changed is None and same_weights and None not in (before, outputs) and not identity.alike(before, outputs):  # pyright: ignore[reportArgumentType]
-            changed = "what the network computes on the first calibration batch"
-        if changed is not None:
-            raise StoreError(
-                f"store {self.store_url!r} belongs to study {self.name!r} of another network, whose fingerprint was another: {changed} "
-                "differs; use another --store, or the network that it was made with"
-            )
-
-    def _counted(self, record: Record) -> Record:
-        """The record with the costs that the study has gained since it was written."""
-        missing = [cost for cost in self.counts if cost.name not in record.costs]
-        if not missing:
-            return record
-        configuration = Configuration.from_json(record.configuration)
-        types = {d.name: d for d in (*DECOMPOSITIONS, *self.spec.decompositions)}
-        found = network_cost(missing, self.covering(configuration).dense_network, configuration.choices, tuple(types.values()))
-        return replace(record, costs={**record.costs, **found})
+        return storage.open_store(self, write=write)
 
     # -- what a user does with it ------------------------------------------------------------------------------
 
