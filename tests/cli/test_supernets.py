@@ -107,7 +107,8 @@ def test_ctrl_c_keeps_the_steps_and_the_same_command_goes_on(study: str, tmp_pat
         if "steps  loss" in line:
             process.send_signal(signal.SIGINT)
             break
-    _, rest = process.communicate(timeout=60)
+    rest = process.stderr.read()  # communicate() would pass over what has been read ahead
+    process.communicate(timeout=60)
     assert process.returncode == 130, rest
     last = rest.splitlines()[-1]
     found = re.fullmatch(r"interrupted at step (\d+) of 12; run the same command to go on from the last checkpoint", last)
