@@ -57,6 +57,15 @@ def test_ladders_are_exactly_the_options_that_nothing_beats(spectra: Spectra, sp
         assert ladder.options[-1].decomposition == "dense"
 
 
+def test_ladders_rise_in_the_sum_of_the_shares_of_their_costs(space: SearchSpace) -> None:
+    told_apart = False
+    for ladder in space.ladders:
+        shares = [ladder.column(name) / ladder.column(name)[-1] for name in ("params", "macs")]
+        assert (np.diff(shares[0] + shares[1])[:-1] >= -1e-12).all()
+        told_apart |= bool((np.diff(shares[0])[:-1] < 0).any() and (np.diff(shares[1])[:-1] < 0).any())
+    assert told_apart  # by neither cost alone
+
+
 def test_size_is_an_exact_integer(space: SearchSpace) -> None:
     assert space.size == math.prod(space.shape) and isinstance(space.size, int)
     wide = SearchSpace(space.ladders[:1] * 40, space.baseline)
