@@ -157,6 +157,11 @@ def test_hull_is_the_lower_convex_hull_of_all_configurations(instance):
     assert hull.costs[0] == cost.min() and hull.values[-1] == pytest.approx(value.min(), abs=1e-9)
 
 
+def test_points_on_a_line_are_no_vertices_of_the_hull():
+    hull = lagrangian_hull([np.array([6.0, 4.0, 2.0, 0.0]), np.array([1.0, 0.0])], [np.arange(4), np.array([0, 5])])
+    assert hull.costs.tolist() == [0, 3, 8] and hull.prices.tolist() == [2.0, 0.2]
+
+
 def test_hull_of_a_long_cascade_finishes_by_the_chain():
     # a convex curve with one very low point at its end: each pass can only remove the last point of the curve
     cost = np.arange(300)
@@ -257,6 +262,13 @@ def test_large_costs_are_kept_to_the_last_integer():
     assert exact is not None and less is not None
     assert exact.value == best.value and less.value > best.value
     assert sum(c[i, 0] for c, i in zip(costs, less.indices, strict=True)) < spent
+
+
+def test_what_is_no_site_is_kept_to_the_last_integer():
+    fixed = 2**60 + 1  # no float64
+    space = space_of([np.array([[1, 1], [3, 3]])], fixed=(fixed, fixed))
+    problem = Problem(space, Table((np.array([1.0, 0.0]),)), {"params": 1.0, "macs": 1.0})
+    assert (problem.limits - problem.room).tolist() == [fixed, fixed]
 
 
 def test_two_budgets_that_exclude_each_other_name_what_each_allows():

@@ -197,3 +197,45 @@ def test_evbmf_weakening_is_common():
         (rank, full) = rule.ranks(ladder.site.name)[0]
         option = ladder.options[index]
         assert 1 <= rank <= full and (not option.rank or option.rank[0] <= full)
+
+
+@pytest.mark.parametrize(("made", "decomposition"), [(SVD, "svd"), (ALL, "tucker2")], ids=["svd", "tucker2"])
+def test_evbmf_weakens_no_more_than_it_must(made, decomposition):
+    """Against all that the rule can give: ranks change where a bound passes an integer, so one factor between each two such is enough."""
+    spectra, space = made
+    rule = EVBMF(spectra, decomposition=decomposition)
+    ranks = {ladder.site.name: rule.ranks(ladder.site.name) for ladder in space.ladders}
+
+    def at(k):
+        picked = []
+        for ladder in space.ladders:
+            bound = [full - k * (full - rank) if k <= 1 else max(1.0, (2 - k) * rank) for rank, full in ranks[ladder.site.name]]
+            of_type = [i for i, o in enumerate(ladder.options) if o.decomposition == decomposition]
+            fits = [i for i in of_type if all(r <= b for r, b in zip(ladder.rank(i), bound, strict=True))]
+            largest = [max(ladder.rank(i)[n] for i in of_type) for n in range(len(bound))] if of_type else []
+            if not of_type or (fits and all(int(b) > r for b, r in zip(bound, largest, strict=True))):
+                picked.append(len(ladder) - 1)
+            else:
+                sizes = [(sum(ladder.rank(i)), i) for i in fits or of_type]
+                picked.append((max if fits else min)(sizes)[1])
+        return np.array(picked)
+
+    pairs = {pair for of_site in ranks.values() for pair in of_site}
+    changes = {0.0} | {(full - r) / (full - rank) for rank, full in pairs for r in range(rank, full)}
+    changes = sorted(changes | {2 - r / rank for rank, _ in pairs for r in range(1, rank + 1)})
+    networks = [at(k + 1e-7) for k in changes]
+    weakened = set()
+    for share in np.linspace(0.05, 0.95, 19):
+        fits = [space.cost(indices).params <= space.limit("params", share) for indices in networks]
+        problem = Problem(space, Frobenius().table(space), {"params": share})
+        if not fits[-1]:
+            with pytest.raises(InfeasibleBudget):
+                rule.allocate(problem)
+            continue
+        # one that fits, where weakening less does not; costs of rank tuples do not always fall, so that there may be several
+        least = [n for n, fit in enumerate(fits) if fit and not (n and fits[n - 1])]
+        found = rule.allocate(problem).indices.tolist()
+        number = next((n for n in least if networks[n].tolist() == found), None)
+        assert number is not None, share
+        weakened.add(changes[number] < 1)
+    assert weakened == {True, False}  # both halves of the rule

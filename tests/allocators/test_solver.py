@@ -139,6 +139,25 @@ def test_the_gap_keeps_the_better_solution_and_rules_out_nothing_better() -> Non
     assert ruled_out > 0
 
 
+def test_the_integer_program_gets_no_option_that_is_ruled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by the first solution that was known nor by the better one of the beam."""
+    asked = []
+
+    def watched(options, reduced, prices, limits, *, seconds, window):
+        asked.append((reduced, window))
+        return None, 0.0
+
+    monkeypatch.setattr("ranksearch.allocators._choice.optimum", watched)
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        values, costs = [rng.random(30) for _ in range(12)], [rng.integers(1, 10**8, (30, 2)) for _ in range(12)]
+        limits = (np.sum([np.median(c, axis=0) for c in costs], axis=0) * 0.6).astype(np.int64)
+        assert solve(values, costs, limits) is not None
+    assert len(asked) >= 10
+    for reduced, window in asked:
+        assert reduced.max() <= window * (1 + 1e-8) + 1e-11
+
+
 @pytest.mark.parametrize("budgets", [1, 2])
 def test_repaired_and_improved_choices_fit_and_leave_no_gain(budgets: int) -> None:
     for options, limits, all_choices in feasible(range(40), budgets):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from ranksearch.costs import COSTS
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import EmptySpace, InvalidArgument
 from ranksearch.sites import find_sites
@@ -57,6 +58,15 @@ def test_ladders_are_exactly_the_options_that_nothing_beats(spectra: Spectra, sp
         assert ladder.options[-1].decomposition == "dense"
 
 
+def test_ladders_rise_in_the_sum_of_the_shares_of_their_costs(space: SearchSpace) -> None:
+    told_apart = False
+    for ladder in space.ladders:
+        shares = [ladder.column(name) / ladder.column(name)[-1] for name in ("params", "macs")]
+        assert (np.diff(shares[0] + shares[1])[:-1] >= -1e-12).all()
+        told_apart |= bool((np.diff(shares[0])[:-1] < 0).any() and (np.diff(shares[1])[:-1] < 0).any())
+    assert told_apart  # by neither cost alone
+
+
 def test_size_is_an_exact_integer(space: SearchSpace) -> None:
     assert space.size == math.prod(space.shape) and isinstance(space.size, int)
     wide = SearchSpace(space.ladders[:1] * 40, space.baseline)
@@ -101,6 +111,22 @@ def test_round_to_leaves_types_that_are_stored_alone(spectra: Spectra) -> None:
     assert all(o.rank[0] % 4 == 0 for ladder in rounded.ladders for o in ladder.options if o.decomposition == "svd")
 
 
+def test_what_a_cost_does_not_offer_is_on_no_ladder(spectra: Spectra) -> None:
+    class Even(type(COSTS[0])):  # type: ignore[misc]
+        def offered(self, layer):
+            return layer.ranks[:, 0] % 2 == 0
+
+    offered = 0
+    for ladder in build_space(spectra, costs=(Even(), *COSTS[1:])).ladders:
+        for option in ladder.options[:-1]:
+            profile = spectra.profile(ladder.site, option.decomposition)
+            assert profile is not None and option.rank[0] % 2 == 0
+            (row,) = np.flatnonzero((profile.ranks == option.rank).all(axis=1))
+            assert option.cost["params"] == profile.params[row] and option.frobenius == profile.frobenius[row]
+            offered += 1
+    assert offered
+
+
 def test_a_space_of_some_types_is_that_of_spectra_with_these_alone(spectra: Spectra) -> None:
     alone = Spectra(spectra.model, spectra.sites, [d for d in DECOMPOSITIONS if d.name == "svd"])
     assert build_space(spectra, types=["svd"]) == build_space(alone)
@@ -130,6 +156,12 @@ def test_limits_are_relative_up_to_one(space: SearchSpace) -> None:
     for bad in (0, -1, float("nan"), float("inf"), "0.5"):
         with pytest.raises(InvalidArgument, match="macs"):
             space.limit("macs", bad)  # type: ignore[arg-type]
+
+
+def test_a_budget_is_what_gives_the_amount_as_a_limit(space: SearchSpace) -> None:
+    for amount in (1, 2, 5000, space.baseline.macs):
+        assert space.limit("macs", space.budget("macs", amount)) == amount
+    assert space.budget("macs", 2) == 2 and space.budget("macs", 1) == 1 / space.baseline.macs
 
 
 def test_indices_outside_the_space_are_refused(space: SearchSpace) -> None:

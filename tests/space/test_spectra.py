@@ -65,6 +65,21 @@ def test_what_travels_is_bounded_and_the_newest(spectra: Spectra, monkeypatch: p
     assert seen == [(first.name, "svd")]
 
 
+def test_what_travels_is_given_up_in_the_order_of_its_last_use(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = spectra.sites
+    for site in (first, second, first):
+        spectra.state(site, "svd")
+    sent = pickle.loads(pickle.dumps(spectra))
+    seen = _prepared(sent, monkeypatch)
+    more = module._bytes(spectra.state(first, "spatial"))
+    seen.clear()
+    sent._cache_bytes = sum(size for _, size in sent._states.values()) + more - 1
+    sent.state(first, "spatial")  # for which one of the others has to go
+    sent.state(first, "svd")
+    assert seen == [(first.name, "spatial")]
+    assert (second.name, "svd") not in sent._states
+
+
 def test_the_cache_is_bounded(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
     small = Spectra(spectra.model, spectra.sites, TYPES, cache_bytes=1)
     seen = _prepared(small, monkeypatch)

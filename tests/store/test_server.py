@@ -79,6 +79,13 @@ def test_writer_of_a_server_that_died(server: str, change: dict, free: bool) -> 
         first.close()
 
 
+def test_only_what_others_cannot_see_needs_no_place() -> None:
+    memory = _database.Place("sqlite://")
+    assert isinstance(memory.lock(), _database._NoLock)
+    memory.shared = sa.create_mock_engine("postgresql://", lambda *_: None)  # type: ignore[assignment]
+    assert memory.lock() is None  # it is a row there
+
+
 def beat(store: Store) -> float:
     with store._engine.connect() as connection:
         return float(connection.scalar(sa.select(_database.writer_table.c.beat)) or 0)

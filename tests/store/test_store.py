@@ -56,8 +56,8 @@ def test_what_failed_is_tried_again_and_every_attempt_stays(filled: Path) -> Non
     third = replace(first, status="done", metrics={"loss": 0.5}, error=None, error_kind=None, origin="again", created=moments[2])
     with Store.open(filled, **STUDY) as store:
         before = store.records()
-        assert not store.add_attempt(first), "what was never evaluated is not tried again"
-        assert not store.add_attempt(replace(before[0], status="failed", metrics={})), "nor is what is done"
+        assert store.add_attempt(first) is False, "what was never evaluated is not tried again"
+        assert store.add_attempt(replace(before[0], status="failed", metrics={})) is False, "nor is what is done"
         assert store.add(first) and store.add(record(8))
         assert not store.add(third) and store.add_attempt(second) and store.get(first.configuration_id, "full", 0) == second
         assert store.records(status="done") == [*before, record(8, created=store.records()[-1].created)]

@@ -86,3 +86,17 @@ def test_a_store_of_an_earlier_version_has_failures_of_no_kind_that_are_tried_ag
         old = store.records()[0]
         assert store.add_attempt(replace(old, status="done", error=None, metrics={"loss": 0.5}))
         assert [r.status for r in store.attempts("abc", "full", 0)] == ["failed", "done"] and store.count() == 1
+
+
+def test_what_is_made_and_what_is_brought_to_this_version_have_the_same_columns(version_1: Path, filled: Path) -> None:
+    """Names, types, what must be there, and what makes a row one of its kind."""
+    Store.open(version_1, **STUDY).close()
+    found = []
+    for path in (version_1, filled):
+        with sqlite3.connect(path) as connection:
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'ranksearch_%'")]
+            found.append({t: {tuple(row[1:]) for row in connection.execute(f"PRAGMA table_info({t})")} for t in tables})
+        connection.close()
+    assert found[0] == found[1] and len(found[1]) == 5
+    optional = {name for columns in found[1].values() for name, _, required, _, _ in columns if not required}
+    assert optional == {"costs", "error", "error_kind"}

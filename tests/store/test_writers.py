@@ -62,6 +62,28 @@ def test_a_lost_lock_is_noticed(filled: Path) -> None:
         assert store.count() == 3
 
 
+def test_the_place_is_given_back_once(tmp_path: Path) -> None:
+    place = tmp_path / "x.db"
+    first = _database.FileLock(place, "x.db")
+    first.release()
+    second = _database.FileLock(place, "x.db")  # its file may have the number that the first one's had
+    first.release()
+    second.check(None)  # type: ignore[arg-type]
+    os.fstat(second._file)
+    second.release()
+    second.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_half_made_is_no_obstacle(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(f".{path.name}.draft{suffix}").write_bytes(b"half")
+    with Store.open(path, **STUDY) as store:
+        assert store.add(record()) and store.count() == 1
+    assert [p.name for p in path.parent.iterdir()] == ["x.db"]
+
+
 READ = """
 url, wanted = sys.argv[1], int(sys.argv[2])
 seen = 0
