@@ -106,10 +106,10 @@ def profile(asked: StudyArguments, cost: tuple[str, ...], latency: bool, write_t
         study = costs.used(study, ["latency"], study.store_url)
     with SiteProgress() as progress, suppress(EmptySpace):  # what was skipped is shown nevertheless; then it is an error
         study.profile(progress.event)
-    results.profile(study, format_, latency=latency)
-    if write_table is not None:
+    if write_table is not None:  # measured, whatever the space comes to
         latencies.write(study, write_table)
         print(f"latency table written to {write_table}", file=sys.stderr)
+    results.profile(study, format_, latency=latency)
 
 
 def train_supernet(

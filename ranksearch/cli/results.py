@@ -63,7 +63,13 @@ def profile(study: Study, format_: str, *, latency: bool = False) -> None:
             print(f"\nnot in the MACs, since no rule counts these operators: {', '.join(study.sites.uncounted)}")
     if latency and format_ == "table":
         print(f"\n{latencies.break_even_table(study)}")
-    space = study.space  # raises where there is nothing to choose
+    try:
+        space = study.space  # raises where there is nothing to choose
+    except EmptySpace as error:
+        if not latency:
+            raise
+        print(f"nothing to choose: {error}", file=sys.stderr)  # which is an answer to what was asked
+        return
     if format_ == "table":
         digits = str(space.size)
         size = f"{space.size:,}" if len(digits) < 10 else f"about {digits[0]}.{digits[1]}e{len(digits) - 1}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ranksearch.compression.compress import Compressed, Tried, compress
-from ranksearch.compression.judge import Judge, divergence, judge
+from ranksearch.compression.judge import Judge, judge
 from ranksearch.compression.rules import RULES, Rule
 
-__all__ = ["RULES", "Compressed", "Judge", "Rule", "Tried", "compress", "divergence", "judge"]
+__all__ = ["RULES", "Compressed", "Judge", "Rule", "Tried", "compress", "judge"]

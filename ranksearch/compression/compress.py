@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ranksearch import checks
 from ranksearch.compression.judge import Judge, judge
@@ -25,7 +25,7 @@ from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss, Energy
 from ranksearch.search.events import Stage
 from ranksearch.search.local_search import polish
-from ranksearch.sites import Cost, Sites, unwrapped
+from ranksearch.sites import Cost, Sites, evaluating, run, unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
@@ -187,7 +187,7 @@ def compress(
     costs = check_costs(costs, taken=set())
     _check_budgets(budgets, costs)
     model = unwrapped(model)
-    task = task if isinstance(task, Task) else Agreement(task, task, model)
+    task = task if isinstance(task, Task) else _without_labels(task, model)
     data = _Data.of(task, (space or mixture()).calibration)
     spec = (space or mixture()).replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
@@ -198,6 +198,33 @@ def compress(
     if polished:
         tried.append(portfolio.polished(min(tried, key=lambda one: one.least), polished))
     return portfolio.result(tried)
+
+
+def _without_labels(batches: Any, model: nn.Module) -> Task:
+    """The task of batches of inputs alone.
+
+    Raises:
+        InvalidArgument: one array, no batch, or batches that the model does not take."""
+    if isinstance(batches, (Tensor, np.ndarray)):
+        shape = tuple(batches.shape)
+        raise InvalidArgument(f"task is one array of shape {shape}: give a task, or a list of batches such as x.split(64)")
+    first = next(iter(batches() if callable(batches) else batches), None) if not isinstance(batches, Iterator) else batches
+    if first is None:
+        raise InvalidArgument("task has no batch: give a task, or a list of batches of inputs")
+    if isinstance(first, (tuple, list)) and len(first) == 2 and not _takes(model, first) and _takes(model, first[0]):
+        raise InvalidArgument("task gives pairs that the model does not take, but their first parts it does: batches are inputs alone; "
+                              "for labels make a task, such as ranksearch.tasks.FromLoss")  # fmt: skip
+    return Agreement(batches, batches, model)
+
+
+def _takes(model: nn.Module, inputs: Any) -> bool:
+    """Whether a forward pass with these inputs comes to an end."""
+    try:
+        with evaluating(model):
+            run(model, inputs)
+    except Exception:
+        return False
+    return True
 
 
 def _rules(given: Sequence[str | Rule] | None) -> tuple[Rule, ...]:

@@ -7,31 +7,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ranksearch.networks.batch_norm import batch_statistics
-from ranksearch.sites import evaluating, run
-from ranksearch.tasks import Agreement, Task
+from ranksearch.sites import BatchDim, batch_size, evaluating, map_tensors, run
+from ranksearch.tasks import Task
 
 
 @dataclass(frozen=True)
 class Judge:
     """Measures networks on batches that no metric and no reconstruction has seen.
 
-    For outputs that are logits it takes the mean Kullback-Leibler divergence from the dense network's predictions, in nats per
-    prediction: it is 0 for the dense network, needs no labels and varies less than the loss. For other outputs it takes the task's
-    loss. Batch norms normalize by their batch: what re-estimation comes to, without its passes.
+    Where the task has a divergence of outputs from the dense network's (`Task.divergence`), that is taken: it is 0 for the dense network,
+    needs no labels and varies less than the loss. Other tasks have their loss taken. Batch norms normalize by their batch: what
+    re-estimation comes to, without its passes.
     """
 
     batches: Sequence[tuple[Any, Any]]  # (inputs, what the loss compares the outputs with)
     loss: Callable[[Any, Any], Tensor]  # mean over a batch
+    batch_dim: BatchDim = 0
 
     def __call__(self, network: nn.Module) -> float:
         """Mean over the batches, weighted by their examples; infinite where it is not a finite number."""
         total, count = 0.0, 0
         with evaluating(network), batch_statistics(network):
             for inputs, targets in self.batches:
-                size = len(targets) if hasattr(targets, "__len__") else 1
+                size = batch_size(inputs, self.batch_dim)
                 total += float(self.loss(run(network, inputs), targets)) * size
                 count += size
         value = total / count
@@ -39,26 +39,10 @@ class Judge:
 
 
 def judge(model: nn.Module, task: Task, batches: Sequence[tuple[Any, Any]]) -> Judge:
-    """The judge of networks that stand in for ``model``, on batches (inputs, targets)."""
-    if task.predictive == "categorical":
-        return Judge(_answered(model, batches, lambda outputs: outputs.float().log_softmax(1)), divergence)
-    if isinstance(task, Agreement):  # its own targets are what the reference answers with running statistics
-        return Judge(_answered(model, batches, task.answer), task.loss)
-    return Judge(batches, task.loss)
-
-
-def _answered(model: nn.Module, batches: Sequence[tuple[Any, Any]], answer: Callable[[Any], Any]) -> list[tuple[Any, Any]]:
-    """The inputs of batches with what the dense network answers to them, its batch norms normalizing by their batch."""
+    """The judge of networks that stand in for ``model``, on batches (inputs, targets); the dense network's answers to all of them stay in
+    memory."""
     with evaluating(model), batch_statistics(model):
-        return [(inputs, answer(run(model, inputs))) for inputs, _ in batches]
-
-
-def divergence(outputs: Tensor, dense: Tensor) -> Tensor:
-    """KL(dense || network), mean over the predictions.
-
-    Args:
-        outputs: logits, classes on axis 1.
-        dense: log-probabilities, of the same shape.
-    """
-    divergences = F.kl_div(outputs.float().log_softmax(1), dense, reduction="none", log_target=True).sum(1)
-    return divergences.mean()
+        answers = [(inputs, map_tensors(lambda t: t.detach(), run(model, inputs))) for inputs, _ in batches]
+    if all(task.divergence(answer, answer) is not None for _, answer in answers[:1]):
+        return Judge(answers, task.divergence, task.batch_dim)  # pyright: ignore[reportArgumentType]
+    return Judge(batches, task.loss, task.batch_dim)

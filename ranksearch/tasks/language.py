@@ -21,7 +21,7 @@ from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import device_of, mode, run
 from ranksearch.tasks._fine_tune import fine_tune_in_steps
 from ranksearch.tasks.classification import rate
-from ranksearch.tasks.task import Metric, Split, Task, Training
+from ranksearch.tasks.task import Metric, Split, Task, Training, mean_divergence
 from ranksearch.tensors import absorb
 
 Text = str | Path | Sequence[Path] | Tensor | np.ndarray
@@ -127,6 +127,10 @@ class LanguageModel(Task):
         """
         logits = _logits(outputs, targets.shape)
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten().to(logits.device))
+
+    def divergence(self, outputs: Any, reference: Any) -> Tensor:
+        """See `Task.divergence`: of the next token's distribution."""
+        return mean_divergence(_logits(outputs, None)[:, :-1], _logits(reference, None)[:, :-1], -1)
 
     def sample_targets(self, outputs: Any, generator: torch.Generator) -> Tensor:
         """See `Task.sample_targets`: a token for each place from the distribution that the network gives it after the tokens of the

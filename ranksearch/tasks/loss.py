@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
@@ -20,7 +19,7 @@ from ranksearch.sites import BatchDim, batch_size, device_of, map_tensors, mode,
 from ranksearch.tasks._fine_tune import fine_tune_in_steps
 from ranksearch.tasks._identity import identity
 from ranksearch.tasks.classification import rate
-from ranksearch.tasks.task import Metric, Split, Task, Training
+from ranksearch.tasks.task import Metric, Split, Task, Training, mean_divergence
 from ranksearch.tensors import absorb
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -177,10 +176,9 @@ class Agreement(FromLoss):
             weight_decay=weight_decay, batch_dim=batch_dim,
         )  # fmt: skip
 
-    @staticmethod
-    def answer(outputs: Any) -> Tensor:
-        """What of a network's outputs is compared: the target that `loss` takes where they are the reference's."""
-        return _answer(outputs)
+    def divergence(self, outputs: Any, reference: Any) -> Tensor:
+        """See `Task.divergence`: the loss where the reference's answers are wanted."""
+        return self.loss(outputs, _answer(reference))
 
     def sample_targets(self, outputs: Any, generator: torch.Generator) -> Any:
         """See `Task.sample_targets`."""
@@ -303,8 +301,7 @@ class _Divergence:
         return _Drawn(rows.reshape(logits.shape).movedim(-1, self.axis), torch.tensor(float(places)))
 
     def __call__(self, outputs: Any, wanted: Tensor) -> Tensor:
-        mine, other = (logits.float().log_softmax(self.axis) for logits in (_answer(outputs, wanted), wanted))
-        return F.kl_div(mine, other, reduction="none", log_target=True).sum(self.axis).mean()
+        return mean_divergence(_answer(outputs, wanted), wanted, self.axis)
 
     def __repr__(self) -> str:
         return f"divergence along {self.axis}"

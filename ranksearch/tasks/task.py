@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ranksearch.errors import InvalidArgument, RanksearchError
 from ranksearch.results.names import unusable
@@ -74,6 +75,12 @@ class Training(ABC):
         """Inverse of `state_dict`."""
 
 
+def mean_divergence(logits: Tensor, reference: Tensor, axis: int) -> Tensor:
+    """KL(reference || network) of softmax distributions along an axis, mean over all others, in nats."""
+    mine, other = (one.float().log_softmax(axis) for one in (logits, reference.to(logits.device)))
+    return F.kl_div(mine, other, reduction="none", log_target=True).sum(axis).mean()
+
+
 class Task(ABC):
     """Data, fine-tuning and metrics for one kind of network.
 
@@ -119,6 +126,14 @@ class Task(ABC):
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Mean training loss of one batch, a scalar that gradients can be taken of."""
+
+    def divergence(self, outputs: Any, reference: Any) -> Tensor | None:
+        """How far a network's outputs are from those of a reference for the same inputs, a scalar: 0 where they are equal. None: the
+        task has no such measure, and networks are compared by `loss`. Of categorical outputs it is the mean Kullback-Leibler divergence
+        KL(reference || network), in nats."""
+        if self.predictive != "categorical":
+            return None
+        return mean_divergence(outputs, reference, 1)
 
     def sample_targets(self, outputs: Any, generator: torch.Generator) -> Any:
         """Targets drawn from the distribution that ``outputs`` stand for, one per example, as `loss` takes them: gradients of the

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranksearch import Classification, compress
+from ranksearch import Classification, LanguageModel, compress
 from ranksearch.allocators import Additive, Allocation, Allocator, Problem
 from ranksearch.compression import RULES, Compressed, Rule, judge
 from ranksearch.errors import EmptySpace, InfeasibleBudget, InvalidArgument
@@ -152,6 +152,10 @@ def test_polishing_keeps_the_budget_and_is_never_chosen_where_it_is_worse() -> N
 def test_without_a_distribution_the_loss_is_the_tasks() -> None:
     class Own:
         predictive = None
+        batch_dim = 0
+
+        def divergence(self, outputs: Tensor, reference: Tensor) -> None:
+            return None
 
         def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
             return F.mse_loss(outputs, targets)
@@ -222,6 +226,34 @@ def test_batches_of_inputs_are_enough() -> None:
     assert all(one.loss > 0 for one in found.tried)
     again = compress(model, lambda: iter(batches), macs=0.6, rules=["frobenius"], space=svd_only())
     assert again.chosen.loss == pytest.approx(next(one.loss for one in found.tried if one.rule == "frobenius"), rel=1e-5)
+
+
+def test_language_models_are_judged_by_the_distribution_of_the_next_token() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 20)).eval()
+    tokens = torch.randint(20, (16, 6), generator=torch.Generator().manual_seed(0))
+    data = LanguageModel(train=tokens, validation=tokens, keywords=False, batch_size=2)
+    found = compress(model, data, params=0.8, rules=["frobenius"], space=svd_only())
+    held_out = torch.cat([x for x, _ in data.labelled(8)][-2:])
+    spectra = Spectra(model, find_sites(model, data.example()), svd_only().decompositions)
+    with torch.no_grad():
+        p, q = (net(held_out).double().log_softmax(-1) for net in (model, build(spectra, found.configuration)))
+    assert found.dense_loss == pytest.approx(0, abs=1e-6)
+    assert found.chosen.loss == pytest.approx(float((p.exp() * (p - q)).sum(-1)[:, :-1].mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "no batch"),
+        (torch.randn(4, 1, 6, 6), "x.split"),
+        (np.zeros((4, 1, 6, 6)), "x.split"),
+        ([(torch.randn(4, 1, 6, 6), torch.zeros(4))], "inputs alone"),
+    ],
+)
+def test_what_are_no_batches_is_refused(batches: Any, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        compress(network(), batches, macs=0.6)
 
 
 def test_progress_is_told() -> None:
