@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -200,7 +200,7 @@ def compress(
     return portfolio.result(tried)
 
 
-def _without_labels(batches: Any, model: nn.Module) -> Task:
+def _without_labels(batches: Iterable[Any] | Callable[[], Iterable[Any]], model: nn.Module) -> Task:
     """The task of batches of inputs alone.
 
     Raises:
@@ -208,13 +208,14 @@ def _without_labels(batches: Any, model: nn.Module) -> Task:
     if isinstance(batches, (Tensor, np.ndarray)):
         shape = tuple(batches.shape)
         raise InvalidArgument(f"task is one array of shape {shape}: give a task, or a list of batches such as x.split(64)")
-    first = next(iter(batches() if callable(batches) else batches), None) if not isinstance(batches, Iterator) else batches
+    task = Agreement(batches, batches, model)
+    first = next(iter(batches if isinstance(batches, Iterable) else batches()), None)
     if first is None:
         raise InvalidArgument("task has no batch: give a task, or a list of batches of inputs")
     if isinstance(first, (tuple, list)) and len(first) == 2 and not _takes(model, first) and _takes(model, first[0]):
         raise InvalidArgument("task gives pairs that the model does not take, but their first parts it does: batches are inputs alone; "
                               "for labels make a task, such as ranksearch.tasks.FromLoss")  # fmt: skip
-    return Agreement(batches, batches, model)
+    return task
 
 
 def _takes(model: nn.Module, inputs: Any) -> bool:
