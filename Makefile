@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: search test test-numeric setup clean
+.PHONY: search test test-numeric numeric-compatible numeric-avx2 setup clean
 
 search: $(READY)
 	$(BIN)/ranksearch search studies/digits.py
@@ -17,14 +17,20 @@ test: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-# MKL_ENABLE_INSTRUCTIONS is of Intel's processors; MKL_CBWR chooses among the code paths of others too
-NUMERIC := $(addprefix tests/,allocators decompositions networks proxies statistics)
+# MKL_ENABLE_INSTRUCTIONS is of Intel's processors; MKL_CBWR chooses among the code paths of others too. The settings share no state:
+# make -j2 -O test-numeric runs both at once
+NUMERIC := $(addprefix tests/,decompositions statistics proxies allocators/test_exact.py allocators/test_solver.py \
+	networks/test_batch_norm.py networks/test_reconstruction.py networks/test_singular.py)
 
-test-numeric: $(READY)
+test-numeric: numeric-compatible numeric-avx2
+
+numeric-compatible: $(READY)
 	MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
-		$(BIN)/python -m pytest -q --shift-seeds 1000 --shuffle 1 $(NUMERIC)
+		$(BIN)/python -m pytest -q -p no:cacheprovider --shift-seeds 1000 --shuffle 1 $(NUMERIC)
+
+numeric-avx2: $(READY)
 	MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -q --shift-seeds 2000 --shuffle 2 $(NUMERIC)
+		$(BIN)/python -m pytest -q -p no:cacheprovider --shift-seeds 2000 --shuffle 2 $(NUMERIC)
 
 setup: $(READY)
 
