@@ -63,6 +63,12 @@ def profile(study: Study, format_: str, *, latency: bool = False) -> None:
             print(f"\nnot in the MACs, since no rule counts these operators: {', '.join(study.sites.uncounted)}")
     if latency and format_ == "table":
         print(f"\n{latencies.break_even_table(study)}")
+    _options(study, format_, latency=latency)
+
+
+def _options(study: Study, format_: str, *, latency: bool) -> None:
+    """How many configurations there are; an error where there is nothing to choose, unless latency was asked about."""
+    total = study.baseline
     try:
         space = study.space  # raises where there is nothing to choose
     except EmptySpace as error:

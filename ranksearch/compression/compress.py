@@ -223,7 +223,7 @@ def _takes(model: nn.Module, inputs: Any) -> bool:
     try:
         with evaluating(model):
             run(model, inputs)
-    except Exception:
+    except Exception:  # whatever a model raises for what it does not take
         return False
     return True
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ranksearch.networks.batch_norm import batch_statistics
-from ranksearch.sites import BatchDim, batch_size, evaluating, map_tensors, run
+from ranksearch.proxies.calibration_loss import mean_loss
+from ranksearch.sites import BatchDim, evaluating, map_tensors, run
 from ranksearch.tasks import Task
 
 
@@ -28,13 +29,8 @@ class Judge:
 
     def __call__(self, network: nn.Module) -> float:
         """Mean over the batches, weighted by their examples; infinite where it is not a finite number."""
-        total, count = 0.0, 0
         with evaluating(network), batch_statistics(network):
-            for inputs, targets in self.batches:
-                size = batch_size(inputs, self.batch_dim)
-                total += float(self.loss(run(network, inputs), targets)) * size
-                count += size
-        value = total / count
+            value = mean_loss(network, self.batches, self.loss, self.batch_dim)
         return value if value == value else float("inf")
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.errors import InvalidArgument
+from ranksearch.networks.batch_norm import batch_statistics
 from ranksearch.networks.surgery import factorized, replace_sites
-from ranksearch.sites import batch_size, run
+from ranksearch.sites import BatchDim, batch_size, run
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 
@@ -52,15 +53,16 @@ class CalibrationLoss:
 
     def __call__(self, configuration: Configuration) -> float:
         """Mean loss over the batches, weighted by their sizes."""
-        model = self.build(configuration)
-        if self.normalization == "batch":
-            for module in model.modules():
-                if isinstance(module, _BatchNorm) and module.track_running_stats:
-                    module.train()
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for inputs, targets in self.batches:
-                size = batch_size(inputs, self.spectra.sites.batch_dim)
-                total += float(self.loss(run(model, inputs), targets)) * size
-                count += size
-        return total / count
+        model, norms = self.build(configuration), batch_statistics if self.normalization == "batch" else nullcontext
+        with torch.no_grad(), norms(model):
+            return mean_loss(model, self.batches, self.loss, self.spectra.sites.batch_dim)
+
+
+def mean_loss(model: nn.Module, batches: Iterable[tuple[Any, Any]], loss: Callable[[Any, Any], Tensor], batch_dim: BatchDim) -> float:
+    """Mean of ``loss(outputs, targets)``, itself a mean over a batch, over the examples of batches (inputs, targets)."""
+    total, count = 0.0, 0
+    for inputs, targets in batches:
+        size = batch_size(inputs, batch_dim)
+        total += float(loss(run(model, inputs), targets)) * size
+        count += size
+    return total / count

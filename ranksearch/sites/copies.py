@@ -131,7 +131,7 @@ def _copies(value: Any, memo: Mapping[int, Any]) -> bool:
     try:
         with _Detached():
             copy.deepcopy(value, dict(memo))
-    except Exception:
+    except Exception:  # whatever a class raises that does not want to be copied: what cannot be is named by the caller
         return False
     return True
 

@@ -28,7 +28,8 @@ def fine_tune_in_steps(task: Task, model: nn.Module, *, epochs: float, seed: int
             training.optimizer.zero_grad(set_to_none=True)
             loss = task.loss(run(model, inputs), targets)
             if not torch.isfinite(loss):
-                raise Diverged(f"loss={loss.item()} at step {step + 1} of {training.steps}: lower the learning rate")
+                rate = training.optimizer.defaults["lr"]  # the peak
+                raise Diverged(f"loss={loss.item()} at step {step + 1} of {training.steps}: lower learning_rate={rate:g}")
             loss.backward()
             training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)

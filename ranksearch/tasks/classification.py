@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import device_of, fitted, mode, run
+from ranksearch.tasks._fine_tune import fine_tune_in_steps
 from ranksearch.tasks._identity import identity
 from ranksearch.tasks.metrics import Metrics, identities, reported, tried
-from ranksearch.tasks.task import Diverged, Metric, Split, Task, Training
+from ranksearch.tasks.task import Metric, Split, Task, Training
 from ranksearch.tensors import absorb
 
 Array = Tensor | np.ndarray
@@ -202,25 +203,7 @@ class Classification(Task):
 
     def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
         """See `Task.fine_tune`."""
-        checks.number("epochs", epochs, least=0)
-        if epochs == 0:
-            return
-        training = self.training(model, epochs=epochs, seed=seed)
-        device = device_of(model)
-        forked = [device] if device.type == "cuda" else []
-        with mode(model, training=True), torch.random.fork_rng(devices=forked), torch.enable_grad():
-            torch.manual_seed(seed)  # dropout and the like
-            for step in range(training.steps):
-                inputs, targets = training.batch()
-                training.optimizer.zero_grad(set_to_none=True)
-                loss = self.loss(model(inputs), targets)
-                if not torch.isfinite(loss):
-                    raise Diverged(
-                        f"loss={loss.item()} at step {step + 1} of {training.steps}: lower learning_rate={self.learning_rate:g}"
-                    )
-                loss.backward()
-                training.optimizer.step()
-        training.optimizer.zero_grad(set_to_none=True)
+        fine_tune_in_steps(self, model, epochs=epochs, seed=seed)
 
     def measure(self, model: nn.Module, split: Split = "validation") -> dict[str, float]:
         """See `Task.measure`."""

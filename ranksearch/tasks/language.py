@@ -169,8 +169,8 @@ class LanguageModel(Task):
         assert self._reference is not None
         with mode(self._reference, training=False):
             wanted = _logits(run(self._reference, self._inputs(tokens)), tokens.shape)[:, :-1].to(logits.device)
-        divergence = F.kl_div(logits.float().log_softmax(-1), wanted.float().log_softmax(-1), reduction="sum", log_target=True)
-        return max(float(divergence), 0.0), int((logits.argmax(-1) == wanted.argmax(-1)).sum())
+        divergence = float(mean_divergence(logits, wanted, -1)) * logits[..., 0].numel()
+        return max(divergence, 0.0), int((logits.argmax(-1) == wanted.argmax(-1)).sum())
 
     def _inputs(self, tokens: Tensor) -> Any:
         return {"input_ids": tokens.clone(), "use_cache": False} if self.keywords else tokens.clone()

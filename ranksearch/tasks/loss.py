@@ -168,13 +168,18 @@ class Agreement(FromLoss):
         weight_decay: float = 0.0,
         batch_dim: BatchDim = 0,
     ) -> None:
-        self._reference = reference
+        self._reference, self._unanswered = reference, _Answered(train_loader, None)
         train, validation = _Answered(train_loader, reference), _Answered(validation_loader, reference)
         super().__init__(
             train, validation, _Distance() if axis is None else _Divergence(axis), {} if axis is None else {"agreement": _Agreement(axis)},
             test_loader=None if test_loader is None else _Answered(test_loader, reference), learning_rate=learning_rate,
             weight_decay=weight_decay, batch_dim=batch_dim,
         )  # fmt: skip
+
+    def calibration(self, batches: int) -> Iterator[Any]:
+        """See `Task.calibration`: without asking the reference."""
+        checks.whole("batches", batches, least=1)
+        return iter([map_tensors(torch.clone, inputs) for inputs, _ in _first(self._unanswered, batches)])
 
     def divergence(self, outputs: Any, reference: Any) -> Tensor:
         """See `Task.divergence`: the loss where the reference's answers are wanted."""
@@ -240,16 +245,19 @@ class _Steps(Training):
 
 
 class _Answered:
-    """Inputs with what a reference answers to them."""
+    """Inputs with what a reference answers to them; without one, with nothing."""
 
-    def __init__(self, loader: Batches, reference: nn.Module) -> None:
+    def __init__(self, loader: Batches, reference: nn.Module | None) -> None:
         self._inputs, self._reference = _loader("loader", loader), reference
 
     def __len__(self) -> int:
         return _length(self._inputs)
 
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor | None]]:
         for inputs in self._inputs() if callable(self._inputs) else self._inputs:
+            if self._reference is None:
+                yield inputs, None
+                continue
             with mode(self._reference, training=False), torch.no_grad():
                 answer = _answer(run(self._reference, inputs))
             yield inputs, answer
