@@ -135,32 +135,39 @@ def train_supernet(
 def search(
     asked: StudyArguments, trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
     proxy: tuple[str, ...], allocator: str | None, workers: int | None, runner: str, address: str | None, supernet: str | None,
-    screen: int | None, retry_failed: bool, store: str | None, cost: tuple[str, ...], seed: int | None = None,
+    screen: int | None, retry_failed: bool, quiet: bool, json: bool, store: str | None, cost: tuple[str, ...], seed: int | None = None,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
     store is never evaluated again, but for what failed: the dense network always, others with --retry-failed.
 
-    Progress shows the size of the front and its hypervolume: the share that it dominates of the box between no cost at no loss
-    and the dense network's costs at worthless metrics; the dense network by itself has 0."""
+    A terminal shows a live table, a pipe gets lines. Both have the size of the front and its hypervolume: the share that it dominates
+    of the box between no cost at no loss and the dense network's costs at worthless metrics; the dense network by itself has 0."""
     from ranksearch.cli import results
-    from ranksearch.cli.progress import SearchProgress
+    from ranksearch.cli.progress import SearchProgress, events
 
     session = _session()
+    if quiet and json:
+        raise InvalidArgument("--quiet and --json exclude each other: --json shows nothing but its events")
     if screen is not None and supernet is None:
         raise InvalidArgument(f"--screen {screen} needs --supernet: what is screened with")
-    print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
+    if not (quiet or json):
+        print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
     from ranksearch.study import Screening
 
     machine = _runner(runner, workers, address, asked)
     screening = None if supernet is None else Screening(supernet or True, 100 if screen is None else screen)
     study = _open(asked, store, session=session, stored=False, cost=cost)
     study = study.replace(seed=study.seed if seed is None else seed, objectives=objective or study.objectives)
-    with SearchProgress(study, session, note=spaces.change(study, session.store or "")) as progress:
+    view = "events" if json else "nothing" if quiet else None
+    with SearchProgress(study, session, note=spaces.change(study, session.store or ""), view=view) as progress:
         study.run(
             trials, sampler=sampler, proxies=proxy or None, allocator=allocator, runner=machine, constraints=where, screening=screening,
             retry_failed=retry_failed, on_event=progress.event,
         )  # fmt: skip
     session.check()
+    if json:
+        events.ended(study, objective or None)
+        return
     results.searched(study, _command(asked, store), objective or None, trials)
 
 

@@ -123,6 +123,8 @@ def search() -> list[click.Parameter]:
             is_flag=True,
             help="First try again what failed for want of memory, disk or time, with a killed worker, or by an error in code.",
         ),
+        click.Option(["--quiet"], is_flag=True, help="Show no progress: the result alone, and errors."),
+        click.Option(["--json"], is_flag=True, help="Print events as JSON, one a line, instead of progress and result."),
         space_option(),
         store_option(),
     ]

@@ -195,6 +195,12 @@ def front_table(study: Study, frame: pd.DataFrame) -> str:
     """A front as a table: metrics, their change against the dense network, and costs relative to it."""
     if not len(frame):
         return "no evaluation is stored that satisfies this; search on, or loosen --where"
+    header, rows = front_cells(study, frame)
+    return table(header, rows, left=("id", ""))
+
+
+def front_cells(study: Study, frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of `front_table`."""
     dense = next((row for row in frame.to_dict("records") if row["is_dense"]), None)
     metrics = [metric.name for metric in study.task.metrics]
     costs = study.costs[::-1]
@@ -202,14 +208,14 @@ def front_table(study: Study, frame: pd.DataFrame) -> str:
     header = ["id", *[name for metric in metrics for name in (metric, "change")], *labels, ""]
     rows = []
     for row in frame.to_dict("records"):
-        cells: list[Any] = [row["id"]]
+        cells: list[str] = [row["id"]]
         for metric in metrics:
             change = "" if dense is None else f"{row[metric] - dense[metric]:+.4f}"
             cells += [f"{row[metric]:.4f}", change]
         cells += [*(percent(row[f"{cost.name}_rel"]) for cost in costs), *(count(row[cost.name]) for cost in costs)]
         cells.append("dense" if row["is_dense"] else "" if row["on_front"] else "dominated")
         rows.append(cells)
-    return table(header, rows, left=("id", ""))
+    return header, rows
 
 
 # -- the ends of search and build --------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ranksearch.cli.progress import Front, SiteProgress, TimeLeft, clock
+from ranksearch.cli.progress import SiteProgress, clock
+from ranksearch.cli.progress.front import Front
+from ranksearch.cli.progress.times import TimeLeft
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.search.events import Profiled, Stage
 from ranksearch.space import Configuration
@@ -22,7 +24,7 @@ def test_the_time_left_counts_from_where_evaluations_began_and_needs_two() -> No
     left.finished(4.0)
     assert left(39) == "", "one says little"
     left.finished(4.0)
-    assert left(38) == "1:16 left"  # two every 4 s
+    assert left(38) == "1:16 left" and left.per_minute() == 30  # two every 4 s
     now = 64.0
     left.finished(3.9)
     left.finished(3.9)
@@ -59,15 +61,15 @@ def test_the_front_is_of_the_runs_fidelity_and_seed_and_relative_to_dense() -> N
         ("other", 0, "done", 3, 0.9, 10.0),
     ]
     outcome = Outcome(Request(Configuration(), Fidelity(), 0), "done")
-    assert Front(_Study(rows))(outcome, now=True) == "front: 2 networks, hypervolume 0.625"  # type: ignore[arg-type]
-    assert Front(_Study(rows[:1]))(outcome, now=True) == "front: 0 networks, hypervolume 0.000"  # type: ignore[arg-type]
-    assert Front(_Study(rows[1:]))(outcome, now=True) == "", "the dense network is not measured"  # type: ignore[arg-type]
-    assert Front(_Study(rows, ("params",)))(outcome, now=True) == "front: 3 networks, hypervolume 0.000"  # type: ignore[arg-type]
+    assert str(Front(_Study(rows))(outcome)) == "front: 2 networks, hypervolume 0.625"  # type: ignore[arg-type]
+    assert str(Front(_Study(rows[:1]))(outcome)) == "front: 0 networks, hypervolume 0.000"  # type: ignore[arg-type]
+    assert Front(_Study(rows[1:]))(outcome) is None, "the dense network is not measured"  # type: ignore[arg-type]
+    assert str(Front(_Study(rows, ("params",)))(outcome)) == "front: 3 networks, hypervolume 0.000"  # type: ignore[arg-type]
 
 
 def test_profiled_sites_are_counted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("ranksearch.cli.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("ranksearch.cli.progress.sites.time.monotonic", lambda: now)
     with SiteProgress(terminal=False) as progress:
         progress.event(Stage("profiling 4 sites"))
         for done in range(1, 5):
