@@ -1,12 +1,13 @@
 # make search: set up and run the digits study.  make test: set up and check everything.
 # make test-numeric: what is computed, on other processors and with other random draws than those of make test.
+# make docs: the documentation site, in site/; a warning is an error.
 # make clean: remove what was installed and built; evaluations in .ranksearch stay.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: search test test-numeric numeric-compatible numeric-avx2 setup clean
+.PHONY: search test test-numeric numeric-compatible numeric-avx2 docs setup clean
 
 search: $(READY)
 	$(BIN)/ranksearch search studies/digits.py
@@ -32,6 +33,9 @@ numeric-avx2: $(READY)
 	MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -q -p no:cacheprovider --shift-seeds 2000 --shuffle 2 $(NUMERIC)
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 setup: $(READY)
 
 # installs once, and again only when the declared or pinned versions change
@@ -41,5 +45,5 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find ranksearch studies analysis tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,135 @@
+"""Every Python block of the pages runs, with the names that a page leaves to its reader; every command has the options it is shown with.
+The tutorial and the README have tests of their own."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ranksearch as rs
+from ranksearch.cli import main as cli
+from ranksearch.space import DENSE
+from ranksearch.study import Screening, Study
+from ranksearch.study import study as study_module
+
+ROOT = Path(__file__).parents[2]
+PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "tutorial.md"]
+SHOWN = [*PAGES, ROOT / "docs" / "tutorial.md", ROOT / "README.md"]
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2)
+    )
+
+
+def reader(folder: Path) -> dict[str, Any]:
+    """What the reader of a page has: a network, a task, a study and the like."""
+    x = torch.randn(128, 3, 6, 6)
+    y = (x.mean(dim=(1, 2, 3)) > 0).long()
+    task = rs.Classification(train=(x[:96], y[:96]), validation=(x[96:], y[96:]), batch_size=16, learning_rate=0.05)
+    study = Study("page", model=network(), task=task, fidelity=rs.Fidelity(epochs=0, recalibration=1), store=folder / "page.db")
+    return {
+        "rs": rs, "F": F, "torch": torch, "Study": Study, "Screening": Screening, "net": study.model, "model": study.model, "task": task,
+        "study": study, "inputs": x[:16], "more_inputs": x[16:32], "id": DENSE.id, "configuration": rs.Configuration({"3": ("svd", (4,))}),
+    }  # fmt: skip
+
+
+def architecture(names: dict[str, Any], folder: Path) -> None:
+    names["study"] = names["study"].replace(store=folder / "plug_ins.db")
+
+
+def how_to(names: dict[str, Any], folder: Path) -> None:
+    names["study"].run(6)
+
+
+def language_models(names: dict[str, Any], folder: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the page is about models of transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<unk>": 0, **{f"w{i}": i + 1 for i in range(30)}}
+    tokenizer = Tokenizer(models.WordLevel(words, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder / "lm")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=31, max_position_embeddings=256, **sizes)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "lm")
+    text = " ".join(f"w{i}" for i in torch.randint(0, 30, (4096,)).tolist())
+    for name in ("calibration.txt", "held_out.txt"):
+        (folder / name).write_text(text)
+    batch = (torch.randn(8, 4), torch.randn(8, 1))
+    names |= {"folder": folder / "lm", "train_loader": [batch], "validation_loader": [batch]}
+    names |= {"train_inputs": [names["inputs"]], "validation_inputs": [names["more_inputs"]]}
+
+
+def supernet(names: dict[str, Any], folder: Path) -> None:
+    names |= {"space": names["study"].space, "spectra": names["study"].spectra}
+
+
+def training_methods(names: dict[str, Any], folder: Path) -> None:
+    from ranksearch.supernet import RankSupernet
+
+    study = names["study"]
+    names["supernet"] = RankSupernet(study.model, study.space, spectra=study.spectra)
+    names["batches"] = [(names["inputs"], torch.zeros(16, dtype=torch.long))] * 2
+    names["optimizer"] = torch.optim.SGD(names["supernet"].parameters(), lr=0.01)
+
+
+PRELUDES: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    function.__name__: function for function in (architecture, how_to, language_models, supernet, training_methods)
+}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(study: Study, trials: int, **options: Any) -> None:
+        real(study, min(trials, 6), **{**options, "runner": "local"})
+
+    real = study_module.run
+    monkeypatch.setattr(study_module, "run", few)  # the same search, shorter and in this process
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path / "home"))
+    names = reader(tmp_path)
+    PRELUDES.get(page.stem, lambda names, folder: None)(names, tmp_path)
+    for number, text in enumerate(blocks(page), start=1):
+        exec(compile(text, f"{page.name}, block {number}", "exec"), names)
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in SHOWN:
+        lines = re.findall(r"^(?: {4}| {2})?(ranksearch [a-z-]+ (?:STUDY|\S+\.py).*)$", page.read_text(), flags=re.MULTILINE)
+        found += [(page.name, line) for line in dict.fromkeys(lines)]
+    return found
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) > 20
+
+
+def test_every_command_has_the_options_it_is_shown_with(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    helps: dict[tuple[str, ...], str] = {}
+    for page, line in commands():
+        _, command, study, *words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
+        study = study if Path(study).exists() else "studies/digits.py"
+        space = words[words.index("--space") + 1 : words.index("--space") + 2] if "--space" in words else []
+        asked = (command, study, *(["--space", *space] if space and Path(space[0]).exists() else []))
+        if asked not in helps:
+            assert cli.main([*asked, "--help"]) == 0, (page, line)
+            helps[asked] = capsys.readouterr().out
+        for option in (word for word in words if word.startswith("--")):
+            assert re.search(rf"{option}\b", helps[asked]), f"{page}: {line}: {command} has no {option}"
