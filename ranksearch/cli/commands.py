@@ -138,7 +138,7 @@ def search(
     screen: int | None, retry_failed: bool, store: str | None, cost: tuple[str, ...], seed: int | None = None,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
-    store is never evaluated again, but for what failed: the dense network always, others with --retry-failed.
+    store is never evaluated again, but for what failed: the dense network and the machine's failures always, others with --retry-failed.
 
     Progress shows the size of the front and its hypervolume: the share that it dominates of the box between no cost at no loss
     and the dense network's costs at worthless metrics; the dense network by itself has 0."""

@@ -121,7 +121,7 @@ def search() -> list[click.Parameter]:
         click.Option(
             ["--retry-failed"],
             is_flag=True,
-            help="First try again what failed for want of memory, disk or time, with a killed worker, or by an error in code.",
+            help="First try again what failed by an error in code or beyond a limit too; for want of memory or disk it is in any case.",
         ),
         space_option(),
         store_option(),
