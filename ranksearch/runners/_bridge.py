@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 
 from ranksearch.errors import RanksearchError
 from ranksearch.runners._dispatch import Dispatcher
+from ranksearch.runners._watchdog import Limits
 
 
 class Abort(BaseException):
@@ -67,16 +68,20 @@ class Watch(FIFOScheduler):
 class Bridge(Searcher):
     """Translates between Tune's trials and a `Dispatcher`."""
 
-    def __init__(self, dispatcher: Dispatcher, watch: Watch) -> None:
+    def __init__(self, dispatcher: Dispatcher, watch: Watch, limits: Limits, verdicts: Path) -> None:
+        """
+        Args:
+            verdicts: the folder where watchdogs of this machine write why they ended an evaluation.
+        """
         super().__init__(metric=None, mode=None)
-        self._dispatcher, self._watch = dispatcher, watch
+        self._dispatcher, self._watch, self._limits, self._verdicts = dispatcher, watch, limits, verdicts
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The configuration of a new trial; None for none at present."""
         with aborting():
             request = self._dispatcher.take(trial_id)
             if request is not None:
-                return {"request": pickle.dumps(request)}
+                return {"request": pickle.dumps(request), "trial": trial_id}
             return Searcher.FINISHED if self._dispatcher.finished else None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -93,6 +98,8 @@ class Bridge(Searcher):
                 )
             if not error and result and "outcome" in result:
                 self._dispatcher.landed(trial_id, pickle.loads(result["outcome"]))
+            elif (verdict := self._limits.verdict(self._verdicts, trial_id)) is not None:
+                self._dispatcher.exceeded(trial_id, *verdict)
             else:
                 self._dispatcher.lost(trial_id, self._watch.causes.pop(trial_id, "no result came back"))
 

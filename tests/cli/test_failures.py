@@ -48,7 +48,8 @@ STUDY = """
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     (tmp_path / "fragile.py").write_text(textwrap.dedent(STUDY))
-    return ["search", str(tmp_path / "fragile.py"), "--runner", "local", "--trials", "5", "--store", str(tmp_path / "s.db")]
+    where = ["--store", str(tmp_path / "s.db")]
+    return ["search", str(tmp_path / "fragile.py"), "--runner", "local", "--retries", "0", "--trials", "5", *where]
 
 
 def statuses(tmp_path: Path) -> dict[str, tuple[str, str | None]]:

@@ -41,7 +41,7 @@ def request(seed: int, origin: str = "test") -> Request:
 
 def run(evaluate: Callable[[Request], Outcome], requests: list[Request], **options) -> list[Outcome]:
     queue, outcomes = list(requests), []
-    options = {"workers": 2, "by_value": [HERE]} | options
+    options = {"workers": 2, "by_value": [HERE], "retries": 1, "backoff": 0.1} | options
     RayTuneRunner(**options).run(evaluate, lambda: queue.pop(0) if queue else None, outcomes.append)
     assert not queue
     return outcomes
@@ -66,6 +66,8 @@ class Model:
             return Outcome(asked, "failed", error="rank too low")
         if asked.origin == "raises":
             raise ZeroDivisionError("by itself")
+        if asked.origin == "exits":
+            sys.exit("by itself")
         torch.manual_seed(asked.seed)
         value = (self.weight @ torch.randn(8, 8, dtype=torch.float64)).square().sum().item()
         metrics = {"value": value, "data": float(self.data.sum()), "nan": float("nan"), "threads": float(torch.get_num_threads())}
@@ -88,7 +90,7 @@ class Killer:
 
 
 def test_same_outcomes_as_local_each_reported_once_and_weights_sent_once(tmp_path: Path) -> None:
-    requests = [request(seed, "fails" if seed == 3 else "raises" if seed == 5 else "test") for seed in range(12)]
+    requests = [request(seed, {3: "fails", 5: "raises", 6: "exits"}.get(seed, "test")) for seed in range(12)]
     model = Model(tmp_path / "unpickled")
     outcomes = run(model, requests)
     assert Counter(outcome.request for outcome in outcomes) == Counter(requests)
@@ -138,6 +140,25 @@ def test_killed_workers_are_replaced_and_their_requests_start_again_so_often(tmp
     assert [by_seed[seed].status for seed in range(4)] == ["done", "done", "failed", "done"]
     assert "the worker died 2 time(s)" in (by_seed[2].error or "")
     assert Counter((tmp_path / "starts").read_text().split()) == {"0": 1, "1": 2, "2": 2, "3": 1}
+
+
+def test_what_goes_beyond_a_limit_is_an_outcome_and_its_worker_is_replaced(tmp_path: Path) -> None:
+    def measure(asked: Request) -> Outcome:
+        with open(tmp_path / "starts", "a") as file:
+            file.write(f"{asked.origin} ")
+        if asked.origin == "hangs":
+            time.sleep(600)
+        kept = [bytearray(2**20) for _ in range(1024 if asked.origin == "swells" else 0)]
+        time.sleep(30 if kept else 0)
+        return Outcome(asked, "done")
+
+    origins = ["hangs", "fine", "swells", "hangs", "fine"]
+    outcomes = run(measure, [request(k, origin) for k, origin in enumerate(origins)], time_limit=3.0, memory_limit=2**30, retries=3)
+    found = {outcome.request.seed: outcome for outcome in outcomes}
+    assert [found[k].error_kind for k in range(5)] == ["limit", None, "limit", "limit", None] and len(outcomes) == 5
+    assert str(found[0].error) == "the evaluation was ended: it took longer than its limit of 3 seconds" and found[0].seconds >= 3
+    assert "more than its limit of 1 GiB" in str(found[2].error)
+    assert Counter((tmp_path / "starts").read_text().split()) == Counter(origins), "none is tried again"
 
 
 def test_exceptions_of_the_caller_propagate_and_nothing_keeps_running(tmp_path: Path) -> None:
