@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -44,6 +45,8 @@ class Watch(FIFOScheduler):
         self.causes: dict[str, str] = {}  # by trial
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if self.controller is None:
+            _soften(tune_controller)
         self.controller = tune_controller
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -63,6 +66,22 @@ class Watch(FIFOScheduler):
     def __reduce__(self) -> tuple[Any, ...]:
         """Tune pickles its experiment, which is never restored; a controller cannot be pickled."""
         return FIFOScheduler, ()
+
+
+def _soften(controller: Any) -> None:
+    """Let a controller take every way in which Ray ends a worker (for want of memory, with its machine) for the end of that worker's
+    trial. It knows two of them, and ends the whole experiment at any other."""
+    manager: Any = getattr(controller, "_actor_manager", None)
+    known = getattr(manager, "_actor_task_failed", None)
+    if known is None:  # another Ray
+        return
+
+    def failed(task: Any, error: Exception) -> None:
+        if isinstance(error, RayError) and not isinstance(error, (RayActorError, RayTaskError)):
+            error = RayActorError(error_msg=f"{type(error).__name__}: {error}")
+        known(task, error)
+
+    manager._actor_task_failed = failed
 
 
 class Bridge(Searcher):

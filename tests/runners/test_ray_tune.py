@@ -188,6 +188,35 @@ def test_exceptions_of_the_caller_propagate_and_nothing_keeps_running(tmp_path: 
         RayTuneRunner(2, by_value=[HERE]).run(slow, propose, lambda outcome: None)
 
 
+def test_every_way_in_which_ray_ends_a_worker_is_that_trials_end() -> None:
+    """Tune's controller ends the whole experiment at those that it does not know: memory, a lost machine."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError
+    from ray.tune.execution.tune_controller import TuneController
+
+    from ranksearch.runners._bridge import _soften
+
+    class Manager:
+        def __init__(self) -> None:
+            self.seen: list[Exception] = []
+
+        def _actor_task_failed(self, task: object, error: Exception) -> None:
+            self.seen.append(error)
+
+    class Controller:
+        _actor_manager = Manager()
+
+    manager = Controller._actor_manager
+    _soften(Controller())
+    errors = [RayActorError(error_msg="as it is"), OutOfMemoryError("low on memory"), NodeDiedError("gone"), ValueError("bug")]
+    for error in errors:
+        manager._actor_task_failed("task", error)
+    assert manager.seen[0] is errors[0] and manager.seen[3] is errors[3]
+    for seen, error in zip(manager.seen[1:3], errors[1:3], strict=True):
+        assert isinstance(error, RayError) and isinstance(seen, RayActorError) and str(seen) == f"{type(error).__name__}: {error}"
+    assert "_actor_manager" in TuneController.__init__.__code__.co_names, "where Tune has it"
+    _soften(object())  # another Ray: as it is
+
+
 def load(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -229,7 +258,7 @@ def test_the_cluster_of_an_address_is_joined_and_goes_on(tmp_path: Path, tempora
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.runners import RayTuneRunner
 from ranksearch.space import Configuration
@@ -241,6 +270,7 @@ def evaluate(request):
     return Outcome(request, "done")
 
 LOG, SECONDS = sys.argv[1], float(sys.argv[2])
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # a handler of the caller's
 queue = [Request(Configuration(), Fidelity(), seed) for seed in range(4)]
 try:
     runner = RayTuneRunner(1, address=os.environ.get("RANKSEARCH_TEST_ADDRESS"))
@@ -316,10 +346,11 @@ def test_own_ray_is_quiet_and_gone_afterwards(tmp_path: Path, temporary: str) ->
 
 
 @linux
-def test_an_interrupt_comes_through_soon_and_leaves_nothing(tmp_path: Path, temporary: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_comes_through_soon_and_leaves_nothing(tmp_path: Path, temporary: str, number: signal.Signals) -> None:
     process, pids = launch(tmp_path, temporary, 600.0)
     assert wait_for(pids.exists, 90), "no evaluation has started"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    os.killpg(process.pid, number)  # as a terminal and a batch system do: to the whole group
     output, _ = process.communicate(timeout=60)  # an evaluation takes ten times as long
     assert process.returncode == 130 and "interrupted" in output, output
     assert wait_for(lambda: not remaining(temporary), 3), remaining(temporary)
