@@ -31,6 +31,10 @@ class DenseFailed(RanksearchError):
     """The dense network cannot be evaluated, so that no other network can be compared with it; the message says why it failed."""
 
 
+class FailedInARow(RanksearchError):
+    """So many evaluations failed one after the other that it is no fault of theirs; the message has the last reason."""
+
+
 class StoreError(RanksearchError):
     """A store cannot be opened, read or written, or belongs to something else."""
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ranksearch.cli import costs, parameters, spaces
+from ranksearch.cli import costs, machines, parameters, spaces
 from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand
 from ranksearch.cli.session import Session, default_store
 from ranksearch.errors import EmptySpace, InvalidArgument
 
 if TYPE_CHECKING:
-    from ranksearch.runners import Runner
     from ranksearch.study import Study
     from ranksearch.studyfile import StudyFile
 
@@ -134,11 +133,11 @@ def train_supernet(
 
 def search(
     asked: StudyArguments, trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
-    proxy: tuple[str, ...], allocator: str | None, workers: int | None, runner: str, address: str | None, supernet: str | None,
-    screen: int | None, retry_failed: bool, quiet: bool, json: bool, store: str | None, cost: tuple[str, ...], seed: int | None = None,
+    proxy: tuple[str, ...], allocator: str | None, supernet: str | None, screen: int | None, retry_failed: bool, quiet: bool, json: bool,
+    store: str | None, cost: tuple[str, ...], seed: int | None = None, **machine: Any,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
-    store is never evaluated again, but for what failed: the dense network always, others with --retry-failed.
+    store is never evaluated again, but for what failed: the dense network and the machine's failures always, others with --retry-failed.
 
     A terminal shows a live table, a pipe gets lines. Both have the size of the front and its hypervolume: the share that it dominates
     of the box between no cost at no loss and the dense network's costs at worthless metrics; the dense network by itself has 0."""
@@ -154,14 +153,14 @@ def search(
         print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
     from ranksearch.study import Screening
 
-    machine = _runner(runner, workers, address, asked)
+    runner = machines.runner(asked, machine)
     screening = None if supernet is None else Screening(supernet or True, 100 if screen is None else screen)
     study = _open(asked, store, session=session, stored=False, cost=cost)
     study = study.replace(seed=study.seed if seed is None else seed, objectives=objective or study.objectives)
     view = "events" if json else "nothing" if quiet else None
     with SearchProgress(study, session, note=spaces.change(study, session.store or ""), view=view) as progress:
         study.run(
-            trials, sampler=sampler, proxies=proxy or None, allocator=allocator, runner=machine, constraints=where, screening=screening,
+            trials, sampler=sampler, proxies=proxy or None, allocator=allocator, runner=runner, constraints=where, screening=screening,
             retry_failed=retry_failed, on_event=progress.event,
         )  # fmt: skip
     session.check()
@@ -169,17 +168,6 @@ def search(
         events.ended(study, objective or None)
         return
     results.searched(study, _command(asked, store), objective or None, trials)
-
-
-def _runner(name: str, workers: int | None, address: str | None, asked: StudyArguments) -> Runner:
-    """The runner that is asked for; workers of Ray get the modules beside the study and the space by value: they cannot import them."""
-    from ranksearch.runners import LocalRunner, RayTuneRunner
-
-    if name == "ray_tune":
-        return RayTuneRunner(workers=workers, address=address, by_value=asked.modules)
-    if workers not in (None, 1) or address is not None:
-        raise InvalidArgument(f"--workers {workers}, --address {address}: --runner local evaluates one at a time here; use ray_tune")
-    return LocalRunner()
 
 
 def front(

@@ -1,5 +1,6 @@
 """The command line: ``ranksearch profile | train-supernet | search | front | proxies | build STUDY``. Here is only what turns
-every end of a command into an exit code: 0, 2 for errors (one line, no traceback), 130 after Ctrl-C. It imports nothing heavy."""
+every end of a command into an exit code: 0, 2 for errors (one line, no traceback), 130 after Ctrl-C, 143 after SIGTERM, 129 where the
+terminal was closed. It imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,8 +12,13 @@ import threading
 import warnings
 from collections.abc import Sequence
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+if TYPE_CHECKING:
+    from ranksearch.cli.session import Session
+
+STOPS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+GRACE = 10.0  # seconds to end in after SIGTERM: Slurm and Kubernetes kill after 30, systemd after 90
 TRACEBACK = "RANKSEARCH_TRACEBACK"  # set: deliberate errors show where they come from, too
 
 
@@ -21,7 +27,8 @@ def script() -> None:
     _keep_stdout()
     code = main()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python winds down: no traceback either
+        for number in STOPS:
+            signal.signal(number, signal.SIG_DFL)  # Ctrl-C while Python winds down: no traceback either
     sys.exit(code)
 
 
@@ -47,12 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     session = Session()
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        session.interrupted = True
-        raise KeyboardInterrupt
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGINT, interrupt) if main_thread else None
+    previous = _handled(session)
     try:
         from ranksearch.cli.commands import execute
 
@@ -67,21 +69,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _interrupted(session)
         return _explain(error)
     finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _interrupted(session) -> int:
+def _handled(session: Session) -> dict[int, Any]:
+    """Make signals that ask to stop a KeyboardInterrupt; returns what handled them before. After all but Ctrl-C, whoever sent them will
+    not wait for long: the process ends after `GRACE` whatever it is busy with. What is stored by then stays."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if session.stop is not None and number != signal.SIGINT:  # it is stopping already
+            return
+        session.interrupted, session.stop = True, number
+        if number != signal.SIGINT:
+            timer = threading.Timer(GRACE, _leave, [number])
+            timer.daemon = True
+            timer.start()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    # a command that is to outlive its terminal (nohup) ignores that it was closed
+    return {number: signal.signal(number, stop) for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN}
+
+
+def _leave(number: int) -> None:
+    _say(f"{STOPS[number]}: not ended within {GRACE:g} seconds, so it is cut short; what is stored stays; run the same command to go on")
+    os._exit(128 + number)
+
+
+def _interrupted(session: Session) -> int:
+    number = session.stop or int(signal.SIGINT)
+    how = STOPS[number]
     if session.searching:
         count = session.stored
         stored = "no evaluation is" if count == 0 else "1 evaluation is" if count == 1 else f"{count} evaluations are"
-        _say(f"interrupted: {stored} stored; run the same command to go on")
+        _say(f"{how}: {stored} stored; run the same command to go on")
     elif session.training:
         at = "" if session.trained is None else " at step {:,} of {:,}".format(*session.trained)
-        _say(f"interrupted{at}; run the same command to go on from the last checkpoint")
+        _say(f"{how}{at}; run the same command to go on from the last checkpoint")
     else:
-        _say("interrupted")
-    return 130
+        _say(how)
+    return 128 + number
 
 
 def _explain(error: BaseException) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ranksearch.cli import machines
 from ranksearch.cli.arguments import MaybeValued, NameIn, UserPath
 
 STORE_HELP = "A path (SQLite) or any SQLAlchemy URL.  [default: the study's name in $RANKSEARCH_HOME or .ranksearch]"
@@ -109,9 +110,7 @@ def search() -> list[click.Parameter]:
         ),
         click.Option(["--allocator"], type=NameIn("allocators", "ALLOCATORS"), help="Solves for these optima.  [default: exactly]"),
         click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),
-        click.Option(["--workers"], type=click.IntRange(min=1), metavar="N", help="Evaluations at the same time.  [default: one per core]"),
-        click.Option(["--runner"], type=click.Choice(["ray_tune", "local"]), default="ray_tune", help="[default: ray_tune]"),
-        click.Option(["--address"], metavar="HOST:PORT", help="A running Ray cluster, or auto.  [default: this machine alone]"),
+        *machines.options(),
         MaybeValued(
             ["--supernet"],
             metavar="[METHOD|KEY]",
@@ -121,7 +120,7 @@ def search() -> list[click.Parameter]:
         click.Option(
             ["--retry-failed"],
             is_flag=True,
-            help="First try again what failed for want of memory, disk or time, with a killed worker, or by an error in code.",
+            help="First try again what failed by an error in code or beyond a limit too; for want of memory or disk it is in any case.",
         ),
         click.Option(["--quiet"], is_flag=True, help="Show no progress: the result alone, and errors."),
         click.Option(["--json"], is_flag=True, help="Print events as JSON, one a line, instead of progress and result."),

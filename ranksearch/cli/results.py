@@ -229,7 +229,7 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     evaluations = study.evaluations()
     failures = [row for row in evaluations.to_dict("records") if row["status"] != "done"]
     errors = [" ".join(str(row["error"]).split()) for row in failures]
-    failed = len(errors)
+    failed, kinds_of_failure = len(errors), {kind if isinstance(kind := row["error_kind"], str) else None for row in failures}
     frame = study.front(None, objectives)
     noted = f", {failed} of them failed" if failed else ""
     kinds = {key: Fidelity.parse(key).kind for key in evaluations["fidelity"].unique()}
@@ -249,8 +249,10 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     print(f'  {command("front")} --where "{"macs" if study.baseline.macs else "params"} < 0.5 and {bound}"')
     print(f"  {command('build')} {pick} --out {study.name}-{pick}")
     print(f"  {command('search')} --trials {max(2 * trials, len(evaluations) - screened + trials)}")
-    if any(may_be_retried(row["error_kind"]) for row in failures):
+    if any(may_be_retried(kind) for kind in kinds_of_failure - {"machine"}):
         print(f"  {command('search')} --trials {trials} --retry-failed")
+    elif "machine" in kinds_of_failure:  # tried again in any case
+        print(f"  {command('search')} --trials {trials}")
     if screened:
         print(f"  {command('front')} --fidelity supernet")
 

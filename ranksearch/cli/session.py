@@ -17,6 +17,7 @@ class Session:
     training: bool = False
     trained: tuple[int, int] | None = None  # steps of a supernet's training that are made, and all of them
     interrupted: bool = False
+    stop: int | None = None  # the signal that asked to stop
 
     def check(self) -> None:
         """Raise the KeyboardInterrupt that came at a moment when Python could not pass it on (in a destructor)."""

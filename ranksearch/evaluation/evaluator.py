@@ -36,4 +36,5 @@ class Evaluator:
 
     def __call__(self, request: Request) -> Outcome:
         """Evaluate; a configuration's own fault (an exception, a metric that is missing or not finite) is an outcome."""
-        return outcome_of(request, lambda: measured(self.task, self.network(request)))
+        declared = [metric.name for metric in self.task.metrics]
+        return outcome_of(request, lambda: measured(self.task, self.network(request)), declared)

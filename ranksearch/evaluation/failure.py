@@ -1,5 +1,5 @@
-"""Whose fault a failed evaluation was. The machine's, and that of code which may be mended, can be tried again; what a configuration
-itself came to stays so."""
+"""Whose fault a failed evaluation was. The machine's is tried again by itself, that of code, which may be mended, when somebody asks;
+what a configuration itself came to stays so."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Literal
 import torch
 
 from ranksearch.errors import MissingDependency, RanksearchError, StoreError
+from ranksearch.printable import error_text
+from ranksearch.tasks import InvalidMetrics
 
-FailureKind = Literal["configuration", "machine", "code"]
+FailureKind = Literal["configuration", "machine", "limit", "code"]
 """``configuration``: what it computes is not finite, cannot be solved for, or is refused by a deliberate error: the same request comes
-to the same again. ``machine``: memory, disk, files, network, time, packages, a worker that was killed. ``code``: any other exception
-of the model, the task or a library; a bug in the task that is mended does not happen again."""
+to the same again. ``machine``: memory, disk, files, network, time, packages, a worker that was killed. ``limit``: it went
+beyond the time or memory that the search gives an evaluation. ``code``: any other exception
+of the model, the task or a library, metrics that the task declares and does not report, and the end of the process (``sys.exit``); a
+bug in the task that is mended does not happen again."""
 
 _MACHINE = (MemoryError, OSError, ImportError, EOFError, torch.OutOfMemoryError, MissingDependency, StoreError)
 _CONFIGURATION = (RanksearchError, ArithmeticError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
@@ -33,11 +37,11 @@ def kind_of(error: BaseException) -> FailureKind:
             return "machine"
         seen.add(id(cause))
         cause = cause.__cause__
-    return "configuration" if isinstance(error, _CONFIGURATION) else "code"
+    return "configuration" if isinstance(error, _CONFIGURATION) and not isinstance(error, InvalidMetrics) else "code"
 
 
 def _of_the_machine(error: BaseException) -> bool:
-    text, name = str(error).lower(), type(error).__name__.lower()
+    text, name = error_text(error).lower(), type(error).__name__.lower()
     if isinstance(error, _MACHINE) or any(word in name for word in _NAMED):
         return True
     return not isinstance(error, RanksearchError) and any(sign in text for sign in _TOLD)

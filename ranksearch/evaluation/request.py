@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ranksearch.evaluation.failure import FailureKind, kind_of
 from ranksearch.evaluation.fidelity import Fidelity
+from ranksearch.printable import error_text
 from ranksearch.space import Configuration
+from ranksearch.tasks import InvalidMetrics
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,25 @@ class Outcome:
     error_kind: FailureKind | None = None  # of a failure; None where whoever evaluated did not say
 
 
-def outcome_of(request: Request, measure: Callable[[], Mapping[str, float]]) -> Outcome:
-    """What comes of measuring a request; whatever is wrong with it is its outcome."""
+def outcome_of(request: Request, measure: Callable[[], Mapping[str, float]], declared: Collection[str] = ()) -> Outcome:
+    """What comes of measuring a request; whatever is wrong with it is its outcome.
+
+    Args:
+        declared: the metrics that must be there."""
     start = time.perf_counter()
     try:
-        metrics = measure()
-    except Exception as error:  # whatever a candidate network does must not end the study; it is recorded
+        metrics = {name: float(value) for name, value in measure().items()}
+        if missing := [name for name in declared if name not in metrics]:
+            raise InvalidMetrics(f"{', '.join(missing)} not measured; what was: {', '.join(metrics) or 'nothing'}")
+    except (Exception, SystemExit) as error:  # whatever a candidate network does must not end the study; it is recorded
         return failed(request, error, time.perf_counter() - start)
     seconds = time.perf_counter() - start
     wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
         return Outcome(request, "failed", error=f"not finite: {', '.join(wrong)}", seconds=seconds, error_kind="configuration")
-    return Outcome(request, "done", dict(metrics), seconds=seconds)
+    return Outcome(request, "done", metrics, seconds=seconds)
 
 
 def failed(request: Request, error: BaseException, seconds: float = 0.0) -> Outcome:
     """The outcome of a request whose evaluation raised an exception."""
-    return Outcome(request, "failed", error=f"{type(error).__name__}: {error}", seconds=seconds, error_kind=kind_of(error))
+    return Outcome(request, "failed", error=error_text(error), seconds=seconds, error_kind=kind_of(error))

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from ranksearch.errors import RanksearchError
 from ranksearch.runners._dispatch import Dispatcher
+from ranksearch.runners._watchdog import Limits
 
 
 class Abort(BaseException):
@@ -43,6 +45,8 @@ class Watch(FIFOScheduler):
         self.causes: dict[str, str] = {}  # by trial
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if self.controller is None:
+            _soften(tune_controller)
         self.controller = tune_controller
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -64,19 +68,39 @@ class Watch(FIFOScheduler):
         return FIFOScheduler, ()
 
 
+def _soften(controller: Any) -> None:
+    """Let a controller take every way in which Ray ends a worker (for want of memory, with its machine) for the end of that worker's
+    trial. It knows two of them, and ends the whole experiment at any other."""
+    manager: Any = getattr(controller, "_actor_manager", None)
+    known = getattr(manager, "_actor_task_failed", None)
+    if known is None:  # another Ray
+        return
+
+    def failed(task: Any, error: Exception) -> None:
+        if isinstance(error, RayError) and not isinstance(error, (RayActorError, RayTaskError)):
+            error = RayActorError(error_msg=f"{type(error).__name__}: {error}")
+        known(task, error)
+
+    manager._actor_task_failed = failed
+
+
 class Bridge(Searcher):
     """Translates between Tune's trials and a `Dispatcher`."""
 
-    def __init__(self, dispatcher: Dispatcher, watch: Watch) -> None:
+    def __init__(self, dispatcher: Dispatcher, watch: Watch, limits: Limits, verdicts: Path) -> None:
+        """
+        Args:
+            verdicts: the folder where watchdogs of this machine write why they ended an evaluation.
+        """
         super().__init__(metric=None, mode=None)
-        self._dispatcher, self._watch = dispatcher, watch
+        self._dispatcher, self._watch, self._limits, self._verdicts = dispatcher, watch, limits, verdicts
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The configuration of a new trial; None for none at present."""
         with aborting():
             request = self._dispatcher.take(trial_id)
             if request is not None:
-                return {"request": pickle.dumps(request)}
+                return {"request": pickle.dumps(request), "trial": trial_id}
             return Searcher.FINISHED if self._dispatcher.finished else None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -93,6 +117,8 @@ class Bridge(Searcher):
                 )
             if not error and result and "outcome" in result:
                 self._dispatcher.landed(trial_id, pickle.loads(result["outcome"]))
+            elif (verdict := self._limits.verdict(self._verdicts, trial_id)) is not None:
+                self._dispatcher.exceeded(trial_id, *verdict)
             else:
                 self._dispatcher.lost(trial_id, self._watch.causes.pop(trial_id, "no result came back"))
 

@@ -9,6 +9,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that ask a process to end
+
 
 @contextlib.contextmanager
 def environment(settings: Mapping[str, str]) -> Iterator[None]:
@@ -38,19 +40,21 @@ def quiet(name: str) -> Iterator[None]:
 
 
 def uninterrupted(action: Callable[[], object]) -> None:
-    """Do something that must not be cut in half: an interrupt that comes meanwhile is raised right after it. Outside the main
-    thread, where none arrives, ``action`` is just called."""
+    """Do something that must not be cut in half: a signal that stops the process and comes meanwhile is raised right after it. What
+    handles these signals is then what it was before, whatever ``action`` has put there. Outside the main thread, where none
+    arrives, ``action`` is just called."""
     if threading.current_thread() is not threading.main_thread():
         action()
         return
     came: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    handlers = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in STOPPING}
     try:
         action()
     finally:
-        signal.signal(signal.SIGINT, handler)
-    if came:
-        raise KeyboardInterrupt
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def cores() -> int:

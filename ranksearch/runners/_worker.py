@@ -3,6 +3,7 @@ starts."""
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
 import time
@@ -15,8 +16,9 @@ from ray import cloudpickle
 from ray.tune import Trainable
 
 from ranksearch.errors import RanksearchError
-from ranksearch.evaluation.request import failed
+from ranksearch.evaluation.request import Request, failed
 from ranksearch.runners._base import Evaluate
+from ranksearch.runners._watchdog import Limits, Watchdog
 
 
 def pickled(evaluate: Evaluate, by_value: Sequence[ModuleType]) -> list[np.ndarray]:
@@ -42,10 +44,11 @@ def pickled(evaluate: Evaluate, by_value: Sequence[ModuleType]) -> list[np.ndarr
 class Worker(Trainable):
     """The trainable: one step is one evaluation. The process lives as long as the run and loads the evaluator once."""
 
-    def setup(self, config: dict[str, Any], pieces: list[np.ndarray], threads: int) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, Any], pieces: list[np.ndarray], threads: int, limits: Limits, verdicts: str) -> None:  # type: ignore[override]
         import torch
 
         torch.set_num_threads(threads)
+        self.watchdog = Watchdog(limits, verdicts) if limits else None
         self.pieces: list[Any] = pieces
         self.evaluate: Evaluate | None = None
 
@@ -56,14 +59,23 @@ class Worker(Trainable):
             except Exception as error:  # handed to the driver, which ends the run: no other request would fare better
                 return {"done": True, "broken": f"{type(error).__name__}: {error}"}
         assert self.evaluate is not None
-        start = time.perf_counter()
         request = pickle.loads(self.config["request"])
-        try:
-            outcome = self.evaluate(request)
-            data = cloudpickle.dumps(outcome)  # pyright: ignore[reportPrivateImportUsage]
-        except Exception as error:  # a fault of this request, not of the worker: reported, not retried
-            data = cloudpickle.dumps(failed(request, error, time.perf_counter() - start))  # pyright: ignore[reportPrivateImportUsage]
-        return {"done": True, "outcome": data}
+        with contextlib.nullcontext() if self.watchdog is None else self.watchdog.watching(self.config["trial"]):
+            return {"done": True, "outcome": _evaluated(self.evaluate, request)}
+
+    def cleanup(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.close()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True
+
+
+def _evaluated(evaluate: Evaluate, request: Request) -> bytes:
+    """The pickled outcome."""
+    start = time.perf_counter()
+    try:
+        outcome = evaluate(request)
+        return cloudpickle.dumps(outcome)  # pyright: ignore[reportPrivateImportUsage]
+    except (Exception, SystemExit) as error:  # a fault of this request, not of the worker: reported
+        return cloudpickle.dumps(failed(request, error, time.perf_counter() - start))  # pyright: ignore[reportPrivateImportUsage]

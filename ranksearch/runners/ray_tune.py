@@ -12,7 +12,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,9 +23,10 @@ from ranksearch import checks
 from ranksearch.errors import InvalidArgument, RanksearchError, RanksearchWarning
 from ranksearch.runners._address import checked_address
 from ranksearch.runners._base import Evaluate, Propose, Report, Runner
-from ranksearch.runners._dispatch import Dispatcher
+from ranksearch.runners._dispatch import BACKOFF, RETRIES, Dispatcher
 from ranksearch.runners._process import cores, environment, quiet, uninterrupted
 from ranksearch.runners._reaper import reaper
+from ranksearch.runners._watchdog import Limits
 
 STORE_LEAST = 128 * 2**20  # bytes of Ray's object store when it holds next to nothing
 SETTINGS = {
@@ -53,7 +55,10 @@ class RayTuneRunner(Runner):
         address: str | None = None,
         cpus_per_worker: float = 1,
         gpus_per_worker: float = 0.0,
-        retries: int = 1,
+        retries: int = RETRIES,
+        backoff: float = BACKOFF,
+        time_limit: float | None = None,
+        memory_limit: int | None = None,
         by_value: Sequence[ModuleType] = (),
     ) -> None:
         """
@@ -63,7 +68,13 @@ class RayTuneRunner(Runner):
                 environment variable RAY_ADDRESS says (a warning tells that it is not used).
             cpus_per_worker: cores that Ray sets aside for each.
             gpus_per_worker: GPUs, or a share of one, for each.
-            retries: how often a request starts again whose worker died. One that fails by itself does not.
+            retries: how often a request starts again whose worker died, or that failed by the machine's fault. One that fails by itself
+                does not.
+            backoff: seconds before it starts again for the first time, twice as many before each further one.
+            time_limit: seconds that one evaluation may take; its worker is then ended and replaced, and the outcome is a failure of kind
+                ``limit``. None: as long as it takes.
+            memory_limit: bytes that a worker, with the processes that it starts, may have for itself, likewise (Linux only; see
+                `Limits`). None: as much as there is.
             by_value: modules whose classes and functions travel with the evaluator, since workers cannot import them.
 
         Raises:
@@ -72,15 +83,15 @@ class RayTuneRunner(Runner):
         """
         if workers is not None:
             checks.whole("workers", workers, least=1, hint="None takes all cores")
-        if cpus_per_worker <= 0 or gpus_per_worker < 0 or retries < 0:
-            raise InvalidArgument(
-                f"cpus_per_worker={cpus_per_worker} must be positive, gpus_per_worker={gpus_per_worker} and retries={retries} not negative"
-            )
+        if cpus_per_worker <= 0 or gpus_per_worker < 0:
+            raise InvalidArgument(f"cpus_per_worker={cpus_per_worker} must be positive, gpus_per_worker={gpus_per_worker} not negative")
         self._asked = workers
         self.address = None if address is None else checked_address(address)
         self.cpus_per_worker = cpus_per_worker
         self.gpus_per_worker = gpus_per_worker
-        self.retries = retries
+        self.retries = checks.whole("retries", retries, least=0)
+        self.backoff = checks.number("backoff", backoff, least=0)
+        self.limits = Limits(time_limit, memory_limit)
         self.by_value = tuple(by_value)
         self.workers = workers or max(1, int(cores() // cpus_per_worker))
 
@@ -111,9 +122,13 @@ class RayTuneRunner(Runner):
             threads = self._fit(ray)
             stack.enter_context(environment({"TUNE_MAX_PENDING_TRIALS_PG": str(self.workers)}))
             watch = Watch()
-            bridge = Bridge(Dispatcher(propose, report, workers=self.workers, retries=self.retries), watch)
+            dispatcher = Dispatcher(propose, report, workers=self.workers, retries=self.retries, backoff=self.backoff)
+            verdicts = Path(folder, "verdicts")
+            verdicts.mkdir(mode=0o700)
+            bridge = Bridge(dispatcher, watch, self.limits, verdicts)
             try:
-                self._tune(folder, pieces, threads, bridge, watch)
+                given = {"pieces": pieces, "threads": threads, "limits": self.limits, "verdicts": str(verdicts)}
+                self._tune(folder, given, bridge, watch)
             except BaseException as error:
                 if not ours:
                     uninterrupted(watch.end_workers)
@@ -162,14 +177,14 @@ class RayTuneRunner(Runner):
         self.workers = min(self._asked or room, room)
         return max(1, int(min(cpus, cores() if self.address is None else cpus) // self.workers))
 
-    def _tune(self, folder: str, pieces: list[np.ndarray], threads: int, bridge: Any, watch: Any) -> None:
+    def _tune(self, folder: str, given: Mapping[str, Any], bridge: Any, watch: Any) -> None:
         from ray import tune
 
         from ranksearch.runners._worker import Worker
 
         resources = {"cpu": self.cpus_per_worker} | ({"gpu": self.gpus_per_worker} if self.gpus_per_worker else {})
         # Tune pins the pieces in the object store for as long as Ray runs here: with a Ray of the caller's, beyond this run
-        worker = tune.with_resources(tune.with_parameters(Worker, pieces=pieces, threads=threads), resources)
+        worker = tune.with_resources(tune.with_parameters(Worker, **given), resources)
         tune.Tuner(
             worker,
             tune_config=tune.TuneConfig(

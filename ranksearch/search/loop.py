@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from ranksearch.errors import DenseFailed
+from ranksearch.errors import DenseFailed, FailedInARow
 from ranksearch.evaluation import FailureKind, Fidelity, Outcome, Request
 from ranksearch.runners import WAIT, Wait
 from ranksearch.samplers import Sampler
@@ -17,6 +17,7 @@ from ranksearch.search.starts import Start
 from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
 
 PATIENCE = 200  # duplicates in a row before the space is searched for something new
+IN_A_ROW = 5  # failures by code or the machine, one after the other, that end the search
 Values = Sequence[float] | None  # of the objectives, to be minimised; None: the evaluation failed
 
 
@@ -28,6 +29,7 @@ class Known:
     values: Values
     error_kind: str | None = None  # of a failure, see `ranksearch.evaluation.failure`
     origin: str = ""
+    failed: bool = False  # an evaluation that is done may lack values too, where it lacks an objective
 
 
 class SearchLoop:
@@ -37,7 +39,8 @@ class SearchLoop:
     the other half. Nothing that is known or in flight is requested again.
 
     Without the dense network there is nothing to compare with: when it fails, the search ends. Until it is known, failures of others
-    are held back, since they may have the same cause, which is none of theirs.
+    are held back, since they may have the same cause, which is none of theirs. `IN_A_ROW` failures of code or of the machine, with
+    nothing that succeeded between them, end the search too: the next ones would fail as well.
 
     Args:
         starts: may be lazy, each taken when it is its turn.
@@ -71,6 +74,7 @@ class SearchLoop:
         self._known: dict[str, Values] = {id: entry.values for id, entry in known.items()}
         self._in_flight: dict[str, Candidate] = {}
         self._held: list[Outcome] = []  # failures that came before the dense network's outcome
+        self._in_a_row = 0  # failures since the last success, but for configurations' own
         self._queue = chain([Start(space.candidate(space.dense), "dense")], again, islice(starts, trials // 2))
         self._rng = np.random.default_rng(seed)
         for entry in known.values():
@@ -114,7 +118,8 @@ class SearchLoop:
         held back, several where the dense network's comes after such.
 
         Raises:
-            DenseFailed: the dense network could not be evaluated. That is stored; failures that were held back are not."""
+            DenseFailed: the dense network could not be evaluated. That is stored; failures that were held back are not.
+            FailedInARow: the last `IN_A_ROW` failed by the fault of code or the machine; they are stored."""
         if outcome.status != "done" and outcome.request.configuration != DENSE and DENSE.id in self._in_flight:
             self._held.append(outcome)
             return []
@@ -126,7 +131,18 @@ class SearchLoop:
             settled, self._held = [outcome, *self._held], []
             for held in settled[1:]:
                 self._take(held)
+        self._count(settled)
         return settled
+
+    def _count(self, settled: Sequence[Outcome]) -> None:
+        """End the search where so many have failed in a row that the next ones would, too."""
+        for outcome in settled:
+            if outcome.status == "done":
+                self._in_a_row = 0
+            elif outcome.error_kind in ("code", "machine"):
+                self._in_a_row += 1
+                if self._in_a_row >= IN_A_ROW:
+                    raise FailedInARow(_given_up(outcome))
 
     def _take(self, outcome: Outcome) -> None:
         id = outcome.request.configuration.id
@@ -139,13 +155,26 @@ class SearchLoop:
 
 _REMEDIES: dict[FailureKind | None, str] = {
     "machine": "free some memory or disk, or evaluate fewer at a time (--workers)",
+    "limit": "give evaluations more time or memory (--time-limit, --memory-limit)",
     "configuration": "measure the model itself with the task (task.measure(model)), and mend what does not fit",
     "code": "measure the model itself with the task (task.measure(model)), and mend what fails",
 }
 
 
+def _given_up(outcome: Outcome) -> str:
+    again = "run again: they are tried again" if outcome.error_kind == "machine" else "run again with --retry-failed"
+    return (
+        f"{IN_A_ROW} evaluations in a row failed, the last one with {_reason(outcome)}; the next ones would fail too, so the search has "
+        f"stopped: {_REMEDIES.get(outcome.error_kind, _REMEDIES['code'])}, and {again}"
+    )
+
+
+def _reason(outcome: Outcome) -> str:
+    return " ".join((outcome.error or "no word").split())
+
+
 def _refusal(outcome: Outcome) -> str:
-    reason = " ".join((outcome.error or "it failed").split())
+    reason = _reason(outcome)
     remedy = _REMEDIES.get(outcome.error_kind, _REMEDIES["code"])
     return (
         f"the dense network cannot be evaluated: {reason}; no other network can be compared then, so the search has stopped: {remedy}, and "

@@ -4,7 +4,7 @@ stored when it is finished."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Literal
@@ -42,6 +42,14 @@ class Objectives:
         signs = [-1 if self.directions[name] == "max" else 1 for name in self.names]
         return [sign * (relative[name] if name in relative else metrics[name]) for sign, name in zip(signs, self.names, strict=True)]
 
+    def checked(self, outcome: Outcome) -> Outcome:
+        """The outcome; a failure where it is said to be done and lacks an objective (an evaluator or runner of somebody's own)."""
+        lacking = [name for name in self.names if name not in outcome.metrics and name not in self.baseline]
+        if outcome.status != "done" or not lacking:
+            return outcome
+        error = f"the evaluator did not report {', '.join(lacking)}"
+        return replace(outcome, status="failed", metrics={}, error=error, error_kind="code")
+
     def known(self, store: Store, fidelity: Fidelity, seed: int) -> dict[str, Known]:
         """What a store knows of a fidelity and seed, by configuration id. An evaluation that lacks an objective (the task reports
         more than it did then) counts, and teaches nothing."""
@@ -51,15 +59,17 @@ class Objectives:
                 complete = record.status == "done" and all(name in record.metrics or name in self.baseline for name in self.names)
                 values = self.values(record.metrics, record.costs) if complete else None
                 configuration = Configuration.from_json(record.configuration)
-                known[record.configuration_id] = Known(configuration, values, record.error_kind, record.origin)
+                failed = record.status != "done"
+                known[record.configuration_id] = Known(configuration, values, record.error_kind, record.origin, failed)
         return known
 
 
 def failed_before(known: Mapping[str, Known], *, retry_failed: bool) -> list[str]:
-    """The ids of failed evaluations that a run tries again: the dense network's, always, and with ``retry_failed`` all that may come
-    to something else."""
-    failed = {id: entry for id, entry in known.items() if entry.values is None}
-    return [id for id, entry in failed.items() if id == DENSE.id or (retry_failed and may_be_retried(entry.error_kind))]
+    """The ids of failed evaluations that a run tries again: always the dense network's and those that failed by the machine's fault,
+    which is no fact about a configuration; with ``retry_failed`` all that may come to something else."""
+    failed = {id: entry for id, entry in known.items() if entry.failed}
+    always = [id for id, entry in failed.items() if id == DENSE.id or entry.error_kind == "machine"]
+    return [id for id, entry in failed.items() if id in always or (retry_failed and may_be_retried(entry.error_kind))]
 
 
 @dataclass(frozen=True)
@@ -77,14 +87,15 @@ class SearchRun:
     limits: Mapping[str, Amount]
     evaluator: Callable[[], Callable[[Request], Outcome]]  # made when it is needed
     screening: bool = False
-    retry_failed: bool = False  # evaluations that failed are tried again, but for those that failed by the configuration's own fault
+    retry_failed: bool = False  # what failed is tried again, and not only what did by the machine's fault; but for configurations' own
 
     def run(self, store: Store, runner: Runner, tell: Callable[[SearchEvent], None], *, first: Sequence[Start] = ()) -> None:
         """Evaluate until the store has ``trials``: the dense network, what is tried again, ``first``, the optima of the proxies, then
         the sampler. An optimum is solved when it is its turn, so that evaluations begin at once.
 
         Raises:
-            DenseFailed: the dense network could not be evaluated."""
+            DenseFailed: the dense network could not be evaluated.
+            FailedInARow: one evaluation after the other failed, by no fault of theirs."""
         known = self.objectives.known(store, self.fidelity, self.seed)
         again = self._again(known)
         trials = max(self.trials, len(known)) if again else self.trials
@@ -108,7 +119,7 @@ class SearchRun:
         )  # fmt: skip
 
         def report(outcome: Outcome) -> None:
-            settled = loop.report(outcome)
+            settled = loop.report(self.objectives.checked(outcome))
             for number, each in enumerate(settled, start=loop.done - len(settled) + 1):
                 tell(Finished(each, number, trials))
 

@@ -8,15 +8,17 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from ranksearch.errors import InvalidArgument, StoreError
+from ranksearch.errors import InvalidArgument, RanksearchWarning, StoreError
+from ranksearch.printable import ERROR, error_text, printable
 from ranksearch.store.database import (
     SCHEMA,
     Place,
@@ -75,8 +77,8 @@ class Record:
             raise InvalidArgument(f"costs={costs}: {' and '.join(missing)} must be there, as whole numbers")
         object.__setattr__(self, "costs", costs)
         object.__setattr__(self, "seed", _amount("seed", int(self.seed)))
-        if self.error is not None:  # databases take neither NUL nor lone surrogates
-            object.__setattr__(self, "error", self.error.encode(errors="backslashreplace").decode().replace("\0", "\\x00"))
+        if self.error is not None:  # databases take neither NUL nor lone surrogates, terminals no escapes
+            object.__setattr__(self, "error", printable(self.error, limit=ERROR))
         object.__setattr__(self, "seconds", float(self.seconds))
         object.__setattr__(self, "metrics", metrics)
         object.__setattr__(self, "created", self.created.astimezone(UTC))
@@ -88,6 +90,7 @@ class Store:
     def __init__(self, engine: sa.Engine, shown: str, lock: WriterLock | None, row: sa.Row[Any]) -> None:
         self._engine, self._lock, self._closed = engine, lock, False
         self._complete: Callable[[Record], Record] = lambda record: record
+        self._damaged: set[int] = set()  # rows that were told of
         # a store of an earlier version that is read lacks columns, and has nothing that was tried again
         self._columns = [c for c in evaluations_table.c if row.schema_version >= SINCE.get(c.name, 1)]
         self._has_attempts = row.schema_version >= 3
@@ -200,7 +203,8 @@ class Store:
             raise
 
     def add(self, record: Record) -> bool:
-        """Add a fact, which is on the disk when this returns. False if the store has a fact of the same key; that one stays.
+        """Add a fact, which is on the disk when this returns. False if the store has a fact of the same key; that one stays. Where the row
+        of the key is damaged, the fact counts instead of it.
 
         Raises:
             StoreError: the store was opened for reading or is closed, the right to write was lost, the configuration's id belongs
@@ -210,16 +214,23 @@ class Store:
         further = {name: amount for name, amount in record.costs.items() if name not in COLUMNS}
         row |= {name: record.costs[name] for name in COLUMNS} | {"costs": json.dumps(further) if further else None}
         row |= {"fingerprint": self.fingerprint}
-        same = evaluations_table.select().where(*_key(record.configuration_id, record.fidelity, record.seed, self.fingerprint))
+        key = _key(record.configuration_id, record.fidelity, record.seed, self.fingerprint)
+        one = configurations_table.c.id == record.configuration_id
         with self._writing() as connection:
-            known = connection.scalar(sa.select(configurations_table.c.json).where(configurations_table.c.id == record.configuration_id))
+            known = connection.scalar(sa.select(configurations_table.c.json).where(one))
             if known is None:
                 connection.execute(configurations_table.insert().values(id=record.configuration_id, json=record.configuration))
+            elif not _is_object(known):  # damaged: an id is the hash of its configuration, so this is what it was
+                connection.execute(configurations_table.update().where(one).values(json=record.configuration))
             elif known != record.configuration:
                 raise StoreError(f"store {self.url!r}: id {record.configuration_id!r} is that of another configuration, {known[:60]!r}")
-            elif connection.execute(same).first() is not None:
+            number = connection.scalar(sa.select(evaluations_table.c.number).where(*key))
+            if number is None:
+                connection.execute(evaluations_table.insert().values(**row))
+            elif any(tried for tried in self._read(connection, *key)):
                 return False
-            connection.execute(evaluations_table.insert().values(**row))
+            else:  # all that is there of it is damaged
+                connection.execute(attempts_table.insert().values(evaluation=number, **_result(record)))
         return True
 
     def add_attempt(self, record: Record) -> bool:
@@ -236,7 +247,7 @@ class Store:
             if first is None:
                 return False
             later = sa.select(attempts_table.c.status).where(attempts_table.c.evaluation == first.number)
-            if "done" in (first.status, *connection.scalars(later)):
+            if "done" in (first.status, *connection.scalars(later)) and any(self._read(connection, *key)):
                 return False
             connection.execute(attempts_table.insert().values(evaluation=first.number, **_result(record)))
         return True
@@ -295,21 +306,34 @@ class Store:
         return [tried[-1] for tried in self._tried(*conditions)]
 
     def _tried(self, *conditions: sa.ColumnElement[bool]) -> list[list[Record]]:
-        """Every evaluation, and after it what came of trying it again."""
+        """Every evaluation, and after it what came of trying it again; of damaged ones what is whole."""
+        with self._use("read") as engine, engine.connect() as connection:
+            return [tried for tried in self._read(connection, *conditions) if tried]
+
+    def _read(self, connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> list[list[Record]]:
         query = sa.select(*self._columns, configurations_table.c.json).join_from(evaluations_table, configurations_table)
         query = query.where(*conditions).order_by(evaluations_table.c.number)
         again = attempts_table.select().order_by(attempts_table.c.number)
-        with self._use("read") as engine, engine.connect() as connection:
-            later = connection.execute(again).all() if self._has_attempts else []  # first: what it refers to is then among the rows
-            rows = connection.execute(query).all()
-        try:
-            found = {row.number: [_record(row)] for row in rows}
-            for row in later:
-                if row.evaluation in found:
-                    found[row.evaluation].append(_later(found[row.evaluation][0], row))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise StoreError(f"store {self.url!r} holds a row that ranksearch did not write: {error}") from error
-        return [[self._complete(record) for record in tried] for tried in found.values()]
+        later: dict[int, list[sa.Row[Any]]] = {}
+        for row in connection.execute(again) if self._has_attempts else ():  # first: what it refers to is then among the rows
+            later.setdefault(row.evaluation, []).append(row)
+        return [self._whole(row, [row, *later.get(row.number, [])]) for row in connection.execute(query)]
+
+    def _whole(self, row: sa.Row[Any], results: Sequence[sa.Row[Any]]) -> list[Record]:
+        """What an evaluation came to, attempt by attempt. What cannot be read is left out, and said once."""
+        found = []
+        for result in results:
+            try:
+                found.append(_record(row, result))
+            except (ValueError, TypeError, AttributeError) as error:
+                self._tell_damaged(row, error)
+        return [self._complete(record) for record in found]
+
+    def _tell_damaged(self, row: sa.Row[Any], error: Exception) -> None:
+        if row.number not in self._damaged:
+            self._damaged.add(row.number)
+            text = f"row {row.number}, an evaluation of {row.configuration_id}, is damaged and left out ({error_text(error, limit=200)})"
+            warnings.warn(f"store {self.url!r}: {text}; a search that needs it evaluates it again", RanksearchWarning, stacklevel=2)
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
@@ -399,18 +423,13 @@ def _key(configuration_id: str, fidelity: str, seed: int, fingerprint: str) -> l
     ]  # fmt: skip
 
 
-def _record(row: sa.Row[Any]) -> Record:
+def _record(row: sa.Row[Any], result: sa.Row[Any]) -> Record:
+    """An attempt at an evaluation: the row itself, or a later one."""
     costs = {name: getattr(row, name) for name in COLUMNS} | json.loads(getattr(row, "costs", None) or "{}")
     return Record(
-        row.configuration_id, row.json, row.fidelity, row.seed, row.status, json.loads(row.metrics), costs,
-        row.error, row.seconds, row.origin, datetime.fromisoformat(row.created), getattr(row, "error_kind", None),
+        row.configuration_id, row.json, row.fidelity, row.seed, result.status, json.loads(result.metrics), costs,
+        result.error, result.seconds, result.origin, datetime.fromisoformat(result.created), getattr(result, "error_kind", None),
     )  # fmt: skip
-
-
-def _later(first: Record, row: sa.Row[Any]) -> Record:
-    """A further attempt at the evaluation ``first``."""
-    result = {name: getattr(row, name) for name in RESULT}
-    return replace(first, **result | {"metrics": json.loads(row.metrics), "created": datetime.fromisoformat(row.created)})
 
 
 def _result(record: Record) -> dict[str, Any]:

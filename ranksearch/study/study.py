@@ -342,13 +342,14 @@ class Study:
                 every core of this machine (``ray_tune``) or one by one in this process (``local``).
             constraints: upper bounds on costs such as ``"macs <= 0.5"``, one or several; candidates that break one are never evaluated.
             screening: first measure configurations with a trained supernet, and begin with the front of them.
-            retry_failed: first try again what failed by the fault of the machine or of code (`ranksearch.evaluation.failure`); what was
-                a configuration's own fault stays. The dense network is tried again in any case. Earlier attempts stay in the store.
+            retry_failed: first try again all that failed, but for configurations' own faults (`ranksearch.evaluation.failure`). The
+                dense network, and what failed by the machine's fault, are tried again in any case. Earlier attempts stay in the store.
             on_event: called with progress.
 
         Raises:
             InvalidArgument, InfeasibleBudget, EmptySpace, StoreError: before any evaluation starts.
             DenseFailed: the dense network could not be evaluated, without which nothing can be compared.
+            FailedInARow: one evaluation after the other failed, by no fault of theirs.
         """
         run(
             self, trials, sampler=sampler, proxies=proxies, allocator=allocator, runner=runner, constraints=constraints,

@@ -101,7 +101,7 @@ class SupernetEvaluator:
 
     def __call__(self, request: Request) -> Outcome:
         """Evaluate; a configuration that the supernet does not have is a failed outcome."""
-        return outcome_of(request, lambda: self.measure(request.configuration))
+        return outcome_of(request, lambda: self.measure(request.configuration), [metric.name for metric in self.task.metrics])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,46 @@ def test_ctrl_c_at_every_stage(study, tmp_path, stage, old, new, command, messag
         study = edited(study, new, old)
         again = run("search", study, "--data", str(tmp_path), *SEARCH)
         assert again.returncode == 0 and "8 evaluations wanted, 2 of them in the store" in again.stderr
+
+
+@pytest.mark.parametrize(("number", "word", "code"), [(signal.SIGTERM, "terminated", 143), (signal.SIGHUP, "hung up", 129)])
+def test_a_command_that_is_told_to_end(number, word, code, monkeypatch, capsys):
+    """At once, once, and with a code that says why; the handlers are then as they were."""
+    before = [signal.getsignal(each) for each in cli.STOPS]
+    timers: list[threading.Timer] = []
+    monkeypatch.setattr(threading.Timer, "start", lambda self: timers.append(self))
+
+    def execute(arguments, session):
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(number)  # somebody is impatient: the end that is under way is not disturbed
+            session.searching, session.counted = True, 3
+
+    monkeypatch.setattr("ranksearch.cli.commands.execute", execute)
+    assert cli.main([]) == code and [timer.interval for timer in timers] == [cli.GRACE]
+    assert capsys.readouterr().err == f"{word}: 3 evaluations are stored; run the same command to go on\n"
+    assert [signal.getsignal(each) for each in cli.STOPS] == before
+
+
+def test_a_command_that_does_not_end_is_cut_short():
+    code = (
+        "import signal, sys, time\nimport ranksearch.cli.commands as commands\nfrom ranksearch.cli import main\n"
+        "def busy(arguments, session):\n    print('READY', flush=True)\n    while True:\n        try: time.sleep(60)\n"
+        "        except KeyboardInterrupt: pass\n"
+        "commands.execute, main.GRACE = busy, 0.2\nsys.exit(main.main([]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "READY\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and said.startswith("terminated: not ended within 0.2 seconds")
+
+
+def test_a_command_that_is_to_outlive_its_terminal(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr("ranksearch.cli.commands.execute", lambda arguments, session: signal.raise_signal(signal.SIGHUP) or 7)
+    try:
+        assert cli.main([]) == 7
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -12,6 +12,7 @@ from ranksearch.space import DENSE
 from ranksearch.store import Store
 
 STUDY = """
+    import sys
     from pathlib import Path
     import torch
     from torch import nn
@@ -27,7 +28,10 @@ STUDY = """
 
         def measure(self, model, split="validation"):
             small = any(isinstance(module, nn.Sequential) for module in list(model.modules())[1:])
-            if BROKEN.exists() and BROKEN.read_text() == ("small" if small else "dense"):
+            whom, _, how = BROKEN.read_text().partition(" ") if BROKEN.exists() else ("", "", "")
+            if whom == ("small" if small else "dense"):
+                if how == "exit":
+                    sys.exit("\x1b[2J")
                 raise MemoryError("nothing left")
             return super().measure(model, split)
 
@@ -44,7 +48,8 @@ STUDY = """
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     (tmp_path / "fragile.py").write_text(textwrap.dedent(STUDY))
-    return ["search", str(tmp_path / "fragile.py"), "--runner", "local", "--trials", "5", "--store", str(tmp_path / "s.db")]
+    where = ["--store", str(tmp_path / "s.db")]
+    return ["search", str(tmp_path / "fragile.py"), "--runner", "local", "--retries", "0", "--trials", "5", *where]
 
 
 def statuses(tmp_path: Path) -> dict[str, tuple[str, str | None]]:
@@ -67,17 +72,28 @@ def test_a_dense_network_that_fails_ends_the_command_with_its_error(command, tmp
     assert set(statuses(tmp_path).values()) == {("done", None)} and len(statuses(tmp_path)) == 5
 
 
-def test_failures_of_the_machine_are_tried_again_when_asked(command, tmp_path, capsys):
-    (tmp_path / "broken").write_text("small")
+@pytest.mark.parametrize(("kind", "flags"), [("machine", []), ("code", ["--retry-failed"])])
+def test_what_may_come_to_something_else_is_tried_again(command, tmp_path, capsys, kind, flags):
+    """The machine's failures by the same command, which is no fact about networks; those of code when asked."""
+    (tmp_path / "broken").write_text("small" if kind == "machine" else "small exit")
     assert cli.main(command) == 0
     shown = capsys.readouterr().out
-    assert "4 of them failed" in shown and "--trials 5 --retry-failed" in shown
+    again = " ".join(["--trials 5", *flags]) + "\n"
+    assert "4 of them failed" in shown and again in shown and ("--retry-failed" in shown) is bool(flags)
     before = statuses(tmp_path)
-    assert list(before.values()).count(("failed", "machine")) == 4
+    assert list(before.values()).count(("failed", kind)) == 4
     (tmp_path / "broken").unlink()
-    assert cli.main(command) == 0 and statuses(tmp_path) == before
-    capsys.readouterr()
-    assert cli.main([*command, "--retry-failed"]) == 0
+    if flags:
+        assert cli.main(command) == 0 and statuses(tmp_path) == before
+    assert cli.main([*command, *flags]) == 0
     after = statuses(tmp_path)
     assert after.keys() == before.keys() and set(after.values()) == {("done", None)}
-    assert "--retry-failed" not in capsys.readouterr().out
+    assert again not in capsys.readouterr().out.split("next:")[-1]
+
+
+def test_failures_in_a_row_end_the_command(command, tmp_path, capsys):
+    (tmp_path / "broken").write_text("small exit")
+    assert cli.main([*command, "--trials", "9"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: 5 evaluations in a row failed, the last one with SystemExit: \\x1b[2J;") and "--retry-failed" in last
+    assert list(statuses(tmp_path).values()).count(("failed", "code")) == 5

@@ -9,14 +9,21 @@ import pytest
 import torch
 
 from ranksearch.errors import InvalidModel, MissingDependency
-from ranksearch.evaluation import Fidelity, Request, may_be_retried, outcome_of
+from ranksearch.evaluation import Fidelity, Request, failed, may_be_retried, outcome_of
 from ranksearch.evaluation.failure import kind_of
 from ranksearch.space import DENSE
-from ranksearch.tasks.task import Diverged
+from ranksearch.tasks import Diverged, InvalidMetrics
 
 
 class TimeLimitExceeded(Exception):
     """As libraries have them."""
+
+
+class Unspeakable(Exception):
+    """Has no message that can be had."""
+
+    def __str__(self) -> str:
+        raise KeyError("no")
 
 
 def caused(error: BaseException, cause: BaseException) -> BaseException:
@@ -39,7 +46,10 @@ MACHINE = [
     caused(InvalidModel("the model cannot be copied"), MemoryError()),
 ]
 CONFIGURATION = [Diverged("loss is nan"), InvalidModel("outputs"), ZeroDivisionError(), torch.linalg.LinAlgError("singular")]
-CODE = [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), KeyError("logits"), AttributeError("memory")]
+CODE = [
+    InvalidMetrics("accuracy is missing"), SystemExit(0), Unspeakable(),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), KeyError("logits"), AttributeError("memory"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -68,3 +78,17 @@ def test_metrics_that_are_not_finite_are_the_configurations_own() -> None:
     assert (outcome.status, outcome.error_kind) == ("failed", "configuration")
     assert outcome_of(Request(DENSE, Fidelity(), 0), lambda: {"loss": 1.0}).error_kind is None
     assert may_be_retried(None), "stored before there were kinds"
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [({}, "loss not measured; what was: nothing"), ({"acc": 1.0}, "what was: acc"), (None, "NoneType"), ({"loss": "x"}, "x")],
+)
+def test_metrics_that_are_declared_must_be_there(measured, said: str) -> None:
+    outcome = outcome_of(Request(DENSE, Fidelity(), 0), lambda: measured, ["loss"])
+    assert (outcome.status, outcome.error_kind, outcome.metrics) == ("failed", "code", {}) and said in str(outcome.error)
+
+
+def test_errors_are_told_in_bounded_text_without_escapes() -> None:
+    error = failed(Request(DENSE, Fidelity(), 0), ValueError("\x1b[31m" + "x" * 10**5 + "\udcff END")).error or ""
+    assert error.startswith("ValueError: \\x1b[31mx") and error.endswith("\\udcff END") and len(error) <= 2000

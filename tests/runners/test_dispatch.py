@@ -21,6 +21,10 @@ def done(one: Request) -> Outcome:
     return Outcome(one, "done", metrics={"loss": 1.0}, seconds=0.0)
 
 
+def full(one: Request) -> Outcome:
+    return Outcome(one, "failed", error="OSError: no space left", error_kind="machine")
+
+
 class Proposer:
     """Proposes what it is given, one after the other, then None; and remembers what is reported."""
 
@@ -33,8 +37,8 @@ class Proposer:
         self.asked += 1
         return self.left.pop(0) if self.left else None
 
-    def dispatcher(self, *, workers: int = 2, retries: int = 1) -> Dispatcher:
-        return Dispatcher(self.propose, self.outcomes.append, workers=workers, retries=retries)
+    def dispatcher(self, *, workers: int = 2, retries: int = 1, **options) -> Dispatcher:
+        return Dispatcher(self.propose, self.outcomes.append, workers=workers, retries=retries, **({"backoff": 0.0} | options))
 
 
 def test_no_more_are_out_than_there_are_workers() -> None:
@@ -97,6 +101,37 @@ def test_a_request_goes_out_again_so_many_times(retries: int) -> None:
     assert dispatcher.take("x") is None and dispatcher.finished
 
 
+def test_what_failed_by_the_machines_fault_goes_out_again_after_a_while_and_others_meanwhile() -> None:
+    now = [100.0]
+    proposer = Proposer(request(0), WAIT, request(1))
+    dispatcher = proposer.dispatcher(workers=1, retries=2, backoff=4.0, clock=lambda: now[0])
+    assert dispatcher.pause == 0 and dispatcher.take("a") == request(0)
+    dispatcher.landed("a", full(request(0)))
+    assert not proposer.outcomes and not dispatcher.finished and dispatcher.pause == 4
+    assert dispatcher.take("b") is None, "the proposer waits for it, which is no deadlock"
+    now[0] += 4
+    assert dispatcher.pause == 0 and dispatcher.take("b") == request(0)
+    dispatcher.lost("b", "signal 9")
+    assert dispatcher.pause == 8, "twice as long"
+    now[0] += 7.9
+    assert dispatcher.take("c") is None and dispatcher.pause == pytest.approx(0.1)
+    now[0] += 0.1
+    assert dispatcher.take("c") == request(0)
+    dispatcher.landed("c", full(request(0)))
+    (outcome,) = proposer.outcomes
+    assert (outcome.error_kind, outcome.error) == ("machine", "OSError: no space left (tried 3 times)")
+    assert dispatcher.take("d") == request(1) and dispatcher.pause == 0
+
+
+@pytest.mark.parametrize("kind", ["configuration", "code", "limit", None])
+def test_no_other_failure_goes_out_again(kind) -> None:
+    proposer = Proposer(request(0))
+    dispatcher = proposer.dispatcher(retries=5)
+    dispatcher.take("a")
+    dispatcher.landed("a", Outcome(request(0), "failed", error="no", error_kind=kind))
+    assert [(o.error, o.error_kind) for o in proposer.outcomes] == [("no", kind)]
+
+
 def test_the_last_request_goes_out_again_after_the_proposer_is_done() -> None:
     proposer = Proposer(request(0))
     dispatcher = proposer.dispatcher()
@@ -140,7 +175,7 @@ def test_every_request_is_reported_exactly_once(seed: int) -> None:
         return left.pop(0) if left else None
 
     workers, trial = draw.randrange(1, 5), 0
-    dispatcher = Dispatcher(propose, reported.append, workers=workers, retries=draw.randrange(3))
+    dispatcher = Dispatcher(propose, reported.append, workers=workers, retries=draw.randrange(3), backoff=0.0)
     for _ in range(10_000):
         if dispatcher.finished:
             break
@@ -153,6 +188,8 @@ def test_every_request_is_reported_exactly_once(seed: int) -> None:
             one = out.pop(name)
             if draw.random() < 0.3:
                 dispatcher.lost(name, "killed")
+            elif draw.random() < 0.3:
+                dispatcher.landed(name, full(one))
             else:
                 dispatcher.landed(name, done(one))
         assert len(out) <= workers

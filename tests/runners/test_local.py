@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.runners import WAIT, LocalRunner, RayTuneRunner
+from ranksearch.runners._dispatch import Dispatcher
 from ranksearch.space import Configuration
 
 
@@ -57,6 +60,39 @@ def test_interrupts_are_not_outcomes() -> None:
     with pytest.raises(KeyboardInterrupt):
         LocalRunner().run(interrupted, lambda: request(0), outcomes.append)
     assert not outcomes
+
+
+def test_the_machines_failures_are_tried_again_with_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr("ranksearch.runners.local.time.sleep", sleep)
+    monkeypatch.setattr("ranksearch.runners.local.Dispatcher", partial(Dispatcher, clock=lambda: now[0]))
+    tries: list[int] = []
+
+    def scarce(asked: Request) -> Outcome:
+        tries.append(asked.seed)
+        if tries.count(asked.seed) <= 3 * asked.seed:
+            raise MemoryError("not now")
+        return Outcome(asked, "done")
+
+    queue, outcomes = [request(1), request(0)], []
+    LocalRunner(retries=3, backoff=2.0).run(scarce, lambda: queue.pop(0) if queue else None, outcomes.append)
+    assert [(o.request.seed, o.status) for o in outcomes] == [(0, "done"), (1, "done")]
+    assert tries == [1, 0, 1, 1, 1] and pauses == [2.0, 4.0, 8.0]
+
+
+def test_the_end_of_the_process_is_a_failure_of_code() -> None:
+    def leave(asked: Request) -> Outcome:
+        raise SystemExit(0)
+
+    queue, outcomes = [request(0), request(1)], []
+    LocalRunner().run(leave, lambda: queue.pop(0) if queue else None, outcomes.append)
+    assert [(o.status, o.error_kind) for o in outcomes] == [("failed", "code")] * 2
 
 
 def test_waiting_for_nothing_is_an_error() -> None:

@@ -41,7 +41,7 @@ def request(seed: int, origin: str = "test") -> Request:
 
 def run(evaluate: Callable[[Request], Outcome], requests: list[Request], **options) -> list[Outcome]:
     queue, outcomes = list(requests), []
-    options = {"workers": 2, "by_value": [HERE]} | options
+    options = {"workers": 2, "by_value": [HERE], "retries": 1, "backoff": 0.1} | options
     RayTuneRunner(**options).run(evaluate, lambda: queue.pop(0) if queue else None, outcomes.append)
     assert not queue
     return outcomes
@@ -66,6 +66,8 @@ class Model:
             return Outcome(asked, "failed", error="rank too low")
         if asked.origin == "raises":
             raise ZeroDivisionError("by itself")
+        if asked.origin == "exits":
+            sys.exit("by itself")
         torch.manual_seed(asked.seed)
         value = (self.weight @ torch.randn(8, 8, dtype=torch.float64)).square().sum().item()
         metrics = {"value": value, "data": float(self.data.sum()), "nan": float("nan"), "threads": float(torch.get_num_threads())}
@@ -88,7 +90,7 @@ class Killer:
 
 
 def test_same_outcomes_as_local_each_reported_once_and_weights_sent_once(tmp_path: Path) -> None:
-    requests = [request(seed, "fails" if seed == 3 else "raises" if seed == 5 else "test") for seed in range(12)]
+    requests = [request(seed, {3: "fails", 5: "raises", 6: "exits"}.get(seed, "test")) for seed in range(12)]
     model = Model(tmp_path / "unpickled")
     outcomes = run(model, requests)
     assert Counter(outcome.request for outcome in outcomes) == Counter(requests)
@@ -140,6 +142,25 @@ def test_killed_workers_are_replaced_and_their_requests_start_again_so_often(tmp
     assert Counter((tmp_path / "starts").read_text().split()) == {"0": 1, "1": 2, "2": 2, "3": 1}
 
 
+def test_what_goes_beyond_a_limit_is_an_outcome_and_its_worker_is_replaced(tmp_path: Path) -> None:
+    def measure(asked: Request) -> Outcome:
+        with open(tmp_path / "starts", "a") as file:
+            file.write(f"{asked.origin} ")
+        if asked.origin == "hangs":
+            time.sleep(600)
+        kept = [bytearray(2**20) for _ in range(1024 if asked.origin == "swells" else 0)]
+        time.sleep(30 if kept else 0)
+        return Outcome(asked, "done")
+
+    origins = ["hangs", "fine", "swells", "hangs", "fine"]
+    outcomes = run(measure, [request(k, origin) for k, origin in enumerate(origins)], time_limit=3.0, memory_limit=2**30, retries=3)
+    found = {outcome.request.seed: outcome for outcome in outcomes}
+    assert [found[k].error_kind for k in range(5)] == ["limit", None, "limit", "limit", None] and len(outcomes) == 5
+    assert str(found[0].error) == "the evaluation was ended: it took longer than its limit of 3 seconds" and found[0].seconds >= 3
+    assert "more than its limit of 1 GiB" in str(found[2].error)
+    assert Counter((tmp_path / "starts").read_text().split()) == Counter(origins), "none is tried again"
+
+
 def test_exceptions_of_the_caller_propagate_and_nothing_keeps_running(tmp_path: Path) -> None:
     log = tmp_path / "beats"
 
@@ -165,6 +186,35 @@ def test_exceptions_of_the_caller_propagate_and_nothing_keeps_running(tmp_path: 
 
     with pytest.raises(LookupError, match="no sampler"):
         RayTuneRunner(2, by_value=[HERE]).run(slow, propose, lambda outcome: None)
+
+
+def test_every_way_in_which_ray_ends_a_worker_is_that_trials_end() -> None:
+    """Tune's controller ends the whole experiment at those that it does not know: memory, a lost machine."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError
+    from ray.tune.execution.tune_controller import TuneController
+
+    from ranksearch.runners._bridge import _soften
+
+    class Manager:
+        def __init__(self) -> None:
+            self.seen: list[Exception] = []
+
+        def _actor_task_failed(self, task: object, error: Exception) -> None:
+            self.seen.append(error)
+
+    class Controller:
+        _actor_manager = Manager()
+
+    manager = Controller._actor_manager
+    _soften(Controller())
+    errors = [RayActorError(error_msg="as it is"), OutOfMemoryError("low on memory"), NodeDiedError("gone"), ValueError("bug")]
+    for error in errors:
+        manager._actor_task_failed("task", error)
+    assert manager.seen[0] is errors[0] and manager.seen[3] is errors[3]
+    for seen, error in zip(manager.seen[1:3], errors[1:3], strict=True):
+        assert isinstance(error, RayError) and isinstance(seen, RayActorError) and str(seen) == f"{type(error).__name__}: {error}"
+    assert "_actor_manager" in TuneController.__init__.__code__.co_names, "where Tune has it"
+    _soften(object())  # another Ray: as it is
 
 
 def load(path: Path, name: str) -> ModuleType:
@@ -208,7 +258,7 @@ def test_the_cluster_of_an_address_is_joined_and_goes_on(tmp_path: Path, tempora
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.runners import RayTuneRunner
 from ranksearch.space import Configuration
@@ -220,6 +270,7 @@ def evaluate(request):
     return Outcome(request, "done")
 
 LOG, SECONDS = sys.argv[1], float(sys.argv[2])
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # a handler of the caller's
 queue = [Request(Configuration(), Fidelity(), seed) for seed in range(4)]
 try:
     runner = RayTuneRunner(1, address=os.environ.get("RANKSEARCH_TEST_ADDRESS"))
@@ -295,10 +346,11 @@ def test_own_ray_is_quiet_and_gone_afterwards(tmp_path: Path, temporary: str) ->
 
 
 @linux
-def test_an_interrupt_comes_through_soon_and_leaves_nothing(tmp_path: Path, temporary: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_comes_through_soon_and_leaves_nothing(tmp_path: Path, temporary: str, number: signal.Signals) -> None:
     process, pids = launch(tmp_path, temporary, 600.0)
     assert wait_for(pids.exists, 90), "no evaluation has started"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    os.killpg(process.pid, number)  # as a terminal and a batch system do: to the whole group
     output, _ = process.communicate(timeout=60)  # an evaluation takes ten times as long
     assert process.returncode == 130 and "interrupted" in output, output
     assert wait_for(lambda: not remaining(temporary), 3), remaining(temporary)

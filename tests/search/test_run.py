@@ -9,12 +9,13 @@ import pytest
 from search_cases import InFlight, Scripted, small_space, worth
 
 from ranksearch.allocators import Additive, Allocation, Problem
-from ranksearch.errors import DenseFailed, InfeasibleBudget
+from ranksearch.errors import DenseFailed, FailedInARow, InfeasibleBudget
 from ranksearch.evaluation import FailureKind, Fidelity, Outcome, Request
 from ranksearch.proxies import Frobenius, free_proxies
 from ranksearch.results.conditions import Condition
 from ranksearch.samplers import Random, Sampler
 from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
+from ranksearch.search.loop import IN_A_ROW
 from ranksearch.search.run import Objectives, SearchRun, upper_limits
 from ranksearch.search.starts import SHARES, Start, optima
 from ranksearch.space import DENSE, Configuration, SearchSpace
@@ -196,12 +197,13 @@ def test_what_failed_is_tried_again_when_asked_but_for_a_configurations_own_faul
     before = {r.configuration_id: r for r in store.records()}
     assert {id: before[id].error_kind for id in picks} == machine.broken
     machine.broken = {picks[2]: "configuration", picks[1]: "machine"}
-    assert run(make(space, trials=10, evaluator=lambda: machine), store)[0].sent == [], "not asked for"
+    runner, _ = run(make(space, trials=10, evaluator=lambda: machine), store)
+    assert [r.configuration.id for r in runner.sent] == [picks[0]], "the machine's; others are not asked for"
     # fewer than there are: all that failed is tried again nevertheless, and nothing else
     runner, events = run(make(space, trials=3, evaluator=lambda: machine, retry_failed=True), store)
-    assert sorted(r.configuration.id for r in runner.sent) == sorted([picks[0], picks[1], picks[3]])
-    assert {r.origin for r in runner.sent} == {"mine"} and Planned(10, 7) in events
-    assert [e.done for e in events if isinstance(e, Finished)] == [8, 9, 10]
+    assert sorted(r.configuration.id for r in runner.sent) == sorted([picks[1], picks[3]])
+    assert {r.origin for r in runner.sent} == {"mine"} and Planned(10, 8) in events
+    assert [e.done for e in events if isinstance(e, Finished)] == [9, 10]
     after = {r.configuration_id: r for r in store.records()}
     assert {id: after[id].status for id in picks} == dict(zip(picks, ("done", "failed", "failed", "done"), strict=True))
     assert after[picks[1]].error_kind == "machine" and after[picks[2]] == before[picks[2]]
@@ -218,3 +220,32 @@ def test_what_is_not_in_the_space_or_its_limits_is_not_tried_again(space: Search
     limits = upper_limits(space, [Condition.parse("macs <= 0.5")])
     runner, _ = run(make(space, trials=5, limits=limits, retry_failed=True), store)
     assert {elsewhere.id, large.id}.isdisjoint(r.configuration.id for r in runner.sent) and store.count() == 5
+
+
+def test_an_evaluator_that_leaves_out_an_objective_fails_and_nothing_is_lost_for_it(space: SearchSpace, store: Store) -> None:
+    def measure(request: Request) -> Outcome:
+        return Outcome(request, "done", {"accuracy": 0.5} if request.configuration == DENSE else {})
+
+    runner, _ = run(make(space, trials=4, evaluator=lambda: measure), store)
+    found = {r.configuration_id: r for r in store.records()}
+    assert len(runner.sent) == len(found) == 4 and found.pop(DENSE.id).status == "done"
+    assert {(r.status, r.error_kind, r.error) for r in found.values()} == {("failed", "code", "the evaluator did not report accuracy")}
+    assert len(run(make(space, trials=5, evaluator=lambda: worth), store)[0].sent) == 1
+
+
+@pytest.mark.parametrize(("kind", "remedy"), [("code", "run again with --retry-failed"), ("machine", "run again: they are tried again")])
+def test_failures_in_a_row_end_the_search(space: SearchSpace, store: Store, kind: FailureKind, remedy: str) -> None:
+    """Not before there are so many, whatever is between them but a success."""
+    ids = iter(range(100))
+
+    def measure(request: Request) -> Outcome:
+        number = next(ids)
+        if number in (0, IN_A_ROW):  # the dense network, and one that comes just in time
+            return Outcome(request, "done", {"accuracy": 0.5})
+        own = number == IN_A_ROW + 3
+        return Outcome(request, "failed", error=f"no {number}", error_kind="configuration" if own else kind)
+
+    runner = InFlight(1)
+    with pytest.raises(FailedInARow, match=f"5 evaluations in a row failed, the last one with no {2 * IN_A_ROW + 1}; .*{remedy}"):
+        make(space, trials=40, evaluator=lambda: measure).run(store, runner, lambda event: None)
+    assert len(runner.sent) == store.count() == 2 * IN_A_ROW + 2, "all of them are stored"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import warnings
 from pathlib import Path
 
 import pytest
 from store_cases import STUDY, attempts, record, refused, snapshot
 
-from ranksearch.errors import StoreError
+from ranksearch.errors import RanksearchWarning, StoreError
 from ranksearch.store import Store
 from ranksearch.store import database as _database
 
@@ -110,8 +111,37 @@ def test_rows_that_ranksearch_did_not_write(filled: Path) -> None:
     with sqlite3.connect(filled) as connection:
         connection.execute("UPDATE ranksearch_evaluations SET metrics = '{' WHERE number = 2")
     connection.close()
-    with pytest.raises(StoreError, match="did not write"), Store.open(filled, create=False) as store:
-        store.records()
+    with Store.open(filled, create=False) as store:
+        with pytest.warns(RanksearchWarning, match=r"row 2, an evaluation of 0+1, is damaged and left out \(JSONDecodeError"):
+            assert [r.configuration_id for r in store.records()] == [record(0).configuration_id, record(2).configuration_id]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert store.get(record(1).configuration_id, "full", 0) is None, "said once"
+    again = record(1, seconds=9.0)
+    with Store.open(filled, **STUDY) as store, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RanksearchWarning)
+        assert store.add(again) and not store.add(record(1)), "what is measured anew counts instead, once"
+        assert store.get(again.configuration_id, "full", 0) == again and len(store.records()) == store.count() == 3
+
+
+def test_a_damaged_configuration_is_what_its_id_is_the_hash_of(filled: Path) -> None:
+    with sqlite3.connect(filled) as connection:
+        connection.execute("UPDATE ranksearch_configurations SET json = '{\"a\":' WHERE id = ?", (record(1).configuration_id,))
+    connection.close()
+    with Store.open(filled, **STUDY) as store, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RanksearchWarning)
+        assert len(store.records()) == 2
+        store.add(record(1))
+        assert [r.configuration for r in store.records()] == [record(k).configuration for k in range(3)]
+
+
+def test_errors_are_bounded_and_have_no_escapes(path: Path) -> None:
+    with Store.open(path, **STUDY) as store:
+        for number, said in enumerate(("\x1b[2Jgone", "\udcff\0", "\u202eabc", "x" * 10**6 + "END")):
+            store.add(record(number, status="failed", metrics={}, error=said))
+        found = [str(r.error) for r in store.records()]
+    assert found[:3] == ["\\x1b[2Jgone", "\\udcff\\x00", "\\u202eabc"]
+    assert len(found[3]) <= 2000 and found[3].endswith("END") and "characters left out" in found[3]
 
 
 def test_disk_full(filled: Path) -> None:

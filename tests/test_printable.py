@@ -1,0 +1,27 @@
+"""Text of others as text that can be shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from ranksearch.printable import printable
+
+
+@pytest.mark.parametrize("text", ["", "plain", "two\nlines\tand a tab", "Größe 模型 été", "a\\x1b"])
+def test_text_stays(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize("odd", ["\x00", "\x07", "\x1b", "\r", "\x7f", "\x9b", "\u200b", "\u202e", "\u2028", "\ud800", "\udcff", "\ufeff"])
+def test_what_is_no_character_of_a_text_is_written_as_an_escape(odd: str) -> None:
+    shown = printable(f"a{odd}b")
+    assert shown.isprintable() and shown.isascii() and shown.encode().decode("unicode_escape") == f"a{odd}b"
+    assert printable(shown) == shown
+
+
+@pytest.mark.parametrize("length", [99, 100, 101, 10**6])
+def test_the_middle_is_left_out(length: int) -> None:
+    text = "A" * (length - 3) + "END"
+    short = printable(text, limit=100)
+    assert len(short) <= 100 and short.startswith("A" * 20) and short.endswith("END")
+    assert (short == text) is (length <= 100)
