@@ -96,7 +96,7 @@ class Report:
             study=study.name, store=self._shown(), fidelity=key, directions={m.name: m.direction for m in study.task.metrics},
             objectives=study.objectives, costs=[CostName(c.name, c.label, c.unit, study.baseline[c.name]) for c in study.costs],
             evaluations=evaluations, networks=networks, layers=layers, sites=[site.name for site in study.sites],
-            build=build or (f"ranksearch.study {study.name!r}: study.build('", "')"), made=f"Made on {now:%Y-%m-%d at %H:%M} UTC",
+            build=build or ("study.build('", "')"), made=f"Made on {now:%Y-%m-%d at %H:%M} UTC",
             shares=option_shares(options, sites, types),
             proxies=self._proxies(key, calibrate, batches) if proxies else "they were left out",
         )  # fmt: skip

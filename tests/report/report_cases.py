@@ -74,10 +74,8 @@ def facts(rows: Sequence[Record], *, study: str = "made up", sites: Sequence[str
 def judged(networks: pd.DataFrame) -> Proxies:
     """Two proxies, of which one orders as accuracy does."""
     rows: Any = networks[~networks["is_dense"]]
-    scores = pd.concat([
-        pd.DataFrame({"proxy": name, "fidelity": FIDELITY, "id": rows["id"], "score": score, "measured": rows["accuracy"], "macs_rel": rows["macs_rel"]})
-        for name, score in (("energy", 1 - rows["accuracy"]), ("blind", rows["macs"] * 0.0 + 1))
-    ])  # fmt: skip
+    found = rows[["id", "fidelity", "macs_rel"]].assign(measured=rows["accuracy"])
+    scores = pd.concat([found.assign(proxy="energy", score=1 - rows["accuracy"]), found.assign(proxy="blind", score=1.0)])
     agreements = pd.DataFrame([agreement("blind", float("nan"), len(rows)), agreement("energy", 1.0, len(rows))])
     agreements.attrs["left_out"] = {"fisher": "no <i>calibration</i>", "taylor": "no <i>calibration</i>"}
     return Proxies(agreements, scores)
