@@ -41,8 +41,8 @@ class StudyArguments:
 class UserPath(click.Path):
     """A path in which ``~`` is a home folder, also where no shell has replaced it (``--out=~/x``)."""
 
-    def __init__(self, *, dir_okay: bool = True) -> None:
-        super().__init__(dir_okay=dir_okay, path_type=Path)
+    def __init__(self, *, dir_okay: bool = True, file_okay: bool = True) -> None:
+        super().__init__(dir_okay=dir_okay, file_okay=file_okay, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(user_path(value), param, ctx)

@@ -62,6 +62,7 @@ def root() -> click.Group:
         ("search", search, parameters.search, "Evaluate networks, and go on where it stopped."),
         ("front", front, parameters.front, "The networks that no other one beats."),
         ("proxies", proxies, parameters.proxies, "How well cheap scores predicted what was measured."),
+        ("report", report, parameters.report, "All that a study came to, as one page to read."),
         ("compress", compress, parameters.compress, "A smaller network at once, without training."),
         ("build", build, parameters.build, "One of them as plain PyTorch, on disk."),
     ):
@@ -198,6 +199,22 @@ def proxies(
     shown.report(
         study, objective=objective, fidelity=fidelity, k=top, calibrate=not no_calibration, batches=batches, format_=format_, out=out,
         plot=plot,
+    )  # fmt: skip
+
+
+def report(
+    asked: StudyArguments, out: Path | None, figures: Path | None, latex: Path | None, fidelity: str | None, no_calibration: bool,
+    batches: int, store: str | None,
+) -> None:  # fmt: skip
+    """Write a study as one HTML file to read, print and send: the front, the layers of its networks, who found what, how well proxies
+    predicted, what failed, and the command that rebuilds each network. It loads nothing from a network."""
+    from ranksearch.cli import report as written
+
+    written.check(out or Path("study.html"), figures)
+    study = _open(asked, store, session=_session(), stored=True)
+    written.write(
+        study, out or Path(f"{study.name}.html"), fidelity=fidelity, calibrate=not no_calibration, batches=batches,
+        build=written.build_command(study, _command(asked, store), fidelity), figures=figures, latex=latex,
     )  # fmt: skip
 
 

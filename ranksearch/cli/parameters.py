@@ -168,6 +168,28 @@ def proxies() -> list[click.Parameter]:
     ]
 
 
+def report() -> list[click.Parameter]:
+    """Of ``report``."""
+    return [
+        study_argument(),
+        click.Option(
+            ["--out"], type=UserPath(dir_okay=False), metavar="FILE", help="Where to write the page, .html.  [default: STUDY.html here]",
+        ),
+        click.Option(
+            ["--figures"], type=UserPath(file_okay=False), metavar="DIR", help="Write every figure as SVG and PNG, too.",
+        ),
+        click.Option(["--latex"], type=UserPath(dir_okay=False), metavar="FILE", help="Write the front as a LaTeX table, too."),
+        fidelity_option(),
+        click.Option(["--no-calibration"], is_flag=True, help="Leave out the proxies that need training data."),
+        click.Option(
+            ["--batches"], type=click.IntRange(min=0), default=0, metavar="N",
+            help="Calibration batches for the proxies that run networks; 0 leaves these out.  [default: 0]",
+        ),
+        space_option(),
+        store_option(),
+    ]  # fmt: skip
+
+
 def compress() -> list[click.Parameter]:
     """Of ``compress``."""
     return [

@@ -45,7 +45,7 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
         raise InvalidArgument(f"metric={metric!r} is no column; there are: {', '.join(frame.columns)}")
     if not len(frame):
         raise InvalidArgument("frame: it has no row; there is nothing to draw: search first")
-    figure = _figure(7.2, 4.4)
+    figure = canvas(7.2, 4.4)
     axes = figure.add_subplot()
     rows: Any = frame  # the stubs of pandas lose the type of a selection
     size, label = _size(rows)
@@ -99,7 +99,7 @@ def plot_proxies(agreements: pd.DataFrame, scores: pd.DataFrame, *, title: str, 
     proxies, fidelities = list(dict.fromkeys(agreements["proxy"])), list(dict.fromkeys(agreements["fidelity"]))
     taus = {(row["proxy"], row["fidelity"]): row["kendall"] for row in agreements.to_dict("records")}
     metric = str(agreements["metric"].iloc[0])
-    figure = _figure(2.3 * len(proxies) + 1.3, 2.5 * len(fidelities) + 0.7)
+    figure = canvas(2.3 * len(proxies) + 1.3, 2.5 * len(fidelities) + 0.7)
     grid = figure.subplots(len(fidelities), len(proxies), squeeze=False, sharey="row")
     rows: Any = scores
     size, label = _size(rows)
@@ -143,8 +143,12 @@ def _size(rows: Any) -> tuple[str, str]:
     return ("macs_rel", "MACs") if rows["macs_rel"].notna().any() else ("params_rel", "params")
 
 
-def _figure(width: float, height: float) -> Any:
-    """A figure that knows nothing of pyplot, of a size in inches."""
+def canvas(width: float, height: float) -> Any:
+    """A figure that knows nothing of pyplot, of a size in inches.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,16 +1,25 @@
-"""How well proxies predicted what a study measured."""
+"""A study to read: how well proxies predicted what it measured, and everything that it came to as one page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ranksearch import checks
 from ranksearch.agreement.report import ProxyReport, judge, measured, measured_scores
+from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Fidelity
+from ranksearch.home import replacing, user_path
 from ranksearch.proxies import ProxyContext, ScoreProxy, TableProxy
+from ranksearch.report.data import CostName, Facts, Proxies, page_data
+from ranksearch.report.figures import check_folder, write_figures
+from ranksearch.report.latex import front_table
+from ranksearch.report.page import check_path, plotly_script, report_page
+from ranksearch.report.shares import option_shares
 from ranksearch.supernet.study import named_fidelity, proxy_names
 
 if TYPE_CHECKING:
@@ -22,12 +31,89 @@ Extra = Sequence[TableProxy | ScoreProxy]
 
 
 class Report:
-    """Proxies of a study against its evaluations. What was computed last is kept, so that `scores` after `agreements` costs
-    nothing more."""
+    """Proxies of a study against its evaluations, and the study as a page. What was computed last of proxies is kept, so that `scores`
+    after `agreements` costs nothing more."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
         self._last: tuple[tuple[Any, ...], ProxyReport] | None = None  # of what the store had when it was last asked
+
+    def write(
+        self, path: str | Path, *, figures: str | Path | None = None, latex: str | Path | None = None, fidelity: str | None = None,
+        calibrate: bool = True, batches: int = 0, build: Sequence[str] | None = None,
+    ) -> list[Path]:  # fmt: skip
+        """Write the study as one HTML file that loads nothing: see ``docs/report.md``.
+
+        Args:
+            path: ends in .html.
+            figures: a folder that gets every figure as SVG and PNG, too.
+            latex: a file that gets the front as a LaTeX table, too.
+            fidelity: as for `Results.front`; default: the study's.
+            calibrate, batches: which proxies are judged, as for `agreements`.
+            build: the command that rebuilds a network, in parts between which its id stands; default: a call of `Study.build`.
+
+        Returns:
+            what was written.
+
+        Raises:
+            StoreError: there is no store.
+            InvalidArgument: another file ending, a folder that is a file, an unknown fidelity.
+            MissingDependency: plotly is not installed, or, for figures, matplotlib.
+        """
+        target = check_path(path)
+        plotly_script()  # before any work
+        folder = None if figures is None else check_folder(figures)
+        facts = self.facts(fidelity=fidelity, calibrate=calibrate, batches=batches, build=build)
+        texts = {target: report_page(page_data(facts))}
+        texts |= {} if latex is None else {user_path(latex): front_table(facts)}
+        for place, text in texts.items():
+            with replacing(place) as part:
+                part.write_text(text, encoding="utf-8")
+        return [*texts, *([] if folder is None else write_figures(facts, folder))]
+
+    def data(
+        self, *, fidelity: str | None = None, proxies: bool = True, calibrate: bool = True, batches: int = 0,
+        build: Sequence[str] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What the page shows, as JSON data; arguments as for `write`. Without ``proxies`` none is judged."""
+        return page_data(self.facts(fidelity=fidelity, proxies=proxies, calibrate=calibrate, batches=batches, build=build))
+
+    def facts(
+        self, *, fidelity: str | None = None, proxies: bool = True, calibrate: bool = True, batches: int = 0,
+        build: Sequence[str] | None = None,
+    ) -> Facts:  # fmt: skip
+        """The frames that the page is made of; arguments as for `data`."""
+        study = self._study
+        results = study.results
+        evaluations, layers = results.evaluations(), results.layers()
+        networks = results.front(fidelity=fidelity, all=True)
+        key = study.fidelity.key if fidelity is None else named_fidelity(fidelity, self._known(evaluations)).key
+        sites = {path: site for site in study.sites for path in site.paths}
+        types = {d.name: d for d in (*DECOMPOSITIONS, *study.spec.decompositions)}
+        options = layers[["site", "decomposition", "rank"]].drop_duplicates().astype("object").itertuples(index=False, name=None)
+        now = datetime.now(UTC)
+        return Facts(
+            study=study.name, store=self._shown(), fidelity=key, directions={m.name: m.direction for m in study.task.metrics},
+            objectives=study.objectives, costs=[CostName(c.name, c.label, c.unit, study.baseline[c.name]) for c in study.costs],
+            evaluations=evaluations, networks=networks, layers=layers, sites=[site.name for site in study.sites],
+            build=build or ("study.build('", "')"), made=f"Made on {now:%Y-%m-%d at %H:%M} UTC",
+            shares=option_shares(options, sites, types),
+            proxies=self._proxies(key, calibrate, batches) if proxies else "they were left out",
+        )  # fmt: skip
+
+    def _known(self, evaluations: pd.DataFrame) -> list[Fidelity]:
+        return [*map(Fidelity.parse, evaluations["fidelity"].unique()), self._study.fidelity]
+
+    def _shown(self) -> str:
+        with self._study.open_store(write=False) as store:
+            return store.url
+
+    def _proxies(self, fidelity: str, calibrate: bool, batches: int) -> Proxies | str:
+        try:
+            agreements = self.agreements(fidelity=fidelity, calibrate=calibrate, batches=batches)
+        except InvalidArgument as error:  # too few evaluations
+            return str(error)
+        return Proxies(agreements, self.scores(fidelity=fidelity, calibrate=calibrate, batches=batches))
 
     def agreements(
         self, *, metric: str | None = None, fidelity: str | None = None, k: int = 5, tolerance: float = 0.05, calibrate: bool = True,

@@ -40,8 +40,8 @@ def test_other_endings_and_metrics_are_refused(tmp_path: Path) -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that were drawn."""
     figures: list[Any] = []
-    make = plots._figure
-    monkeypatch.setattr(plots, "_figure", lambda *size: figures.append(make(*size)) or figures[-1])
+    make = plots.canvas
+    monkeypatch.setattr(plots, "canvas", lambda *size: figures.append(make(*size)) or figures[-1])
     return figures
 
 
