@@ -156,7 +156,7 @@ def check_costs(models: Sequence[CostModel], taken: Iterable[str] = ()) -> tuple
             are those that save one of the two.
     """
     names = [model.name for model in models]
-    reserved = {*taken, *(f"{name}_rel" for name in names)}
+    reserved = {*taken, *(f"{name}{end}" for name in names for end in ("_rel", "_share"))}
     wrong = {name: why for name in names if (why := unusable(name, reserved) or ("it comes twice" if names.count(name) > 1 else None))}
     if wrong:
         raise InvalidArgument(f"costs: {'; '.join(f'{name!r}: {why}' for name, why in wrong.items())}; rename the cost")

@@ -53,7 +53,7 @@ class Facts:
     costs: Sequence[CostName]
     evaluations: pd.DataFrame  # of all fidelities
     networks: pd.DataFrame  # the front of the fidelity with its dominated rows
-    layers: pd.DataFrame  # one row per configuration and factorized site
+    layers: pd.DataFrame  # one row per evaluation and site
     sites: Sequence[str]  # in the order of the network
     build: Sequence[str]  # the command that rebuilds a network: parts between which its id stands
     made: str  # who made the page, when

@@ -1,107 +1,107 @@
-"""Evaluations as tidy pandas DataFrames with stable columns; nothing here needs the model or torch.
+"""Evaluations as tidy pandas DataFrames with stable columns and types; nothing here needs the model or torch. ``docs/analysis.md``
+says what every column means; `ranksearch.results.names` lists them.
 
-`evaluations`: one row per record, in the order they were added.
-
-| column | type | meaning |
-| --- | --- | --- |
-| id | string | content hash of the configuration |
-| fidelity | string | how thoroughly it was evaluated |
-| seed | int | of the evaluation |
-| status | string | done, or failed |
-| COST | int where it is counted, else float | each cost of the whole network: params, macs (for one example), and what the study adds |
-| COST_rel | float | each as a share of the dense network's; NaN where that has none |
-| METRIC | float | each metric of the task, in the task's order; NaN where it failed |
-| METRIC_delta | float | METRIC minus that of the dense network at the same fidelity (mean over its seeds) |
-| factorized | int | number of factorized sites; 0 is the dense network |
-| seconds | float | the evaluation took |
-| origin | string | who proposed it |
-| error | string | why it failed |
-| error_kind | string | whose fault that was: configuration, machine or code, see `ranksearch.evaluation.failure` |
-| created | datetime, UTC | when it was finished |
-
-`front`: one row per configuration; values are means over the seeds that finished.
-
-| column | type | meaning |
-| --- | --- | --- |
-| id | string | content hash of the configuration |
-| fidelity | string | how thoroughly it was evaluated |
-| seeds | int | finished evaluations that the row is the mean of; 0: the dense network as given, not evaluated |
-| COST | int where it is counted, else float | each cost of the whole network: params, macs (for one example), and what the study adds |
-| COST_rel | float | each as a share of the dense network's; NaN where that has none |
-| METRIC | float | mean of each metric |
-| METRIC_delta | float | mean of METRIC minus that of the dense network |
-| factorized | int | number of factorized sites; 0 is the dense network |
-| seconds | float | mean duration of an evaluation |
-| origin | string | who proposed it first |
-| is_dense | bool | the dense network |
-| on_front | bool | satisfies the condition, and no row that does dominates it |
-
-`layers`: one row per configuration and factorized site.
-
-| column | type | meaning |
-| --- | --- | --- |
-| id | string | content hash of the configuration |
-| site | string | module path of the layer |
-| decomposition | string | how it is factorized; dense where it is not |
-| rank | string | its rank, such as 8 or 4x6; empty for dense |
-| description | string | the rank in words, such as "in 4, out 6"; empty where the study does not have the site |
+All frames are made of columns (`ranksearch.store.Store.columns`), never of a value per row: 100,000 evaluations take tenths of a second.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.json
 
-from ranksearch.errors import InvalidArgument
+from ranksearch.errors import InvalidArgument, StoreError
 from ranksearch.results.conditions import Condition
-from ranksearch.results.names import COST, EVALUATION_COLUMNS, FRONT_COLUMNS, LAYER_COLUMNS, METRICS, SHARE, Direction, check_metrics
+from ranksearch.results.names import (
+    COST,
+    EVALUATION_COLUMNS,
+    FAILURE_COLUMNS,
+    FRONT_COLUMNS,
+    METRICS,
+    PART,
+    PROXY_COLUMNS,
+    SCORE,
+    SHARE,
+    Direction,
+    check_metrics,
+)
 from ranksearch.results.pareto import non_dominated
-from ranksearch.store import Record
 
-_TYPES = {
-    "id": "string", "fidelity": "string", "seed": "int64", "seeds": "int64", "status": "string",
-    "factorized": "int64", "origin": "string", "error": "string", "error_kind": "string", "created": "datetime64[us, UTC]",
-    "is_dense": "bool", "on_front": "bool", "site": "string", "decomposition": "string", "rank": "string", "description": "string",
+STATUSES, ERROR_KINDS = ("done", "failed"), ("configuration", "machine", "limit", "code")  # categories that are always there, in this order
+TYPES = {
+    "id": "string", "fidelity": "category", "seed": "int64", "seeds": "int64", "status": "category", "factorized": "int64",
+    "origin": "category", "error": "string", "error_kind": "category", "created": "datetime64[us, UTC]", "is_dense": "bool",
+    "on_front": "bool", "attempt": "int64", "resolved": "bool", "retry": "bool", "number": "int64", "finder": "category",
 }  # fmt: skip
-_DENSE_ID = hashlib.sha256(b"{}").hexdigest()[:12]  # id of the configuration without a factorized site
+"""Of the columns that every study has; costs that are counted are Int64, everything else is float64."""
+DENSE_ID = hashlib.sha256(b"{}").hexdigest()[:12]  # id of the configuration without a factorized site
+FACTS = (
+    "configuration_id", "fidelity", "seed", "status", "metrics", "params", "macs", "costs", "error", "error_kind", "seconds", "origin",
+    "created",
+)  # fmt: skip
+"""What `evaluations` needs of a store."""
+MEASURED = ("configuration_id", "fidelity", "seed", "status", "metrics", "params", "macs", "costs", "seconds", "origin")
+"""What `front` needs of a store."""
+_STORED = ("params", "macs")  # costs that have columns of their own in a store
+_SOURCE = {"id": "configuration_id"}  # of a column, where it has another name in the store
 
 
-def evaluations(records: Iterable[Record], baseline: Mapping[str, int | float], metrics: Sequence[tuple[str, Direction]]) -> pd.DataFrame:
-    """One row per record; columns: see the top of this module.
+class Damaged(StoreError):
+    """Columns of a store hold what ranksearch did not write. `ranksearch.store.Store.columns` leaves such rows out on request."""
+
+
+def evaluations(
+    facts: Mapping[str, Sequence[Any]], baseline: Mapping[str, int | float], metrics: Sequence[tuple[str, Direction]]
+) -> pd.DataFrame:
+    """One row per evaluation, in the order they were added; columns: ``docs/analysis.md``.
 
     Args:
-        records: evaluations, of any fidelity and status.
-        baseline: every cost of the dense network. A cost that a record lacks is NaN.
+        facts: columns of a store, `FACTS`, or fewer: columns of the frame are then missing. Those that a store does not have may be
+            among them: ``factorized``, and further costs by their names.
+        baseline: every cost of the dense network. A cost that an evaluation lacks is missing in the frame.
         metrics: name and direction of the task's metrics. Costs among them are columns anyway. A delta is METRIC minus
-            the dense network's, whatever the direction.
+            the dense network's at the same fidelity, mean over its seeds, whatever the direction.
 
     Raises:
         InvalidArgument: a metric twice, named like another column, or without a direction.
+        Damaged: metrics or costs that are not JSON, an unknown status, a number or time that is none.
     """
-    names, records = check_metrics(metrics, baseline), list(records)
-    rows = []
-    for record in records:
-        row: dict[str, object] = {
-            "id": record.configuration_id, "fidelity": record.fidelity, "seed": record.seed, "status": record.status,
-            "factorized": len(json.loads(record.configuration)), "seconds": record.seconds, "origin": record.origin,
-            "error": record.error, "error_kind": record.error_kind, "created": record.created,
-        }  # fmt: skip
-        row |= {name: record.costs.get(name, np.nan) for name in baseline}
-        row |= {f"{name}_rel": _share(record.costs.get(name, np.nan), dense) for name, dense in baseline.items()}
-        done = record.status == "done"
-        rows.append(row | {name: record.metrics.get(name, np.nan) if done else np.nan for name in names})
-    whole = {name for name, dense in baseline.items() if isinstance(dense, int) and all(name in record.costs for record in records)}
-    columns = _columns(EVALUATION_COLUMNS, names, baseline)
-    frame = _frame(rows, [c for c in columns if c not in {f"{name}_delta" for name in names}], whole)
-    dense = frame.loc[(frame["factorized"] == 0) & (frame["status"] == "done")]
+    names = check_metrics(metrics, baseline)
+    try:
+        return _evaluations(facts, baseline, names)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Damaged(f"the store holds a row that ranksearch did not write: {error}; restore a copy, or use another --store") from error
+
+
+def _evaluations(facts: Mapping[str, Sequence[Any]], baseline: Mapping[str, int | float], names: Sequence[str]) -> pd.DataFrame:
+    if unknown := set(facts["status"]) - set(STATUSES):
+        raise ValueError(f"status {unknown.pop()!r}")
+    done = np.array(facts["status"], dtype=object) == "done"
+    found: dict[str, Any] = {
+        column: typed(column, facts[source])
+        for column in EVALUATION_COLUMNS
+        if column in TYPES and (source := _SOURCE.get(column, column)) in facts
+    }
+    found |= {"seconds": np.array(facts["seconds"], dtype=np.float64)}
+    found |= _costs(facts, baseline)
+    texts = [text if finished else None for text, finished in zip(facts["metrics"], done.tolist(), strict=True)]
+    if odd := next((text for text in texts if text and ("NaN" in text or "Infinity" in text)), None):
+        raise ValueError(f"finished with {odd[:60]}")
+    found |= numbers(texts, dict.fromkeys(names, False))
+    dense = (np.array(facts["configuration_id"], dtype=object) == DENSE_ID) & done
+    codes = found["fidelity"].codes
     for name in names:
-        frame[f"{name}_delta"] = frame[name] - frame["fidelity"].map(dense.groupby("fidelity")[name].mean()).astype("float64")
-    return frame.loc[:, columns]
+        values = found[name]
+        means = np.full(len(found["fidelity"].categories), np.nan)
+        for code in np.unique(codes[dense]):
+            means[code] = np.mean(values[dense & (codes == code)])
+        found[f"{name}_delta"] = values - means[codes] if len(means) else values
+    return framed({column: found[column] for column in columns(EVALUATION_COLUMNS, names, baseline) if column in found})
 
 
 def front(
@@ -112,9 +112,10 @@ def front(
     *,
     fidelity: str | None = None,
     dominated: bool = False,
+    factorized: Callable[[list[str]], Sequence[int]] | None = None,
 ) -> pd.DataFrame:
-    """The non-dominated configurations of one fidelity, and the dense network, by rising MACs; columns: see the top of
-    this module. Several seeds of a configuration count as one row, their mean; failed evaluations do not count.
+    """The non-dominated configurations of one fidelity, and the dense network, by rising MACs; columns: ``docs/analysis.md``.
+    Several seeds of a configuration count as one row, their mean; failed evaluations do not count.
 
     Args:
         frame: as `evaluations` gives it; not changed.
@@ -125,12 +126,13 @@ def front(
             given here, its row is made from this.
         fidelity: which one; needed if the frame holds several.
         dominated: keep the dominated rows, and those that break the condition, with ``on_front`` False.
+        factorized: how many sites the configurations of ids factorize, for a frame that does not say it.
 
     Raises:
         InvalidArgument: no objective, one that is no column, a direction that is none, a condition on an unknown
             metric, or several fidelities.
     """
-    metrics, costs = [column for column in frame.columns if f"{column}_delta" in frame.columns], _cost_names(frame)
+    metrics, costs = metric_names(frame), cost_names(frame)
     known = [*metrics, *costs, *(f"{name}_rel" for name in costs), "seconds"]
     unknown = [name for name in objectives if name not in known]
     if unknown or not objectives:
@@ -138,113 +140,215 @@ def front(
     if condition is not None:
         condition.check([*known[:-1], "factorized", "seconds"])
     given = dict(baseline or {})
-    result = _candidates(_of_one_fidelity(frame, fidelity), metrics, costs, given)
-    admissible = np.ones(len(result), dtype=bool)
-    if condition is not None and len(result):
-        arrays = {name: result[name].to_numpy(dtype=np.float64) for name in condition.names}
-        admissible = condition.mask(arrays, _dense_values(result, known) | given, costs)
-    values = result.loc[admissible, list(objectives)].to_numpy(dtype=np.float64)
-    result.loc[admissible, "on_front"] = non_dominated(values, list(objectives.values()))
+    rows = candidates(_of_one_fidelity(frame, fidelity), metrics, costs, given)
+    admissible = np.ones(len(rows), dtype=bool)
+    if condition is not None and len(rows):
+        arrays = {name: floats(rows[name]) for name in condition.names}
+        admissible = condition.mask(arrays, dense_values(rows, known) | given, costs)
+    values = np.stack([floats(rows[name]) for name in objectives], axis=1)
+    on_front = np.zeros(len(rows), dtype=bool)
+    on_front[admissible] = non_dominated(values[admissible], list(objectives.values()))
+    rows["on_front"] = on_front
     if not dominated:
-        result = result.loc[result["on_front"] | result["is_dense"]]
-    return result.sort_values(by=["macs", "params", "id"], ignore_index=True)
+        rows = rows.loc[on_front | rows["is_dense"].to_numpy()]
+    if "factorized" not in rows.columns:
+        counted = np.zeros(len(rows)) if factorized is None else factorized(rows["id"].tolist())
+        rows = rows.assign(factorized=np.asarray(counted, dtype=np.int64))
+    ordered = rows.loc[:, columns(FRONT_COLUMNS, metrics, costs)].sort_values(by=["macs", "params", "id"], ignore_index=True)
+    return _used_categories(ordered)
+
+
+def candidates(frame: pd.DataFrame, metrics: Sequence[str], costs: Sequence[str], given: Mapping[str, float]) -> pd.DataFrame:
+    """One row per finished configuration of a frame of one fidelity: means over its seeds, with the columns of a front but
+    ``on_front``; and one for the dense network, made from what is given of it where it was not evaluated."""
+    rows: Any = _means(frame.loc[(frame["status"] == "done").to_numpy()], metrics, costs)
+    if not len(frame) or rows["is_dense"].any() or any(name not in given for name in (*costs, *metrics)):
+        return rows
+    dense: Any = pd.DataFrame([_given_dense(given, metrics, costs, str(frame["fidelity"].iloc[0]))])[list(rows.columns)]
+    for name, kind in rows.dtypes.items():
+        if isinstance(kind, pd.CategoricalDtype):
+            words = [*kind.categories, *(word for word in dense[name] if word not in kind.categories)]
+            kind = pd.CategoricalDtype(pd.Index(words, dtype="str"))
+            rows = rows.astype({name: kind})
+        dense = dense.astype({name: kind})
+    return pd.concat([rows, dense], ignore_index=True) if len(rows) else dense
+
+
+def failures(facts: Mapping[str, Sequence[Any]], may_be_retried: Callable[[str | None], bool]) -> pd.DataFrame:
+    """One row per attempt that failed; columns: ``docs/analysis.md``.
+
+    Args:
+        facts: columns of a store, `FACTS`, every attempt with ``attempt`` and ``last``.
+        may_be_retried: whether what failed so may come to something else.
+    """
+    failed = np.array([status != "done" for status in facts["status"]], dtype=bool)
+    keys = list(zip(facts["configuration_id"], facts["fidelity"], facts["seed"], strict=True))
+    finished = {key for key, fails in zip(keys, failed.tolist(), strict=True) if not fails}
+    rows = np.flatnonzero(failed).tolist()
+    kept = {name: [values[row] for row in rows] for name, values in facts.items()}
+    resolved = [keys[row] in finished for row in rows]
+    again = zip(resolved, kept["last"], kept["error_kind"], strict=True)
+    kept |= {"resolved": resolved, "retry": [last and not done and may_be_retried(kind) for done, last, kind in again]}
+    found = {column: typed(column, kept[_SOURCE.get(column, column)]) for column in FAILURE_COLUMNS}
+    return framed(found)
+
+
+def scored(frame: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """What was measured and what proxies scored, side by side: one row per configuration and fidelity; columns: ``docs/analysis.md``.
+
+    Args:
+        frame: as `evaluations` gives it; not changed.
+        scores: one row per ``proxy``, ``fidelity`` and ``id``, with its ``score``.
+    """
+    metrics, costs = metric_names(frame), cost_names(frame)
+    names = list(dict.fromkeys(scores["proxy"].tolist()))
+    wide: Any = scores.pivot(index=["fidelity", "id"], columns="proxy", values="score").reindex(columns=names)
+    parts = []
+    for fidelity in dict.fromkeys(scores["fidelity"].tolist()):
+        rows = candidates(_of_one_fidelity(frame, fidelity), metrics, costs, {})
+        known = wide.loc[fidelity].reindex(rows["id"].astype(object))
+        found = {f"{SCORE}{name}": known[name].to_numpy(dtype=np.float64) for name in names}
+        parts.append(rows.assign(**found).loc[known.notna().any(axis=1).to_numpy()])
+    listed = [*columns(PROXY_COLUMNS, metrics, costs), *(f"{SCORE}{name}" for name in names)]
+    return _used_categories(pd.concat(parts, ignore_index=True).loc[:, listed])
+
+
+# -- columns and their types ---------------------------------------------------------------------------------------
+
+
+def columns(template: Sequence[str], metrics: Sequence[str], costs: Iterable[str]) -> list[str]:
+    """The columns that a list of `ranksearch.results.names` stands for, in a study with these metrics and costs."""
+    costs = list(costs)
+    named = {
+        METRICS: [column for name in metrics for column in (name, f"{name}_delta")],
+        COST: costs, SHARE: [f"{name}_rel" for name in costs], PART: [f"{name}_share" for name in costs],
+    }  # fmt: skip
+    return [name for column in template for name in named.get(column, [column])]
+
+
+def typed(column: str, values: Sequence[Any]) -> Any:
+    """The values of a column that every study has, as `TYPES` says; None is a missing value."""
+    kind = TYPES.get(column, "float64")
+    if kind == "category":
+        fixed = {"status": STATUSES, "error_kind": ERROR_KINDS}.get(column, ())
+        return category(values, fixed)
+    if kind == "string":
+        return pd.array(list(values), dtype="string")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if kind.startswith("datetime"):
+        return pd.to_datetime(pd.Series(values, dtype="object"), utc=True, format="ISO8601").astype(kind).array
+    return np.asarray(values, dtype=kind)
+
+
+def category(values: Sequence[str | None], fixed: Sequence[str] = ()) -> pd.Categorical:
+    """Words of which there are few, as categories in alphabetical order behind those that are always there."""
+    codes, found = pd.factorize(np.array(values, dtype=object))
+    names = [*fixed, *sorted({str(name) for name in found} - set(fixed))]
+    place = np.array([names.index(str(name)) for name in found], dtype=np.int64)
+    known = codes >= 0
+    codes[known] = place[codes[known]]
+    return pd.Categorical.from_codes(codes, categories=pd.Index(names, dtype="str"))
+
+
+def framed(found: Mapping[str, Any]) -> pd.DataFrame:
+    """A frame of columns that are made for it, which it takes over without a copy."""
+    return pd.DataFrame(dict(found), copy=False)
+
+
+def numbers(texts: Sequence[str | None], names: Mapping[str, bool]) -> dict[str, Any]:
+    """The numbers of JSON objects, one array for every name: Int64 where the name is of whole numbers, else float64. What an object
+    lacks is missing. Everything else in the objects is passed over.
+
+    Raises:
+        Damaged: a text that is no JSON object, or a value that is no such number.
+    """
+    if not texts or not names:
+        return {name: pd.array([], dtype="Int64") if whole else np.zeros(0) for name, whole in names.items()} if not texts else {}
+    schema = pa.schema([(name, pa.int64() if whole else pa.float64()) for name, whole in names.items()])
+    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    lines = "\n".join(text or "{}" for text in texts).encode()
+    try:
+        table = pyarrow.json.read_json(pa.BufferReader(lines), parse_options=options)
+    except pa.ArrowInvalid as error:
+        raise Damaged(f"metrics or costs of the store are not what ranksearch wrote: {error}; restore a copy") from error
+    found = {}
+    for name, whole in names.items():
+        column = table.column(name)
+        found[name] = pd.array(column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)) if whole else floats(column.to_pandas())
+    return found
+
+
+def floats(values: Any) -> np.ndarray:
+    """A column as float64, NaN where it is missing."""
+    return pd.Series(values).to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def metric_names(frame: pd.DataFrame) -> list[str]:
+    """The metrics of a frame of evaluations."""
+    return [column for column in frame.columns if f"{column}_delta" in frame.columns]
+
+
+def cost_names(frame: pd.DataFrame) -> list[str]:
+    """The costs of a frame of evaluations."""
+    present = set(frame.columns)
+    return [name for name in frame.columns if f"{name}_rel" in present and f"{name}_delta" not in present]
+
+
+def dense_values(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
+    """Columns of the dense network among the rows of a front; nothing where it is not there."""
+    dense = rows.loc[rows["is_dense"]]
+    return {name: float(dense[name].to_numpy()[0]) for name in names} if len(dense) else {}
+
+
+def _costs(facts: Mapping[str, Sequence[Any]], baseline: Mapping[str, int | float]) -> dict[str, Any]:
+    """COST and COST_rel of every cost."""
+    further = [name for name in baseline if name not in _STORED and name not in facts]
+    stored = numbers(facts["costs"], {name: isinstance(baseline[name], int) for name in further}) if further else {}
+    found: dict[str, Any] = {}
+    for name, dense in baseline.items():
+        values = stored[name] if name in stored else facts[name]
+        found[name] = pd.array(values, dtype="Int64") if isinstance(dense, int) else floats(values)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        found[f"{name}_rel"] = floats(found[name]) / (dense or np.nan)
+    return found
 
 
 def _of_one_fidelity(frame: pd.DataFrame, fidelity: str | None) -> pd.DataFrame:
     """The rows of a fidelity; all of them where none is named and they are of one."""
     if fidelity is not None:
-        return frame.loc[frame["fidelity"] == fidelity]
+        return frame.loc[(frame["fidelity"] == fidelity).to_numpy()]
     found = sorted(frame["fidelity"].unique())
     if len(found) > 1:
         raise InvalidArgument(f"frame holds the fidelities {', '.join(found)}, which are never compared; choose one with fidelity=")
     return frame
 
 
-def _candidates(frame: pd.DataFrame, metrics: Sequence[str], costs: Sequence[str], given: Mapping[str, float]) -> pd.DataFrame:
-    """One row per configuration of a frame of one fidelity, with the columns of a front, and one for the dense network: it is made
-    from what is given of it where it was not evaluated."""
-    columns = _columns(FRONT_COLUMNS, metrics, costs)
-    whole = {name for name in costs if frame[name].dtype == np.int64}
-    rows = _typed(_means(frame.loc[frame["status"] == "done"], metrics, costs), columns, whole)
-    if not len(frame) or 0 in rows["factorized"].to_numpy() or any(name not in given for name in (*costs, *metrics)):
-        return rows
-    dense = _frame([_given_dense(given, metrics, costs, str(frame["fidelity"].iloc[0]))], columns, whole)
-    return pd.concat([rows, dense], ignore_index=True) if len(rows) else dense
-
-
-def layers(
-    records: Iterable[Record], sites: Sequence[str] | None = None, *, describe: Callable[[str, str, tuple[int, ...]], str] | None = None
-) -> pd.DataFrame:
-    """One row per configuration and site; columns: see the top of this module. A configuration that was evaluated
-    several times comes once.
-
-    Args:
-        records: evaluations.
-        sites: all sites, to have a row for the dense ones too; default: only those that are factorized.
-        describe: (site, decomposition, rank) -> the rank in words; without it they are empty.
-    """
-    rows = []
-    for id, text in {record.configuration_id: record.configuration for record in records}.items():
-        choices = json.loads(text)
-        for site in choices if sites is None else dict.fromkeys([*sites, *choices]):
-            decomposition, rank = choices.get(site, ("dense", ()))
-            words = describe(site, decomposition, tuple(rank)) if describe else ""
-            row = {"id": id, "site": site, "decomposition": decomposition, "rank": "x".join(str(r) for r in rank), "description": words}
-            rows.append(row)
-    return _frame(rows, list(LAYER_COLUMNS))
-
-
 def _means(done: pd.DataFrame, metrics: Sequence[str], costs: Sequence[str]) -> pd.DataFrame:
-    groups: Any = done.groupby("id", sort=False)
-    first = groups[["fidelity", *costs, *(f"{name}_rel" for name in costs), "factorized", "origin"]].first()
-    seeds = groups.size()
-    values = groups[[*metrics, *(f"{name}_delta" for name in metrics), "seconds"]]
-    # a seed that lacks a metric makes the mean NaN: it is never passed over in silence
-    means = values.mean().where(values.count().eq(seeds, axis=0))
-    rows = first.join(means).assign(seeds=seeds, is_dense=first["factorized"] == 0, on_front=False)
-    return rows.reset_index()
+    counted = ["factorized"] if "factorized" in done.columns else []
+    same = ["id", "fidelity", *columns((COST, SHARE), metrics, costs), *counted, "origin"]
+    averaged = [*columns((METRICS,), metrics, costs), "seconds"]
+    if done["id"].is_unique:
+        rows = done[[*same, *averaged]].reset_index(drop=True).assign(seeds=np.ones(len(done), dtype=np.int64))
+    else:
+        groups: Any = done.groupby("id", sort=False)
+        first = done.drop_duplicates("id")[same].set_index("id")
+        seeds, values = groups.size(), groups[averaged]
+        # a seed that lacks a metric makes the mean NaN: it is never passed over in silence
+        means = values.mean().where(values.count().eq(seeds, axis=0))
+        rows = first.join(means).assign(seeds=seeds.astype("int64")).reset_index().astype({"id": "string"})
+    return rows.assign(is_dense=(rows["id"] == DENSE_ID).to_numpy(dtype=bool))
 
 
 def _given_dense(baseline: Mapping[str, float], metrics: Sequence[str], costs: Sequence[str], fidelity: str) -> dict[str, object]:
     row: dict[str, object] = {
-        "id": _DENSE_ID, "fidelity": fidelity, "seeds": 0, "factorized": 0, "seconds": np.nan, "origin": "baseline",
-        "is_dense": True, "on_front": False,
+        "id": DENSE_ID, "fidelity": fidelity, "seeds": 0, "factorized": 0, "seconds": np.nan, "origin": "baseline", "is_dense": True,
     }  # fmt: skip
     for name in costs:
-        row |= {name: baseline[name], f"{name}_rel": _share(baseline[name], baseline[name])}
+        row |= {name: baseline[name], f"{name}_rel": 1.0 if baseline[name] else np.nan}
     for name in metrics:
         row |= {name: float(baseline[name]), f"{name}_delta": 0.0}
     return row
 
 
-def _cost_names(frame: pd.DataFrame) -> list[str]:
-    columns = set(frame.columns)
-    return [name for name in frame.columns if f"{name}_rel" in columns and f"{name}_delta" not in columns]
-
-
-def _dense_values(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
-    dense = rows.loc[rows["is_dense"]]
-    return {name: float(dense[name].to_numpy()[0]) for name in names} if len(dense) else {}
-
-
-def _columns(template: Sequence[str], metrics: Sequence[str], costs: Iterable[str]) -> list[str]:
-    named = {
-        METRICS: [column for name in metrics for column in (name, f"{name}_delta")],
-        COST: list(costs), SHARE: [f"{name}_rel" for name in costs],
-    }  # fmt: skip
-    return [name for column in template for name in named.get(column, [column])]
-
-
-def _frame(rows: Sequence[Mapping[str, object]], columns: Sequence[str], whole: Collection[str] = ()) -> pd.DataFrame:
-    """A frame with these columns and their types, also without rows."""
-    return _typed(pd.DataFrame(list(rows), columns=list(columns)), columns, whole)
-
-
-def _typed(frame: pd.DataFrame, columns: Sequence[str], whole: Collection[str] = ()) -> pd.DataFrame:
-    """These columns in this order, with their types; those without a listed type are float64, or int64 if ``whole``."""
-    types = dict.fromkeys(columns, "float64") | dict.fromkeys(whole, "int64") | {c: t for c, t in _TYPES.items() if c in columns}
-    return frame.loc[:, list(columns)].astype(types)
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
+def _used_categories(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the categories that occur in it, but for those that are always there."""
+    loose = [name for name, kind in frame.dtypes.items() if isinstance(kind, pd.CategoricalDtype) and name not in ("status", "error_kind")]
+    return frame.assign(**{name: frame[name].cat.remove_unused_categories() for name in loose})

@@ -22,8 +22,16 @@ FRONT_COLUMNS = (
     "id", "fidelity", "seeds", COST, SHARE, METRICS,
     "factorized", "seconds", "origin", "is_dense", "on_front",
 )  # fmt: skip
-LAYER_COLUMNS = ("id", "site", "decomposition", "rank", "description")
+PART = "COST_share"  # and there for that of every cost in which a layer's part of its network is told
+LAYER_COLUMNS = ("id", "fidelity", "seed", "site", "decomposition", "rank", "description", COST, SHARE, PART, "relative_error")
+PROXY_COLUMNS = ("id", "fidelity", "seeds", COST, SHARE, METRICS, "factorized", "origin")  # and, behind them, one for every proxy
+SCORE = "score:"  # before the name of a proxy: no metric can be called so
+HISTORY_COLUMNS = (
+    "id", "fidelity", "seed", "number", "status", "origin", "finder", "created", "elapsed", "hypervolume", "gain", "on_front",
+)  # fmt: skip
+FAILURE_COLUMNS = ("id", "fidelity", "seed", "attempt", "resolved", "retry", "error_kind", "error", "seconds", "origin", "created")
 RESERVED = {*EVALUATION_COLUMNS, *FRONT_COLUMNS, BASELINE} - {COST, SHARE, METRICS}  # names that neither metrics nor costs may have
+OF_LAYERS = {*LAYER_COLUMNS} - {COST, SHARE, PART}  # names that costs may not have either
 COUNTED = ("params", "macs")  # costs that every study has
 
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from ranksearch.errors import InvalidArgument
 
 Direction = Literal["min", "max"]
+_BLOCK = 512  # rows that are compared with a front at once
 
 
 def non_dominated(values: ArrayLike, directions: Sequence[Direction]) -> np.ndarray:
@@ -90,12 +91,57 @@ def relative_hypervolume(values: ArrayLike, dense: ArrayLike, directions: Sequen
     Raises:
         InvalidArgument: as `hypervolume`.
     """
+    scaled = relative(values, dense, directions, costs)
+    minimised: list[Direction] = ["min"] * scaled.shape[1]
+    return hypervolume(scaled, np.ones(scaled.shape[1]), minimised) if minimised else 0.0
+
+
+def relative(values: ArrayLike, dense: ArrayLike, directions: Sequence[Direction], costs: Sequence[bool]) -> np.ndarray:
+    """Rows in the units of `relative_hypervolume`: all to be minimised, the ideal at 0, the reference at 1; arguments as there.
+
+    Returns:
+        float64, shape: (n, m), less the costs that take no part.
+
+    Raises:
+        InvalidArgument: shapes or directions that do not fit.
+    """
     points, base = _minimised(values, directions), _minimised(np.asarray(dense, dtype=np.float64).reshape(1, -1), directions)[0]
     of_cost = np.asarray(costs, dtype=bool)
     scale = np.where(base == 0, 1.0, np.abs(base))
-    scaled = ((points - np.where(of_cost, 0.0, base)) / scale)[:, ~of_cost | (base != 0)]
-    minimised: list[Direction] = ["min"] * scaled.shape[1]
-    return hypervolume(scaled, np.ones(scaled.shape[1]), minimised) if minimised else 0.0
+    return ((points - np.where(of_cost, 0.0, base)) / scale)[:, ~of_cost | (base != 0)]
+
+
+def gains(points: ArrayLike) -> np.ndarray:
+    """What every row adds to the hypervolume of the rows before it, up to the reference 1 in every column; their sum is the hypervolume of
+    all. Rows with NaN add nothing.
+
+    Args:
+        points: all columns to be minimised, as `relative` gives them, shape: (n, m).
+
+    Returns:
+        float64, shape: (n,).
+
+    The gain of p is the volume of its box less the hypervolume of the others cut to it (While, Bradstreet & Barone 2012, "A fast way of
+    calculating exact hypervolumes"); only rows that no earlier one weakly dominates have any, and they alone cost a call.
+    """
+    points = np.array(points, dtype=np.float64)
+    found = np.zeros(len(points))
+    if not points.size:
+        return found
+    within, reference = np.flatnonzero((points < 1.0).all(axis=1)), np.ones(points.shape[1])
+    directions: list[Direction] = ["min"] * points.shape[1]
+    front = np.zeros((0, points.shape[1]))
+    for start in range(0, len(within), _BLOCK):
+        block = within[start : start + _BLOCK]
+        beaten = np.logical_and.reduce(front[None] <= points[block][:, None], axis=2)  # shape: (rows, rows of the front)
+        fresh = block[~np.logical_or.reduce(beaten, axis=1)]
+        for row in fresh:
+            point = points[row]
+            if (front <= point).all(axis=1).any():
+                continue
+            found[row] = np.prod(1.0 - point) - hypervolume(np.maximum(front, point), reference, directions)
+            front = np.vstack([front[~(point <= front).all(axis=1)], point])
+    return found
 
 
 def knee(values: ArrayLike, directions: Sequence[Direction]) -> int:

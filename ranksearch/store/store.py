@@ -5,20 +5,19 @@ meanwhile."""
 from __future__ import annotations
 
 import json
-import math
-import numbers
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
 from ranksearch.errors import InvalidArgument, RanksearchWarning, StoreError
-from ranksearch.printable import ERROR, error_text, printable
+from ranksearch.printable import error_text
+from ranksearch.store import columns
 from ranksearch.store.database import (
     SCHEMA,
     Place,
@@ -31,57 +30,9 @@ from ranksearch.store.database import (
     study_table,
     upgrade,
 )
+from ranksearch.store.record import COLUMNS, RESULT, Record, Status, further_costs, is_object, result_of
 
-COLUMNS = ("params", "macs")  # the costs that every record has, with columns of their own
 SINCE = {"costs": 2, "error_kind": 3}  # the version of stores in which a column is for the first time
-RESULT = ("status", "metrics", "error", "error_kind", "seconds", "origin", "created")  # what an attempt has of its own
-Status = Literal["done", "failed"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One evaluation: a fact. The key is (configuration, fidelity, seed) within the store's fingerprint.
-
-    Raises:
-        InvalidArgument: an unknown status, a configuration that is not a JSON object, for status "done" a kind of error or a metric that
-            is not finite, a cost that is not, params or MACs that are missing, or a number that does not fit 64 bits.
-    """
-
-    configuration_id: str
-    configuration: str  # canonical JSON
-    fidelity: str
-    seed: int
-    status: Status
-    metrics: Mapping[str, float] = field(hash=False)
-    costs: Mapping[str, int | float] = field(hash=False)  # of the whole network: params, macs, and what else the study counts
-    error: str | None = None
-    seconds: float = 0.0  # the evaluation took
-    origin: str = ""  # who proposed it
-    created: datetime = field(default_factory=lambda: datetime.now(UTC))  # kept in UTC; without a zone: local time
-    error_kind: str | None = None  # of a failure, in a word: see `ranksearch.evaluation.failure`; None: stored before there were kinds
-
-    def __post_init__(self) -> None:
-        if self.status not in ("done", "failed"):
-            raise InvalidArgument(f"status={self.status!r}: must be 'done' or 'failed'")
-        if self.status == "done" and self.error_kind is not None:
-            raise InvalidArgument(f"error_kind={self.error_kind!r}: an evaluation that is done has none")
-        if not _is_object(self.configuration):
-            raise InvalidArgument(f"configuration={self.configuration[:60]!r}: must be a JSON object")
-        metrics = {str(name): float(value) for name, value in self.metrics.items()}
-        wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
-        if wrong and self.status == "done":
-            raise InvalidArgument(f"metrics: {', '.join(wrong)} not finite; record such an evaluation with status 'failed'")
-        costs = {str(name): _amount(str(name), value) for name, value in self.costs.items()}
-        missing = [name for name in COLUMNS if not isinstance(costs.get(name), int)]
-        if missing:
-            raise InvalidArgument(f"costs={costs}: {' and '.join(missing)} must be there, as whole numbers")
-        object.__setattr__(self, "costs", costs)
-        object.__setattr__(self, "seed", _amount("seed", int(self.seed)))
-        if self.error is not None:  # databases take neither NUL nor lone surrogates, terminals no escapes
-            object.__setattr__(self, "error", printable(self.error, limit=ERROR))
-        object.__setattr__(self, "seconds", float(self.seconds))
-        object.__setattr__(self, "metrics", metrics)
-        object.__setattr__(self, "created", self.created.astimezone(UTC))
 
 
 class Store:
@@ -210,9 +161,8 @@ class Store:
             StoreError: the store was opened for reading or is closed, the right to write was lost, the configuration's id belongs
                 to another configuration, or the database refuses (a full disk, ...). Earlier facts are intact.
         """
-        row: dict[str, Any] = {c.name: getattr(record, c.name) for c in evaluations_table.c if hasattr(record, c.name)} | _result(record)
-        further = {name: amount for name, amount in record.costs.items() if name not in COLUMNS}
-        row |= {name: record.costs[name] for name in COLUMNS} | {"costs": json.dumps(further) if further else None}
+        row: dict[str, Any] = {c.name: getattr(record, c.name) for c in evaluations_table.c if hasattr(record, c.name)} | result_of(record)
+        row |= {name: record.costs[name] for name in COLUMNS} | {"costs": further_costs(record)}
         row |= {"fingerprint": self.fingerprint}
         key = _key(record.configuration_id, record.fidelity, record.seed, self.fingerprint)
         one = configurations_table.c.id == record.configuration_id
@@ -220,7 +170,7 @@ class Store:
             known = connection.scalar(sa.select(configurations_table.c.json).where(one))
             if known is None:
                 connection.execute(configurations_table.insert().values(id=record.configuration_id, json=record.configuration))
-            elif not _is_object(known):  # damaged: an id is the hash of its configuration, so this is what it was
+            elif not is_object(known):  # damaged: an id is the hash of its configuration, so this is what it was
                 connection.execute(configurations_table.update().where(one).values(json=record.configuration))
             elif known != record.configuration:
                 raise StoreError(f"store {self.url!r}: id {record.configuration_id!r} is that of another configuration, {known[:60]!r}")
@@ -230,7 +180,7 @@ class Store:
             elif any(tried for tried in self._read(connection, *key)):
                 return False
             else:  # all that is there of it is damaged
-                connection.execute(attempts_table.insert().values(evaluation=number, **_result(record)))
+                connection.execute(attempts_table.insert().values(evaluation=number, **result_of(record)))
         return True
 
     def add_attempt(self, record: Record) -> bool:
@@ -249,7 +199,7 @@ class Store:
             later = sa.select(attempts_table.c.status).where(attempts_table.c.evaluation == first.number)
             if "done" in (first.status, *connection.scalars(later)) and any(self._read(connection, *key)):
                 return False
-            connection.execute(attempts_table.insert().values(evaluation=first.number, **_result(record)))
+            connection.execute(attempts_table.insert().values(evaluation=first.number, **result_of(record)))
         return True
 
     def attempts(self, configuration_id: str, fidelity: str, seed: int) -> list[Record]:
@@ -266,6 +216,50 @@ class Store:
         """All facts, or those of one fidelity or status, in the order they were added."""
         found = self._select(*([] if fidelity is None else [evaluations_table.c.fidelity == fidelity]))
         return found if status is None else [record for record in found if record.status == status]
+
+    def columns(
+        self, names: Sequence[str], *, fidelity: str | None = None, every_attempt: bool = False, whole: bool = False
+    ) -> dict[str, list[Any]]:
+        """Facts column by column, in the order they were added, as the database has them: ``metrics`` and ``costs`` (those without a
+        column of their own, None if there are none) are JSON, ``created`` is ISO 8601, ``configuration_id`` names the configuration.
+        Costs that the study has gained since are not added, as `records` does.
+
+        Args:
+            names: columns of the table ``ranksearch_evaluations``; one that a store of an earlier version lacks is None throughout.
+            fidelity: of one only.
+            every_attempt: a row for each attempt at an evaluation that was tried again, with the columns ``attempt`` (from 1) and
+                ``last`` besides; else there is one row for every fact.
+            whole: leave out what is damaged, as `records` does, and say so: every row is then read as a value of its own.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        listed = [*names, *(("attempt", "last") if every_attempt else ())]
+        if whole:
+            conditions = [] if fidelity is None else [evaluations_table.c.fidelity == fidelity]
+            return columns.of_records(self._tried(*conditions), listed, every=every_attempt)
+        wanted = list(dict.fromkeys([*names, "number"]))
+        with self._use("read") as engine, engine.connect() as connection:
+            later: columns.Columns = {"evaluation": []}
+            if self._has_attempts:  # first: what it refers to is then among the facts
+                later = columns.attempts(connection, ["evaluation", *(name for name in wanted if name in RESULT)])
+            first = columns.facts(connection, {column.name for column in self._columns}, wanted, fidelity)
+        found = columns.merged(first, later, RESULT, every=every_attempt) if later["evaluation"] or every_attempt else first
+        return {name: found[name] for name in listed}
+
+    def configurations(self, ids: Collection[str] | None = None) -> Iterator[tuple[list[str], list[str]]]:
+        """Blocks of ids and the canonical JSON of their configurations: of all in the store, or of those that are named, in no order.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        with self._use("read") as engine, engine.connect() as connection:
+            yield from columns.configurations(connection, ids)
+
+    def fidelities(self) -> list[str]:
+        """The fidelities that facts have, sorted."""
+        with self._use("read") as engine, engine.connect() as connection:
+            return sorted(connection.scalars(sa.select(evaluations_table.c.fidelity).distinct()))
 
     def count(self) -> int:
         """How many facts there are."""
@@ -388,7 +382,7 @@ def _checked_row(engine: sa.Engine, shown: str, wanted: _Wanted) -> sa.Row[Any]:
         row = connection.execute(study_table.select().where(study_table.c.id == 1)).one()
     if study is not None and row.name != study:
         raise StoreError(f"store {shown!r} belongs to study {row.name!r}, not to {study!r}; use another --store")
-    if not _is_object(row.details):
+    if not is_object(row.details):
         raise StoreError(f"store {shown!r} is damaged: its details are not a JSON object; restore a copy, or use another --store")
     wanted.described(json.loads(row.details))
     if fingerprint is not None and row.fingerprint not in (fingerprint, wanted.formerly):
@@ -430,27 +424,3 @@ def _record(row: sa.Row[Any], result: sa.Row[Any]) -> Record:
         row.configuration_id, row.json, row.fidelity, row.seed, result.status, json.loads(result.metrics), costs,
         result.error, result.seconds, result.origin, datetime.fromisoformat(result.created), getattr(result, "error_kind", None),
     )  # fmt: skip
-
-
-def _result(record: Record) -> dict[str, Any]:
-    """What a row says of one attempt."""
-    found = {name: getattr(record, name) for name in RESULT}
-    return found | {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat()}
-
-
-def _amount(name: str, value: Any) -> Any:
-    """A number as a database takes it: numpy's are none."""
-    if not isinstance(value, numbers.Integral):
-        if not math.isfinite(value):
-            raise InvalidArgument(f"{name}={value}: must be finite")
-        return float(value)
-    if not -(2**63) <= int(value) < 2**63:
-        raise InvalidArgument(f"{name}={value}: does not fit 64 bits")
-    return int(value)
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False

@@ -85,7 +85,7 @@ class Report:
         """The frames that the page is made of; arguments as for `data`."""
         study = self._study
         results = study.results
-        evaluations, layers = results.evaluations(), results.layers()
+        evaluations, layers = results.evaluations(), results.layers(errors=False)
         networks = results.front(fidelity=fidelity, all=True)
         key = study.fidelity.key if fidelity is None else named_fidelity(fidelity, self._known(evaluations)).key
         sites = {path: site for site in study.sites for path in site.paths}

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
-from ranksearch.evaluation import Fidelity, Request
+from ranksearch.evaluation import Fidelity, Request, may_be_retried
 from ranksearch.evaluation.fidelity import SUPERNET
 from ranksearch.networks import export
-from ranksearch.results import frames
+from ranksearch.results import choices, frames
 from ranksearch.results.conditions import Condition
+from ranksearch.results.history import history
+from ranksearch.results.layers import layers
+from ranksearch.results.names import Direction
 from ranksearch.space import DENSE, Configuration
+from ranksearch.store import Store
+from ranksearch.study import options
+from ranksearch.study.report import Extra
 from ranksearch.supernet.study import named_fidelity
 from ranksearch.tasks import measured
 
@@ -36,11 +41,30 @@ class Results:
 
     study: Study
 
-    def evaluations(self) -> pd.DataFrame:
-        """Every evaluation in the store, one row each; columns: see `ranksearch.results.frames`."""
+    def evaluations(self, *, fidelity: str | None = None) -> pd.DataFrame:
+        """Every evaluation in the store, one row each, in the order they were added; columns of this and all other frames:
+        ``docs/analysis.md``.
+
+        Args:
+            fidelity: of one only: as for `front`; default: of all.
+        """
         study = self.study
         with study.open_store(write=False) as store:
-            return frames.evaluations(store.records(), study.baseline, [(m.name, m.direction) for m in study.task.metrics])
+            key = None if fidelity is None else self._fidelity(fidelity, store.fidelities()).key
+            return self._frame(store, frames.FACTS, key, factorized=True)
+
+    def _frame(self, store: Store, names: Sequence[str], fidelity: str | None, *, factorized: bool, whole: bool = False) -> pd.DataFrame:
+        """A frame of evaluations of these columns of the store. Where rows are damaged they are left out, which takes longer."""
+        study = self.study
+        try:
+            facts = options.completed(study, store, store.columns(names, fidelity=fidelity, whole=whole))
+            if factorized:
+                facts["factorized"] = _factorized(store, facts["configuration_id"], every=True)
+            return frames.evaluations(facts, study.baseline, [(m.name, m.direction) for m in study.task.metrics])
+        except frames.Damaged:
+            if whole:
+                raise
+            return self._frame(store, names, fidelity, factorized=factorized, whole=True)
 
     def front(
         self, where: str | Sequence[str] | None = None, objectives: str | Sequence[str] | None = None, *, all: bool = False,
@@ -53,26 +77,95 @@ class Results:
             objectives: other objectives than the study's.
             all: dominated rows too; column ``on_front`` tells them apart.
             fidelity: a key of the store, its name, ``supernet``, or a supernet's method; default: the study's.
+
+        Raises:
+            InvalidArgument: a condition that cannot be read or names what the study does not have, an unknown objective or fidelity.
+        """
+        condition = Condition.joined(where)
+        wanted = self._directions(objectives)
+        with self.study.open_store(write=False) as store:
+            key = self.study.fidelity.key if fidelity is None else self._fidelity(fidelity, store.fidelities()).key
+            counted = condition is not None and "factorized" in condition.names
+            frame = self._frame(store, frames.MEASURED, key, factorized=counted)
+            given = self._baseline_values(frame)
+            return frames.front(
+                frame, wanted, condition, given, dominated=all, factorized=lambda ids: _factorized(store, ids, every=all)
+            )
+
+    def layers(self, ids: Iterable[str] | None = None, *, fidelity: str | None = None, errors: bool = True) -> pd.DataFrame:
+        """One row per evaluation and site, dense sites among them: type, rank, costs and error of the layer.
+
+        Args:
+            ids: of these configurations only.
+            fidelity: of one only: as for `front`; default: of all.
+            errors: look the errors of the options up. Sites are factorized for them in the types that occur, where neither this process
+                nor the cache on disk has that; False leaves them missing.
         """
         study = self.study
-        wanted = study.check_objectives(objectives or study.objectives)
-        frame: Any = self.evaluations()  # Any here and below: the stubs of pandas lose the type of a selection
-        frame = frame[frame["fidelity"] == self._fidelity(fidelity, frame["fidelity"].unique()).key]
-        condition = Condition.joined(where)
-        directions: dict[str, Literal["min", "max"]] = {name: study.directions[name] for name in wanted}
-        return frames.front(frame, directions, condition, self._baseline_values(frame), dominated=all)
+        with study.open_store(write=False) as store:
+            key = None if fidelity is None else self._fidelity(fidelity, store.fidelities()).key
+            frame: Any = self._frame(store, frames.MEASURED, key, factorized=False)
+            named = None if ids is None else list(ids)
+            try:
+                chosen = options.choices(study, store, named)
+            except frames.Damaged:
+                frame = self._frame(store, frames.MEASURED, key, factorized=False, whole=True)
+                chosen = options.choices(study, store, frame["id"].tolist())
+        frame = frame[frame["id"].isin(chosen.ids if named is None else named).to_numpy()]
+        return layers(frame, chosen, options.table(study, chosen, errors=errors))
+
+    def history(self, objectives: str | Sequence[str] | None = None, *, fidelity: str | None = None) -> pd.DataFrame:
+        """How the study came to its front: one row per evaluation, in the order they were added, with the hypervolume so far and who
+        proposed it.
+
+        Args:
+            objectives: other objectives than the study's.
+            fidelity: as for `front`; default: the study's.
+        """
+        wanted = self._directions(objectives)
+        with self.study.open_store(write=False) as store:
+            key = self._fidelity(fidelity, [] if fidelity is None else store.fidelities()).key
+            return history(self._frame(store, frames.FACTS, key, factorized=False), wanted)
+
+    def failures(self) -> pd.DataFrame:
+        """Everything that failed, an attempt a row, whether or not it came to something later."""
+        with self.study.open_store(write=False) as store:
+            try:
+                return frames.failures(store.columns(frames.FACTS, every_attempt=True), may_be_retried)
+            except (ValueError, TypeError, OverflowError):  # a row that ranksearch did not write
+                return frames.failures(store.columns(frames.FACTS, every_attempt=True, whole=True), may_be_retried)
+
+    def proxies(
+        self, *, metric: str | None = None, fidelity: str | None = None, calibrate: bool = True, batches: int = 0,
+        extra: Extra = (),
+    ) -> pd.DataFrame:  # fmt: skip
+        """What was measured and what every proxy scored, side by side: one row per configuration and fidelity, a column
+        ``score:PROXY`` for each, missing where it has none. Lower is better in every score.
+
+        Args:
+            metric, fidelity, calibrate, batches, extra: as for `Report.agreements`; ``batches`` is 0 unless given, which leaves out
+                the proxies that run networks.
+
+        Raises:
+            InvalidArgument: as `Report.agreements`.
+        """
+        scores: Any = self.study.report.scores(metric=metric, fidelity=fidelity, calibrate=calibrate, batches=batches, extra=extra)
+        with self.study.open_store(write=False) as store:
+            frame = self._frame(store, frames.MEASURED, None, factorized=True)
+        return frames.scored(frame, scores)
+
+    def _directions(self, objectives: str | Sequence[str] | None) -> dict[str, Direction]:
+        names = self.study.check_objectives(objectives or self.study.objectives)
+        return {name: self.study.directions[name] for name in names}
 
     def _fidelity(self, text: str | None, known: Iterable[str]) -> Fidelity:
         own = self.study.fidelity
         return own if text is None else named_fidelity(text, [*map(Fidelity.parse, known), own])
 
-    def _baseline_values(self, frame: Any) -> dict[str, float]:
+    def _baseline_values(self, frame: pd.DataFrame) -> dict[str, float]:
         values: dict[str, float] = dict(self.study.baseline)
-        dense = frame[(frame["id"] == DENSE.id) & (frame["status"] == "done")]
-        for metric in self.study.task.metrics:
-            if len(dense):
-                values[metric.name] = float(dense[metric.name].mean())
-        return values
+        dense: Any = frame[((frame["id"] == DENSE.id) & (frame["status"] == "done")).to_numpy()]
+        return values | ({m.name: float(dense[m.name].mean()) for m in self.study.task.metrics} if len(dense) else {})
 
     def best(self, where: str | Sequence[str] | None = None, objective: str | None = None) -> pd.Series:
         """The row of the front that is best in one objective (default: the first) among those that satisfy ``where``.
@@ -88,17 +181,6 @@ class Results:
             raise InvalidArgument(f"where={where!r}: no evaluated network satisfies it; loosen it or search on with more trials")
         column = front[objective]
         return front.loc[column.idxmax() if study.directions[objective] == "max" else column.idxmin()]
-
-    def layers(self) -> pd.DataFrame:
-        """One row per (evaluated configuration, factorized site)."""
-        sites = {path: site for site in self.study.sites for path in site.paths}
-        table = {decomposition.name: decomposition for decomposition in DECOMPOSITIONS}
-
-        def describe(site: str, decomposition: str, rank: tuple[int, ...]) -> str:
-            return table[decomposition].describe(sites[site], rank) if site in sites and decomposition in table else ""
-
-        with self.study.open_store(write=False) as store:
-            return frames.layers(store.records(), describe=describe)
 
     def configuration(self, id: str) -> Configuration:
         """The configuration of an id, or of an unambiguous beginning of one."""
@@ -116,7 +198,7 @@ class Results:
         self.study.check_unchanged()
         with self.study.open_store(write=False) as store:
             configuration = Configuration.from_json(store.configuration(id))
-            at = self._fidelity(fidelity, {record.fidelity for record in store.records()})
+            at = self._fidelity(fidelity, store.fidelities())
         if at.kind == SUPERNET:
             return self.study.supernets.store.of_fidelity(at).build(configuration)
         return self.study.covering(configuration).evaluator.network(Request(configuration, at, self.study.seed))
@@ -131,7 +213,7 @@ class Results:
         study, configuration = self.study, self.configuration(id)
         target = export.check_target(directory, force=force, onnx=onnx)
         with study.open_store(write=False) as store:
-            at = self._fidelity(fidelity, {record.fidelity for record in store.records()})
+            at = self._fidelity(fidelity, store.fidelities())
             record = store.get(configuration.id, at.key, study.seed)
         if record is None or record.status != "done":
             raise InvalidArgument(f"id={id!r}: {configuration.id} has no finished evaluation at {at.key}, seed {study.seed}")
@@ -145,3 +227,10 @@ class Results:
         }  # fmt: skip
         example = study.task.example()
         return export.save(model, target, manifest=manifest, example=example, onnx=onnx, torch_export=torch_export, force=force)
+
+
+def _factorized(store: Store, ids: Sequence[str], *, every: bool) -> list[int]:
+    """How many sites each configuration factorizes. ``every``: they are most of those in the store, which is then read through."""
+    blocks = store.configurations(None if every else ids)
+    counts = {id: choices.factorized(text) for found, texts in blocks for id, text in zip(found, texts, strict=True)}
+    return [counts[id] for id in ids]

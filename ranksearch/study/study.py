@@ -20,7 +20,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity
 from ranksearch.home import home
 from ranksearch.proxies import ScoreProxy, TableProxy
-from ranksearch.results.names import RESERVED, Direction, check_metrics
+from ranksearch.results.names import OF_LAYERS, RESERVED, Direction, check_metrics
 from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
 from ranksearch.search.events import Profiled, SearchEvent, Stage
@@ -97,7 +97,7 @@ class Study:
         self.space_choice = None if space_choice is None else dict(space_choice)
         self._store = None if store is None else str(store)
         metrics = _metrics(task)
-        self.costs = check_costs(costs, taken={*RESERVED, *metrics})
+        self.costs = check_costs(costs, taken={*RESERVED, *OF_LAYERS, *metrics})
         check_metrics([*metrics.items()], [cost.name for cost in self.costs])
         self.directions: dict[str, Direction] = {cost.name: "min" for cost in self.costs}
         self.directions |= metrics

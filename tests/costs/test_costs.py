@@ -236,7 +236,7 @@ def test_an_added_cost_is_everywhere_in_a_study(tmp_path: Path) -> None:
     study = make(tmp_path / "s.db", costs=(*COSTS, Bytes(), Milliseconds()), **options)
     study.run(10, runner="local", constraints=["bytes <= 0.5 and milliseconds < 0.9"])
     frame = study.evaluations()
-    assert frame["bytes"].dtype == np.int64 and frame["milliseconds"].dtype == np.float64
+    assert frame["bytes"].dtype == "Int64" and frame["milliseconds"].dtype == np.float64
     assert (frame["bytes"] == 4 * frame["params"] + NORM).all() and frame["bytes_rel"].max() == 1.0
     chosen = frame[frame["factorized"] > 0]
     assert len(chosen) == 9 and (chosen["bytes_rel"] <= 0.5).all() and (chosen["milliseconds_rel"] < 0.9).all()
@@ -267,7 +267,7 @@ def test_a_study_may_gain_a_cost(tmp_path: Path) -> None:
     assert (study.evaluations()["bytes"] == 4 * study.evaluations()["params"] + NORM).all()
     study.run(6, runner="local")
     frame = study.evaluations()
-    assert len(frame) == 6 and (frame["bytes"] == 4 * frame["params"] + NORM).all() and frame["bytes"].dtype == np.int64
+    assert len(frame) == 6 and (frame["bytes"] == 4 * frame["params"] + NORM).all() and frame["bytes"].dtype == "Int64"
     plain = make(tmp_path / "s.db", space=mixture(cp=False)).evaluations()  # and lose it again
     assert "bytes" not in plain.columns
     pd.testing.assert_frame_equal(plain, frame.drop(columns=["bytes", "bytes_rel"]))

@@ -35,7 +35,7 @@ def test_latency_is_everywhere_in_a_study(tmp_path: Path) -> None:
     made.run(8, runner="local", constraints=["latency <= 0.8"], on_event=lambda e: told.append(e.text) if isinstance(e, Stage) else None)
     assert any("measuring latency of 3 different layers" in text for text in told)
     frame = made.evaluations()
-    assert frame["latency"].dtype == "int64" and len(frame) == 8
+    assert frame["latency"].dtype == "Int64" and len(frame) == 8
     chosen = frame[frame["factorized"] > 0]
     assert len(chosen) == 7 and (chosen["latency_rel"] <= 0.8).all()
     for row in chosen.to_dict("records"):

@@ -11,8 +11,11 @@ import pandas as pd
 
 from ranksearch.report.data import CostName, Facts, Proxies
 from ranksearch.results import frames
+from ranksearch.results.choices import read
+from ranksearch.results.layers import OptionTable
+from ranksearch.results.layers import layers as layer_rows
 from ranksearch.space import DENSE, Configuration
-from ranksearch.store import Record
+from ranksearch.store import Record, Store
 
 BASELINE = {"params": 1000, "macs": 10_000}
 DIRECTIONS: dict[str, Any] = {"accuracy": "max", "loss": "min"}
@@ -58,10 +61,19 @@ def records(count: int, sites: Sequence[str] = SITES, *, seed: int = 0, failures
 
 
 def facts(rows: Sequence[Record], *, study: str = "made up", sites: Sequence[str] = SITES, proxies: Proxies | str | None = None) -> Facts:
-    evaluations = frames.evaluations(rows, BASELINE, [*DIRECTIONS.items()])
+    with Store.open("sqlite://", study="s", fingerprint="f") as store:
+        for row in rows:
+            store.add(row)
+        stored, chosen = store.columns(frames.FACTS), read(store.configurations(), {site: site for site in sites})
+    stored["factorized"] = (chosen.codes >= len(chosen.sites)).sum(axis=1)[chosen.rows(stored["configuration_id"])].tolist()
+    evaluations = frames.evaluations(stored, BASELINE, [*DIRECTIONS.items()])
     networks = frames.front(evaluations, {name: DIRECTIONS.get(name, "min") for name in OBJECTIVES}, baseline=BASELINE, dominated=True)
-    layers = frames.layers(rows, describe=lambda site, name, rank: f"r={rank[0]}")
-    options = layers[["site", "decomposition", "rank"]].drop_duplicates().astype("object").itertuples(index=False, name=None)
+    unknown = np.full(len(chosen.options), np.nan)
+    words = [f"r={rank[0]}" if rank else "" for _, _, rank in chosen.options]
+    costs = dict.fromkeys(BASELINE, unknown)
+    layers = layer_rows(evaluations, chosen, OptionTable(costs, costs, unknown, words))
+    factorized = layers[layers["decomposition"] != "dense"]
+    options = factorized[["site", "decomposition", "rank"]].drop_duplicates().astype("object").itertuples(index=False, name=None)
     shares = {option: {"rank_share": int(option[2].split("x")[0]) / 8, "params_share": 0.25, "macs_share": 0.5} for option in options}
     return Facts(
         study=study, store="/tmp/made.db", fidelity=FIDELITY, directions=DIRECTIONS, objectives=OBJECTIVES,

@@ -279,7 +279,7 @@ def test_a_store_of_an_earlier_version_goes_on_and_is_this_networks_from_then_on
         warnings.simplefilter("error", RanksearchWarning)
         run(make(Net(), store=store), 5)
     after = make(Net(), store=store).evaluations()
-    assert after[:3].equals(before) and len(after) == 5
+    assert after[:3].to_csv() == before.to_csv() and len(after) == 5  # the categories are those of all rows
     with pytest.raises(StoreError, match="another network"):
         run(make(Net(torch.sin), store=store), 6)
     with Store.open(store, create=False) as opened:
