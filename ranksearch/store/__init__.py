@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from ranksearch.store.store import Record, Store
+from ranksearch.store.record import Record
+from ranksearch.store.store import Store
 
 __all__ = ["Record", "Store"]

@@ -5,22 +5,22 @@ meanwhile."""
 from __future__ import annotations
 
 import json
-import math
-import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from ranksearch.errors import InvalidArgument, RanksearchWarning, StoreError
-from ranksearch.printable import ERROR, error_text, printable
+from ranksearch.printable import error_text
 from ranksearch.store.database import (
     SCHEMA,
+    SINCE,
     Place,
     RowLock,
     WriterLock,
@@ -31,57 +31,9 @@ from ranksearch.store.database import (
     study_table,
     upgrade,
 )
+from ranksearch.store.record import COLUMNS, Record, Status, is_object
 
-COLUMNS = ("params", "macs")  # the costs that every record has, with columns of their own
-SINCE = {"costs": 2, "error_kind": 3}  # the version of stores in which a column is for the first time
-RESULT = ("status", "metrics", "error", "error_kind", "seconds", "origin", "created")  # what an attempt has of its own
-Status = Literal["done", "failed"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One evaluation: a fact. The key is (configuration, fidelity, seed) within the store's fingerprint.
-
-    Raises:
-        InvalidArgument: an unknown status, a configuration that is not a JSON object, for status "done" a kind of error or a metric that
-            is not finite, a cost that is not, params or MACs that are missing, or a number that does not fit 64 bits.
-    """
-
-    configuration_id: str
-    configuration: str  # canonical JSON
-    fidelity: str
-    seed: int
-    status: Status
-    metrics: Mapping[str, float] = field(hash=False)
-    costs: Mapping[str, int | float] = field(hash=False)  # of the whole network: params, macs, and what else the study counts
-    error: str | None = None
-    seconds: float = 0.0  # the evaluation took
-    origin: str = ""  # who proposed it
-    created: datetime = field(default_factory=lambda: datetime.now(UTC))  # kept in UTC; without a zone: local time
-    error_kind: str | None = None  # of a failure, in a word: see `ranksearch.evaluation.failure`; None: stored before there were kinds
-
-    def __post_init__(self) -> None:
-        if self.status not in ("done", "failed"):
-            raise InvalidArgument(f"status={self.status!r}: must be 'done' or 'failed'")
-        if self.status == "done" and self.error_kind is not None:
-            raise InvalidArgument(f"error_kind={self.error_kind!r}: an evaluation that is done has none")
-        if not _is_object(self.configuration):
-            raise InvalidArgument(f"configuration={self.configuration[:60]!r}: must be a JSON object")
-        metrics = {str(name): float(value) for name, value in self.metrics.items()}
-        wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
-        if wrong and self.status == "done":
-            raise InvalidArgument(f"metrics: {', '.join(wrong)} not finite; record such an evaluation with status 'failed'")
-        costs = {str(name): _amount(str(name), value) for name, value in self.costs.items()}
-        missing = [name for name in COLUMNS if not isinstance(costs.get(name), int)]
-        if missing:
-            raise InvalidArgument(f"costs={costs}: {' and '.join(missing)} must be there, as whole numbers")
-        object.__setattr__(self, "costs", costs)
-        object.__setattr__(self, "seed", _amount("seed", int(self.seed)))
-        if self.error is not None:  # databases take neither NUL nor lone surrogates, terminals no escapes
-            object.__setattr__(self, "error", printable(self.error, limit=ERROR))
-        object.__setattr__(self, "seconds", float(self.seconds))
-        object.__setattr__(self, "metrics", metrics)
-        object.__setattr__(self, "created", self.created.astimezone(UTC))
+RESULT = ("status", "metrics", "error", "error_kind", "seconds", "origin", "created", "provenance")  # what an attempt has of its own
 
 
 class Store:
@@ -93,8 +45,10 @@ class Store:
         self._damaged: set[int] = set()  # rows that were told of
         # a store of an earlier version that is read lacks columns, and has nothing that was tried again
         self._columns = [c for c in evaluations_table.c if row.schema_version >= SINCE.get(c.name, 1)]
+        self._attempt_columns = [c for c in attempts_table.c if row.schema_version >= SINCE.get(c.name, 1)]
         self._has_attempts = row.schema_version >= 3
         self.url = shown  # without a password
+        self.spool: Path | None = None  # a folder for what is measured and not yet stored; None where there is no place for one
         self.study: str = row.name
         self.fingerprint: str = row.fingerprint
         self.details: dict[str, Any] = json.loads(row.details)
@@ -145,7 +99,9 @@ class Store:
         if not callable(details):
             _json(details)
         wanted = _Wanted(study, fingerprint, formerly, details)
-        store = cls._open(Place(url), wanted, create, create if write is None else write)
+        place = Place(url)
+        store = cls._open(place, wanted, create, create if write is None else write)
+        store.spool = place.spool
         store._complete = complete or store._complete
         return store
 
@@ -220,7 +176,7 @@ class Store:
             known = connection.scalar(sa.select(configurations_table.c.json).where(one))
             if known is None:
                 connection.execute(configurations_table.insert().values(id=record.configuration_id, json=record.configuration))
-            elif not _is_object(known):  # damaged: an id is the hash of its configuration, so this is what it was
+            elif not is_object(known):  # damaged: an id is the hash of its configuration, so this is what it was
                 connection.execute(configurations_table.update().where(one).values(json=record.configuration))
             elif known != record.configuration:
                 raise StoreError(f"store {self.url!r}: id {record.configuration_id!r} is that of another configuration, {known[:60]!r}")
@@ -313,7 +269,7 @@ class Store:
     def _read(self, connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> list[list[Record]]:
         query = sa.select(*self._columns, configurations_table.c.json).join_from(evaluations_table, configurations_table)
         query = query.where(*conditions).order_by(evaluations_table.c.number)
-        again = attempts_table.select().order_by(attempts_table.c.number)
+        again = sa.select(*self._attempt_columns).order_by(attempts_table.c.number)
         later: dict[int, list[sa.Row[Any]]] = {}
         for row in connection.execute(again) if self._has_attempts else ():  # first: what it refers to is then among the rows
             later.setdefault(row.evaluation, []).append(row)
@@ -388,7 +344,7 @@ def _checked_row(engine: sa.Engine, shown: str, wanted: _Wanted) -> sa.Row[Any]:
         row = connection.execute(study_table.select().where(study_table.c.id == 1)).one()
     if study is not None and row.name != study:
         raise StoreError(f"store {shown!r} belongs to study {row.name!r}, not to {study!r}; use another --store")
-    if not _is_object(row.details):
+    if not is_object(row.details):
         raise StoreError(f"store {shown!r} is damaged: its details are not a JSON object; restore a copy, or use another --store")
     wanted.described(json.loads(row.details))
     if fingerprint is not None and row.fingerprint not in (fingerprint, wanted.formerly):
@@ -429,28 +385,12 @@ def _record(row: sa.Row[Any], result: sa.Row[Any]) -> Record:
     return Record(
         row.configuration_id, row.json, row.fidelity, row.seed, result.status, json.loads(result.metrics), costs,
         result.error, result.seconds, result.origin, datetime.fromisoformat(result.created), getattr(result, "error_kind", None),
+        json.loads(getattr(result, "provenance", None) or "null"),
     )  # fmt: skip
 
 
 def _result(record: Record) -> dict[str, Any]:
     """What a row says of one attempt."""
     found = {name: getattr(record, name) for name in RESULT}
-    return found | {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat()}
-
-
-def _amount(name: str, value: Any) -> Any:
-    """A number as a database takes it: numpy's are none."""
-    if not isinstance(value, numbers.Integral):
-        if not math.isfinite(value):
-            raise InvalidArgument(f"{name}={value}: must be finite")
-        return float(value)
-    if not -(2**63) <= int(value) < 2**63:
-        raise InvalidArgument(f"{name}={value}: does not fit 64 bits")
-    return int(value)
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
+    provenance = None if record.provenance is None else json.dumps(dict(record.provenance))
+    return found | {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat(), "provenance": provenance}

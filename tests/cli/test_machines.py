@@ -46,7 +46,8 @@ def test_the_runner_gets_what_was_asked_for(study, tmp_path, capsys, monkeypatch
         )  # fmt: skip
     assert given.pop("by_value") is not None
     assert given == {
-        "workers": 3, "address": None, "retries": 5, "time_limit": 7200.0, "memory_limit": 2**30, "cpus_per_worker": 2.0, "gpus_per_worker": 0.5,
+        "workers": 3, "address": None, "retries": 5, "time_limit": 7200.0, "memory_limit": 2**30, "cpus_per_worker": 2.0,
+        "gpus_per_worker": 0.5,
     }  # fmt: skip
     for limit in (("--time-limit", "1"), ("--memory-limit", "1M")):
         assert cli.main(["search", study, "--data", str(tmp_path), "--runner", "local", *limit]) == 2

@@ -1,0 +1,83 @@
+"""One evaluation as a store keeps it."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.printable import ERROR, printable
+
+COLUMNS = ("params", "macs")  # the costs that every record has, with columns of their own
+Status = Literal["done", "failed"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation: a fact. The key is (configuration, fidelity, seed) within the store's fingerprint.
+
+    Raises:
+        InvalidArgument: an unknown status, a configuration that is not a JSON object, for status "done" a kind of error or a metric that
+            is not finite, a cost that is not, params or MACs that are missing, or a number that does not fit 64 bits.
+    """
+
+    configuration_id: str
+    configuration: str  # canonical JSON
+    fidelity: str
+    seed: int
+    status: Status
+    metrics: Mapping[str, float] = field(hash=False)
+    costs: Mapping[str, int | float] = field(hash=False)  # of the whole network: params, macs, and what else the study counts
+    error: str | None = None
+    seconds: float = 0.0  # the evaluation took
+    origin: str = ""  # who proposed it
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))  # kept in UTC; without a zone: local time
+    error_kind: str | None = None  # of a failure, in a word: see `ranksearch.evaluation.failure`; None: stored before there were kinds
+    provenance: Mapping[str, Any] | None = field(default=None, hash=False)  # where it was evaluated, as JSON data; None: not known
+
+    def __post_init__(self) -> None:
+        if self.status not in ("done", "failed"):
+            raise InvalidArgument(f"status={self.status!r}: must be 'done' or 'failed'")
+        if self.status == "done" and self.error_kind is not None:
+            raise InvalidArgument(f"error_kind={self.error_kind!r}: an evaluation that is done has none")
+        if not is_object(self.configuration):
+            raise InvalidArgument(f"configuration={self.configuration[:60]!r}: must be a JSON object")
+        metrics = {str(name): float(value) for name, value in self.metrics.items()}
+        wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong and self.status == "done":
+            raise InvalidArgument(f"metrics: {', '.join(wrong)} not finite; record such an evaluation with status 'failed'")
+        costs = {str(name): _amount(str(name), value) for name, value in self.costs.items()}
+        missing = [name for name in COLUMNS if not isinstance(costs.get(name), int)]
+        if missing:
+            raise InvalidArgument(f"costs={costs}: {' and '.join(missing)} must be there, as whole numbers")
+        object.__setattr__(self, "costs", costs)
+        object.__setattr__(self, "seed", _amount("seed", int(self.seed)))
+        if self.error is not None:  # databases take neither NUL nor lone surrogates, terminals no escapes
+            object.__setattr__(self, "error", printable(self.error, limit=ERROR))
+        object.__setattr__(self, "seconds", float(self.seconds))
+        object.__setattr__(self, "metrics", metrics)
+        object.__setattr__(self, "created", self.created.astimezone(UTC))
+
+
+def _amount(name: str, value: Any) -> Any:
+    """A number as a database takes it: numpy's are none."""
+    if not isinstance(value, numbers.Integral):
+        if not math.isfinite(value):
+            raise InvalidArgument(f"{name}={value}: must be finite")
+        return float(value)
+    if not -(2**63) <= int(value) < 2**63:
+        raise InvalidArgument(f"{name}={value}: does not fit 64 bits")
+    return int(value)
+
+
+def is_object(text: str) -> bool:
+    """Whether a text is a JSON object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
