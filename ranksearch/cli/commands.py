@@ -65,6 +65,7 @@ def root() -> click.Group:
         ("report", report, parameters.report, "All that a study came to, as one page to read."),
         ("compress", compress, parameters.compress, "A smaller network at once, without training."),
         ("build", build, parameters.build, "One of them as plain PyTorch, on disk."),
+        ("replay", replay, parameters.replay, "Make an evaluation again, and compare."),
     ):
         texts = {"help": function.__doc__, "short_help": short}
         keeps = ("method", "epochs", "sampling") if name == "train-supernet" else ()
@@ -249,6 +250,17 @@ def build(
     study = _open(asked, store, session=_session(), stored=True)
     print(f"building {id} ...", file=sys.stderr, flush=True)
     results.built(study, study.export(id, out, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity))
+
+
+def replay(asked: StudyArguments, id: str, fidelity: str | None, tolerance: float, store: str | None, seed: int | None = None) -> None:
+    """Make an evaluation again from what the store has of it, and say whether it agrees: exit code 0 where it does, 1 where not. What is
+    stored is never changed."""
+    from ranksearch.cli import results
+
+    study = _open(asked, store, session=_session(), stored=True)
+    print(f"evaluating {id} again ...", file=sys.stderr, flush=True)
+    if not results.replayed(study.results.replay(id, fidelity=fidelity, seed=seed), tolerance):
+        click.get_current_context().exit(1)
 
 
 def _session() -> Session:

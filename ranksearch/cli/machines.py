@@ -50,7 +50,9 @@ def options() -> list[click.Parameter]:
     return [
         click.Option(["--runner"], type=click.Choice(["ray_tune", "local"]), default="ray_tune", help="[default: ray_tune]"),
         click.Option(["--workers"], type=click.IntRange(min=1), metavar="N", help="Evaluations at the same time.  [default: one per core]"),
-        click.Option(["--address"], metavar="HOST:PORT", help="A running Ray cluster, or auto.  [default: this machine alone]"),
+        click.Option(["--address"], metavar="HOST:PORT", help="A running Ray cluster, auto or local.  [default: $RAY_ADDRESS, else local]"),
+        click.Option(["--cpus-per-worker"], type=float, default=1.0, metavar="X", help="Cores for each, or a share of one.  [default: 1]"),
+        click.Option(["--gpus-per-worker"], type=float, default=0.0, metavar="X", help="GPUs for each, or a share of one.  [default: 0]"),
         click.Option(
             ["--retries"], type=click.IntRange(min=0), default=2, metavar="N",
             help="How often an evaluation is tried again that failed by the machine's fault (memory, disk, a killed worker).  [default: 2]",

@@ -237,3 +237,19 @@ def build() -> list[click.Parameter]:
         space_option(),
         store_option(),
     ]
+
+
+def replay() -> list[click.Parameter]:
+    """Of ``replay``."""
+    return [
+        study_argument(),
+        click.Argument(["id"], metavar="ID"),
+        fidelity_option(),
+        click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Of the evaluation.  [default: the study's]"),
+        click.Option(
+            ["--tolerance"], type=click.FloatRange(min=0), default=1e-4, metavar="X",
+            help="How far a metric may be off, relative to its size, and still agree.  [default: 1e-4]",
+        ),
+        space_option(),
+        store_option(),
+    ]  # fmt: skip

@@ -17,6 +17,7 @@ from ranksearch.cli.output import write_frame
 from ranksearch.cli.proxies import best_proxy
 from ranksearch.cli.tables import amount, count, percent, plural, share, table
 from ranksearch.errors import EmptySpace
+from ranksearch.printable import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ranksearch.sites import Site
     from ranksearch.space.spectra import Spectra
     from ranksearch.study import Study
+    from ranksearch.study.replay import Replay
 
 # -- profile ---------------------------------------------------------------------------------------------------------
 
@@ -271,3 +273,24 @@ def built(study: Study, directory: Path) -> None:
         told = f"{of_dense} of the dense network's" if of_dense else "of which the dense network has none"
         print(f"{amount(manifest[cost.name])} {cost.label}, {told}")
     print("files: " + ", ".join(sorted([*manifest["files"], "manifest.json"])))
+
+
+def replayed(found: Replay, tolerance: float) -> bool:
+    """Print what an evaluation came to then and now; returns whether they agree."""
+    then, now = found.then, found.now
+    print(f"{then.configuration_id} at {then.fidelity}, seed {then.seed}\n")
+    rows = [(name, *(f"{m[name]!r}" if name in m else "" for m in (then.metrics, now.metrics))) for name in {**then.metrics, **now.metrics}]
+    rows.append(("status", then.status, now.status))
+    print(table(("", "in the store", "now"), rows, left=("",)))
+    for record in (then, now):
+        if record.error:
+            print(f"\nfailed {'then' if record is then else 'now'}: {printable(record.error, limit=400)}")
+    verdict = found.verdict(tolerance)
+    words = {
+        "identical": "it agrees, bit for bit", "close": f"it agrees within {tolerance:g}, though not bit for bit",
+        "different": "it does not agree",
+    }  # fmt: skip
+    differs = "; ".join(f"{name} {one}, now {two}" for name, (one, two) in found.elsewhere.items())
+    told = f" (another machine: {differs})" if differs else "" if then.provenance else " (where it was evaluated is not known)"
+    print(f"\n{words[verdict]}{'' if verdict == 'identical' else told}")
+    return verdict != "different"

@@ -9,6 +9,7 @@ from ranksearch.evaluation.request import Outcome, Request, outcome_of
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
+from ranksearch.sites import device_of
 from ranksearch.space.spectra import Spectra
 from ranksearch.tasks import Task, measured
 
@@ -37,4 +38,4 @@ class Evaluator:
     def __call__(self, request: Request) -> Outcome:
         """Evaluate; a configuration's own fault (an exception, a metric that is missing or not finite) is an outcome."""
         declared = [metric.name for metric in self.task.metrics]
-        return outcome_of(request, lambda: measured(self.task, self.network(request)), declared)
+        return outcome_of(request, lambda: measured(self.task, self.network(request)), declared, device=device_of(self.spectra.model))

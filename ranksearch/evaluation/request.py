@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
 
 from ranksearch.evaluation.failure import FailureKind, kind_of
 from ranksearch.evaluation.fidelity import Fidelity
+from ranksearch.evaluation.provenance import provenance
 from ranksearch.printable import error_text
 from ranksearch.space import Configuration
 from ranksearch.tasks import InvalidMetrics
@@ -35,25 +38,30 @@ class Outcome:
     error: str | None = None
     seconds: float = 0.0
     error_kind: FailureKind | None = None  # of a failure; None where whoever evaluated did not say
+    provenance: dict[str, Any] | None = None  # where it was evaluated, see `ranksearch.evaluation.provenance`; None: not known
 
 
-def outcome_of(request: Request, measure: Callable[[], Mapping[str, float]], declared: Collection[str] = ()) -> Outcome:
+def outcome_of(
+    request: Request, measure: Callable[[], Mapping[str, float]], declared: Collection[str] = (), *, device: torch.device | None = None
+) -> Outcome:
     """What comes of measuring a request; whatever is wrong with it is its outcome.
 
     Args:
-        declared: the metrics that must be there."""
-    start = time.perf_counter()
+        declared: the metrics that must be there.
+        device: of the network, for the provenance."""
+    start, where = time.perf_counter(), provenance(device)
     try:
         metrics = {name: float(value) for name, value in measure().items()}
         if missing := [name for name in declared if name not in metrics]:
             raise InvalidMetrics(f"{', '.join(missing)} not measured; what was: {', '.join(metrics) or 'nothing'}")
     except (Exception, SystemExit) as error:  # whatever a candidate network does must not end the study; it is recorded
-        return failed(request, error, time.perf_counter() - start)
+        return replace(failed(request, error, time.perf_counter() - start), provenance=where)
     seconds = time.perf_counter() - start
     wrong = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
-        return Outcome(request, "failed", error=f"not finite: {', '.join(wrong)}", seconds=seconds, error_kind="configuration")
-    return Outcome(request, "done", metrics, seconds=seconds)
+        error = f"not finite: {', '.join(wrong)}"
+        return Outcome(request, "failed", error=error, seconds=seconds, error_kind="configuration", provenance=where)
+    return Outcome(request, "done", metrics, seconds=seconds, provenance=where)
 
 
 def failed(request: Request, error: BaseException, seconds: float = 0.0) -> Outcome:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ray.tune.search import Searcher
 from ranksearch.errors import RanksearchError
 from ranksearch.runners._dispatch import Dispatcher
 from ranksearch.runners._watchdog import Limits
+
+RESIZE = 5.0  # seconds between two looks at how large the cluster is
 
 
 class Abort(BaseException):
@@ -87,17 +90,23 @@ def _soften(controller: Any) -> None:
 class Bridge(Searcher):
     """Translates between Tune's trials and a `Dispatcher`."""
 
-    def __init__(self, dispatcher: Dispatcher, watch: Watch, limits: Limits, verdicts: Path) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, watch: Watch, limits: Limits, verdicts: Path, resize: Callable[[], int] | None = None
+    ) -> None:
         """
         Args:
             verdicts: the folder where watchdogs of this machine write why they ended an evaluation.
+            resize: says, now and then, how many workers there is room for; None where that stays.
         """
         super().__init__(metric=None, mode=None)
+        self._resize, self._resized = resize, time.monotonic()
         self._dispatcher, self._watch, self._limits, self._verdicts = dispatcher, watch, limits, verdicts
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The configuration of a new trial; None for none at present."""
         with aborting():
+            if self._resize is not None and time.monotonic() - self._resized >= RESIZE:
+                self._dispatcher.workers, self._resized = self._resize(), time.monotonic()
             request = self._dispatcher.take(trial_id)
             if request is not None:
                 return {"request": pickle.dumps(request), "trial": trial_id}

@@ -41,13 +41,13 @@ class Dispatcher:
         """
         Args:
             propose, report: as for `Runner.run`.
-            workers: how many requests are out at once, at most.
+            workers: how many requests are out at once, at most; may be set anew at any time.
             retries: how often a request goes out again that failed by the machine's fault.
             backoff: seconds before it does so for the first time.
             clock: seconds that never go back.
         """
         self._propose, self._report = propose, report
-        self._workers, self._retries = workers, retries
+        self.workers, self._retries = workers, retries
         self._backoff, self._clock = backoff, clock
         self._out: dict[str, _Attempt] = {}
         self._again: list[_Attempt] = []
@@ -73,7 +73,7 @@ class Dispatcher:
         Raises:
             RuntimeError: the proposer waits for an outcome while none is to come.
             Exception: what ``propose`` raises."""
-        if len(self._out) >= self._workers:
+        if len(self._out) >= self.workers:
             return None
         attempt = self._repeated() or self._ask()
         if attempt is None:

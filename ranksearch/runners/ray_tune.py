@@ -28,6 +28,8 @@ from ranksearch.runners._process import cores, environment, quiet, uninterrupted
 from ranksearch.runners._reaper import reaper
 from ranksearch.runners._watchdog import Limits
 
+LOCAL = "local"
+PENDING = 1000  # trials that Tune may have waiting, in a cluster
 STORE_LEAST = 128 * 2**20  # bytes of Ray's object store when it holds next to nothing
 SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # KeyboardInterrupt is ours to handle
@@ -64,9 +66,9 @@ class RayTuneRunner(Runner):
         """
         Args:
             workers: evaluations at the same time; None for as many as the cores (and GPUs) allow.
-            address: of a running cluster, ``"auto"`` or ``"host:port"``; None starts Ray on this machine, whatever the
-                environment variable RAY_ADDRESS says (a warning tells that it is not used).
-            cpus_per_worker: cores that Ray sets aside for each.
+            address: of a running cluster, ``"auto"`` or ``"host:port"``; ``"local"`` starts Ray on this machine. None: what the
+                environment variable RAY_ADDRESS says, else ``"local"``. Machines that join a cluster during a run are used too.
+            cpus_per_worker: cores that Ray sets aside for each, or a share of one.
             gpus_per_worker: GPUs, or a share of one, for each.
             retries: how often a request starts again whose worker died, or that failed by the machine's fault. One that fails by itself
                 does not.
@@ -83,12 +85,10 @@ class RayTuneRunner(Runner):
         """
         if workers is not None:
             checks.whole("workers", workers, least=1, hint="None takes all cores")
-        if cpus_per_worker <= 0 or gpus_per_worker < 0:
-            raise InvalidArgument(f"cpus_per_worker={cpus_per_worker} must be positive, gpus_per_worker={gpus_per_worker} not negative")
         self._asked = workers
-        self.address = None if address is None else checked_address(address)
-        self.cpus_per_worker = cpus_per_worker
-        self.gpus_per_worker = gpus_per_worker
+        self.cpus_per_worker = _share("cpus_per_worker", checks.number("cpus_per_worker", cpus_per_worker, above=0))
+        self.gpus_per_worker = _share("gpus_per_worker", checks.number("gpus_per_worker", gpus_per_worker, least=0))
+        self.address = _cluster(address)
         self.retries = checks.whole("retries", retries, least=0)
         self.backoff = checks.number("backoff", backoff, least=0)
         self.limits = Limits(time_limit, memory_limit)
@@ -120,12 +120,14 @@ class RayTuneRunner(Runner):
                 stack.callback(uninterrupted, ray.shutdown)
                 uninterrupted(lambda: self._start(folder, sum(piece.nbytes for piece in pieces)))
             threads = self._fit(ray)
-            stack.enter_context(environment({"TUNE_MAX_PENDING_TRIALS_PG": str(self.workers)}))
+            # the dispatcher has no more out than there are workers; how many there may be is not known where machines may join
+            stack.enter_context(environment({"TUNE_MAX_PENDING_TRIALS_PG": str(PENDING if self.address else self.workers)}))
             watch = Watch()
             dispatcher = Dispatcher(propose, report, workers=self.workers, retries=self.retries, backoff=self.backoff)
             verdicts = Path(folder, "verdicts")
             verdicts.mkdir(mode=0o700)
-            bridge = Bridge(dispatcher, watch, self.limits, verdicts)
+            resize = (lambda: self._resized(ray)) if not ours or self.address else None
+            bridge = Bridge(dispatcher, watch, self.limits, verdicts, resize)
             try:
                 given = {"pieces": pieces, "threads": threads, "limits": self.limits, "verdicts": str(verdicts)}
                 self._tune(folder, given, bridge, watch)
@@ -136,26 +138,29 @@ class RayTuneRunner(Runner):
                     raise error.cause from None
                 raise
 
+    def _resized(self, ray: Any) -> int:
+        """How many workers the cluster has room for by now."""
+        room = self._room(ray)[2]
+        self.workers = max(1, min(self._asked or room, room))
+        return self.workers
+
     def _start(self, folder: str, size: int) -> None:
         import ray
         from ray.exceptions import RayError
 
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         if self.address is not None:
-            checked_address(self.address)  # it may have gone since it was first asked
+            _cluster(self.address)  # it may have gone since it was first asked
             try:
                 ray.init(address=self.address, **quiet)
             except (ConnectionError, ValueError, RuntimeError, RayError) as error:
                 reason = " ".join(str(error).split())
                 raise RanksearchError(f"address={self.address!r}: this process cannot join the cluster: {reason}") from error
             return
-        if elsewhere := os.environ.get("RAY_ADDRESS"):
-            remedy = "give address='auto' (--address auto) to use that cluster"
-            warnings.warn(f"RAY_ADDRESS={elsewhere} is not used: Ray starts on this machine; {remedy}", RanksearchWarning, stacklevel=2)
         # sockets live in the folder, and their paths must stay under 107 characters
         place = {"_temp_dir": folder} if len(folder) < 40 else {}
         ray.init(
-            address="local",  # a new one, whatever RAY_ADDRESS says
+            address=LOCAL,  # a new one, whatever RAY_ADDRESS says
             num_cpus=max(cores(), int(np.ceil(self.workers * self.cpus_per_worker))), include_dashboard=False,
             object_store_memory=max(STORE_LEAST, int(size * 1.25) + STORE_LEAST // 2), **place, **quiet,
         )  # fmt: skip
@@ -164,18 +169,31 @@ class RayTuneRunner(Runner):
         """Settle ``workers`` by what the cluster has; returns the PyTorch threads of each."""
         if ray.util.client.ray.is_connected():
             raise InvalidArgument("Ray Client is connected in this process: disconnect, and run on a machine of the cluster")
-        resources = ray.cluster_resources()
-        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-        room = int(cpus // self.cpus_per_worker)
-        if self.gpus_per_worker:
-            room = min(room, int(gpus / self.gpus_per_worker + 1e-9))
+        cpus, gpus, room = self._room(ray)
         if room < 1:
             raise RanksearchError(
                 f"no room for a worker: it takes cpus_per_worker={self.cpus_per_worker:g} and gpus_per_worker={self.gpus_per_worker:g}, "
                 f"Ray has {cpus:g} CPUs and {gpus:g} GPUs in all"
             )
         self.workers = min(self._asked or room, room)
+        if self._asked is not None and self._asked > room:
+            more = "more start when machines join the cluster" if self.address else "give each fewer CPUs or GPUs, or join a cluster"
+            warnings.warn(
+                f"workers={self._asked}: Ray has room for {room} ({cpus:g} CPUs, {gpus:g} GPUs), so {room} evaluations run at once; "
+                f"{more}", RanksearchWarning, stacklevel=3,
+            )  # fmt: skip
         return max(1, int(min(cpus, cores() if self.address is None else cpus) // self.workers))
+
+    def _room(self, ray: Any) -> tuple[float, float, int]:
+        """The CPUs and GPUs of the cluster as it is now, and how many workers it has room for: no worker spreads over two machines."""
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        sizes = [(each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in found]
+        return sum(c for c, _ in sizes), sum(g for _, g in sizes), sum(self._fitting(*size) for size in sizes)
+
+    def _fitting(self, cpus: float, gpus: float) -> int:
+        """How many workers one machine has room for."""
+        room = int(cpus / self.cpus_per_worker + 1e-9)
+        return min(room, _on_gpus(gpus, self.gpus_per_worker)) if self.gpus_per_worker else room
 
     def _tune(self, folder: str, given: Mapping[str, Any], bridge: Any, watch: Any) -> None:
         from ray import tune
@@ -195,3 +213,32 @@ class RayTuneRunner(Runner):
                 name="run", storage_path=folder, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
             ),
         ).fit()  # fmt: skip
+
+
+def _cluster(address: str | None) -> str | None:
+    """The address of the cluster to join, which answers; None for a Ray of this run's own.
+
+    Raises:
+        InvalidArgument: it is malformed, or no cluster answers there."""
+    if address is not None:
+        return None if address == LOCAL else checked_address(address)
+    elsewhere = os.environ.get("RAY_ADDRESS")
+    if not elsewhere or elsewhere == LOCAL:
+        return None
+    try:
+        return checked_address(elsewhere)
+    except InvalidArgument as error:
+        remedy = "unset the variable, or give address='local' (--address local) to evaluate on this machine"
+        raise InvalidArgument(f"RAY_ADDRESS={elsewhere}: {error}; {remedy}") from error
+
+
+def _share(name: str, amount: float) -> float:
+    """An amount of CPUs or GPUs: Ray takes whole ones, or a share of one to four digits."""
+    if (amount > 1 and amount != int(amount)) or amount != round(amount, 4):
+        raise InvalidArgument(f"{name}={amount!r}: a whole number, or a share of one such as 0.5 or 0.25")
+    return amount
+
+
+def _on_gpus(gpus: float, each: float) -> int:
+    """How many workers fit on GPUs of one machine: shares of one worker are of the same GPU."""
+    return int(gpus // each) if each >= 1 else int(gpus) * int(1 / each + 1e-9)

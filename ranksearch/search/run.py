@@ -21,6 +21,7 @@ from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
 from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
 from ranksearch.search.loop import Known, SearchLoop, indices_of
+from ranksearch.search.spool import Spool, Spooling
 from ranksearch.search.starts import Start, optima
 from ranksearch.sites import Amount, Cost
 from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
@@ -96,6 +97,9 @@ class SearchRun:
         Raises:
             DenseFailed: the dense network could not be evaluated.
             FailedInARow: one evaluation after the other failed, by no fault of theirs."""
+        spool = None if store.spool is None else Spool(store.spool, store.fingerprint)
+        if spool is not None and (found := self._recovered(store, spool)):
+            tell(Stage(f"{found} evaluations that were finished when an earlier run ended are stored now"))
         known = self.objectives.known(store, self.fidelity, self.seed)
         again = self._again(known)
         trials = max(self.trials, len(known)) if again else self.trials
@@ -109,6 +113,8 @@ class SearchRun:
         def keep(outcome: Outcome, candidate: Candidate) -> None:
             add = store.add_attempt if candidate.configuration.id in again else store.add
             add(_record(outcome, candidate))
+            if spool is not None:
+                spool.drop(outcome.request)
 
         loop = SearchLoop(
             self.space, self.sampler.start(self.space.shape, len(self.objectives.names), seed=self.seed, admissible=self._admissible),
@@ -125,7 +131,26 @@ class SearchRun:
 
         with_supernet = f" and {self.fidelity.name}" if self.screening else ""
         tell(Stage(f"evaluating with {type(runner).__name__}{with_supernet}"))
-        runner.run(self.evaluator(), loop.propose, report)
+        if spool is None:
+            runner.run(self.evaluator(), loop.propose, report)
+            return
+        spool.open()
+        try:
+            runner.run(Spooling(self.evaluator(), spool), loop.propose, report)
+        finally:
+            spool.close()
+
+    def _recovered(self, store: Store, spool: Spool) -> int:
+        """Store what workers of earlier runs had finished and nobody has stored; returns how many these were."""
+        stored = 0
+        for outcome in spool.outcomes():
+            indices = indices_of(self.space, outcome.request.configuration)
+            if indices is None:  # of another space: a run in that stores it
+                continue
+            record = _record(outcome, self.space.candidate(indices))
+            stored += store.add(record) or store.add_attempt(record)
+            spool.drop(outcome.request)
+        return stored
 
     def _again(self, known: Mapping[str, Known]) -> dict[str, Start]:
         """What failed and is tried again, by id: configurations of this space within the limits, and the dense network."""
@@ -183,4 +208,5 @@ def _record(outcome: Outcome, candidate: Candidate) -> Record:
     return Record(
         candidate.configuration.id, candidate.configuration.to_json(), request.fidelity.key, request.seed, outcome.status,
         outcome.metrics, candidate.cost, outcome.error, outcome.seconds, request.origin, datetime.now(UTC), outcome.error_kind,
+        outcome.provenance,
     )  # fmt: skip

@@ -21,19 +21,13 @@ def facts(connection: sa.Connection, known: Collection[str], names: Sequence[str
     Args:
         known: columns that the store has; others are None throughout.
     """
-    present = [name for name in names if name in known]
-    query = sa.select(*(evaluations_table.c[name] for name in present)).order_by(evaluations_table.c.number)
-    if fidelity is not None:
-        query = query.where(evaluations_table.c.fidelity == fidelity)
-    found = dict(zip(present, _columns(connection, query, len(present)), strict=True))
-    rows = len(found[present[0]])
-    return {name: found.get(name, [None] * rows) for name in names}
+    where = [] if fidelity is None else [evaluations_table.c.fidelity == fidelity]
+    return _named(connection, evaluations_table, known, names, *where)
 
 
-def attempts(connection: sa.Connection, names: Sequence[str]) -> Columns:
-    """The named columns of ``ranksearch_attempts``, in the order they were added."""
-    query = sa.select(*(attempts_table.c[name] for name in names)).order_by(attempts_table.c.number)
-    return dict(zip(names, _columns(connection, query, len(names)), strict=True))
+def attempts(connection: sa.Connection, known: Collection[str], names: Sequence[str]) -> Columns:
+    """The named columns of ``ranksearch_attempts``, in the order they were added; ``known`` as for `facts`."""
+    return _named(connection, attempts_table, known, names)
 
 
 def merged(first: Columns, later: Columns, result: Collection[str], *, every: bool) -> Columns:
@@ -93,6 +87,16 @@ def configurations(connection: sa.Connection, ids: Collection[str] | None) -> It
         for rows in _blocks(connection, each):
             found, texts = zip(*rows, strict=True)
             yield list(found), list(texts)
+
+
+def _named(
+    connection: sa.Connection, table: sa.Table, known: Collection[str], names: Sequence[str], *where: sa.ColumnElement[bool]
+) -> Columns:
+    present = [name for name in names if name in known]
+    query = sa.select(*(table.c[name] for name in present)).where(*where).order_by(table.c.number)
+    found = dict(zip(present, _columns(connection, query, len(present)), strict=True))
+    rows = len(found[present[0]])
+    return {name: found.get(name, [None] * rows) for name in names}
 
 
 def _columns(connection: sa.Connection, query: sa.Select[*tuple[Any, ...]], count: int) -> list[list[Any]]:

@@ -4,6 +4,7 @@ one process writes at a time."""
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import socket
 import sqlite3
@@ -21,9 +22,10 @@ from sqlalchemy import exc
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from ranksearch.errors import StoreError
-from ranksearch.home import move
+from ranksearch.home import home, move
 
-SCHEMA = 3  # of stores that are made; earlier ones are read as they are, and brought to it when they are written
+SCHEMA = 4  # of stores that are made; earlier ones are read as they are, and brought to it when they are written
+SINCE = {"costs": 2, "error_kind": 3, "provenance": 4}  # the version of stores in which a column is for the first time
 APPLICATION_ID = 0x52414E4B  # "RANK", in the header of every SQLite store: tells a store from any other database
 BEAT, LEASE = 15.0, 60.0  # seconds: a writer shows life every BEAT; after LEASE without one its place is free
 
@@ -59,6 +61,7 @@ evaluations_table = sa.Table(
     sa.Column("seconds", sa.Double, nullable=False),
     sa.Column("origin", sa.Text, nullable=False),
     sa.Column("created", sa.String(40), nullable=False),
+    sa.Column("provenance", sa.Text),  # JSON: where it was evaluated; since version 4
     sa.UniqueConstraint("configuration_id", "fidelity", "seed", "fingerprint", name="ranksearch_one_fact_per_key"),
 )  # fmt: skip
 # what came of trying an evaluation again that failed: it counts instead of the row that it belongs to, which stays; since version 3
@@ -73,6 +76,17 @@ attempts_table = sa.Table(
     sa.Column("seconds", sa.Double, nullable=False),
     sa.Column("origin", sa.Text, nullable=False),
     sa.Column("created", sa.String(40), nullable=False),
+    sa.Column("provenance", sa.Text),
+)  # fmt: skip
+# evaluations that a process is about: of a database on a server, where several write; since version 4
+claims_table = sa.Table(
+    "ranksearch_claims", metadata,
+    sa.Column("configuration_id", sa.String(64), primary_key=True),
+    sa.Column("fidelity", sa.String(255), primary_key=True),
+    sa.Column("seed", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("token", sa.String(32), nullable=False),  # of the process
+    sa.Column("holder", sa.Text, nullable=False),  # in words
+    sa.Column("expires", sa.Double, nullable=False),  # seconds since the epoch, by the server's clock
 )  # fmt: skip
 writer_table = sa.Table(
     "ranksearch_writer", metadata,
@@ -119,6 +133,16 @@ class Place:
             self.shared = sa.create_engine("sqlite://", poolclass=StaticPool)
         else:
             self.path = Path(os.path.realpath(os.path.expanduser(str(database))))  # links are followed, so that one database has one lock
+
+    @property
+    def spool(self) -> Path | None:
+        """A folder for what is measured and not yet stored: beside a file, for a server in `home`; None for a database in memory."""
+        if self.path is not None:
+            return Path(f"{self.path}.spool")
+        assert self.shared is not None
+        if self.shared.dialect.name == "sqlite":
+            return None
+        return home() / "spool" / hashlib.sha256(self.shown.encode()).hexdigest()[:16]
 
     def exists(self) -> bool:
         """Whether there is a store, or, for a path, anything."""
@@ -241,11 +265,14 @@ def upgrade(engine: sa.Engine) -> None:
         old = study_table.update().where(study_table.c.id == 1, study_table.c.schema_version < SCHEMA)
         if not connection.execute(old.values(schema_version=SCHEMA)).rowcount:
             return
-        known = {column["name"] for column in sa.inspect(connection).get_columns(evaluations_table.name)}
-        for column in (evaluations_table.c.costs, evaluations_table.c.error_kind):
-            if column.name not in known:
-                connection.execute(sa.text(f"ALTER TABLE {evaluations_table.name} ADD COLUMN {column.name} {column.type}"))
-        attempts_table.create(connection, checkfirst=True)
+        for table in (attempts_table, claims_table):
+            table.create(connection, checkfirst=True)
+        for table in (evaluations_table, attempts_table):
+            known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+            for column in table.c:
+                if column.name in SINCE and column.name not in known:
+                    kind = column.type.compile(connection.dialect)
+                    connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
 
 
 # -- the place of the one writer -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.printable import ERROR, printable
 
 COLUMNS = ("params", "macs")  # the costs that every record has, with columns of their own
-RESULT = ("status", "metrics", "error", "error_kind", "seconds", "origin", "created")  # what an attempt has of its own
+RESULT = ("status", "metrics", "error", "error_kind", "seconds", "origin", "created", "provenance")  # what an attempt has of its own
 Status = Literal["done", "failed"]
 
 
@@ -39,6 +39,7 @@ class Record:
     origin: str = ""  # who proposed it
     created: datetime = field(default_factory=lambda: datetime.now(UTC))  # kept in UTC; without a zone: local time
     error_kind: str | None = None  # of a failure, in a word: see `ranksearch.evaluation.failure`; None: stored before there were kinds
+    provenance: Mapping[str, Any] | None = field(default=None, hash=False)  # where it was evaluated, as JSON data; None: not known
 
     def __post_init__(self) -> None:
         if self.status not in ("done", "failed"):
@@ -73,7 +74,8 @@ def further_costs(record: Record) -> str | None:
 def result_of(record: Record) -> dict[str, Any]:
     """What a row says of one attempt."""
     found = {name: getattr(record, name) for name in RESULT}
-    return found | {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat()}
+    provenance = None if record.provenance is None else json.dumps(dict(record.provenance))
+    return found | {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat(), "provenance": provenance}
 
 
 def _amount(name: str, value: Any) -> Any:

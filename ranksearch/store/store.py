@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ from ranksearch.printable import error_text
 from ranksearch.store import columns
 from ranksearch.store.database import (
     SCHEMA,
+    SINCE,
     Place,
     RowLock,
     WriterLock,
@@ -32,8 +34,6 @@ from ranksearch.store.database import (
 )
 from ranksearch.store.record import COLUMNS, RESULT, Record, Status, further_costs, is_object, result_of
 
-SINCE = {"costs": 2, "error_kind": 3}  # the version of stores in which a column is for the first time
-
 
 class Store:
     """The evaluations of one study. `Store.open` makes one; as a context manager it closes itself."""
@@ -44,8 +44,10 @@ class Store:
         self._damaged: set[int] = set()  # rows that were told of
         # a store of an earlier version that is read lacks columns, and has nothing that was tried again
         self._columns = [c for c in evaluations_table.c if row.schema_version >= SINCE.get(c.name, 1)]
+        self._attempt_columns = [c for c in attempts_table.c if row.schema_version >= SINCE.get(c.name, 1)]
         self._has_attempts = row.schema_version >= 3
         self.url = shown  # without a password
+        self.spool: Path | None = None  # a folder for what is measured and not yet stored; None where there is no place for one
         self.study: str = row.name
         self.fingerprint: str = row.fingerprint
         self.details: dict[str, Any] = json.loads(row.details)
@@ -96,7 +98,9 @@ class Store:
         if not callable(details):
             _json(details)
         wanted = _Wanted(study, fingerprint, formerly, details)
-        store = cls._open(Place(url), wanted, create, create if write is None else write)
+        place = Place(url)
+        store = cls._open(place, wanted, create, create if write is None else write)
+        store.spool = place.spool
         store._complete = complete or store._complete
         return store
 
@@ -239,12 +243,14 @@ class Store:
             conditions = [] if fidelity is None else [evaluations_table.c.fidelity == fidelity]
             return columns.of_records(self._tried(*conditions), listed, every=every_attempt)
         wanted = list(dict.fromkeys([*names, "number"]))
+        tried = [name for name in wanted if name in RESULT]  # what another attempt may have changed
         with self._use("read") as engine, engine.connect() as connection:
             later: columns.Columns = {"evaluation": []}
             if self._has_attempts:  # first: what it refers to is then among the facts
-                later = columns.attempts(connection, ["evaluation", *(name for name in wanted if name in RESULT)])
+                known = {column.name for column in self._attempt_columns}
+                later = columns.attempts(connection, known, ["evaluation", *tried])
             first = columns.facts(connection, {column.name for column in self._columns}, wanted, fidelity)
-        found = columns.merged(first, later, RESULT, every=every_attempt) if later["evaluation"] or every_attempt else first
+        found = columns.merged(first, later, tried, every=every_attempt) if later["evaluation"] or every_attempt else first
         return {name: found[name] for name in listed}
 
     def configurations(self, ids: Collection[str] | None = None) -> Iterator[tuple[list[str], list[str]]]:
@@ -307,7 +313,7 @@ class Store:
     def _read(self, connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> list[list[Record]]:
         query = sa.select(*self._columns, configurations_table.c.json).join_from(evaluations_table, configurations_table)
         query = query.where(*conditions).order_by(evaluations_table.c.number)
-        again = attempts_table.select().order_by(attempts_table.c.number)
+        again = sa.select(*self._attempt_columns).order_by(attempts_table.c.number)
         later: dict[int, list[sa.Row[Any]]] = {}
         for row in connection.execute(again) if self._has_attempts else ():  # first: what it refers to is then among the rows
             later.setdefault(row.evaluation, []).append(row)
@@ -423,4 +429,5 @@ def _record(row: sa.Row[Any], result: sa.Row[Any]) -> Record:
     return Record(
         row.configuration_id, row.json, row.fidelity, row.seed, result.status, json.loads(result.metrics), costs,
         result.error, result.seconds, result.origin, datetime.fromisoformat(result.created), getattr(result, "error_kind", None),
+        json.loads(getattr(result, "provenance", None) or "null"),
     )  # fmt: skip

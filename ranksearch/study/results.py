@@ -21,6 +21,7 @@ from ranksearch.results.names import Direction
 from ranksearch.space import DENSE, Configuration
 from ranksearch.store import Store
 from ranksearch.study import options
+from ranksearch.study.replay import Replay, replay
 from ranksearch.study.report import Extra
 from ranksearch.supernet.study import named_fidelity
 from ranksearch.tasks import measured
@@ -202,6 +203,20 @@ class Results:
         if at.kind == SUPERNET:
             return self.study.supernets.store.of_fidelity(at).build(configuration)
         return self.study.covering(configuration).evaluator.network(Request(configuration, at, self.study.seed))
+
+    def replay(self, id: str, *, fidelity: str | None = None, seed: int | None = None) -> Replay:
+        """Make an evaluation again from what the store has of it, see `ranksearch.study.replay`.
+
+        Args:
+            id: or an unambiguous beginning of one.
+            fidelity: as for `front`; default: the study's.
+            seed: default: the study's, or the only one.
+
+        Raises:
+            InvalidArgument: there is no such evaluation."""
+        with self.study.open_store(write=False) as store:
+            known = {record.fidelity for record in store.records()}
+        return replay(self.study, id, fidelity=self._fidelity(fidelity, known), seed=seed)
 
     def export(
         self, id: str, directory: str | Path, *, onnx: bool = False, torch_export: bool = False, force: bool = False,

@@ -27,6 +27,7 @@ from ranksearch.evaluation.request import Outcome, Request, outcome_of
 from ranksearch.home import replacing
 from ranksearch.proxies import free_proxies
 from ranksearch.search.events import Stage
+from ranksearch.sites import device_of
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import PROJECTIONS, RankSupernet, SupernetProxy, TrainingStep, load_trained, train
@@ -101,7 +102,8 @@ class SupernetEvaluator:
 
     def __call__(self, request: Request) -> Outcome:
         """Evaluate; a configuration that the supernet does not have is a failed outcome."""
-        return outcome_of(request, lambda: self.measure(request.configuration), [metric.name for metric in self.task.metrics])
+        names = [metric.name for metric in self.task.metrics]
+        return outcome_of(request, lambda: self.measure(request.configuration), names, device=device_of(self.supernet))
 
 
 @dataclass(frozen=True)

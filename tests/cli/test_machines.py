@@ -41,10 +41,14 @@ def test_the_runner_gets_what_was_asked_for(study, tmp_path, capsys, monkeypatch
     monkeypatch.setattr("ranksearch.runners.RayTuneRunner", ray)
     with pytest.raises(Reached):
         cli.main(
-            ["search", study, "--data", str(tmp_path), "--workers", "3", "--retries", "5", "--time-limit", "2h", "--memory-limit", "1GiB"]
-        )
+            ["search", study, "--data", str(tmp_path), "--workers", "3", "--retries", "5", "--time-limit", "2h", "--memory-limit", "1GiB",
+             "--cpus-per-worker", "2", "--gpus-per-worker", "0.5"]
+        )  # fmt: skip
     assert given.pop("by_value") is not None
-    assert given == {"workers": 3, "address": None, "retries": 5, "time_limit": 7200.0, "memory_limit": 2**30}
+    assert given == {
+        "workers": 3, "address": None, "retries": 5, "time_limit": 7200.0, "memory_limit": 2**30, "cpus_per_worker": 2.0,
+        "gpus_per_worker": 0.5,
+    }  # fmt: skip
     for limit in (("--time-limit", "1"), ("--memory-limit", "1M")):
         assert cli.main(["search", study, "--data", str(tmp_path), "--runner", "local", *limit]) == 2
         assert f"error: {limit[0]}: --runner local evaluates in this process" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from dataclasses import dataclass
 
 import cloudpickle
@@ -145,3 +147,11 @@ def test_fidelities_of_supernets_name_what_they_were_measured_with() -> None:
 def test_bad_fidelities_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InvalidArgument):
         Fidelity(**bad)  # type: ignore[arg-type]
+
+
+def test_an_outcome_says_where_it_was_made() -> None:
+    for configuration in (LOW, Configuration({"9": ("svd", (1,))})):
+        found = _evaluator()(Request(configuration, Fidelity(epochs=0, recalibration=0), 0)).provenance
+        assert found is not None and json.loads(json.dumps(found)) == found
+        expected = {"host": socket.gethostname(), "device": "cpu", "torch": torch.__version__, "threads": torch.get_num_threads()}
+        assert {name: found[name] for name in expected} == expected and found["processor"]

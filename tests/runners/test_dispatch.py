@@ -51,6 +51,17 @@ def test_no_more_are_out_than_there_are_workers() -> None:
     assert [o.request for o in proposer.outcomes] == [request(1)] and not dispatcher.is_out("b")
 
 
+def test_workers_may_become_more_and_fewer() -> None:
+    proposer = Proposer(*map(request, range(5)))
+    dispatcher = proposer.dispatcher(workers=1)
+    assert [dispatcher.take(t) for t in "ab"] == [request(0), None]
+    dispatcher.workers = 3
+    assert [dispatcher.take(t) for t in "bcd"] == [request(1), request(2), None]
+    dispatcher.workers = 1
+    dispatcher.landed("a", done(request(0)))
+    assert dispatcher.take("e") is None and dispatcher.is_out("b")
+
+
 def test_it_is_finished_when_all_are_back_and_no_more_come() -> None:
     proposer = Proposer(request(0))
     dispatcher = proposer.dispatcher()

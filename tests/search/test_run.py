@@ -249,3 +249,50 @@ def test_failures_in_a_row_end_the_search(space: SearchSpace, store: Store, kind
     with pytest.raises(FailedInARow, match=f"5 evaluations in a row failed, the last one with no {2 * IN_A_ROW + 1}; .*{remedy}"):
         make(space, trials=40, evaluator=lambda: measure).run(store, runner, lambda event: None)
     assert len(runner.sent) == store.count() == 2 * IN_A_ROW + 2, "all of them are stored"
+
+
+class Killed(BaseException):
+    """The driver's end, at a moment of the test's choice."""
+
+
+def test_what_was_measured_and_not_stored_is_stored_by_the_next_run(space: SearchSpace, store: Store, monkeypatch) -> None:
+    ids: list[str] = []
+
+    def measure(request: Request) -> Outcome:
+        ids.append(request.configuration.id)
+        return Outcome(request, "done", {"accuracy": 0.25 + len(ids)}, seconds=2.0, provenance={"host": "h"})
+
+    def killed(record: Record) -> bool:
+        if store.count() == 3:
+            raise Killed
+        return real(record)
+
+    real = store.add
+    monkeypatch.setattr(store, "add", killed)
+    with pytest.raises(Killed):
+        make(space, trials=8, evaluator=lambda: measure).run(store, InFlight(1), lambda event: None)
+    monkeypatch.undo()
+    assert store.count() == 3 and len(ids) == 4 and store.spool is not None
+    (left,) = store.spool.iterdir()
+    assert store.spool.stat().st_mode & 0o077 == 0
+    (store.spool / "odd.json").write_text("{")  # torn, and of another study: both are left where they are
+    (store.spool / "other.json").write_text(left.read_text().replace('"f"', '"another"'))
+    runner, events = run(make(space, trials=8, evaluator=lambda: measure), store)
+    assert ids[3] not in {r.configuration.id for r in runner.sent} and len(set(ids)) == len(ids) == store.count() == 8
+    record = next(r for r in store.records() if r.configuration_id == ids[3])
+    assert (record.metrics, record.seconds, record.provenance) == ({"accuracy": 4.25}, 2.0, {"host": "h"}) and record.origin
+    assert next(e.text for e in events if isinstance(e, Stage)).startswith("1 evaluations that were finished")
+    assert {path.name for path in store.spool.iterdir()} == {"odd.json", "other.json"}
+
+
+def test_failures_are_not_written_down_and_no_folder_is_left(space: SearchSpace, store: Store) -> None:
+    seen: list[int] = []
+
+    def measure(request: Request) -> Outcome:
+        assert store.spool is not None
+        seen.append(len(list(store.spool.iterdir())))
+        own = request.configuration != DENSE
+        return Outcome(request, "failed" if own else "done", {} if own else {"accuracy": 1.0}, error_kind="configuration" if own else None)
+
+    run(make(space, trials=5, evaluator=lambda: measure), store, workers=1)
+    assert seen == [0] * 5 and store.spool is not None and not store.spool.exists()

@@ -12,12 +12,12 @@ from store_cases import STUDY, record, refused
 from ranksearch.store import Store
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(4, "newer"), (0, "older")])
+@pytest.mark.parametrize(("version", "remedy"), [(5, "newer"), (0, "older")])
 def test_another_schema(filled: Path, version: int, remedy: str) -> None:
     with sqlite3.connect(filled) as connection:
         connection.execute("UPDATE ranksearch_study SET schema_version = ?", (version,))
     connection.close()
-    refused(filled, f"schema version {version}, this ranksearch reads versions 1 to 3; use the {remedy} ranksearch")
+    refused(filled, f"schema version {version}, this ranksearch reads versions 1 to 4; use the {remedy} ranksearch")
 
 
 # what version 1 made: no column for costs but params and MACs
@@ -97,6 +97,23 @@ def test_what_is_made_and_what_is_brought_to_this_version_have_the_same_columns(
             tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'ranksearch_%'")]
             found.append({t: {tuple(row[1:]) for row in connection.execute(f"PRAGMA table_info({t})")} for t in tables})
         connection.close()
-    assert found[0] == found[1] and len(found[1]) == 5
+    assert found[0] == found[1] and len(found[1]) == 6
     optional = {name for columns in found[1].values() for name, _, required, _, _ in columns if not required}
-    assert optional == {"costs", "error", "error_kind"}
+    assert optional == {"costs", "error", "error_kind", "provenance"}
+
+
+def test_a_store_of_version_3_does_not_know_where_its_evaluations_were_made(filled: Path) -> None:
+    failed = record(5, status="failed", metrics={}, error="MemoryError: ", error_kind="machine")
+    with Store.open(filled, **STUDY) as store:
+        assert store.add(failed) and store.add_attempt(replace(failed, status="done", error=None, error_kind=None))
+    with sqlite3.connect(filled) as connection:
+        for table in ("evaluations", "attempts"):
+            connection.execute(f"ALTER TABLE ranksearch_{table} DROP COLUMN provenance")
+        connection.execute("DROP TABLE ranksearch_claims")
+        connection.execute("UPDATE ranksearch_study SET schema_version = 3")
+    connection.close()
+    with Store.open(filled, **STUDY, create=False) as store:
+        assert len(store.records()) == 4 and len(store.attempts(failed.configuration_id, "full", 0)) == 2
+    made = record(6, provenance={"host": "h", "threads": 2})
+    with Store.open(filled, **STUDY) as store:
+        assert store.add(made) and [r.provenance for r in store.records()] == [None] * 4 + [{"host": "h", "threads": 2}]

@@ -1,0 +1,91 @@
+"""Nothing measured is lost: a worker writes down what it has measured before it hands it on, so that it is there when the driver is
+killed meanwhile, or the database is away. The next driver stores it. What is stored is written down no longer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.home import replacing
+from ranksearch.space import Configuration
+
+Evaluate = Callable[[Request], Outcome]
+
+
+@dataclass(frozen=True)
+class Spool:
+    """A folder of outcomes of one study that are done and may not be stored yet.
+
+    Attributes:
+        folder: private to its owner; of a file beside it. Workers on machines that do not see it write nothing down.
+        fingerprint: of the study.
+    """
+
+    folder: Path
+    fingerprint: str
+
+    def open(self) -> None:
+        """Make the folder."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        """Remove the folder, unless something is in it."""
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def put(self, outcome: Outcome) -> None:
+        """Write an outcome down: it is on the disk when this returns.
+
+        Raises:
+            OSError: it cannot be written."""
+        request = outcome.request
+        text = json.dumps({
+            "fingerprint": self.fingerprint, "configuration": request.configuration.to_json(), "fidelity": request.fidelity.key,
+            "seed": request.seed, "origin": request.origin, "metrics": outcome.metrics, "seconds": outcome.seconds,
+            "provenance": outcome.provenance,
+        })  # fmt: skip
+        with replacing(self._place(request), durable=True) as path:
+            path.write_text(text)
+
+    def drop(self, request: Request) -> None:
+        """The outcome of a request is stored."""
+        with suppress(OSError):  # it is then found again, and known to be stored
+            self._place(request).unlink(missing_ok=True)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """What is there of the study. What cannot be read stays where it is."""
+        for path in sorted(self.folder.glob("*.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                found: dict[str, Any] = json.loads(path.read_text())
+                if found["fingerprint"] != self.fingerprint:
+                    continue
+                configuration = Configuration.from_json(found["configuration"])
+                request = Request(configuration, Fidelity.parse(found["fidelity"]), int(found["seed"]), str(found["origin"]))
+                metrics = {str(name): float(value) for name, value in found["metrics"].items()}
+                yield Outcome(request, "done", metrics, seconds=float(found["seconds"]), provenance=found["provenance"])
+
+    def _place(self, request: Request) -> Path:
+        key = json.dumps([self.fingerprint, request.configuration.id, request.fidelity.key, request.seed])
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+@dataclass(frozen=True)
+class Spooling:
+    """An evaluator that writes down what is done before it hands it on. As picklable as the one in it."""
+
+    evaluate: Evaluate
+    spool: Spool
+
+    def __call__(self, request: Request) -> Outcome:
+        outcome = self.evaluate(request)
+        # a failure is not worth keeping; on another machine the folder is not there, and a full disk must not cost the outcome
+        if outcome.status == "done" and self.spool.folder.is_dir():
+            with suppress(OSError):
+                self.spool.put(outcome)
+        return outcome
