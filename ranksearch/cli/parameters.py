@@ -183,6 +183,11 @@ def compress() -> list[click.Parameter]:
             help="Only this rule's answer, or the better of several; repeatable.  [default: all rules]",
         ),
         click.Option(
+            ["--refits"], type=click.IntRange(min=0), default=None, metavar="N",
+            help="Rounds in which a model of the loss is fitted to measured networks and solved again; 0: the cheap way.  "
+            "[default: 3, with --rule 0]",
+        ),
+        click.Option(
             ["--polish"], type=click.IntRange(min=0), default=0, metavar="N",
             help="Measured exchanges from the best answer on.  [default: 0]",
         ),

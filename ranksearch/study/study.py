@@ -392,13 +392,13 @@ class Study:
 
     def compress(
         self, *, rules: Sequence[str | Rule] | None = None, reconstruction: int = 4, recalibration: int = 16,
-        polished: int = 0, on_event: Callable[[Stage], None] | None = None, **budgets: float,
+        refits: int | None = None, polished: int = 0, on_event: Callable[[Stage], None] | None = None, **budgets: float,
     ) -> Compressed:  # fmt: skip
         """The best network within budgets that is known without training, in the study's space, see `ranksearch.compression.compress`.
         It is no evaluation: the store neither has nor gets it."""
         return compress(
             self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, recalibration=recalibration,
-            polished=polished, costs=self.counts, on_event=on_event, **budgets,
+            refits=refits, polished=polished, costs=self.counts, on_event=on_event, **budgets,
         )  # fmt: skip
 
     def train_supernet(
