@@ -59,9 +59,9 @@ def _free_energy(noise: float, sigma: np.ndarray, rows: int, columns: int, edge:
 
 class EVBMF(Allocator):
     """Every layer has rank = full - k (full - EVBMF rank). The weakening factor k is one for all layers, and the least that
-    satisfies the budgets, 0 where full ranks do. MUSCO takes a k below 1 and iterates with fine-tuning; a budget below the EVBMF ranks is met by scaling
-    them, rank = (2 - k) EVBMF rank for k in (1, 2]. Every rank is rounded down to one on the ladder; layers with a rank
-    that does not pay stay dense. The problem's table is only scored.
+    satisfies the budgets, 0 where full ranks do. MUSCO takes a k below 1 and iterates with fine-tuning; a budget below the EVBMF
+    ranks is met by scaling them, rank = (2 - k) EVBMF rank for k in (1, 2]. Every rank is rounded down to one on the ladder; layers
+    with a rank that does not pay stay dense. The problem's table is only scored.
 
     It is not in ``ALLOCATORS``, because it needs the weights.
 

@@ -105,7 +105,7 @@ def search() -> list[click.Parameter]:
             ["--proxy"],
             multiple=True,
             type=NameIn("proxies", "PROXIES"),
-            help="Begin with the optima of this one; repeatable.  [default: those that need nothing but the space]",
+            help="Begin with the optima of this one; repeatable.  [default: the best of all rules, measured without training]",
         ),
         click.Option(["--allocator"], type=NameIn("allocators", "ALLOCATORS"), help="Solves for these optima.  [default: exactly]"),
         click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),

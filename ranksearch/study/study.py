@@ -335,7 +335,9 @@ class Study:
             trials: evaluations the study is to have, the dense network and failed ones among them.
             sampler: proposes what to evaluate: an instance, or a name in `ranksearch.samplers.SAMPLERS`.
             proxies: whose optima are evaluated before the sampler is asked: instances, or names in
-                `ranksearch.proxies.PROXIES`; default: those that need nothing but the space.
+                `ranksearch.proxies.PROXIES`. Default: the portfolio (`ranksearch.search.portfolio`), that is the proxies that need nothing
+                but the space and every published rule, measured without training on two calibration batches, at most five such
+                measurements per trial; what is on the front of these is evaluated.
             allocator: solves for these optima where it takes the proxy's table: an instance, or a name in
                 `ranksearch.allocators.ALLOCATORS`; default, and for tables that it does not take: exactly.
             runner: where evaluations happen: an instance, or a name in `ranksearch.runners.RUNNERS`, which then evaluates on

@@ -213,11 +213,12 @@ def test_evbmf_leaves_ranks_full_where_the_budget_lets_it():
 def test_evbmf_says_what_its_smallest_network_has():
     """Of a space in which one layer has no option of its type."""
     spectra, space = ALL
+    share = 0.01 + space.smallest("params") / space.baseline.params
     with pytest.raises(InfeasibleBudget) as said:
-        EVBMF(spectra).allocate(Problem(space, Frobenius().table(space), {"params": 0.01 + space.smallest("params") / space.baseline.params}))
-    smallest = [min(o.cost.params for o in l.options if o.decomposition in ("svd", "dense") and (o.decomposition == "svd") ==
-                    any(x.decomposition == "svd" for x in l.options)) for l in space.ladders]  # fmt: skip
-    without = sum(not any(o.decomposition == "svd" for o in l.options) for l in space.ladders)
+        EVBMF(spectra).allocate(Problem(space, Frobenius().table(space), {"params": share}))
+    of_type = [[o.cost.params for o in ladder.options if o.decomposition == "svd"] for ladder in space.ladders]
+    without = sum(not costs for costs in of_type)
+    smallest = [min(costs) if costs else ladder.options[-1].cost.params for costs, ladder in zip(of_type, space.ladders, strict=True)]
     total = sum(smallest) + space.fixed["params"]
     assert f"its smallest network has {total:,} (" in str(said.value) and "options of 'svd' alone" in str(said.value)
     assert (f"{without} of {len(space.ladders)} layers have none" in str(said.value)) == bool(without)
