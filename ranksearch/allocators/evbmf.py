@@ -59,9 +59,9 @@ def _free_energy(noise: float, sigma: np.ndarray, rows: int, columns: int, edge:
 
 class EVBMF(Allocator):
     """Every layer has rank = full - k (full - EVBMF rank). The weakening factor k is one for all layers, and the least that
-    satisfies the budgets. MUSCO takes a k below 1 and iterates with fine-tuning; a budget below the EVBMF ranks is met by scaling
-    them, rank = (2 - k) EVBMF rank for k in (1, 2]. Every rank is rounded down to one on the ladder; layers with a rank
-    that does not pay stay dense. The problem's table is only scored.
+    satisfies the budgets, 0 where full ranks do. MUSCO takes a k below 1 and iterates with fine-tuning; a budget below the EVBMF
+    ranks is met by scaling them, rank = (2 - k) EVBMF rank for k in (1, 2]. Every rank is rounded down to one on the ladder; layers
+    with a rank that does not pay stay dense. The problem's table is only scored.
 
     It is not in ``ALLOCATORS``, because it needs the weights.
 
@@ -91,11 +91,11 @@ class EVBMF(Allocator):
     def allocate(self, problem: Problem) -> Allocation:
         self.check(problem)
         low, high = 0.0, 2.0
+        if self._fits(problem, full := self._at(problem, low)):
+            return finish(problem, full, float("nan"))
         best = self._at(problem, high)
         if not self._fits(problem, best):
-            raise InfeasibleBudget(
-                f"budgets={dict(problem.budgets)}: rank 1 of {self.decomposition!r} is too large everywhere; raise one or change allocator"
-            )
+            raise self._too_large(problem, best)
         for _ in range(40):  # far below one rank of any layer
             middle = (low + high) / 2
             indices = self._at(problem, middle)
@@ -104,6 +104,20 @@ class EVBMF(Allocator):
             else:
                 low = middle
         return finish(problem, best, float("nan"))
+
+    def _too_large(self, problem: Problem, smallest: np.ndarray) -> InfeasibleBudget:
+        """The error where even the smallest options of the type, at every layer that has any, are over a budget."""
+        spent = np.sum([c[i] for c, i in zip(problem.costs, smallest, strict=True)], axis=0) + problem.limits - problem.room
+        over = [
+            f"{problem.text(n, int(limit))}: its smallest network has {problem.text(n, int(amount), bare=True)}"
+            for n, (limit, amount) in enumerate(zip(problem.limits, spent, strict=True))
+            if amount > limit
+        ]
+        without = sum(not ladder.mask((self.decomposition,)).any() for ladder in problem.space.ladders)
+        dense = f", and {without} of {len(smallest)} layers have none and stay dense" if without else ""
+        return InfeasibleBudget(
+            f"{'; '.join(over)}: evbmf takes options of {self.decomposition!r} alone{dense}; raise the budget or take another allocator"
+        )
 
     def _fits(self, problem: Problem, indices: np.ndarray) -> bool:
         total = np.sum([c[i] for c, i in zip(problem.costs, indices, strict=True)], axis=0)

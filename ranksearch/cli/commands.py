@@ -220,7 +220,7 @@ def report(
 
 
 def compress(
-    asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], polish: int, onnx: bool,
+    asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], refits: int | None, polish: int, onnx: bool,
     torch_export: bool, force: bool, cost: tuple[str, ...], store: str | None,
 ) -> None:  # fmt: skip
     """Make the network smaller at once, without training: every rule chooses types and ranks, their networks are reconstructed and measured
@@ -234,7 +234,7 @@ def compress(
     study = _open(asked, store, session=_session(), stored=True, cost=cost)
     budgets = compression.budgets(study, to)
     with SiteProgress() as progress:
-        found = study.compress(rules=rule or None, polished=polish, on_event=progress.event, **budgets)
+        found = study.compress(rules=rule or None, refits=refits, polished=polish, on_event=progress.event, **budgets)
     compression.written(study, found, out, onnx=onnx, torch_export=torch_export, force=force)
 
 

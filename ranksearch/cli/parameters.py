@@ -106,7 +106,7 @@ def search() -> list[click.Parameter]:
             ["--proxy"],
             multiple=True,
             type=NameIn("proxies", "PROXIES"),
-            help="Begin with the optima of this one; repeatable.  [default: those that need nothing but the space]",
+            help="Begin with the optima of this one; repeatable.  [default: the best of all rules, measured without training]",
         ),
         click.Option(["--allocator"], type=NameIn("allocators", "ALLOCATORS"), help="Solves for these optima.  [default: exactly]"),
         click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),
@@ -204,6 +204,11 @@ def compress() -> list[click.Parameter]:
         click.Option(
             ["--rule"], multiple=True, type=NameIn("compression", "RULES"),
             help="Only this rule's answer, or the better of several; repeatable.  [default: all rules]",
+        ),
+        click.Option(
+            ["--refits"], type=click.IntRange(min=0), default=None, metavar="N",
+            help="Rounds in which a model of the loss is fitted to measured networks and solved again; 0: the cheap way.  "
+            "[default: 3, with --rule 0]",
         ),
         click.Option(
             ["--polish"], type=click.IntRange(min=0), default=0, metavar="N",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +25,22 @@ from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss, Energy
 from ranksearch.search.events import Stage
 from ranksearch.search.local_search import polish
+from ranksearch.search.loop import indices_of
+from ranksearch.search.refit import refit
 from ranksearch.sites import Cost, Sites, evaluating, run, unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
 from ranksearch.statistics.metric import MetricName
+from ranksearch.surrogate import curves
 from ranksearch.tasks import Agreement, Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
 POLISH = "polish"  # the name of what measured exchanges make of the best answer
+REFIT = "refit"  # and of what a model of the loss makes of all measured answers
+REFITS = 3  # rounds of it beside the whole portfolio
 HELD_OUT = 4  # batches that networks are judged on
 
 
@@ -51,6 +56,7 @@ class Tried:
         loss: on the held-out batches, as the factors come; NaN where it was not measured.
         reconstructed: the same after `reconstruct`.
         note: why there is no answer.
+        passes: forward passes of one batch that its networks were measured with; those of `reconstruct` are not among them.
     """
 
     rule: str
@@ -60,6 +66,7 @@ class Tried:
     loss: float = math.nan
     reconstructed: float = math.nan
     note: str = ""
+    passes: int = 0
 
     @property
     def least(self) -> float:
@@ -123,14 +130,14 @@ class Compressed:
 
     def report(self) -> pd.DataFrame:
         """One row per rule, the best first: ``rule``, ``loss``, ``reconstructed``, every cost relative to the dense network
-        (``macs_rel``, ...), ``chosen`` and ``note``."""
+        (``macs_rel``, ...), ``passes`` (forward passes of one batch that its networks were measured with), ``chosen`` and ``note``."""
         import pandas as pd
 
         rows: list[dict[str, Any]] = []
         for one in sorted(self.tried, key=lambda one: one.least):
             row: dict[str, Any] = {"rule": one.rule, "loss": one.loss, "reconstructed": one.reconstructed}
             row |= {f"{name}_rel": one.cost[name] / dense if one.cost and dense else math.nan for name, dense in self.baseline.items()}
-            rows.append(row | {"chosen": one is self.chosen, "note": one.note})
+            rows.append(row | {"passes": one.passes, "chosen": one is self.chosen, "note": one.note})
         return pd.DataFrame(rows)
 
 
@@ -142,6 +149,7 @@ def compress(
     rules: Sequence[str | Rule] | None = None,
     reconstruction: int = 4,
     recalibration: int = 16,
+    refits: int | None = None,
     polished: int = 0,
     costs: Sequence[CostModel] = COSTS,
     on_event: Callable[[Stage], None] | None = None,
@@ -151,15 +159,19 @@ def compress(
 
     Every rule of the portfolio (`ranksearch.compression.RULES`) chooses types and ranks within the budgets; each network is
     built, its last factors are fitted to the dense network's responses, and the loss is measured before and after the fit on
-    batches of training data that none of this has seen. The best one is returned with batch norm re-estimated, so the answer is
-    behind none of the rules by more than what the held-out batches cannot tell.
+    batches of training data that none of this has seen. Then a model of the loss is fitted to these answers and to a few dozen networks
+    measured near the budgets, and solved again (`ranksearch.search.refit`). The best of all is returned with batch norm re-estimated, so
+    the answer is behind none of the rules by more than what the held-out batches cannot tell.
 
         small = compress(model, task, macs=0.5).model
         small = compress(model, task, params=0.3, macs=0.5, polished=100).model
         small = compress(model, [inputs, more_inputs], macs=0.5).model
 
-    Price: one pass forward and back over ``space.calibration`` batches for the metrics, and per rule two forward passes over
-    ``reconstruction`` batches and two over four held-out ones. ``rules=["fisher"]`` is the cheap way: one network.
+    Price: one pass forward and back over ``space.calibration`` batches for the metrics; per rule a reconstruction on ``reconstruction``
+    batches and two forward passes over four held-out ones; and the model of the loss, of at most 26 networks and one per rule, each one
+    forward pass over ``reconstruction`` batches. With the defaults that are 13 x 8 + 39 x 4 + 8 = 268 passes of one batch;
+    `Compressed.report` says how many there were. ``refits=0`` leaves the model out; ``rules=["fisher_relative"]`` is the cheap way: one
+    network.
 
     Args:
         model: the trained network; never changed. Of a compiled or parallel one, the network inside.
@@ -169,6 +181,8 @@ def compress(
         rules: names in ``RULES`` or rules of your own; default: all.
         reconstruction: batches that last factors are fitted on; 0: they stay as they are.
         recalibration: batches that batch norm is re-estimated on.
+        refits: rounds in which the model of the loss is fitted and solved, eight networks measured in each; 0: none. Default: three beside
+            the whole portfolio, none where ``rules`` are named.
         polished: so many measured exchanges from the best answer on (`ranksearch.search.local_search.polish`), each one forward pass over
             ``reconstruction`` batches, at least one; 0: none. What they find counts only where it is better on the held-out batches.
         costs: what networks are counted by.
@@ -183,6 +197,7 @@ def compress(
     checks.whole("reconstruction", reconstruction, least=0, hint="batches")
     checks.whole("recalibration", recalibration, least=1, hint="batches")
     checks.whole("polished", polished, least=0, hint="measurements")
+    refits = (REFITS if rules is None else 0) if refits is None else checks.whole("refits", refits, least=0, hint="rounds")
     chosen = _rules(rules)
     costs = check_costs(costs, taken=set())
     _check_budgets(budgets, costs)
@@ -195,6 +210,8 @@ def compress(
     tried = [portfolio.tried(rule) for rule in chosen]
     if all(one.configuration is None for one in tried):
         raise InfeasibleBudget(tried[0].note)
+    if refits:
+        tried.append(portfolio.refitted(tried, refits))
     if polished:
         tried.append(portfolio.polished(min(tried, key=lambda one: one.least), polished))
     return portfolio.result(tried)
@@ -237,8 +254,8 @@ def _rules(given: Sequence[str | Rule] | None) -> tuple[Rule, ...]:
         raise InvalidArgument(f"rules={given!r}: give some of {', '.join(table)} in a list, or rules of your own")
     found = tuple(rule if isinstance(rule, Rule) else table[rule] for rule in given)
     names = [rule.name for rule in found]
-    if len(set(names)) < len(names) or POLISH in names:
-        raise InvalidArgument(f"rules={names}: names must differ, and {POLISH!r} is what `polished` calls its own")
+    if len(set(names)) < len(names) or {POLISH, REFIT} & set(names):
+        raise InvalidArgument(f"rules={names}: names must differ, and {REFIT!r} and {POLISH!r} are those of `refits` and `polished`")
     return found
 
 
@@ -330,21 +347,44 @@ class _Portfolio:
         candidate = self.space(metric)[1].candidate(indices)
         loss = self.judge(self.network(metric, candidate.configuration, fitted=False))
         reconstructed = self.judge(self.network(metric, candidate.configuration, fitted=True)) if self.reconstruction else math.nan
-        return Tried(name, metric, candidate.configuration, candidate.cost, loss, reconstructed)
+        passes = len(self.data.held_out) * (2 if self.reconstruction else 1)
+        return Tried(name, metric, candidate.configuration, candidate.cost, loss, reconstructed, passes=passes)
+
+    def seen(self, metric: MetricName) -> Callable[[np.ndarray], float]:
+        """Measures option indices on the batches that last factors are fitted on."""
+        spectra, space = self.space(metric)
+        seen = judge(self.model, self.task, list(self.task.labelled(self.measured_on)))
+        loss = CalibrationLoss(spectra, seen.batches, seen.loss, normalization="batch")
+        return lambda indices: loss(space.configuration(indices))
+
+    @property
+    def measured_on(self) -> int:
+        """Batches that `seen` measures on."""
+        return max(1, self.reconstruction)
+
+    def refitted(self, tried: Sequence[Tried], rounds: int) -> Tried:
+        """What a model of the loss finds that was fitted to the rules' answers, with factors for the Fisher metric, and to its own."""
+        _, space = self.space("fisher")
+        self.tell(Stage(f"fitting a model of the loss in {rounds} rounds"))
+        known = [indices for one in tried if one.configuration and (indices := indices_of(space, one.configuration)) is not None]
+        try:
+            found = refit(space, curves(space, Energy().table(space)), self.seen("fisher"), self.budgets, known=known, rounds=rounds)
+        except (InfeasibleBudget, InvalidArgument) as error:
+            return Tried(REFIT, "fisher", None, None, note=str(error))
+        answer = self.measured(REFIT, "fisher", found.indices)
+        return replace(answer, passes=answer.passes + found.measured * self.measured_on)
 
     def polished(self, best: Tried, evaluations: int) -> Tried:
         """Measured exchanges from the best answer on."""
         assert best.configuration is not None
         self.tell(Stage(f"polishing the answer of {best.rule} by {evaluations} measurements"))
-        spectra, space = self.space(best.metric)
-        batches = list(self.task.labelled(max(1, self.reconstruction)))
-        seen = judge(self.model, self.task, batches)
-        loss = CalibrationLoss(spectra, seen.batches, seen.loss, normalization="batch")
+        _, space = self.space(best.metric)
         found = polish(
-            space, space.indices(best.configuration), lambda indices: loss(space.configuration(indices)), self.budgets,
+            space, space.indices(best.configuration), self.seen(best.metric), self.budgets,
             evaluations=evaluations, table=Energy().table(space) if best.metric == "fisher" else None,
         )  # fmt: skip
-        return self.measured(POLISH, best.metric, found.indices)
+        answer = self.measured(POLISH, best.metric, found.indices)
+        return replace(answer, passes=answer.passes + found.evaluations * self.measured_on)
 
     def network(self, metric: MetricName, configuration: Configuration, *, fitted: bool) -> nn.Module:
         """The network of a configuration, its batch norms as they were."""

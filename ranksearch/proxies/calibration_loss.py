@@ -26,18 +26,20 @@ class CalibrationLoss:
         loss: mean loss of a batch, ``loss(outputs, targets)``.
         normalization: "running" leaves batch norm as it is; "batch" normalizes each batch by its own statistics, which
             is what re-estimated statistics converge to, at the price of no further pass.
+        cache_bytes: of built layers that are kept, those that were used last.
     """
 
     def __init__(
         self, spectra: Spectra, batches: Sequence[tuple[Any, Any]], loss: Callable[[Any, Any], Tensor],
-        *, normalization: Literal["running", "batch"] = "running",
+        *, normalization: Literal["running", "batch"] = "running", cache_bytes: int = 1 << 30,
     ) -> None:  # fmt: skip
         if not batches:
             raise InvalidArgument("batches is empty: a loss needs at least one batch")
         if normalization not in ("running", "batch"):
             raise InvalidArgument(f"normalization={normalization!r} is none of running, batch")
         self.spectra, self.batches, self.loss, self.normalization = spectra, list(batches), loss, normalization
-        self._layers: dict[tuple[str, str, tuple[int, ...]], nn.Module] = {}
+        self._layers: dict[tuple[str, str, tuple[int, ...]], nn.Module] = {}  # the last used at the end
+        self._room = cache_bytes
 
     def build(self, configuration: Configuration) -> nn.Module:
         """The network of a configuration, in evaluation mode; factorized layers are shared between networks."""
@@ -47,15 +49,24 @@ class CalibrationLoss:
 
     def _layer(self, name: str, decomposition_name: str, rank: tuple[int, ...]) -> nn.Module:
         key = (name, decomposition_name, rank)
-        if key not in self._layers:
-            self._layers[key] = factorized(self.spectra, self.spectra.sites[name], decomposition_name, rank).eval()
-        return self._layers[key]
+        layer = self._layers.pop(key, None)
+        if layer is None:
+            layer = factorized(self.spectra, self.spectra.sites[name], decomposition_name, rank).eval()
+            self._room -= _bytes(layer)
+        self._layers[key] = layer
+        while self._room < 0 and len(self._layers) > 1:
+            self._room += _bytes(self._layers.pop(next(iter(self._layers))))
+        return layer
 
     def __call__(self, configuration: Configuration) -> float:
         """Mean loss over the batches, weighted by their sizes."""
         model, norms = self.build(configuration), batch_statistics if self.normalization == "batch" else nullcontext
         with torch.no_grad(), norms(model):
             return mean_loss(model, self.batches, self.loss, self.spectra.sites.batch_dim)
+
+
+def _bytes(layer: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
 
 
 def mean_loss(model: nn.Module, batches: Iterable[tuple[Any, Any]], loss: Callable[[Any, Any], Tensor], batch_dim: BatchDim) -> float:

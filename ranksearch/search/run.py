@@ -3,7 +3,7 @@ stored when it is finished."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -21,11 +21,14 @@ from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
 from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
 from ranksearch.search.loop import Known, SearchLoop, indices_of
+from ranksearch.search.portfolio import Portfolio, cheap_front
 from ranksearch.search.spool import Spool, Spooling
 from ranksearch.search.starts import Start, optima
 from ranksearch.sites import Amount, Cost
 from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
 from ranksearch.store import Record, Store
+
+AFFORDED = 5  # measurements without training, on a calibration batch, per evaluation that the study is to have
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,12 @@ class SearchRun:
     evaluator: Callable[[], Callable[[Request], Outcome]]  # made when it is needed
     screening: bool = False
     retry_failed: bool = False  # what failed is tried again, and not only what did by the machine's fault; but for configurations' own
+    portfolio: Portfolio | None = None  # measures the optima and the answers of rules first, so that only the best are evaluated
 
     def run(self, store: Store, runner: Runner, tell: Callable[[SearchEvent], None], *, first: Sequence[Start] = ()) -> None:
         """Evaluate until the store has ``trials``: the dense network, what is tried again, ``first``, the optima of the proxies, then
-        the sampler. An optimum is solved when it is its turn, so that evaluations begin at once.
+        the sampler. Without a portfolio an optimum is solved when it is its turn, so that evaluations begin at once; with one, all are
+        solved and measured without training first, and those on the front of that are evaluated.
 
         Raises:
             DenseFailed: the dense network could not be evaluated.
@@ -108,7 +113,7 @@ class SearchRun:
         if len(known) >= trials:
             return
         taken = {start.candidate.configuration.id for start in first}
-        solved = optima(self.space, self.proxies, self.limits, allocator=self.allocator)
+        solved = self._starts(tell, trials, len(known))
 
         def keep(outcome: Outcome, candidate: Candidate) -> None:
             add = store.add_attempt if candidate.configuration.id in again else store.add
@@ -151,6 +156,18 @@ class SearchRun:
             stored += store.add(record) or store.add_attempt(record)
             spool.drop(outcome.request)
         return stored
+
+    def _starts(self, tell: Callable[[SearchEvent], None], trials: int, known: int) -> Iterable[Start]:
+        """The optima of the proxies, or the best of the portfolio; of that none where half of the trials are known, since starts are the
+        other half at most."""
+        if self.portfolio is None:
+            return optima(self.space, self.proxies, self.limits, allocator=self.allocator)
+        if known > trials // 2:
+            return ()
+        most = AFFORDED * trials
+        measured = self.portfolio.measured(self.space, self.proxies, self.limits, allocator=self.allocator, most=most, tell=tell)
+        costs = [name for name in self.space.costs if name in self.objectives.names or name in self.limits]
+        return cheap_front(measured, costs or [self.space.leading_cost], trials // 2)
 
     def _again(self, known: Mapping[str, Known]) -> dict[str, Start]:
         """What failed and is tried again, by id: configurations of this space within the limits, and the dense network."""

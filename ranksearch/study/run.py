@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from ranksearch import checks
-from ranksearch.allocators import ALLOCATORS, Allocator
+from ranksearch.allocators import ALLOCATORS, EVBMF, Allocator
+from ranksearch.compression import judge
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Outcome, Request
-from ranksearch.proxies import PROXIES, ProxyContext, TableProxy, free_proxies
+from ranksearch.proxies import PROXIES, CalibrationLoss, ProxyContext, TableProxy, free_proxies
 from ranksearch.results.conditions import Condition
 from ranksearch.runners import RUNNERS, Runner
 from ranksearch.samplers import SAMPLERS, Sampler
 from ranksearch.search.events import Planned, SearchEvent
 from ranksearch.search.loop import Known
+from ranksearch.search.portfolio import PUBLISHED, Portfolio
 from ranksearch.search.run import Objectives, SearchRun, failed_before, upper_limits
 
 if TYPE_CHECKING:
@@ -81,9 +83,10 @@ def run(
             return
     space = study.profile(tell)
     starts = free_proxies() if kinds is None else _made(study, kinds)
+    portfolio = _portfolio(study) if kinds is None else None
     search = SearchRun(
         space, objectives, study.fidelity, study.seed, trials, sampler, starts, allocator, upper_limits(space, conditions),
-        lambda: study.evaluator, retry_failed=retry_failed,
+        lambda: study.evaluator, retry_failed=retry_failed, portfolio=portfolio,
     )  # fmt: skip
     screened = None if screening is None else _screening(study, screening, conditions, search)
     with study.open_store(write=True) as store:
@@ -109,6 +112,16 @@ def _screening(study: Study, screening: Screening, conditions: Sequence[Conditio
         space, search.objectives, entry.fidelity, study.seed, screening.count, search.sampler, search.proxies, search.allocator,
         upper_limits(space, conditions), evaluator, screening=True, retry_failed=search.retry_failed,
     )  # fmt: skip
+
+
+def _portfolio(study: Study) -> Portfolio | None:
+    """Every published rule, measured as `compress` measures; None where the task has no calibration batch."""
+    batches = list(study.task.labelled(BATCHES))
+    if not batches:
+        return None
+    seen = judge(study.model, study.task, batches)
+    loss = CalibrationLoss(study.spectra, seen.batches, seen.loss, normalization="batch")
+    return Portfolio((*PUBLISHED, EVBMF(study.spectra)), lambda indices: loss(study.space.configuration(indices)))
 
 
 def _of_table(argument: str, given: object, kind: type, table: Iterable[tuple[str, T]]) -> T:

@@ -335,7 +335,9 @@ class Study:
             trials: evaluations the study is to have, the dense network and failed ones among them.
             sampler: proposes what to evaluate: an instance, or a name in `ranksearch.samplers.SAMPLERS`.
             proxies: whose optima are evaluated before the sampler is asked: instances, or names in
-                `ranksearch.proxies.PROXIES`; default: those that need nothing but the space.
+                `ranksearch.proxies.PROXIES`. Default: the portfolio (`ranksearch.search.portfolio`), that is the proxies that need nothing
+                but the space and every published rule, measured without training on two calibration batches, at most five such
+                measurements per trial; what is on the front of these is evaluated.
             allocator: solves for these optima where it takes the proxy's table: an instance, or a name in
                 `ranksearch.allocators.ALLOCATORS`; default, and for tables that it does not take: exactly.
             runner: where evaluations happen: an instance, or a name in `ranksearch.runners.RUNNERS`, which then evaluates on
@@ -393,13 +395,13 @@ class Study:
 
     def compress(
         self, *, rules: Sequence[str | Rule] | None = None, reconstruction: int = 4, recalibration: int = 16,
-        polished: int = 0, on_event: Callable[[Stage], None] | None = None, **budgets: float,
+        refits: int | None = None, polished: int = 0, on_event: Callable[[Stage], None] | None = None, **budgets: float,
     ) -> Compressed:  # fmt: skip
         """The best network within budgets that is known without training, in the study's space, see `ranksearch.compression.compress`.
         It is no evaluation: the store neither has nor gets it."""
         return compress(
             self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, recalibration=recalibration,
-            polished=polished, costs=self.counts, on_event=on_event, **budgets,
+            refits=refits, polished=polished, costs=self.counts, on_event=on_event, **budgets,
         )  # fmt: skip
 
     def train_supernet(

@@ -199,6 +199,31 @@ def test_evbmf_weakening_is_common():
         assert 1 <= rank <= full and (not option.rank or option.rank[0] <= full)
 
 
+def test_evbmf_leaves_ranks_full_where_the_budget_lets_it():
+    """The ladder of two outputs ends at rank 1, one below full: any weakening at all would take it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 2))
+    spectra = Spectra(model, find_sites(model, torch.randn(1, 40)), [TYPES["svd"]])
+    space = build_space(spectra)
+    assert space.ladders[1].choice(len(space.ladders[1]) - 2) == ("svd", (1,))
+    found = EVBMF(spectra).allocate(Problem(space, Frobenius().table(space), {"params": 1.0}))
+    assert found.indices.tolist() == space.dense.tolist()
+
+
+def test_evbmf_says_what_its_smallest_network_has():
+    """Of a space in which one layer has no option of its type."""
+    spectra, space = ALL
+    share = 0.01 + space.smallest("params") / space.baseline.params
+    with pytest.raises(InfeasibleBudget) as said:
+        EVBMF(spectra).allocate(Problem(space, Frobenius().table(space), {"params": share}))
+    of_type = [[o.cost.params for o in ladder.options if o.decomposition == "svd"] for ladder in space.ladders]
+    without = sum(not costs for costs in of_type)
+    smallest = [min(costs) if costs else ladder.options[-1].cost.params for costs, ladder in zip(of_type, space.ladders, strict=True)]
+    total = sum(smallest) + space.fixed["params"]
+    assert f"its smallest network has {total:,} (" in str(said.value) and "options of 'svd' alone" in str(said.value)
+    assert (f"{without} of {len(space.ladders)} layers have none" in str(said.value)) == bool(without)
+
+
 @pytest.mark.parametrize(("made", "decomposition"), [(SVD, "svd"), (ALL, "tucker2")], ids=["svd", "tucker2"])
 def test_evbmf_weakens_no_more_than_it_must(made, decomposition):
     """Against all that the rule can give: ranks change where a bound passes an integer, so one factor between each two such is enough."""

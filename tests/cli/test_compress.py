@@ -40,7 +40,7 @@ def test_writes_the_best_and_shows_all(study: str, tmp_path: Path, capsys: pytes
     out = tmp_path / "small"
     assert cli.main(["compress", study, "--to", "macs <= 0.7", "--to", "params <= 0.6", "--out", str(out), "--polish", "5"]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n{rule.name}" in text for rule in RULES) and "polish" in text
+    assert all(f"\n{rule.name}" in text for rule in RULES) and "polish" in text and "\nrefit" in text
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["macs"] <= 0.7 * manifest["baseline"]["macs"] and manifest["params"] <= 0.6 * manifest["baseline"]["params"]
     assert f"{manifest['rule']} *" in text and manifest["id"] in text
@@ -58,7 +58,9 @@ def test_writes_the_best_and_shows_all(study: str, tmp_path: Path, capsys: pytes
 def test_one_rule(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compress", study, "--to", "macs <= 0.7", "--out", str(tmp_path / "small"), "--rule", "frobenius"]) == 0
     text = capsys.readouterr().out
-    assert "frobenius *" in text and "balf" not in text
+    assert "frobenius *" in text and "balf" not in text and "refit" not in text
+    again = ["compress", study, "--to", "macs <= 0.7", "--out", str(tmp_path / "other"), "--rule", "uniform", "--refits", "1"]
+    assert cli.main(again) == 0 and "\nrefit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,7 @@ def test_one_rule(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (("--to", "macs <="), "macs <="),
         (("--to", "macs <= 0.5", "--rule", "fishr"), "'fishr' is not one of fisher"),
         (("--to", "macs <= 0.5", "--polish", "-1"), "-1"),
+        (("--to", "macs <= 0.5", "--refits", "-1"), "-1"),
     ],
 )
 def test_bad_input_ends_with_2(study: str, tmp_path: Path, arguments: tuple[str, ...], message: str, capsys) -> None:

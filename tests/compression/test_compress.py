@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Compressed:
 
 
 def test_the_answer_keeps_the_budget_and_is_the_best_of_all_rules(found: Compressed) -> None:
-    assert [one.rule for one in found.tried] == [rule.name for rule in RULES]
+    assert [one.rule for one in found.tried] == [*(rule.name for rule in RULES), "refit"]
     assert found.cost["macs"] <= 0.6 * found.baseline["macs"]
     assert found.chosen.least == min(one.least for one in found.tried)
     assert found.chosen.least < float("inf")
@@ -100,11 +101,46 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_a_report_tells_rules_in_order(found: Compressed) -> None:
     frame = found.report()
-    assert list(frame.columns) == ["rule", "loss", "reconstructed", "params_rel", "macs_rel", "chosen", "note"]
-    assert len(frame) == len(RULES) and frame["chosen"].tolist() == [True] + [False] * (len(RULES) - 1)
+    assert list(frame.columns) == ["rule", "loss", "reconstructed", "params_rel", "macs_rel", "passes", "chosen", "note"]
+    assert len(frame) == len(RULES) + 1 and frame["chosen"].tolist() == [True] + [False] * len(RULES)
     least = frame[["loss", "reconstructed"]].min(axis=1)
     assert least.dropna().is_monotonic_increasing
     assert found.dense_loss == pytest.approx(0, abs=1e-6)
+
+
+def test_the_price_of_measuring_is_told(found: Compressed) -> None:
+    """Two held-out batches, before and after reconstruction; the model of the loss measures on four more, at most 26 networks and one a
+    rule."""
+    for one in found.tried:
+        if one.configuration is None:
+            assert one.passes == 0
+        elif one.rule != "refit":
+            assert one.passes == 4
+        else:
+            assert 4 + 4 * 4 < one.passes <= 4 + 4 * (26 + len(RULES)) and one.passes % 4 == 0
+    assert found.report()["passes"].sum() == sum(one.passes for one in found.tried)
+
+
+def test_a_model_of_the_loss_is_an_answer_beside_the_rules() -> None:
+    """Its network has factors for the Fisher metric; it is left out where rules are named or it is not asked for."""
+    cheap = compress(network(), task(), params=0.5, rules=["uniform", "fisher"], space=svd_only())
+    assert [one.rule for one in cheap.tried] == ["uniform", "fisher"]
+    whole = compress(network(), task(), params=0.5, rules=["uniform", "fisher"], refits=2, space=svd_only())
+    refit = whole.tried[-1]
+    assert (refit.rule, refit.metric) == ("refit", "fisher") and math.isfinite(refit.least)
+    assert refit.cost is not None and refit.cost["params"] <= 0.5 * whole.baseline["params"]
+    assert whole.chosen.least <= cheap.chosen.least * (1 + 1e-5)
+    none = compress(network(), task(), params=0.5, refits=0, reconstruction=0, space=svd_only())
+    assert "refit" not in [one.rule for one in none.tried]
+
+
+def test_where_no_layer_matters_a_model_is_fitted_to_nothing() -> None:
+    """The answers of this network do not depend on the layers that are factorized: every loss is 0."""
+    model = network()
+    with torch.no_grad():
+        model.get_parameter("8.weight").zero_()
+    found = compress(model, task(), params=0.7, rules=["fisher"], refits=1, space=svd_only().replace(exclude="8"))
+    assert [one.least for one in found.tried] == pytest.approx([0, 0], abs=1e-9)
 
 
 class Worst(Allocator):
@@ -199,6 +235,7 @@ def test_little_data_is_parted_too(batches: int) -> None:
         ({"macs": 0.5, "reconstruction": -1}, "reconstruction=-1"),
         ({"macs": 0.5, "recalibration": 0}, "recalibration=0"),
         ({"macs": 0.5, "polished": 1.5}, "polished=1.5"),
+        ({"macs": 0.5, "refits": -1}, "refits=-1"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,3 +254,12 @@ def test_last_feature_is_the_divergence_where_the_last_layer_keeps_lengths():
     for row, value in zip(indices, found, strict=True):
         expected = divergence(model, build(spectra, space.configuration(row)).eval(), x)
         assert value * energy * scale**2 / (2 * c) == pytest.approx(expected, rel=0.02, abs=1e-15)
+
+
+def test_layers_that_are_kept_stay_within_their_room_and_change_nothing(f):
+    small = CalibrationLoss(f.spectra, [(f.x, f.y)], nn.functional.cross_entropy, cache_bytes=2000)
+    for row in f.indices:
+        assert small(f.space.configuration(row)) == pytest.approx(f.measure(f.space.configuration(row)), rel=1e-5)
+        kept = [sum(p.nbytes for p in layer.parameters()) for layer in small._layers.values()]
+        assert sum(kept) <= max(2000, kept[-1])
+    assert len(small._layers) < len(f.measure._layers)

@@ -238,7 +238,7 @@ def test_both_runners_measure_the_same(tmp_path: Path) -> None:
 def test_a_search_tells_that_it_collects_and_starts_from_the_estimated_loss(tmp_path: Path) -> None:
     study = make().replace(store=tmp_path / "s.db")
     events: list = []
-    study.run(runner="local", trials=6, on_event=events.append)
+    study.run(runner="local", trials=6, proxies=["energy"], on_event=events.append)
     stages = [event.text for event in events if isinstance(event, Stage)]
     assert stages[0] == "collecting statistics of 3 batches for the fisher metric" and "profiling" in stages[1]
     origins = [event.outcome.request.origin for event in events if isinstance(event, Finished)]

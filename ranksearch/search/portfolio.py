@@ -1,0 +1,95 @@
+"""The portfolio that a search starts from: the fronts of every rule and proxy, measured cheaply, of which only the best are evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from ranksearch.allocators import ALLOCATORS, Allocator
+from ranksearch.errors import InvalidArgument
+from ranksearch.proxies import Frobenius, TableProxy
+from ranksearch.results.pareto import spread_front
+from ranksearch.search.events import Stage
+from ranksearch.search.starts import Start, optima
+from ranksearch.sites import Amount
+from ranksearch.space import SearchSpace
+
+# of the table of allocators those that are exact for a proxy's table, and ALDS, whose answers are those of one of them or none better
+EXACT = ("additive", "minimax", "alds", "alds_heuristic")
+PUBLISHED: tuple[Allocator, ...] = tuple(allocator for allocator in ALLOCATORS if allocator.name not in EXACT)
+
+
+@dataclass(frozen=True)
+class Portfolio:
+    """What is measured before the first evaluations, and how.
+
+    Attributes:
+        rules: published ways of choosing types and ranks, beside the exact optima of proxies; they take relative errors.
+        measure: loss of option indices without training, on a calibration batch, to be minimised; what raises or is not finite is no start,
+            and neither is it an evaluation: the search will say of the dense network whether anything can be measured at all.
+    """
+
+    rules: Sequence[Allocator]
+    measure: Callable[[np.ndarray], float]
+
+    def measured(
+        self, space: SearchSpace, proxies: Sequence[TableProxy], limits: Mapping[str, Amount], *, allocator: Allocator | None = None,
+        most: int | None = None, tell: Callable[[Stage], None] = lambda stage: None,
+    ) -> list[tuple[Start, float]]:  # fmt: skip
+        """The distinct optima of the proxies and answers of the rules within the limits, each with its measured loss.
+
+        Args:
+            most: how many are measured, proxies and rules taking turns; None: all.
+        """
+        proxied = [optima(space, [proxy], limits, allocator=allocator) for proxy in proxies]
+        answers = [_answers(space, rule, limits) for rule in self.rules]
+        distinct = list(islice(_distinct(_turns([*proxied, *answers])), most))
+        tell(Stage(f"measuring {len(distinct)} answers of rules and proxies without training"))
+        return [(start, loss) for start in distinct if math.isfinite(loss := self._loss(start.candidate.indices))]
+
+    def _loss(self, indices: np.ndarray) -> float:
+        try:
+            return float(self.measure(indices))
+        except Exception:  # whatever a network raises: were it evaluated, the store would have the reason
+            return math.inf
+
+
+def cheap_front(measured: Sequence[tuple[Start, float]], costs: Sequence[str], count: int) -> list[Start]:
+    """At most ``count`` of the starts that no other beats in measured loss and costs, those first that add most to the front.
+
+    Args:
+        costs: that are compared beside the loss.
+    """
+    rows = [[loss, *(float(start.candidate.cost[name]) for name in costs)] for start, loss in measured]
+    return [measured[i][0] for i in spread_front(rows, count)]
+
+
+def _answers(space: SearchSpace, rule: Allocator, limits: Mapping[str, Amount]) -> Iterator[Start]:
+    """What a rule answers, as far as it takes the budgets."""
+    try:
+        yield from optima(space, [Frobenius()], limits, allocator=rule)
+    except InvalidArgument:  # such as STN, which bounds storage alone
+        return
+
+
+def _turns(parts: Iterable[Iterator[Start]]) -> Iterator[Start]:
+    """One of each in turn, until all are at their end."""
+    left = list(parts)
+    while left:
+        for part in tuple(left):
+            if (start := next(part, None)) is None:
+                left.remove(part)
+            else:
+                yield start
+
+
+def _distinct(starts: Iterator[Start]) -> Iterator[Start]:
+    seen: set[bytes] = set()
+    for start in starts:
+        if (key := start.candidate.indices.tobytes()) not in seen:
+            seen.add(key)
+            yield start

@@ -1,0 +1,8 @@
+"""Surrogate models: the loss that a configuration is expected to have, before it is measured and with how much of it is open."""
+
+from __future__ import annotations
+
+from ranksearch.surrogate.curves import Curves, curves
+from ranksearch.surrogate.model import LossModel, Observations, fit
+
+__all__ = ["Curves", "LossModel", "Observations", "curves", "fit"]
