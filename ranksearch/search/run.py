@@ -89,9 +89,12 @@ class SearchRun:
     screening: bool = False
     retry_failed: bool = False  # what failed is tried again, and not only what did by the machine's fault; but for configurations' own
 
-    def run(self, store: Store, runner: Runner, tell: Callable[[SearchEvent], None], *, first: Sequence[Start] = ()) -> None:
-        """Evaluate until the store has ``trials``: the dense network, what is tried again, ``first``, the optima of the proxies, then
-        the sampler. An optimum is solved when it is its turn, so that evaluations begin at once.
+    def run(
+        self, store: Store, runner: Runner, tell: Callable[[SearchEvent], None], *, wanted: Sequence[Start] = (),
+        first: Sequence[Start] = (),
+    ) -> None:  # fmt: skip
+        """Evaluate until the store has ``trials``: the dense network, what is tried again, ``wanted``, ``first``, the optima of the
+        proxies, then the sampler. An optimum is solved when it is its turn, so that evaluations begin at once.
 
         Raises:
             DenseFailed: the dense network could not be evaluated.
@@ -108,12 +111,13 @@ class SearchRun:
 
         def keep(outcome: Outcome, candidate: Candidate) -> None:
             add = store.add_attempt if candidate.configuration.id in again else store.add
-            add(_record(outcome, candidate))
+            add(record_of(outcome, candidate))
 
         loop = SearchLoop(
             self.space, self.sampler.start(self.space.shape, len(self.objectives.names), seed=self.seed, admissible=self._admissible),
             starts=chain(first, (start for start in solved if start.candidate.configuration.id not in taken)),
-            again=list(again.values()), admissible=self._admissible, fidelity=self.fidelity, seed=self.seed, trials=trials, known=known,
+            again=list(again.values()), wanted=wanted, admissible=self._admissible, fidelity=self.fidelity, seed=self.seed,
+            trials=trials, known=known,
             values=lambda outcome, candidate: self.objectives.values(outcome.metrics, candidate.cost),
             keep=keep,
         )  # fmt: skip
@@ -177,7 +181,7 @@ def upper_limits(space: SearchSpace, conditions: Sequence[Condition]) -> dict[st
     return found
 
 
-def _record(outcome: Outcome, candidate: Candidate) -> Record:
+def record_of(outcome: Outcome, candidate: Candidate) -> Record:
     """An outcome as the store keeps it."""
     request = outcome.request
     return Record(
