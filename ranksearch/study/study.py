@@ -391,10 +391,12 @@ class Study:
 
     def export(
         self, id: str, directory: str | Path, *, onnx: bool = False, torch_export: bool = False, force: bool = False,
-        fidelity: str | None = None,
+        fidelity: str | None = None, dense: bool = False,
     ) -> Path:  # fmt: skip
         """See `Results.export`."""
-        return self.results.export(id, directory, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity)
+        return self.results.export(
+            id, directory, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity, dense=dense
+        )  # fmt: skip
 
     def proxies(
         self, *, metric: str | None = None, fidelity: str | None = None, k: int = 5, tolerance: float = 0.05, calibrate: bool = True,
