@@ -1,7 +1,7 @@
 """Networks of transformers, small and with random weights: which layers are sites, and whether everything works on the network in which
 all of them are factorized. Prints the table of docs/models.md; nothing is downloaded.
 
-    OMP_NUM_THREADS=1 python analysis/architectures.py [--only bert llama] [--details]
+    OMP_NUM_THREADS=1 python analysis/architectures.py [--only bert llama] [--ask ONNX]
 
 Every site is factorized by ``svd`` at half of its full rank, and held against the dense network with the composed weights in
 the place of its own."""
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.networks import export, pretrained
+from ranksearch.networks.programs import ONNX, PROGRAM, write
 from ranksearch.networks.surgery import build
 from ranksearch.sites import evaluating, find_sites, run, tensors_of, unpack_experts
 from ranksearch.space import Configuration
@@ -338,10 +339,19 @@ class Check:
         return export.save(model, Path(folder) / "net", manifest=manifest, example=example, **options)
 
     def program(self, *, dense: bool = False) -> None:
-        """``torch.export`` with any batch, run on the example and compared."""
+        """``torch.export`` with any batch and the other sizes that the network takes, run at several and compared."""
+        self._program(PROGRAM, dense=dense)
+
+    def onnx(self, *, dense: bool = False) -> None:
+        """The same as an ONNX program, in ONNX Runtime."""
+        self._program(ONNX, dense=dense)
+
+    def _program(self, kind: str, *, dense: bool) -> None:
         example = self.example | ({"use_cache": False} if self.architecture.generates else {})  # a cache is no output of a program
+        model = copy.deepcopy(self.dense if dense else self.built).eval()
         with tempfile.TemporaryDirectory() as folder:
-            self._save(self.dense if dense else self.built, Configuration({}), folder, example, torch_export=True)
+            facts = write(model, example, Path(folder), torch_export=kind == PROGRAM, onnx=kind == ONNX)
+        assert facts["difference"][kind] is not None, "it was not run"
 
     def compiled(self, *, dense: bool = False) -> None:
         """``torch.compile`` without kernels: the graph is what may break."""
@@ -384,9 +394,9 @@ def same(got: Any, wanted: Any, *, tolerance: float = 1e-4, scale: float | None 
 
 COLUMNS = {
     "outputs": Check.forward, "costs": Check.costs, "gradients": Check.gradients, "generate": Check.generate, "reload": Check.reload,
-    "`from_pretrained`": Check.pretrained, "`torch.export`": Check.program, "`torch.compile`": Check.compiled,
+    "`from_pretrained`": Check.pretrained, "`torch.export`": Check.program, "ONNX": Check.onnx, "`torch.compile`": Check.compiled,
 }  # fmt: skip
-_ALSO_DENSE = (Check.gradients, Check.program, Check.compiled)  # what the dense network may fail too
+_ALSO_DENSE = (Check.gradients, Check.program, Check.onnx, Check.compiled)  # what the dense network may fail too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,12 +411,12 @@ class Row:
     answers: Mapping[str, str]  # by column: "yes", "as dense" or what went wrong
 
 
-def examined(name: str, decomposition: str = "svd") -> Row:
-    """Put one architecture to all questions."""
+def examined(name: str, decomposition: str = "svd", columns: Sequence[str] = tuple(COLUMNS)) -> Row:
+    """Put one architecture to the questions of some columns."""
     architecture = ARCHITECTURES[name]
     check = Check(architecture, decomposition)
     answers = {}
-    for column, question in COLUMNS.items():
+    for column, question in ((name, COLUMNS[name]) for name in columns):
         answers[column] = "" if column == "generate" and not architecture.generates else _answer(check, question)
     total = check.sites.total.params
     left = sorted((s for s in check.sites.skipped if s.params > 0.01 * total), key=lambda s: -s.params)
@@ -433,7 +443,7 @@ def _failure(question: Callable[..., None], *args: Any, **options: Any) -> str |
 
 def markdown(rows: Sequence[Row]) -> Iterator[str]:
     """Lines of the table."""
-    titles = ["network", "class", "sites", "weights in them", "largest that are left", *COLUMNS]
+    titles = ["network", "class", "sites", "weights in them", "largest that are left", *rows[0].answers]
     yield f"| {' | '.join(titles)} |"
     yield f"|{' --- |' * len(titles)}"
     for row in rows:
@@ -444,12 +454,13 @@ def markdown(rows: Sequence[Row]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(ARCHITECTURES), metavar="NAME", help="these alone; default: all")
+    parser.add_argument("--ask", nargs="+", choices=list(COLUMNS), metavar="COLUMN", help="these columns alone; default: all")
     parser.add_argument("--type", default="svd", choices=[d.name for d in DECOMPOSITIONS if d.name != "dense"], help="default: svd")
     options = parser.parse_args()
     rows = []
     for name in options.only or ARCHITECTURES:
         start = time.perf_counter()
-        rows.append(examined(name, options.type))
+        rows.append(examined(name, options.type, options.ask or list(COLUMNS)))
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     print("\n".join(markdown(rows)))
     good = sum(all(answer in ("", "yes", "as dense") for answer in row.answers.values()) for row in rows)

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from ranksearch.evaluation import Fidelity
     from ranksearch.networks.export import load
     from ranksearch.sites import find_sites
-    from ranksearch.space import Configuration, SearchSpace
+    from ranksearch.space import Configuration, SearchSpace, SpaceSpec, all_types, mixture, svd_only
     from ranksearch.study import Study
-    from ranksearch.tasks import Agreement, Classification, FromLoss, LanguageModel, Task
+    from ranksearch.studyfile import load_study
+    from ranksearch.tasks import Agreement, Classification, FromLoss, LanguageModel, Metric, Task
 
 __version__ = "0.1.0"
 
@@ -31,13 +32,19 @@ _HOMES = {
     "Fidelity": "evaluation",
     "FromLoss": "tasks",
     "LanguageModel": "tasks",
+    "Metric": "tasks",
     "RanksearchError": "errors",
     "SearchSpace": "space",
+    "SpaceSpec": "space",
     "Study": "study",
     "Task": "tasks",
-    "find_sites": "sites",
+    "all_types": "space",
     "compress": "compression",
+    "find_sites": "sites",
     "load": "networks.export",
+    "load_study": "studyfile",
+    "mixture": "space",
+    "svd_only": "space",
 }
 
 __all__ = [
@@ -50,14 +57,20 @@ __all__ = [
     "Fidelity",
     "FromLoss",
     "LanguageModel",
+    "Metric",
     "RanksearchError",
     "SearchSpace",
+    "SpaceSpec",
     "Study",
     "Task",
     "__version__",
+    "all_types",
     "compress",
     "find_sites",
     "load",
+    "load_study",
+    "mixture",
+    "svd_only",
 ]
 
 

@@ -240,16 +240,17 @@ def compress(
 
 def build(
     asked: StudyArguments, id: str, out: Path, onnx: bool, torch_export: bool, force: bool, store: str | None,
-    fidelity: str | None,
+    fidelity: str | None, dense: bool,
 ) -> None:  # fmt: skip
-    """Build a network of the front, by its ID or the beginning of it, and write it as plain PyTorch."""
+    """Build a network of the front, by its ID or the beginning of it, and write it as plain PyTorch: a folder that transformers loads
+    (AutoModel) where the network is one of theirs, and modeling.py that loads it without ranksearch where it is another one."""
     from ranksearch.cli import results
     from ranksearch.networks import export
 
     export.check_target(out, force=force, onnx=onnx)  # before minutes go into it
     study = _open(asked, store, session=_session(), stored=True)
     print(f"building {id} ...", file=sys.stderr, flush=True)
-    results.built(study, study.export(id, out, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity))
+    results.built(study, study.export(id, out, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity, dense=dense))
 
 
 def replay(asked: StudyArguments, id: str, fidelity: str | None, tolerance: float, store: str | None, seed: int | None = None) -> None:

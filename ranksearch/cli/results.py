@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -272,7 +272,30 @@ def built(study: Study, directory: Path) -> None:
         of_dense = share(manifest[cost.name], base[cost.name])
         told = f"{of_dense} of the dense network's" if of_dense else "of which the dense network has none"
         print(f"{amount(manifest[cost.name])} {cost.label}, {told}")
-    print("files: " + ", ".join(sorted([*manifest["files"], "manifest.json"])))
+    sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+    print("\n" + table(("file", "MB"), [(name, f"{size / 1e6:.2f}") for name, size in sizes.items()], left=("file",)))
+    for text in _loads(manifest, directory):
+        print(text)
+
+
+def _loads(manifest: Mapping[str, Any], directory: Path) -> Iterator[str]:
+    """How what was written is loaded, and what is known of its programs."""
+    loads = manifest["loads"]
+    if "without_ranksearch" in loads:
+        yield f"loads without ranksearch: {loads['without_ranksearch']} of {directory}"
+    else:
+        yield f"loads with ranksearch.load alone: {loads['not_without_ranksearch']}"
+    programs = manifest.get("programs", {})
+    for name, shape in programs.get("inputs", {}).items():
+        yield f"programs take {name}: {' x '.join(map(str, shape))}"
+    for name, difference in programs.get("difference", {}).items():
+        within = "" if difference is None else f"outputs within {difference:.1e} of their size"
+        yield f"{name}: {within or 'not run, since onnxruntime is not installed'}"
+    if latency := manifest.get("onnx_latency"):
+        yield (
+            f"{latency['runtime']}, {latency['threads']} threads: {1e3 * latency['seconds']:.3g} ms, the dense network "
+            f"{1e3 * latency['dense_seconds']:.3g} ms: {latency['ratio']:.2f} of it ({latency['low']:.2f} to {latency['high']:.2f})"
+        )
 
 
 def replayed(found: Replay, tolerance: float) -> bool:

@@ -1,5 +1,5 @@
-"""Networks on disk: ``model.safetensors`` and ``manifest.json``, and on request programs of ``torch.export`` and ONNX
-that run without ranksearch. A directory is there as a whole or not at all."""
+"""Networks on disk: weights as safetensors, ``manifest.json``, code that loads them without ranksearch, and on request programs of
+``torch.export`` and ONNX. A directory is there as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,15 +25,23 @@ from ranksearch import __version__
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
 from ranksearch.home import sync, user_path
+from ranksearch.networks import pretrained, programs
+from ranksearch.networks.modeling import VARIANT, plain_source
+from ranksearch.networks.programs import ONNX, PROGRAM
 from ranksearch.networks.surgery import build
-from ranksearch.sites import Site, arguments, find_sites, map_tensors, run
+from ranksearch.sites import Site, find_sites
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.tensors import save as save_tensors
 
 SCHEMA = 1
-MANIFEST, WEIGHTS, PROGRAM, ONNX = "manifest.json", "model.safetensors", "program.pt2", "model.onnx"
-OURS = {MANIFEST, WEIGHTS, PROGRAM, ONNX, ONNX + ".data"}
+MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
+PRETRAINED = f"model.{VARIANT}.safetensors"  # where a folder is one of transformers'
+MODELING = "modeling.py"
+OURS = {
+    MANIFEST, WEIGHTS, PROGRAM, ONNX, ONNX + ".data", MODELING, PRETRAINED, f"{pretrained.MODULE}.py", "config.json",
+    "generation_config.json", "__pycache__",
+}  # fmt: skip
 
 
 def check_target(directory: str | Path, *, force: bool = False, onnx: bool = False) -> Path:
@@ -69,6 +78,7 @@ def save(
     onnx: bool = False,
     torch_export: bool = False,
     force: bool = False,
+    further: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write a network to ``directory``, atomically; returns the directory.
 
@@ -77,9 +87,11 @@ def save(
         directory: is created; must be empty or absent, or with ``force`` an earlier export, which is replaced.
         manifest: JSON data about the network; `load` needs ``configuration``, ``{site: [decomposition, rank]}``.
         example: the input of one forward pass, batch first: a tensor, a tuple of arguments or a dict of keywords.
-        onnx: also write ``model.onnx`` (packages onnx and onnxscript).
-        torch_export: also write ``program.pt2``. Both programs take any batch size; the latter is run and compared.
+        onnx: also write ``model.onnx`` (packages onnx and onnxscript); it is run and compared where onnxruntime is installed.
+        torch_export: also write ``program.pt2``, which is run and compared. Both programs take any batch size, and other sequence and image
+            sizes where the network does, see `ranksearch.networks.programs`; the manifest says which (``programs``).
         force: replace an earlier export.
+        further: called with the folder when everything but the manifest is in it, which then says what this returns, too.
 
     Raises:
         InvalidArgument: see `check_target`; or ``manifest`` is not JSON, or lacks ``configuration``.
@@ -95,12 +107,11 @@ def save(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=target.parent, ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch) / target.name
         folder.mkdir()
-        _write_weights(tensors, folder / WEIGHTS)
-        if torch_export:
-            _write_program(model, example, folder / PROGRAM)
-        if onnx:
-            _write_onnx(model, example, folder / ONNX)
-        added = {"configuration_id": configuration.id, "example": _describe(example), "aliases": aliases}
+        added = _write_network(model, folder, tensors, aliases)
+        facts = programs.write(model, example, folder, torch_export=torch_export, onnx=onnx)
+        added |= {"configuration_id": configuration.id, "example": _describe(example), "aliases": aliases}
+        added |= {"programs": facts} if facts else {}
+        added |= {} if further is None else further(folder)
         _write_manifest({**manifest, **added}, folder)
         for path in folder.iterdir():
             sync(path)
@@ -133,10 +144,10 @@ def load(
     if configuration.id != manifest.get("configuration_id"):
         saved = manifest.get("configuration_id")
         raise InvalidArgument(f"{folder / MANIFEST}: configuration {configuration.id} is not the one that was saved, {saved}; export again")
-    weights = folder / WEIGHTS
+    weights = folder / (PRETRAINED if PRETRAINED in manifest.get("files", {}) else WEIGHTS)
     if not weights.is_file():
         raise InvalidArgument(f"{weights} is missing; export again")
-    if _sha256(weights) != manifest.get("files", {}).get(WEIGHTS):
+    if _sha256(weights) != manifest.get("files", {}).get(weights.name):
         raise InvalidArgument(f"{weights} is not what the manifest was written for (SHA-256 differs): damaged or exchanged; export again")
     # only what layers are is asked, not what they cost: the batch does not matter
     sites = find_sites(dense_model, _revive(manifest, folder) if example is None else example, batch_dim=None)
@@ -156,7 +167,7 @@ def load(
     except (SafetensorError, KeyError) as error:
         raise InvalidArgument(f"{weights} cannot be read: {error}; export again") from error
     except (RuntimeError, IndexError) as error:
-        reason = _shorten(error)
+        reason = programs.shorten(error)
         raise InvalidModel(f"dense_model does not fit what is in {folder}: {reason}; give the network that was searched") from error
     return model.eval()
 
@@ -216,6 +227,27 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, aliases
 
 
+def _write_network(model: nn.Module, folder: Path, tensors: dict[str, Tensor], aliases: dict[str, str]) -> dict[str, Any]:
+    """Write the weights, and code that loads them without ranksearch where there can be such; returns what the manifest is to say of it."""
+    facts: dict[str, Any] = {
+        "tensors": {name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()}
+    }
+    if pretrained.saves_itself(model):
+        with suppress(InvalidModel):  # a class that no folder can import, or layers without a plain form: then what follows
+            pretrained.save_pretrained(model, folder, max_shard_size="1000GB")
+            return facts | {"loads": {"without_ranksearch": f"{pretrained.auto_classes(model)[0]}.from_pretrained"}}
+    _write_weights(tensors, folder / WEIGHTS)
+    paths = pretrained.factorized_layers(model)
+    try:
+        code = plain_source(model, paths, pretrained.first_names(model), aliases, weights=WEIGHTS)
+    except InvalidModel as error:  # weights and programs can be had
+        return facts | {"loads": {"not_without_ranksearch": str(error)}}
+    (folder / MODELING).write_text(code, encoding="utf-8")
+    if not paths:
+        pretrained.write_config(model, folder)
+    return facts | {"loads": {"without_ranksearch": f"{MODELING}: load(network)"}}
+
+
 def _write_weights(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_tensors(tensors, path, {"format": "pt"})
@@ -238,57 +270,6 @@ def _write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
     except (TypeError, ValueError) as error:
         raise InvalidArgument(f"manifest is not JSON: {error}") from error
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def _batched(example: Any) -> Any:
-    """The example with a batch of at least 2: a batch of 1 would be taken for a constant."""
-    return map_tensors(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == 1 else tensor, example)
-
-
-def _dynamic(value: Any, batch: Any) -> Any:
-    """The shapes of arguments as torch.export wants them, with a free batch: nested as they are."""
-    if isinstance(value, Tensor):
-        return {0: batch} if value.ndim else None
-    if isinstance(value, Mapping):
-        return {key: _dynamic(item, batch) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [_dynamic(item, batch) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
-    return None
-
-
-def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _dynamic(kwargs or args, torch.export.Dim("batch", min=1))
-
-
-def _write_program(model: nn.Module, example: Any, path: Path) -> None:
-    example = _batched(example)
-    args, kwargs = arguments(example)
-    try:
-        with torch.no_grad():
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(args, kwargs), strict=False)
-            torch.export.save(program, path)
-            expected, got = run(model, example), torch.export.load(path).module()(*args, **kwargs)
-    except OSError:
-        raise
-    except Exception as error:
-        raise InvalidModel(f"model: torch.export fails on it: {_shorten(error)}; export without torch_export") from error
-    try:
-        torch.testing.assert_close(got, expected)
-    except (AssertionError, TypeError) as error:
-        raise InvalidModel(f"model: the exported program differs from it: {_shorten(error)}; export without torch_export") from error
-
-
-def _write_onnx(model: nn.Module, example: Any, path: Path) -> None:
-    example = _batched(example)
-    args, kwargs = arguments(example)
-    try:
-        with torch.no_grad():
-            torch.onnx.export(model, args, path, kwargs=kwargs or None, dynamo=True, dynamic_shapes=_shapes(args, kwargs), verbose=False)
-    except OSError:
-        raise
-    except Exception as error:
-        raise InvalidModel(f"model: ONNX export fails on it: {_shorten(error)}; export without onnx") from error
 
 
 @dataclass(frozen=True)
@@ -346,8 +327,3 @@ def _move(folder: Path, target: Path, aside: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _shorten(error: BaseException, limit: int = 300) -> str:
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return text if len(text) <= limit else text[:limit] + "..."

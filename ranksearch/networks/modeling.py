@@ -1,4 +1,4 @@
-"""The text of a Python file that makes a network of transformers with factorized layers, with torch and transformers alone."""
+"""The text of a Python file that makes a network with factorized layers, with torch alone (and transformers, for networks of theirs)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ranksearch.decompositions.tensor_train import TrainLinear
 from ranksearch.errors import InvalidModel
 from ranksearch.networks.layers import ReadableChain, TransposedLinear, last_bias
 from ranksearch.sites import Scale, UnpackedExperts
+from ranksearch.sites.attention import PlainAttention, SplitLinear
 
 VARIANT = "factorized"  # weights are in model.factorized.safetensors
 _MODULE_STATE = frozenset(vars(nn.Module()))
@@ -119,6 +120,64 @@ class {name}({base}):
 '''
 
 
+_PLAIN = '''"""{name} with factorized layers, written by ranksearch {version}. It needs torch and safetensors alone:
+
+    import sys
+    sys.path.insert(0, FOLDER)
+    from modeling import load
+    network = load(network)  # a dense {name} of yours, with any weights, in place
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+{sources}
+
+def layers() -> dict[str, nn.Module]:
+    """The layers that are others than those of the dense network, by path."""
+    return {{
+{layers}
+    }}
+
+
+EXPERTS = {experts}  # fused in the dense network, one by one here
+ATTRIBUTES = {attributes}
+SAME = {same}  # modules that are one, by path
+TIED = {tied}  # parameters that are one, by name
+ALIASES = {aliases}  # further names of stored tensors
+
+
+def load(network: nn.Module, folder: Path = Path(__file__).parent) -> nn.Module:
+    """``network`` with factorized layers in the places of its own and the stored weights, in evaluation mode. It is changed in place;
+    keys and shapes that do not fit are an error."""
+    for path in EXPERTS:
+        network.set_submodule(path, UnpackedExperts(network.get_submodule(path)))
+    for path, layer in layers().items():
+        vars(layer).update(ATTRIBUTES.get(path, {{}}))
+        network.set_submodule(path, layer)
+    for path, first in SAME.items():
+        network.set_submodule(path, network.get_submodule(first))
+    for name, first in TIED.items():
+        path, _, last = name.rpartition(".")
+        setattr(network.get_submodule(path), last, network.get_parameter(first))
+    tensors = load_file(folder / "{weights}")
+    tensors |= {{name: tensors[first] for name, first in ALIASES.items()}}
+    for name, parameter in network.named_parameters():
+        if name in tensors:
+            parameter.data = parameter.data.to(tensors[name].dtype)
+    network.load_state_dict(tensors, strict=True)
+    return network.eval()
+'''
+
+
 def source(model: nn.Module, name: str, paths: Sequence[str], first_names: Mapping[str, str], *, auto: str) -> str:
     """The text of the file.
 
@@ -135,6 +194,37 @@ def source(model: nn.Module, name: str, paths: Sequence[str], first_names: Mappi
     base = type(model)
     if not base.__module__.startswith("transformers."):
         raise InvalidModel(f"model: {base.__name__} is defined in {base.__module__}; a folder can import classes of transformers alone")
+    return _TEMPLATE.format(
+        name=name, base=base.__name__, module=base.__module__, version=__version__, auto=auto, variant=VARIANT,
+        **_parts(model, paths, first_names),
+    )  # fmt: skip
+
+
+def plain_source(
+    model: nn.Module, paths: Sequence[str], first_names: Mapping[str, str], aliases: Mapping[str, str], *, weights: str
+) -> str:  # fmt: skip
+    """The text of a file that puts the layers of ``model`` and its stored weights into a dense network of the user's own.
+
+    Args:
+        model: a network of any class.
+        paths, first_names: as for `source`.
+        aliases: further names of stored tensors, by name.
+        weights: the file of the weights, beside this one.
+
+    Raises:
+        InvalidModel: a layer has no plain form, or the model was taken apart by ranksearch (`unpack_attention`, `split_linear`).
+    """
+    foreign = [path for path, module in model.named_modules() if isinstance(module, (PlainAttention, SplitLinear))]
+    if foreign:
+        raise InvalidModel(f"model: {foreign[0]!r} was unpacked or split, so that the dense network has no such layer")
+    if "" in paths:
+        raise InvalidModel("model: it is a single layer, in the place of which another one stands")
+    named = {"name": type(model).__name__, "version": __version__, "weights": weights, "aliases": _pretty(dict(aliases))}
+    return _PLAIN.format(**named, **_parts(model, paths, first_names))
+
+
+def _parts(model: nn.Module, paths: Sequence[str], first_names: Mapping[str, str]) -> dict[str, Any]:
+    """What both templates say of layers."""
     lines: list[str] = []
     attributes: dict[str, dict[str, Any]] = {}
     same: dict[str, str] = {}
@@ -152,12 +242,10 @@ def source(model: nn.Module, name: str, paths: Sequence[str], first_names: Mappi
         if extra := _attributes(path, layer, expression):
             attributes[path] = extra
     tied = {name: one for name, one in first_names.items() if name != one}
-    return _TEMPLATE.format(
-        name=name, base=base.__name__, module=base.__module__, version=__version__, auto=auto, layers="\n".join(lines),
-        paths=tuple(first.values()), variant=VARIANT,
-        experts=experts, attributes=_pretty(attributes), same=_pretty(same), tied=_pretty(tied),
-        sources="".join(f"\n\n{inspect.getsource(each)}" for each in used.values()),
-    )  # fmt: skip
+    return {
+        "layers": "\n".join(lines), "paths": tuple(first.values()), "experts": experts, "attributes": _pretty(attributes),
+        "same": _pretty(same), "tied": _pretty(tied), "sources": "".join(f"\n\n{inspect.getsource(each)}" for each in used.values()),
+    }  # fmt: skip
 
 
 def _pretty(value: dict[str, Any]) -> str:

@@ -30,17 +30,33 @@ FOREIGN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 _MARK = "_factorized_layers"
 
 
+def factorized_layers(network: nn.Module) -> tuple[str, ...]:
+    """The paths of the layers that `mark` was told of."""
+    return vars(network).get(_MARK, ())
+
+
+def saves_itself(network: nn.Module) -> bool:
+    """Whether `mark` has made its ``save_pretrained`` the one below."""
+    return getattr(vars(network).get("save_pretrained"), "__func__", None) is save_pretrained
+
+
 def mark(network: nn.Module, layers: Collection[nn.Module]) -> None:
-    """Make ``save_pretrained`` of every network of transformers in ``network`` the one below, where it holds any of ``layers``, which
-    were put in the place of its own, or experts that were unpacked."""
+    """Note in ``network`` where any of ``layers`` are, which were put in the place of its own. Make ``save_pretrained`` of every network
+    of transformers in it the one below, where it holds such, or experts that were unpacked."""
     new = {id(layer) for layer in layers}
+    _note(network, new)
     for module in network.modules():
-        if not any(base.__name__ == "PreTrainedModel" and base.__module__.startswith("transformers.") for base in type(module).__mro__):
+        if not is_pretrained(module):
             continue
-        found = [path for path, each in module.named_modules(remove_duplicate=False) if id(each) in new]
-        if found or any(isinstance(each, UnpackedExperts) for each in module.modules()):
-            vars(module)[_MARK] = tuple(_outermost({*vars(module).get(_MARK, ()), *found}))
+        if _note(module, new) or any(isinstance(each, UnpackedExperts) for each in module.modules()):
             vars(module)["save_pretrained"] = types.MethodType(save_pretrained, module)
+
+
+def _note(module: nn.Module, new: Collection[int]) -> bool:
+    """Note in a module where in it the modules of these ids are; whether there are any."""
+    found = [path for path, each in module.named_modules(remove_duplicate=False) if id(each) in new]
+    vars(module)[_MARK] = tuple(_outermost({*factorized_layers(module), *found}))
+    return bool(found)
 
 
 def _outermost(paths: Collection[str]) -> Iterator[str]:
@@ -78,8 +94,8 @@ def save_pretrained(model: Any, save_directory: str | os.PathLike[str], *, is_ma
     foreign = [name for name in FOREIGN if (target / name).exists()]
     if foreign:
         raise InvalidArgument(f"save_directory={str(target)!r} holds {foreign[0]}, which would be loaded instead; name another folder")
-    name, auto = f"Factorized{type(model).__name__}", _auto_classes(model)
-    code = source(model, name, vars(model)[_MARK], _first_names(model), auto=auto[0])
+    name, auto = f"Factorized{type(model).__name__}", auto_classes(model)
+    code = source(model, name, factorized_layers(model), first_names(model), auto=auto[0])
     if not is_main_process:
         return
     state = options.pop("state_dict", None)
@@ -97,7 +113,7 @@ def save_pretrained(model: Any, save_directory: str | os.PathLike[str], *, is_ma
             os.replace(path, target / path.name)
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
+def first_names(model: nn.Module) -> dict[str, str]:
     """The first name of every parameter, by each of its names."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(parameter), name) for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -105,13 +121,29 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 
 def _once(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state without the further names of a parameter."""
-    kept = set(_first_names(model).values())
+    kept = set(first_names(model).values())
     return {name: value for name, value in state.items() if name in kept or not _is_parameter(model, name)}
 
 
 def _is_parameter(model: nn.Module, name: str) -> bool:
     path, _, last = name.rpartition(".")
     return last in model.get_submodule(path)._parameters
+
+
+def write_config(model: nn.Module, folder: Path) -> None:
+    """Write the configuration of a network of transformers as it is, without factorized layers, beside its weights: then
+    ``from_pretrained`` loads the folder. Nothing of another network."""
+    if is_pretrained(model):
+        config: Any = model.config
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(folder)
+        if getattr(model, "generation_config", None) is not None and model.can_generate():  # pyright: ignore[reportCallIssue]
+            model.generation_config.save_pretrained(folder)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+
+
+def is_pretrained(module: nn.Module) -> bool:
+    """Whether a module is a network of transformers."""
+    return any(base.__name__ == "PreTrainedModel" and base.__module__.startswith("transformers.") for base in type(module).__mro__)
 
 
 def _name_class(path: Path, name: str, auto: Sequence[str]) -> None:
@@ -121,7 +153,7 @@ def _name_class(path: Path, name: str, auto: Sequence[str]) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _auto_classes(model: Any) -> list[str]:
+def auto_classes(model: Any) -> list[str]:
     """The AutoModel classes of transformers that give networks of this class."""
     import transformers
 
@@ -141,10 +173,10 @@ def _compare(folder: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> N
         loaded = load(folder)
     except Exception as error:  # transformers has no errors of its own
         raise InvalidModel(f"model: it cannot be written for from_pretrained: {type(error).__name__}: {error}") from error
-    found, first = loaded.state_dict(), _first_names(loaded)
+    found, first = loaded.state_dict(), first_names(loaded)
     wrong = [key for key, value in tensors.items() if key not in found or not torch.equal(found[key].cpu(), value.detach().cpu())]
     wrong += [key for key in model.state_dict() if key not in found]
-    wrong += [key for key, one in _first_names(model).items() if key not in first or first[key] != first[one]]
+    wrong += [key for key, one in first_names(model).items() if key not in first or first[key] != first[one]]
     if wrong:
         raise InvalidModel(f"model: it cannot be written for from_pretrained: {wrong[0]!r} comes back as another tensor; use export.save")
 

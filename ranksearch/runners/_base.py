@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Self
 
 from ranksearch.evaluation.request import Outcome, Request
 
@@ -26,6 +28,12 @@ class Runner(ABC):
     """Evaluates requests, several at the same time if it can."""
 
     workers: int  # evaluations at the same time; a runner that uses a cluster may know it only once it has started
+
+    def carrying(self, modules: Sequence[ModuleType]) -> Self:
+        """A runner like this one whose workers also get the classes and functions of ``modules``, which they may not be able to import.
+        Where evaluations are in this process that is this runner itself."""
+        del modules
+        return self
 
     @abstractmethod
     def run(self, evaluate: Evaluate, propose: Propose, report: Report) -> None:

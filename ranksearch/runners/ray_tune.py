@@ -13,9 +13,10 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -94,6 +95,12 @@ class RayTuneRunner(Runner):
         self.limits = Limits(time_limit, memory_limit)
         self.by_value = tuple(by_value)
         self.workers = workers or max(1, int(cores() // cpus_per_worker))
+
+    def carrying(self, modules: Sequence[ModuleType]) -> Self:
+        """See `Runner.carrying`."""
+        other = copy(self)
+        other.by_value = tuple(dict.fromkeys((*self.by_value, *modules)))
+        return other
 
     def run(self, evaluate: Evaluate, propose: Propose, report: Report) -> None:
         """See `Runner.run`.

@@ -35,8 +35,8 @@ class Known:
 class SearchLoop:
     """What is evaluated next, until ``trials`` evaluations are known.
 
-    The dense network comes first, then starts, at most half of ``trials`` of them, so that the sampler learns from them and has
-    the other half. Nothing that is known or in flight is requested again.
+    The dense network comes first, then ``again`` and ``wanted``, then starts, at most half of ``trials`` of them, so that the sampler
+    learns from them and has the other half. Nothing that is known or in flight is requested again.
 
     Without the dense network there is nothing to compare with: when it fails, the search ends. Until it is known, failures of others
     are held back, since they may have the same cause, which is none of theirs. `IN_A_ROW` failures of code or of the machine, with
@@ -47,6 +47,7 @@ class SearchLoop:
         sampler: started for ``space``; told every outcome, of earlier runs and of its own duplicates too.
         admissible: whether option indices keep the constraints.
         again: evaluations of earlier runs that failed and are tried again, before the starts; they are not among ``known``.
+        wanted: what the user wants evaluated, before the starts; it may lie outside ``space``, and teaches the sampler nothing then.
         trials: evaluations to be known in the end, those of ``known`` among them.
         known: evaluated by earlier runs, in this or an earlier, other space of the study.
         values: objective values of a finished evaluation.
@@ -60,6 +61,7 @@ class SearchLoop:
         *,
         starts: Iterable[Start],
         again: Sequence[Start] = (),
+        wanted: Sequence[Start] = (),
         admissible: Callable[[np.ndarray], bool],
         fidelity: Fidelity,
         seed: int,
@@ -75,7 +77,7 @@ class SearchLoop:
         self._in_flight: dict[str, Candidate] = {}
         self._held: list[Outcome] = []  # failures that came before the dense network's outcome
         self._in_a_row = 0  # failures since the last success, but for configurations' own
-        self._queue = chain([Start(space.candidate(space.dense), "dense")], again, islice(starts, trials // 2))
+        self._queue = chain([Start(space.candidate(space.dense), "dense")], again, wanted, islice(starts, trials // 2))
         self._rng = np.random.default_rng(seed)
         for entry in known.values():
             if (indices := indices_of(space, entry.configuration)) is not None:
@@ -94,12 +96,13 @@ class SearchLoop:
             if (request := self._request(start.candidate, start.origin)) is not None:
                 return request
         for _ in range(PATIENCE):
-            candidate = self.space.candidate(self.sampler.propose())
+            indices = self.sampler.propose()
+            candidate = self.space.candidate(indices)
             if (request := self._request(candidate, self.sampler.name)) is not None:
                 return request
             # a duplicate is answered from what is known; one in flight is answered when it lands
             if (id := candidate.configuration.id) in self._known:
-                self.sampler.observe(candidate.indices, self._known[id])
+                self.sampler.observe(indices, self._known[id])
         for _ in range(PATIENCE * 10):
             indices = self._rng.integers(0, np.array(self.space.shape))
             if self.admissible(indices) and (request := self._request(self.space.candidate(indices), "random")) is not None:
@@ -150,7 +153,8 @@ class SearchLoop:
         self.keep(outcome, candidate)
         del self._in_flight[id]
         self._known[id] = self.values(outcome, candidate) if outcome.status == "done" else None
-        self.sampler.observe(candidate.indices, self._known[id])
+        if candidate.indices is not None:
+            self.sampler.observe(candidate.indices, self._known[id])
 
 
 _REMEDIES: dict[FailureKind | None, str] = {

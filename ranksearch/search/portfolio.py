@@ -16,7 +16,7 @@ from ranksearch.results.pareto import spread_front
 from ranksearch.search.events import Stage
 from ranksearch.search.starts import Start, optima
 from ranksearch.sites import Amount
-from ranksearch.space import SearchSpace
+from ranksearch.space import Candidate, SearchSpace
 
 # of the table of allocators those that are exact for a proxy's table, and ALDS, whose answers are those of one of them or none better
 EXACT = ("additive", "minimax", "alds", "alds_heuristic")
@@ -49,11 +49,12 @@ class Portfolio:
         answers = [_answers(space, rule, limits) for rule in self.rules]
         distinct = list(islice(_distinct(_turns([*proxied, *answers])), most))
         tell(Stage(f"measuring {len(distinct)} answers of rules and proxies without training"))
-        return [(start, loss) for start in distinct if math.isfinite(loss := self._loss(start.candidate.indices))]
+        return [(start, loss) for start in distinct if math.isfinite(loss := self._loss(start.candidate))]
 
-    def _loss(self, indices: np.ndarray) -> float:
+    def _loss(self, candidate: Candidate) -> float:
+        assert candidate.indices is not None  # an optimum lies in the space
         try:
-            return float(self.measure(indices))
+            return float(self.measure(candidate.indices))
         except Exception:  # whatever a network raises: were it evaluated, the store would have the reason
             return math.inf
 
@@ -88,8 +89,8 @@ def _turns(parts: Iterable[Iterator[Start]]) -> Iterator[Start]:
 
 
 def _distinct(starts: Iterator[Start]) -> Iterator[Start]:
-    seen: set[bytes] = set()
+    seen: set[str] = set()
     for start in starts:
-        if (key := start.candidate.indices.tobytes()) not in seen:
-            seen.add(key)
+        if (id := start.candidate.configuration.id) not in seen:
+            seen.add(id)
             yield start

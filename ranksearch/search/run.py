@@ -94,10 +94,13 @@ class SearchRun:
     retry_failed: bool = False  # what failed is tried again, and not only what did by the machine's fault; but for configurations' own
     portfolio: Portfolio | None = None  # measures the optima and the answers of rules first, so that only the best are evaluated
 
-    def run(self, store: Store, runner: Runner, tell: Callable[[SearchEvent], None], *, first: Sequence[Start] = ()) -> None:
-        """Evaluate until the store has ``trials``: the dense network, what is tried again, ``first``, the optima of the proxies, then
-        the sampler. Without a portfolio an optimum is solved when it is its turn, so that evaluations begin at once; with one, all are
-        solved and measured without training first, and those on the front of that are evaluated.
+    def run(
+        self, store: Store, runner: Runner, tell: Callable[[SearchEvent], None], *, wanted: Sequence[Start] = (),
+        first: Sequence[Start] = (),
+    ) -> None:  # fmt: skip
+        """Evaluate until the store has ``trials``: the dense network, what is tried again, ``wanted``, ``first``, the optima of the
+        proxies, then the sampler. Without a portfolio an optimum is solved when it is its turn, so that evaluations begin at once; with
+        one, all are solved and measured without training first, and those on the front of that are evaluated.
 
         Raises:
             DenseFailed: the dense network could not be evaluated.
@@ -117,14 +120,15 @@ class SearchRun:
 
         def keep(outcome: Outcome, candidate: Candidate) -> None:
             add = store.add_attempt if candidate.configuration.id in again else store.add
-            add(_record(outcome, candidate))
+            add(record_of(outcome, candidate))
             if spool is not None:
                 spool.drop(outcome.request)
 
         loop = SearchLoop(
             self.space, self.sampler.start(self.space.shape, len(self.objectives.names), seed=self.seed, admissible=self._admissible),
             starts=chain(first, (start for start in solved if start.candidate.configuration.id not in taken)),
-            again=list(again.values()), admissible=self._admissible, fidelity=self.fidelity, seed=self.seed, trials=trials, known=known,
+            again=list(again.values()), wanted=wanted, admissible=self._admissible, fidelity=self.fidelity, seed=self.seed,
+            trials=trials, known=known,
             values=lambda outcome, candidate: self.objectives.values(outcome.metrics, candidate.cost),
             keep=keep,
         )  # fmt: skip
@@ -152,7 +156,7 @@ class SearchRun:
             indices = indices_of(self.space, outcome.request.configuration)
             if indices is None:  # of another space: a run in that stores it
                 continue
-            record = _record(outcome, self.space.candidate(indices))
+            record = record_of(outcome, self.space.candidate(indices))
             stored += store.add(record) or store.add_attempt(record)
             spool.drop(outcome.request)
         return stored
@@ -219,7 +223,7 @@ def upper_limits(space: SearchSpace, conditions: Sequence[Condition]) -> dict[st
     return found
 
 
-def _record(outcome: Outcome, candidate: Candidate) -> Record:
+def record_of(outcome: Outcome, candidate: Candidate) -> Record:
     """An outcome as the store keeps it."""
     request = outcome.request
     return Record(

@@ -7,9 +7,9 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,12 +22,15 @@ from ranksearch.space.ladder import ErrorName, Ladder, build_ladder
 from ranksearch.space.spectra import Spectra
 from ranksearch.space.table import Table
 
+if TYPE_CHECKING:
+    from ranksearch.space.specs import SpaceSpec
+
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A configuration of a space in every form that a search needs, made once per proposal."""
+    """A configuration in every form that a search needs, made once per proposal."""
 
-    indices: np.ndarray  # option per site, int64, shape: (n_sites,)
+    indices: np.ndarray | None  # option per site, int64, shape: (n_sites,); None: the space does not hold it
     configuration: Configuration
     cost: Cost  # of the whole network
 
@@ -40,6 +43,7 @@ class SearchSpace:
     ladders: tuple[Ladder, ...]
     baseline: Cost  # of the whole dense network
     metric: str = "weight"  # the metric that errors were taken in
+    spec: SpaceSpec | None = field(default=None, compare=False)  # what it was declared by; None: made from spectra, or in part
 
     def __post_init__(self) -> None:
         if not self.ladders:

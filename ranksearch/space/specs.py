@@ -71,9 +71,10 @@ class SpaceSpec:
 
     def build(self, spectra: Spectra, *, costs: Sequence[CostModel] = COSTS, example: Any = None) -> SearchSpace:
         """The ladders of prepared spectra; ``costs`` and ``example`` as for `build_space`."""
-        return build_space(
+        built = build_space(
             spectra, error=self.error, round_to=self.round_to, max_options=self.max_options, costs=costs, example=example
         )
+        return replace(built, spec=self)
 
 
 RoundTo = Annotated[int, "ranks are multiples of this; 8 suits the tensor cores of GPUs"]
@@ -125,3 +126,26 @@ def svd_only(*, round_to: RoundTo = 1) -> SpaceSpec:
 
 
 PACKAGED: Mapping[str, Callable[..., SpaceSpec]] = {made.__name__: made for made in (mixture, svd_only, all_types)}
+
+
+def declared(space: SpaceSpec | SearchSpace | str | None) -> SpaceSpec:
+    """The declaration that is meant: a `SpaceSpec`; the one by which the space of a study was made (``study.space``), whatever network
+    that is of; the name of one of the package's; None: `mixture`.
+
+    Raises:
+        InvalidArgument: none of these.
+    """
+    if isinstance(space, SpaceSpec):
+        return space
+    if isinstance(space, SearchSpace) and space.spec is not None:
+        return space.spec
+    if isinstance(space, SearchSpace):
+        remedy = "this SearchSpace was not made by a SpaceSpec, and holds for its own network alone; give a SpaceSpec"
+    elif callable(space):
+        remedy = f"call it: space={getattr(space, '__name__', space)}()"
+    else:
+        remedy = f"give a SpaceSpec, the space of a study, or one of {', '.join(PACKAGED)}"
+    name = "mixture" if space is None else space
+    if isinstance(name, str) and name in PACKAGED:
+        return PACKAGED[name]()
+    raise InvalidArgument(f"space={space!r:.100}: {remedy}")

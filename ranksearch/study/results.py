@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from torch import nn
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Fidelity, Request, may_be_retried
 from ranksearch.evaluation.fidelity import SUPERNET
+from ranksearch.latency.exported import onnx_latency
 from ranksearch.networks import export
+from ranksearch.networks.merge import merged
 from ranksearch.results import choices, frames
 from ranksearch.results.conditions import Condition
 from ranksearch.results.history import history
@@ -220,11 +223,18 @@ class Results:
 
     def export(
         self, id: str, directory: str | Path, *, onnx: bool = False, torch_export: bool = False, force: bool = False,
-        fidelity: str | None = None,
+        fidelity: str | None = None, dense: bool = False,
     ) -> Path:  # fmt: skip
-        """Build a network and write it: safetensors and a manifest, and on request torch.export and ONNX programs.
+        """Build a network and write it: safetensors, a manifest and code that loads them without ranksearch, and on request torch.export
+        and ONNX programs (`ranksearch.networks.export.save`).
 
-        The network is measured again and the manifest holds both figures, stored and measured."""
+        The network is measured again and the manifest holds both figures, stored and measured. With ``onnx``, and onnxruntime installed,
+        it also has the time of a forward pass on the task's example, paired with the dense network's.
+
+        Args:
+            dense: merge the factors back into dense weights: what is written has the layers and the costs of the dense network, and
+                computes what the factorized one does.
+        """
         study, configuration = self.study, self.configuration(id)
         target = export.check_target(directory, force=force, onnx=onnx)
         with study.open_store(write=False) as store:
@@ -241,7 +251,15 @@ class Results:
             "baseline": dict(study.baseline), "options": study.options, "space": study.space_choice,
         }  # fmt: skip
         example = study.task.example()
-        return export.save(model, target, manifest=manifest, example=example, onnx=onnx, torch_export=torch_export, force=force)
+        if dense:
+            sites = study.covering(configuration).sites
+            model = merged(model, study.model, sites, [site for site, _, _ in configuration.choices], example)
+            merge = {"merged": manifest["configuration"], "configuration": {}, **study.baseline, "measured": measured(study.task, model)}
+            manifest |= merge
+        further = partial(onnx_latency, study.model, example) if onnx and not dense else None
+        return export.save(
+            model, target, manifest=manifest, example=example, onnx=onnx, torch_export=torch_export, force=force, further=further
+        )
 
 
 def _factorized(store: Store, ids: Sequence[str], *, every: bool) -> list[int]:

@@ -20,6 +20,7 @@ from ranksearch.search.events import Planned, SearchEvent
 from ranksearch.search.loop import Known
 from ranksearch.search.portfolio import PUBLISHED, Portfolio
 from ranksearch.search.run import Objectives, SearchRun, failed_before, upper_limits
+from ranksearch.study import queue
 
 if TYPE_CHECKING:
     from ranksearch.study.study import Study
@@ -66,6 +67,7 @@ def run(
     checks.whole("trials", trials, least=1)
     if not isinstance(runner, Runner):
         runner = _of_table("runner", runner, Runner, RUNNERS.items())()
+    runner = runner.carrying(study.modules)
     if not isinstance(sampler, Sampler):
         sampler = _of_table("sampler", sampler, Sampler, ((s.name, s) for s in SAMPLERS))
     if allocator is not None and not isinstance(allocator, Allocator):
@@ -84,16 +86,19 @@ def run(
     space = study.profile(tell)
     starts = free_proxies() if kinds is None else _made(study, kinds)
     portfolio = _portfolio(study) if kinds is None else None
+    limits = upper_limits(space, conditions)
+    wanted = queue.starts(study, limits)
+    evaluating = study.covering(*(start.candidate.configuration for start in wanted))
     search = SearchRun(
-        space, objectives, study.fidelity, study.seed, trials, sampler, starts, allocator, upper_limits(space, conditions),
-        lambda: study.evaluator, retry_failed=retry_failed, portfolio=portfolio,
+        space, objectives, study.fidelity, study.seed, trials, sampler, starts, allocator, limits, lambda: evaluating.evaluator,
+        retry_failed=retry_failed, portfolio=portfolio,
     )  # fmt: skip
     screened = None if screening is None else _screening(study, screening, conditions, search)
     with study.open_store(write=True) as store:
         if screened is not None:
             screened.run(store, runner, tell)
         first = [] if screened is None else screened.best(store, space, trials // 2)
-        search.run(store, runner, tell, first=first)
+        search.run(store, runner, tell, wanted=wanted, first=first)
 
 
 def _known(study: Study, objectives: Objectives) -> dict[str, Known]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ranksearch.costs import network_cost
+from ranksearch.costs import CostModel, network_cost
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import RanksearchWarning, StoreError
+from ranksearch.sites import Cost
 from ranksearch.space import Configuration
 from ranksearch.store import Record, Store
 from ranksearch.study import counts, identity
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from ranksearch.study.study import Study
 
 
-def open_store(study: Study, *, write: bool) -> Store:
-    """See `Study.open_store`."""
+def open_store(study: Study, *, write: bool, wanted: Sequence[Mapping[str, Any]] = ()) -> Store:
+    """See `Study.open_store`. With ``wanted``, JSON data, entries that are added to the queue (`ranksearch.study.queue`)."""
     details: dict[str, Any] = {"options": study.options, "space": study.space_choice, "objectives": list(study.objectives)}
     details["baseline"] = dict(study.baseline)
     details["costs"] = counts.records(study.counts)
@@ -32,7 +33,8 @@ def open_store(study: Study, *, write: bool) -> Store:
         counts.check(study.store_url, known.get("costs") or {}, details["costs"])
         if known and not stored:
             adopted.append(True)
-        return {**details, "network": mine | {name: value for name, value in stored.items() if value is not None}}
+        queued = {"queue": _queued(known, wanted)}
+        return {**details, **queued, "network": mine | {name: value for name, value in stored.items() if value is not None}}
 
     named = {"study": study.name, "fingerprint": study.fingerprint, "formerly": study.former_fingerprint}
     store = Store.open(
@@ -42,6 +44,12 @@ def open_store(study: Study, *, write: bool) -> Store:
         text = "is of an earlier version, which did not note what its network computes: from now on it is taken to be this one's"
         warnings.warn(f"store {store.url!r} {text}", RanksearchWarning, stacklevel=3)
     return store
+
+
+def _queued(known: Mapping[str, Any], wanted: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What a store has in its queue, and what is wanted besides: nothing twice."""
+    found = list(known.get("queue") or [])
+    return [*found, *(entry for entry in wanted if entry not in found)]
 
 
 def _check_network(study: Study, stored: Mapping[str, Any], outputs: list[dict[str, Any]] | None) -> None:
@@ -62,7 +70,10 @@ def _counted(study: Study, record: Record) -> Record:
     missing = [cost for cost in study.counts if cost.name not in record.costs]
     if not missing:
         return record
-    configuration = Configuration.from_json(record.configuration)
+    return replace(record, costs={**record.costs, **cost_of(study, Configuration.from_json(record.configuration), missing)})
+
+
+def cost_of(study: Study, configuration: Configuration, models: Sequence[CostModel]) -> Cost:
+    """What a configuration costs, in the study's space or not."""
     types = {d.name: d for d in (*DECOMPOSITIONS, *study.spec.decompositions)}
-    found = network_cost(missing, study.covering(configuration).dense_network, configuration.choices, tuple(types.values()))
-    return replace(record, costs={**record.costs, **found})
+    return network_cost(models, study.covering(configuration).dense_network, configuration.choices, tuple(types.values()))

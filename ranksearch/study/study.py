@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
@@ -25,11 +26,11 @@ from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
 from ranksearch.search.events import Profiled, SearchEvent, Stage
 from ranksearch.sites import Cost, Sites, unwrapped
-from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
+from ranksearch.space import Configuration, SearchSpace, SpaceSpec, declared
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
-from ranksearch.store import Store
-from ranksearch.study import counts, identity, storage
+from ranksearch.store import Record, Store
+from ranksearch.study import counts, identity, queue, storage
 from ranksearch.study.report import Report
 from ranksearch.study.results import Results
 from ranksearch.study.run import Screening, run
@@ -55,7 +56,8 @@ class Study:
         name: names the default store.
         model: the trained network; never changed. Of a compiled or parallel one, the network inside.
         task: data, fine-tuning and metrics.
-        space: which types, layers and ranks to choose from, see `ranksearch.space`; default `mixture`.
+        space: which types, layers and ranks to choose from: a `SpaceSpec`, the `space` of another study, or the name of one of the
+            package's, see `ranksearch.space`; default `mixture`.
         objectives: what the front is made of: metrics of the task, ``params``, ``macs``, other costs.
         costs: what networks are counted by, see `ranksearch.costs`: ``(*COSTS, Bytes(), Latency(batch=8))``, or one of your own.
         fidelity: how each candidate is evaluated.
@@ -63,6 +65,7 @@ class Study:
         store: where the evaluations are: a path, or any SQLAlchemy URL; default: the study's name in `ranksearch.home.home`.
         options: what the study file was called with, as JSON data; stored with the study.
         space_choice: where ``space`` comes from if it took the place of the study's own, see `with_space`; stored with the study.
+        modules: whose classes and functions workers cannot import, such as those of a study file; they get them by value.
 
     Raises:
         InvalidArgument: an objective that is neither a metric of the task nor a cost, a name that cannot be a file name, costs
@@ -76,7 +79,7 @@ class Study:
         *,
         model: nn.Module,
         task: Task,
-        space: SpaceSpec | None = None,
+        space: SpaceSpec | SearchSpace | str | None = None,
         objectives: str | Sequence[str] = ("accuracy", "macs", "params"),
         fidelity: Fidelity | None = None,
         seed: int = 0,
@@ -84,17 +87,19 @@ class Study:
         store: str | Path | None = None,
         options: Mapping[str, Any] | None = None,
         space_choice: Mapping[str, Any] | None = None,
+        modules: Sequence[ModuleType] = (),
     ) -> None:
         if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
             raise InvalidArgument(f"name={name!r}: give letters, digits, '-' or '_'; it names the store's file")
         self.name = name
         self.model = unwrapped(model)
         self.task = task
-        self.spec = space or mixture()
+        self.spec = declared(space)
         self.fidelity = fidelity or Fidelity()
         self.seed = checks.seed(seed)
         self.options = dict(options or {})
         self.space_choice = None if space_choice is None else dict(space_choice)
+        self.modules = tuple(modules)
         self._store = None if store is None else str(store)
         metrics = _metrics(task)
         self.costs = check_costs(costs, taken={*RESERVED, *OF_LAYERS, *metrics})
@@ -109,7 +114,7 @@ class Study:
         arguments: dict[str, Any] = {
             "name": self.name, "model": self.model, "task": self.task, "space": self.spec, "objectives": self.objectives,
             "fidelity": self.fidelity, "seed": self.seed, "costs": self.costs, "store": self._store, "options": self.options,
-            "space_choice": self.space_choice,
+            "space_choice": self.space_choice, "modules": self.modules,
         }  # fmt: skip
         other = copy(self)  # whatever a subclass adds
         fixed = not {"model", "task", "space", "costs"} & set(changes)
@@ -137,10 +142,11 @@ class Study:
             space = space.replace(metric=self.spec.metric, calibration=self.spec.calibration)
         return self.replace(space=space, space_choice={"source": source, "options": dict(options or {})})
 
-    def covering(self, configuration: Configuration) -> Self:
-        """This study; or the same one with every layer and type, where a configuration was evaluated in an earlier, other space."""
+    def covering(self, *configurations: Configuration) -> Self:
+        """This study; or the same one with every layer and type, where a configuration is of another space."""
         types = {d.name for d in self.spec.decompositions}
-        if all(name in types and any(site in s.paths for s in self.sites) for site, name, _ in configuration.choices):
+        choices = [choice for configuration in configurations for choice in configuration.choices]
+        if all(name in types and any(site in s.paths for s in self.sites) for site, name, _ in choices):
             return self
         types = (*DECOMPOSITIONS, *self.spec.decompositions)
         return self.replace(space=self.spec.replace(decompositions=types, include="*", exclude=()))
@@ -358,6 +364,14 @@ class Study:
             screening=screening, retry_failed=retry_failed, on_event=on_event,
         )  # fmt: skip
 
+    def enqueue(self, configuration: Configuration | queue.Choices) -> Configuration:
+        """See `ranksearch.study.queue.enqueue`."""
+        return queue.enqueue(self, configuration)
+
+    def evaluate(self, configuration: Configuration | queue.Choices) -> Record:
+        """See `ranksearch.study.queue.evaluate`."""
+        return queue.evaluate(self, configuration)
+
     def evaluations(self) -> pd.DataFrame:
         """See `Results.evaluations`."""
         return self.results.evaluations()
@@ -379,10 +393,12 @@ class Study:
 
     def export(
         self, id: str, directory: str | Path, *, onnx: bool = False, torch_export: bool = False, force: bool = False,
-        fidelity: str | None = None,
+        fidelity: str | None = None, dense: bool = False,
     ) -> Path:  # fmt: skip
         """See `Results.export`."""
-        return self.results.export(id, directory, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity)
+        return self.results.export(
+            id, directory, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity, dense=dense
+        )  # fmt: skip
 
     def proxies(
         self, *, metric: str | None = None, fidelity: str | None = None, k: int = 5, tolerance: float = 0.05, calibrate: bool = True,

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from ranksearch.studyfile.options import DeclaredOption
 from ranksearch.studyfile.spaces import DeclaredSpace, load_space
-from ranksearch.studyfile.studies import StudyFile, load
+from ranksearch.studyfile.studies import StudyFile, load, load_study
 
-__all__ = ["DeclaredOption", "DeclaredSpace", "StudyFile", "load", "load_space"]
+__all__ = ["DeclaredOption", "DeclaredSpace", "StudyFile", "load", "load_space", "load_study"]

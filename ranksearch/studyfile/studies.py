@@ -51,7 +51,7 @@ class StudyFile:
             made = guarded(self.path, f"{NAME}() fails", made, taken)
             if inspect.isawaitable(made) or not isinstance(made, Study):
                 raise StudyFileError(f"{self.path}: {NAME}() returns {article(made)}, not a ranksearch.study.Study")
-        return made.replace(options=as_json(taken))
+        return made.replace(options=as_json(taken), modules=self.modules)
 
 
 def load(path: str | Path) -> StudyFile:
@@ -70,6 +70,21 @@ def load(path: str | Path) -> StudyFile:
         options = () if isinstance(declared, Study) else declared_options(shown, NAME, declared)
     documented = inspect.getdoc(module) or ""
     return StudyFile(shown, module, options, " ".join(documented.split("\n\n")[0].split()))
+
+
+def load_study(path: str | Path, **options: Any) -> Study:
+    """The study that a file declares, as the command line makes it: the same name and store, so that either goes on with what the other
+    has evaluated.
+
+    Args:
+        path: of the file; ``~`` is a home folder.
+        options: of its function ``study``, by the names of its parameters.
+
+    Raises:
+        StudyFileError: see `load` and `StudyFile.create`.
+        InvalidArgument: an unknown option, a missing one, or a value that does not fit.
+    """
+    return load(path).create(options)
 
 
 def _check_object(path: Path, module: ModuleType) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from cli_cases import error
+from safetensors.torch import load_file
 
 from ranksearch.cli import main as cli
 from ranksearch.networks import export
@@ -144,6 +145,19 @@ def test_proxies_that_cannot_be_judged_are_one_line(searched, study, tmp_path, c
     assert "2 factorized networks of this space are measured; at least 3" in error(capsys, "proxies", study, "--store", small)
 
 
+def test_build_merges_the_factors_back(searched, tmp_path, capsys):
+    path, store, _ = searched
+    assert cli.main(["front", path, "--store", store, "--format", "json"]) == 0
+    row = next(r for r in json.loads(capsys.readouterr().out) if not r["is_dense"])
+    target, file = tmp_path / "net", load(path)
+    assert cli.main(["build", path, row["id"], "--dense", "--out", str(target), "--store", store]) == 0
+    manifest = export.read_manifest(target)
+    dense = file.module.network()
+    dense.load_state_dict(load_file(target / "model.safetensors"))  # no other layers, no other keys
+    assert manifest["params"] == sum(p.numel() for p in dense.parameters()) and manifest["merged"]
+    assert file.create(manifest["options"]).task.measure(dense)["accuracy"] == pytest.approx(row["accuracy"], abs=0.02)
+
+
 def test_build_writes_a_network_that_loads(searched, tmp_path, capsys):
     path, store, _ = searched
     assert cli.main(["front", path, "--store", store, "--format", "json"]) == 0
@@ -151,7 +165,8 @@ def test_build_writes_a_network_that_loads(searched, tmp_path, capsys):
     row = next(r for r in rows if not r["is_dense"])
     target = tmp_path / "net"
     assert cli.main(["build", path, row["id"][:8], "--out", str(target), "--store", store]) == 0
-    assert f"{row['id']} written to {target}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{row['id']} written to {target}" in shown and "loads without ranksearch: modeling.py" in shown
     manifest = export.read_manifest(target)
     assert manifest["id"] == row["id"] and manifest["metrics"]["accuracy"] == pytest.approx(row["accuracy"])
     assert manifest["measured"] == pytest.approx(manifest["metrics"]) and manifest["options"]["noise"] == 0.5

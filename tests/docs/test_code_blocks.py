@@ -52,6 +52,12 @@ def architecture(names: dict[str, Any], folder: Path) -> None:
     names["study"] = names["study"].replace(store=folder / "plug_ins.db")
 
 
+def export(names: dict[str, Any], folder: Path) -> None:
+    names["study"].evaluate(names["configuration"])
+    names["study"].export(names["configuration"].id, folder / "small")
+    names["MyNetwork"] = network
+
+
 def how_to(names: dict[str, Any], folder: Path) -> None:
     names["study"].run(6)
 
@@ -89,7 +95,7 @@ def training_methods(names: dict[str, Any], folder: Path) -> None:
 
 
 PRELUDES: dict[str, Callable[[dict[str, Any], Path], None]] = {
-    function.__name__: function for function in (architecture, how_to, language_models, supernet, training_methods)
+    function.__name__: function for function in (architecture, export, how_to, language_models, supernet, training_methods)
 }
 
 

@@ -6,6 +6,8 @@ import copy
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
 from ranksearch.networks import export
 from ranksearch.networks.surgery import build
@@ -77,8 +80,9 @@ def test_manifest_says_what_it_is(saved):
     assert record["schema"] == 1 and record["study"] == "t" and record["metrics"] == {"accuracy": 0.5}
     assert record["configuration_id"] == CONFIGURATION.id
     assert record["example"] == {"kind": "tensor", "inputs": {"shape": [1, 3, 8, 8], "dtype": "float32"}}
-    assert set(record["files"]) == {"model.safetensors"}
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "model.safetensors"]
+    assert set(record["files"]) == {"model.safetensors", "modeling.py"}
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "model.safetensors", "modeling.py"]
+    assert record["tensors"]["3.1.weight"] == {"shape": [2, 3, 3, 3], "dtype": "float32"}
     assert [p.name for p in folder.parent.iterdir()] == ["net"]
 
 
@@ -220,7 +224,7 @@ def test_torch_export_takes_any_batch_and_equals_the_network(tmp_path):
     for batch in (1, 5):
         x = torch.randn(batch, 3, 8, 8)
         torch.testing.assert_close(program(x), model(x))
-    assert set(export.read_manifest(folder)["files"]) == {"model.safetensors", "program.pt2"}
+    assert set(export.read_manifest(folder)["files"]) == {"model.safetensors", "modeling.py", "program.pt2"}
 
 
 class Branching(nn.Module):
@@ -244,20 +248,70 @@ def test_onnx_without_its_packages_says_how_to_get_them(tmp_path, monkeypatch):
         export.check_target(tmp_path / "net", onnx=True)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="onnxscript is not installed (extra: onnx)")
-def test_onnx(tmp_path):
-    import onnx
+RELOAD = """
+import sys
+sys.modules["ranksearch"] = None  # an import of it fails
+import torch
+from torch import nn
+from safetensors.torch import load_file
+folder = sys.argv[1]
+sys.path.insert(0, folder)
+from modeling import load
+net = nn.Sequential(
+    nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5)
+)
+given = load_file(sys.argv[2])
+with torch.no_grad():
+    off = (load(net)(given["x"]) - given["y"]).abs().max()
+net[0] = nn.Conv2d(3, 9, 3, padding=1)
+try:
+    load(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(9), *list(net)[2:]))
+except RuntimeError as error:
+    print("refused", "1.weight" in str(error))
+print(float(off), not net.training)
+"""
 
-    model = factorized(dense())
-    folder = export.save(model, tmp_path / "net", manifest=manifest(), example=EXAMPLE, onnx=True)
-    graph = onnx.load(str(folder / "model.onnx"))
-    onnx.checker.check_model(graph)
-    assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param  # any batch
-    runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession(str(folder / "model.onnx"))
-    x = torch.randn(3, 3, 8, 8)
-    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(got), model(x), rtol=1e-4, atol=1e-5)
+
+def test_a_folder_is_loaded_by_its_own_code_in_a_process_without_ranksearch(saved, tmp_path):
+    folder, model = saved
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        save_file({"x": x, "y": model(x)}, tmp_path / "inputs")
+    command = [sys.executable, "-c", RELOAD, str(folder), str(tmp_path / "inputs")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["refused True", "0.0 True"]
+
+
+def test_ties_come_back_by_the_code_of_the_folder(tmp_path):
+    configuration = Configuration({"embed": ("svd", (2,))})
+    host, example = Tied(), {"tokens": torch.zeros(1, 4, dtype=torch.long), "scale": 2.0}
+    model = build(Spectra(host, find_sites(host, example)), configuration)
+    folder = export.save(model, tmp_path / "tied", manifest=manifest(configuration), example=example)
+    loaded = code_of(folder).load(Tied())
+    assert loaded.head[1].weight is loaded.embed[0].weight
+    tokens = torch.randint(0, 11, (3, 4))
+    assert torch.equal(loaded(tokens, scale=0.5), model.eval()(tokens, scale=0.5))
+    assert torch.equal(export.load(folder, Tied())(tokens, scale=0.5), loaded(tokens, scale=0.5))
+
+
+def code_of(folder: Path):
+    spec = importlib.util.spec_from_file_location(f"code_of_{folder.name}", folder / "modeling.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_has_no_plain_form_is_written_without_code_and_says_why(tmp_path):
+    rank = tuple(int(r) for r in next(d for d in DECOMPOSITIONS if d.name == "tensor_ring").ranks(find_sites(dense(), EXAMPLE)["3"])[0])
+    configuration = Configuration({"3": ("tensor_ring", rank)})
+    model = factorized(dense(), configuration)
+    folder = export.save(model, tmp_path / "net", manifest=manifest(configuration), example=EXAMPLE)
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "model.safetensors"]
+    assert "'3' holds a ParametrizedConv2d" in export.read_manifest(folder)["loads"]["not_without_ranksearch"]
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(export.load(folder, dense())(x), model(x))
 
 
 def test_adaptive_structure_is_loaded_onto_other_weights(tmp_path: Path) -> None:

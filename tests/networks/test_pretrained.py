@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument, InvalidModel
-from ranksearch.networks import pretrained
+from ranksearch.networks import export, merge, pretrained
 from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites, tensors_of
 from ranksearch.space import Configuration
@@ -254,6 +254,47 @@ def test_a_network_within_another_and_one_factorized_twice_are_written(tmp_path:
     again.save_pretrained(tmp_path / "twice")
     loaded = pretrained.load(tmp_path / "twice").eval()
     torch.testing.assert_close(answer(loaded, "llama"), answer(again, "llama"), rtol=1e-6, atol=1e-6)
+
+
+def test_an_export_is_a_folder_of_transformers_and_loads_onto_the_dense_network_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense, example = llama().eval(), NETWORKS["llama"][1]
+    configuration = Configuration({"model.embed_tokens": ("svd", (5,)), "model.layers.0.mlp.up_proj": ("svd", (3,))})
+    built = build(Spectra(dense, find_sites(dense, example)), configuration)
+    manifest = {"configuration": {site: [name, list(rank)] for site, name, rank in configuration.choices}}
+    folder = export.save(built, tmp_path / "net", manifest=manifest, example=example)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "generation_config.json", "manifest.json", "model.factorized.safetensors", "modeling_factorized.py",
+    ]  # fmt: skip
+    assert export.read_manifest(folder)["loads"] == {"without_ranksearch": "AutoModelForCausalLM.from_pretrained"}
+    for loaded in (pretrained.load(folder).eval(), export.load(folder, llama())):
+        assert torch.equal(answer(loaded, "llama"), answer(built.eval(), "llama"))
+    export.save(built, folder, manifest=manifest, example=example, force=True)  # an export still, and replaced as one
+
+
+def test_a_class_of_ones_own_is_exported_with_code_for_the_dense_network(tmp_path: Path) -> None:
+    class Mine(transformers.LlamaForCausalLM):
+        pass
+
+    torch.manual_seed(0)
+    dense, example = Mine(transformers.LlamaConfig(**TEXT)).eval(), NETWORKS["llama"][1]
+    built = build(Spectra(dense, find_sites(dense, example)), Configuration({"model.layers.0.mlp.up_proj": ("svd", (3,))}))
+    manifest = {"configuration": {"model.layers.0.mlp.up_proj": ["svd", [3]]}}
+    folder = export.save(built, tmp_path / "net", manifest=manifest, example=example)
+    assert {"model.safetensors", "modeling.py"} <= {path.name for path in folder.iterdir()}
+    assert export.read_manifest(folder)["loads"] == {"without_ranksearch": "modeling.py: load(network)"}
+
+
+def test_a_merged_network_is_a_native_one(tmp_path: Path) -> None:
+    built = factorized("llama")
+    torch.manual_seed(0)
+    dense, example = llama().eval(), NETWORKS["llama"][1]
+    sites = find_sites(dense, example)
+    merged = merge.merged(built, dense, sites, [site.name for site in sites], example)
+    folder = export.save(merged, tmp_path / "net", manifest={"configuration": {}}, example=example)
+    native = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+    assert native.lm_head.weight is native.model.embed_tokens.weight
+    torch.testing.assert_close(answer(native, "llama"), answer(built, "llama"), rtol=1e-4, atol=1e-5)
 
 
 def test_other_networks_and_dense_ones_are_left_alone() -> None:

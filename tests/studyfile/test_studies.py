@@ -11,7 +11,9 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
+import ranksearch
 from ranksearch.errors import EmptySpace, InvalidArgument, StudyFileError
+from ranksearch.runners import LocalRunner, RayTuneRunner
 from ranksearch.studyfile import load
 
 HEAD = """
@@ -222,3 +224,28 @@ def test_two_files_of_one_name_are_two_modules(tmp_path):
     assert (first.create().name, second.create().name) == ("one", "two")
     assert load(tmp_path / "a" / "small.py").module.__name__ == first.module.__name__
     assert not list(tmp_path.rglob("__pycache__"))
+
+
+def test_a_study_is_loaded_in_one_call_with_its_options_and_modules(tmp_path):
+    path = write(tmp_path, "def study(*, name: str = 'small'):\n    return make(name)\n")
+    study = ranksearch.load_study(path, name="other")
+    assert study.name == "other" and study.options == {"name": "other"}
+    assert [module.__file__ for module in study.modules] == [str(path)]
+    assert study.replace(seed=3).modules == study.modules
+    with pytest.raises(InvalidArgument, match="did you mean 'name'"):
+        ranksearch.load_study(path, nam="other")
+
+
+def test_workers_get_what_a_study_file_defines(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path / "home"))
+    study = ranksearch.load_study(write(tmp_path, "def study():\n    return make()\n"))
+    carried = []
+
+    class Watched(LocalRunner):
+        def carrying(self, modules):
+            carried.extend(modules)
+            return self
+
+    study.run(1, runner=Watched())
+    assert tuple(carried) == study.modules != ()
+    assert RayTuneRunner(workers=1, by_value=[sys]).carrying(study.modules).by_value == (sys, *study.modules)
