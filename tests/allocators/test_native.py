@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
+import forked
 import pytest
 
 SCRIPT = """
@@ -30,7 +28,8 @@ print("python after")
 
 @pytest.mark.parametrize("more", [[], ["raise"]])
 def test_only_the_lines_of_the_solver_are_missing(more: list[str]) -> None:
-    result = subprocess.run([sys.executable, "-c", SCRIPT, *more], capture_output=True, text=True, check=True)
+    result = forked.run("-c", SCRIPT, *more)
+    assert result.returncode == 0, result.stderr
     expected = [
         "python before", "Highs: before, to be seen", "another library", "python within", *["raised"] * len(more),
         "Highs: afterwards, to be seen", "python after",
@@ -43,4 +42,5 @@ def test_a_closed_standard_output_is_no_error() -> None:
         "import os\nos.close(1)\nfrom ranksearch.allocators._native import without_lines\n"
         "with without_lines(b'x'):\n    done = True\nassert done"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr == b""
+    result = forked.run("-c", code)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "analysis" / "topology.py"
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False)
+    return forked.run(str(SCRIPT), *options)
 
 
 @pytest.fixture(scope="module")

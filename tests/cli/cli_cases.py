@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
+
+import forked
 
 from ranksearch.cli import main as cli
 
@@ -41,7 +42,7 @@ STUDY = """
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ranksearch.cli", *arguments], capture_output=True, text=True, timeout=120, **options)
+    return forked.run("-m", "ranksearch.cli", *arguments, **options)
 
 
 def error(capsys, *arguments: str, code: int = 2) -> str:

@@ -7,11 +7,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
+import forked
 import pytest
 from cli_cases import SEARCH, edited, error, run
 
@@ -119,9 +118,10 @@ def test_what_native_code_prints_does_not_reach_stdout(searched, tmp_path):
     out = run("front", str(noisy), "--store", store, "--format", "json")
     assert out.returncode == 0 and json.loads(out.stdout) and "from C" in out.stderr and "raw" in out.stderr
     row = json.loads(out.stdout)[0]
-    command = [sys.executable, "-m", "ranksearch.cli", "build", path, row["id"], "--store", store, "--out", str(odd)]
-    built = subprocess.run(command, capture_output=True, check=True)
-    assert os.fsencode(odd) in built.stdout
+    command = ["-m", "ranksearch.cli", "build", path, row["id"], "--store", store, "--out", str(odd)]
+    process = forked.Forked(command, bytes_=True)
+    built, _ = process.communicate(60)
+    assert process.returncode == 0 and os.fsencode(odd) in built
 
 
 def test_a_full_disk(study, tmp_path, capsys, monkeypatch):
@@ -134,19 +134,17 @@ def test_a_full_disk(study, tmp_path, capsys, monkeypatch):
 def test_a_full_disk_behind_stdout(searched):
     path, store, _ = searched
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "ranksearch.cli", "front", path, "--store", store]
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert result.returncode != 0 and "Traceback" not in result.stderr and "space" in result.stderr
+        process = forked.Forked(["-m", "ranksearch.cli", "front", path, "--store", store], stdout=full.fileno())
+        _, said = process.communicate(60)
+    assert process.returncode != 0 and "Traceback" not in said and "space" in said
 
 
 def test_a_reader_that_goes_away_is_no_error(searched):
     path, store, _ = searched
-    command = [sys.executable, "-m", "ranksearch.cli", "front", path, "--store", store, "--format", "json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout and process.stderr
+    process = forked.Forked(["-m", "ranksearch.cli", "front", path, "--store", store, "--format", "json"])
     process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 141
 
 
 def test_other_exceptions_are_bugs_and_keep_their_traceback(study, tmp_path, monkeypatch, capsys):
@@ -182,13 +180,9 @@ WAIT = "(print('WAITING', flush=True), time.sleep(60))"
 def test_ctrl_c_at_every_stage(study, tmp_path, stage, old, new, command, message):
     edited(study, old, new)
     more = SEARCH if command == "search" else ()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ranksearch.cli", command, study, "--data", str(tmp_path), *more],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout
+    process = forked.Forked(["-m", "ranksearch.cli", command, study, "--data", str(tmp_path), *more])
     while process.stdout.readline().strip() != "WAITING":
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.communicate(60)[1]
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said, said

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from ranksearch.cli import main as cli
@@ -97,29 +96,26 @@ def test_from_training_to_a_network_on_disk(study: str, tmp_path: Path, capsys) 
 
 
 def test_ctrl_c_keeps_the_steps_and_the_same_command_goes_on(study: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ranksearch.cli", "train-supernet", study, "--epochs", "4", "--store", str(tmp_path / "s.db")]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*command, "--pause", "0.3"], **options)
-    assert process.stderr is not None
+    command = ["-m", "ranksearch.cli", "train-supernet", study, "--epochs", "4", "--store", str(tmp_path / "s.db")]
+    process = forked.Forked([*command, "--pause", "0.3"])
     lines = []
     for line in process.stderr:
         lines.append(line)
         if "steps  loss" in line:
             process.send_signal(signal.SIGINT)
             break
-    rest = process.stderr.read()  # communicate() would pass over what has been read ahead
-    process.communicate(timeout=60)
+    _, rest = process.communicate(60)
     assert process.returncode == 130, rest
     last = rest.splitlines()[-1]
     found = re.fullmatch(r"interrupted at step (\d+) of 12; run the same command to go on from the last checkpoint", last)
     assert found and "Traceback" not in rest
     start = time.monotonic()
-    done = subprocess.run([*command, "--pause", "0.3"], capture_output=True, text=True, timeout=120)
+    done = forked.run(*command, "--pause", "0.3")
     assert done.returncode == 0 and time.monotonic() - start < 100
     assert f"going on after step {found[1]} of 12" in done.stderr and "12/12 steps" in done.stderr
     straight = tmp_path / "straight"
     straight.mkdir()
-    whole = subprocess.run([*command[:-1], str(straight / "s.db")], capture_output=True, text=True, timeout=120)
+    whole = forked.run(*command[:-1], str(straight / "s.db"))
     table = [part.stdout.split("no other training:")[1].split("\nin ")[0] for part in (done, whole)]
     assert whole.returncode == 0 and table[0] == table[1]
 

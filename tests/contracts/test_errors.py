@@ -5,33 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contract_cases import defined, every, folding, make, metric_norm, operator, second_moments, some
+from contract_cases import WEIGHTS, every_weight, folding, make, metric_norm, operator, over, prepared, second_moments, some
 
 from ranksearch.decompositions import AnyDecomposition, Moments
 from ranksearch.sites import canonical_weight
 
 
-@every
+@over([case for case in WEIGHTS if case[1].exact])
 def test_full_rank_reconstructs(kind: str, decomposition: AnyDecomposition) -> None:
-    layer, site, _ = make(kind)
-    defined(decomposition, site)
-    if not decomposition.exact:
-        pytest.skip("not exact at its largest rank")
-    weight = canonical_weight(layer, site)
-    state = decomposition.prepare(site, weight)
-    errors = decomposition.errors(state)
+    _, site, _ = make(kind)
+    weight, state, errors = prepared(kind, decomposition)
     rank = tuple(errors.ranks[-1].tolist())
     assert (decomposition.reconstruct(site, state, rank) - weight).norm() <= 1e-10 * weight.norm()
     assert errors.frobenius[-1] <= 1e-7  # the square root of a sum of eigenvalues of rounding size
 
 
-@every
+@every_weight
 def test_errors_are_those_of_the_reconstruction(kind: str, decomposition: AnyDecomposition) -> None:
-    layer, site, _ = make(kind)
-    defined(decomposition, site)
-    weight = canonical_weight(layer, site)
-    state = decomposition.prepare(site, weight)
-    errors = decomposition.errors(state)
+    _, site, _ = make(kind)
+    weight, state, errors = prepared(kind, decomposition)
     n = len(errors.ranks)
     assert errors.ranks.dtype == np.int64 and errors.ranks.ndim == 2
     assert errors.frobenius.shape == errors.operator.shape == (n,)
@@ -57,13 +49,9 @@ def test_errors_are_those_of_the_reconstruction(kind: str, decomposition: AnyDec
             assert norm == pytest.approx(errors.operator[k], abs=1e-7)
 
 
-@every
+@over([case for case in WEIGHTS if case[1].nested])
 def test_errors_fall_with_rank(kind: str, decomposition: AnyDecomposition) -> None:
-    layer, site, _ = make(kind)
-    defined(decomposition, site)
-    if not decomposition.nested:
-        pytest.skip("not nested")
-    errors = decomposition.errors(decomposition.prepare(site, canonical_weight(layer, site)))
+    *_, errors = prepared(kind, decomposition)
     ranks = errors.ranks
     same = (ranks[:, None, : decomposition.labels] == ranks[None, :, : decomposition.labels]).all(axis=2)
     below = same & (ranks[:, None] <= ranks[None]).all(axis=2)  # [a, b]: a is nowhere larger than b
@@ -74,11 +62,10 @@ def test_errors_fall_with_rank(kind: str, decomposition: AnyDecomposition) -> No
         assert (errors.operator[b] <= errors.operator[a] + 1e-9).all()
 
 
-@every
+@every_weight
 @pytest.mark.parametrize("metric", ["activation", "fisher", "singular"])
 def test_errors_hold_in_the_metric(kind: str, decomposition: AnyDecomposition, metric: str) -> None:
     layer, site, _ = make(kind)
-    defined(decomposition, site)
     weight = canonical_weight(layer, site)
     moments = second_moments(site, rank=2 if metric == "singular" else None)
     if metric == "activation":
@@ -99,10 +86,9 @@ def test_errors_hold_in_the_metric(kind: str, decomposition: AnyDecomposition, m
             assert relative == pytest.approx(errors.frobenius[k], rel=1e-3, abs=1e-3)
 
 
-@every
+@every_weight
 def test_zero_weight_has_no_error_and_finite_factors(kind: str, decomposition: AnyDecomposition) -> None:
     _, site, _ = make(kind)
-    defined(decomposition, site)
     for moments in (None, second_moments(site)):
         state = decomposition.prepare(site, torch.zeros(site.shape, dtype=torch.float64), moments)
         errors = decomposition.errors(state)

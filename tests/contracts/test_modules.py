@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from contract_cases import classes, defined, dense_layer, every, make, second_moments, some
+from contract_cases import CASES, PAIRS, classes, dense_layer, every, every_weight, make, over, prepared, second_moments, some
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,9 +21,7 @@ from ranksearch.sites import canonical_weight, find_sites
 @every
 def test_module_is_the_dense_layer_with_the_reconstructed_weight(kind: str, decomposition: AnyDecomposition) -> None:
     layer, site, example = make(kind)
-    defined(decomposition, site)
-    state = decomposition.prepare(site, canonical_weight(layer, site))
-    errors = decomposition.errors(state)
+    _, state, errors = prepared(kind, decomposition)
     bias = getattr(layer, "bias", None)
     for k in some(errors, 4):
         factors = decomposition.factors(state, tuple(errors.ranks[k].tolist()))
@@ -56,10 +54,8 @@ def test_module_is_the_dense_layer_with_the_reconstructed_weight(kind: str, deco
 
 @every
 def test_empty_factors_have_the_shapes_of_factors(kind: str, decomposition: AnyDecomposition) -> None:
-    layer, site, _ = make(kind)
-    defined(decomposition, site)
-    state = decomposition.prepare(site, canonical_weight(layer, site))
-    errors = decomposition.errors(state)
+    _, site, _ = make(kind)
+    _, state, errors = prepared(kind, decomposition)
     for k in classes(decomposition, errors):
         rank = tuple(errors.ranks[k].tolist())
         empty = decomposition.empty_factors(site, rank)
@@ -77,9 +73,7 @@ def _bias_gradient(module: nn.Module) -> Tensor:
 @every
 def test_costs_are_those_counted_on_the_module(kind: str, decomposition: AnyDecomposition) -> None:
     layer, site, example = make(kind)
-    defined(decomposition, site)
-    state = decomposition.prepare(site, canonical_weight(layer, site))
-    errors = decomposition.errors(state)
+    _, state, errors = prepared(kind, decomposition)
     params, macs = decomposition.costs(site, errors.ranks)
     assert params.dtype == macs.dtype == np.int64 and params.shape == macs.shape == (len(errors.ranks),)
     bias = getattr(layer, "bias", None)
@@ -90,19 +84,18 @@ def test_costs_are_those_counted_on_the_module(kind: str, decomposition: AnyDeco
         cost = decomposition.cost(site, rank)
         assert (cost.params, cost.macs) == (params[k], macs[k])
         assert any(parametrize.is_parametrized(m) for m in built.modules()) == decomposition.storage_only
-        for batch in (1, len(example)):
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                built(example[:batch])
-            # what puts a weight together is done once per call; all else once per example
-            once = macs[k] - site.cost.macs if decomposition.storage_only else 0
-            assert once >= 0 and counter.get_total_flops() == 2 * (once + (macs[k] - once) * batch)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            built(example)
+        # what puts a weight together is done once per call; all else once per example
+        once = macs[k] - site.cost.macs if decomposition.storage_only else 0
+        assert once >= 0 and counter.get_total_flops() == 2 * (once + (macs[k] - once) * len(example))
 
 
 @every
 def test_options_are_the_ranks_cheaper_than_dense(kind: str, decomposition: AnyDecomposition) -> None:
     _, site, _ = make(kind)
     options = decomposition.options(site)
-    if decomposition.undefined(site) is not None or decomposition.name == "dense":
+    if decomposition.name == "dense":
         assert len(options) == 0
         return
     params, macs = decomposition.costs(site, options)
@@ -111,10 +104,17 @@ def test_options_are_the_ranks_cheaper_than_dense(kind: str, decomposition: AnyD
     assert len(np.unique(options, axis=0)) == len(options)
 
 
-@every
+def test_where_a_type_is_not_defined_it_says_why_and_has_no_options() -> None:
+    undefined = [case for case in PAIRS if case not in CASES]
+    assert undefined
+    for kind, decomposition in undefined:
+        _, site, _ = make(kind)
+        assert decomposition.undefined(site) and len(decomposition.options(site)) == 0
+
+
+@every_weight
 def test_inputs_are_untouched(kind: str, decomposition: AnyDecomposition) -> None:
     layer, site, _ = make(kind)
-    defined(decomposition, site)
     weight = canonical_weight(layer, site).clone()
     kept = weight.clone()
     bias = torch.randn(site.c_out, dtype=weight.dtype) if site.bias else None
@@ -139,12 +139,10 @@ def test_inputs_are_untouched(kind: str, decomposition: AnyDecomposition) -> Non
     assert torch.equal(random, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("decomposition", DECOMPOSITIONS, ids=lambda d: d.name)
+@over([case for case in CASES if case[0] in ("conv3x3", "linear", "embedding")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["conv3x3", "linear", "embedding"])
 def test_low_precision_and_strided_weights(decomposition: AnyDecomposition, dtype: torch.dtype, kind: str) -> None:
     layer, site, _ = make(kind)
-    defined(decomposition, site)
     weight = canonical_weight(layer, site).to(dtype)
     scattered = torch.empty(*weight.shape, 2, dtype=dtype)[..., 0].copy_(weight)
     scattered = scattered.transpose(0, 1).contiguous().transpose(0, 1) if kind == "conv3x3" else scattered

@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 
 import pytest
-from contract_cases import SITES, defined, every, make
+from contract_cases import SHAPES, every_weight, make, prepared
 from torch import Tensor
 
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, describe
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import canonical_weight
 
 
-@every
+@every_weight
 def test_ranks_are_described(kind: str, decomposition: AnyDecomposition) -> None:
-    layer, site, _ = make(kind)
-    defined(decomposition, site)
-    ranks = decomposition.errors(decomposition.prepare(site, canonical_weight(layer, site))).ranks.tolist()
+    _, site, _ = make(kind)
+    ranks = prepared(kind, decomposition)[2].ranks.tolist()
     texts = [describe(site, decomposition.name, rank) for rank in ranks]
     assert len(set(texts)) == len(ranks)  # no two ranks read alike
     for rank, text in zip(ranks, texts, strict=True):
@@ -40,16 +38,15 @@ def test_descriptions_read_well() -> None:
         describe(site, "svdd", (1,))
 
 
-@pytest.mark.parametrize("kind", list(SITES))
+@pytest.mark.parametrize("kind", SHAPES)
 def test_no_network_has_two_names(kind: str) -> None:
     """Options of equal cost and equal weight are the same network under two names."""
-    layer, site, _ = make(kind)
-    weight = canonical_weight(layer, site)
+    _, site, _ = make(kind)
     seen: dict[tuple[int, int], list[tuple[str, tuple[int, ...], Tensor]]] = {}
     for decomposition in DECOMPOSITIONS:
         if decomposition.undefined(site) is not None or not decomposition.exact:
             continue
-        state = decomposition.prepare(site, weight)
+        weight, state, _ = prepared(kind, decomposition)
         for row in decomposition.options(site):
             rank = tuple(row.tolist())
             cost = decomposition.cost(site, rank)

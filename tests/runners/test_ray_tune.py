@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 
 from ranksearch.errors import RanksearchError, RanksearchWarning
 from ranksearch.evaluation import Fidelity, Outcome, Request
@@ -257,7 +257,7 @@ def test_the_cluster_of_an_address_is_joined_and_goes_on(tmp_path: Path, tempora
 
     address = ray.get_runtime_context().gcs_address
     process, _ = launch(tmp_path, temporary, 0.0, {"RANKSEARCH_TEST_ADDRESS": address})
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(120)
     assert process.returncode == 0 and output.splitlines() == ["reported"] * 4 + ["stopped"], output
     assert ray.is_initialized() and ray.cluster_resources()["CPU"] == 2
 
@@ -288,7 +288,7 @@ except KeyboardInterrupt:
 """
 
 
-DRIVERS: list[subprocess.Popen[str]] = []
+DRIVERS: list[Forked] = []
 
 
 @pytest.fixture
@@ -300,16 +300,13 @@ def temporary() -> Iterator[str]:
             DRIVERS.pop().kill()
 
 
-def launch(tmp_path: Path, temporary: str, seconds: float, settings: Mapping[str, str] | None = None) -> tuple[subprocess.Popen[str], Path]:
+def launch(tmp_path: Path, temporary: str, seconds: float, settings: Mapping[str, str] | None = None) -> tuple[Forked, Path]:
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"TMPDIR": temporary}
     for name in [name for name in environment if name.startswith(("RAY_ADDRESS", "TUNE_"))]:
         del environment[name]
     environment |= settings or {}
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "pids"), str(seconds)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = Forked([str(tmp_path / "script.py"), str(tmp_path / "pids"), str(seconds)], env=environment, merged=True)
     DRIVERS.append(process)
     return process, tmp_path / "pids"
 
@@ -342,7 +339,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks a
 @linux
 def test_own_ray_is_quiet_and_gone_afterwards(tmp_path: Path, temporary: str) -> None:
     process, _ = launch(tmp_path, temporary, 0.0, {"RAY_ADDRESS": "127.0.0.1:9", "RANKSEARCH_TEST_ADDRESS": "local"})
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(120)
     assert process.returncode == 0, output
     assert output.splitlines() == ["reported"] * 4 + ["stopped"]
     assert wait_for(lambda: not remaining(temporary), 5), remaining(temporary)
@@ -355,7 +352,7 @@ def test_an_interrupt_comes_through_soon_and_leaves_nothing(tmp_path: Path, temp
     process, pids = launch(tmp_path, temporary, 600.0)
     assert wait_for(pids.exists, 90), "no evaluation has started"
     os.killpg(process.pid, number)  # as a terminal and a batch system do: to the whole group
-    output, _ = process.communicate(timeout=60)  # an evaluation takes ten times as long
+    output, _ = process.communicate(60)  # an evaluation takes ten times as long
     assert process.returncode == 130 and "interrupted" in output, output
     assert wait_for(lambda: not remaining(temporary), 3), remaining(temporary)
     assert not list(Path(temporary).glob("ranksearch-*"))
@@ -366,6 +363,6 @@ def test_killing_the_driver_leaves_no_process(tmp_path: Path, temporary: str) ->
     process, pids = launch(tmp_path, temporary, 600.0)
     assert wait_for(pids.exists, 90), "no evaluation has started"
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(30)
     assert wait_for(lambda: not remaining(temporary), 20), remaining(temporary)
     assert wait_for(lambda: not list(Path(temporary).glob("ranksearch-*")), 5)

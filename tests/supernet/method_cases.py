@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ranksearch.space import Configuration, SearchSpace, build_space, named
 from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import RankSupernet
 from ranksearch.supernet.methods import METHODS, Method
-from ranksearch.supernet.sampling import Sampling
+from ranksearch.supernet.sampling import FrontGuided, Sampling
 
 KINDS = ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "tiled_svd", "decoupled")
 NORM = "1"  # the batch norm's path
@@ -31,10 +32,18 @@ def network() -> nn.Module:
     ).double()  # fmt: skip
 
 
-def supernet(kinds: tuple[str, ...] = KINDS, **options: Any) -> RankSupernet:
+@cache
+def prepared(kinds: tuple[str, ...]) -> tuple[nn.Module, SearchSpace, Spectra]:
+    """What supernets of it are made from, and leave as it is."""
     model = network()
     spectra = Spectra(model, find_sites(model, torch.zeros(1, 3, 8, 8).double()), named(*kinds))
-    return RankSupernet(model, build_space(spectra), spectra=spectra, **options)
+    return model, build_space(spectra), spectra
+
+
+def supernet(kinds: tuple[str, ...] = KINDS, **options: Any) -> RankSupernet:
+    model, space, spectra = prepared(kinds)
+    torch.manual_seed(0)
+    return RankSupernet(model, space, spectra=spectra, **options)
 
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -85,7 +94,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
+def near_fronts(space: SearchSpace) -> FrontGuided:
+    """The default sampling of ``sandwich``, with few points and made once."""
+    return FrontGuided(space, points=4)
+
+
 def make(name: str, net: RankSupernet, *, seed: int = 0, **options: Any) -> Method:
+    if name == "sandwich":
+        options = {"sampling": near_fronts(net.space)} | options
     return METHODS[name](net, F.cross_entropy, seed=seed, **(SETTINGS.get(name, {}) | options))
 
 

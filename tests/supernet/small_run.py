@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ranksearch.space import SearchSpace
 from ranksearch.space.specs import SpaceSpec, named
 from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import RankSupernet
 from ranksearch.supernet.methods import METHODS
+from ranksearch.supernet.sampling import FrontGuided
 from ranksearch.tasks import Classification
 
 
@@ -34,16 +37,32 @@ def task(**options: Any) -> Classification:
     return Classification(train=(x, y), validation=(x[:20], y[:20]), classes=3, **given)
 
 
-def supernet(**options: Any) -> RankSupernet:
+@cache
+def prepared() -> tuple[nn.Module, SearchSpace, Spectra]:
+    """What supernets of it are made from, and leave as it is."""
     network = model()
     spec = SpaceSpec(named("svd", "svd_in", "spatial", "tucker2"), max_options=6)
     spectra = Spectra(network, spec.sites(network, task().example()), spec.decompositions)
-    return RankSupernet(network, spec.build(spectra), spectra=spectra, **options)
+    return network, spec.build(spectra), spectra
+
+
+@cache
+def near_fronts() -> FrontGuided:
+    """The default sampling of ``sandwich``, with few points and made once."""
+    return FrontGuided(prepared()[1], points=4)
+
+
+def supernet(**options: Any) -> RankSupernet:
+    network, space, spectra = prepared()
+    torch.manual_seed(1)
+    return RankSupernet(network, space, spectra=spectra, **options)
 
 
 def made(name: str, *, refresh: int = 2, seed: int = 5, **options: Any) -> tuple[RankSupernet, Any]:
     """A supernet and a method for it."""
     net = supernet(refresh=refresh)
+    if name == "sandwich":
+        options = {"sampling": near_fronts()} | options
     return net, METHODS[name](net, task().loss, seed=seed, **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,13 +55,24 @@ def randomize(model: nn.Module) -> None:
 def build(
     model: nn.Module | None = None, *, example: Any = None, types: Any = TYPES, moments: dict[str, Moments] | None = None, **options: Any
 ) -> tuple[nn.Module, SearchSpace, RankSupernet]:
-    """(model, space, supernet) of `Net` in float64, unless another model is given."""
-    model = Net().double() if model is None else model
-    example = torch.randn(1, 4, 9, 9, dtype=torch.float64) if example is None else example
-    randomize(model)
-    spectra = Spectra(model, find_sites(model, example), types, moments=moments)
-    space = build_space(spectra)
+    """(model, space, supernet) of `Net` in float64, unless another model is given; that of `Net` is one for all and left as it is."""
+    if model is None:
+        model, space, spectra = _of_net(types)
+    else:
+        example = torch.randn(1, 4, 9, 9, dtype=torch.float64) if example is None else example
+        randomize(model)
+        spectra = Spectra(model, find_sites(model, example), types, moments=moments)
+        space = build_space(spectra)
     return model, space, RankSupernet(model, space, spectra=spectra, **options)
+
+
+@cache
+def _of_net(types: Any) -> tuple[nn.Module, SearchSpace, Spectra]:
+    torch.manual_seed(0)
+    model = Net().double()
+    randomize(model)
+    spectra = Spectra(model, find_sites(model, torch.randn(1, 4, 9, 9, dtype=torch.float64)), types)
+    return model, build_space(spectra), spectra
 
 
 def configurations(name: str, sites: Any, *, count: int = 3) -> list[Configuration]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from ddp_worker import run
@@ -21,17 +20,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     if not torch.distributed.is_available():
         pytest.skip("this build of torch has no torch.distributed")
     folder = tmp_path_factory.mktemp("ddp")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     script = str(Path(__file__).with_name("ddp_worker.py"))
     processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(WORLD), str(folder / "meeting"), str(folder / f"{rank}.pt")],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
+        forked.Forked([script, str(rank), str(WORLD), str(folder / "meeting"), str(folder / f"{rank}.pt")], env=environment)
         for rank in range(WORLD)
-    ]  # fmt: skip
+    ]
     try:
-        errors = [process.communicate(timeout=100)[1] for process in processes]
+        errors = [process.communicate(100)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -250,7 +250,7 @@ def test_recalibration_is_that_of_the_extracted_network() -> None:
     assert all(torch.equal(v, low[k]) for k, v in net.low_buffers.named_buffers())
 
 
-CLOSED = [d for d in cases.TYPES if d.name == "dense" or not PROJECTIONS[d.name].fitted]  # bases a function of the weights alone
+CLOSED = tuple(d for d in cases.TYPES if d.name == "dense" or not PROJECTIONS[d.name].fitted)  # bases a function of the weights alone
 
 
 def test_state_dict_covers_weights_and_both_sets_of_statistics() -> None:

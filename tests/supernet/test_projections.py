@@ -90,14 +90,16 @@ def energy(site, residual: torch.Tensor, moments: Moments) -> float:
 def test_moments_of_any_rank_and_scale_in_float32(name: str, scale: tuple[float, float]) -> None:
     """Rank-one moments: bases and factors are finite in float32, full rank gives the weight back."""
     decomposition, projection = cases.BY_NAME[name], PROJECTIONS[name]
-    for site, weight in sites_of(name):
+    found = [(site, weight) for site, weight in sites_of(name) if site.name in ("first", "grouped", "linear")]
+    assert found
+    for site, weight in found:
         weight = weight.float()
         generator = torch.Generator().manual_seed(0)
         sizes = (weight[0].numel(), site.c_out // site.groups)
         vectors = [torch.randn(site.groups, size, 1, generator=generator, dtype=torch.float64) for size in sizes]
         moments = Moments(*(s * v @ v.mT for s, v in zip(scale, vectors, strict=True)))
-        *_, full = some_ranks(name, site)
-        for rank in some_ranks(name, site):
+        *_, half, full = some_ranks(name, site)
+        for rank in (half, full):
             bases = projection.bases(site, weight, rank, moments)
             assert all(bool(t.isfinite().all()) for side in bases.sides for t in (side.out, side.into, side.energies))
             for balanced in (False, True):

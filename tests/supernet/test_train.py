@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from safetensors import safe_open
@@ -111,8 +109,7 @@ def test_a_killed_process_is_resumed(kind: str, resumed: int, tmp_path: Path) ->
     """SIGKILL after step 7 leaves the checkpoint of step 6; Ctrl-C makes one of its own."""
     name = "joint"
     script = SCRIPT.format(here=str(Path(__file__).parent), name=name, step=7, signal=kind, folder=str(tmp_path / "run"))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    done = forked.run("-c", script)
     if kind == "SIGKILL":
         assert done.returncode == -signal.SIGKILL, done.stderr
     else:
