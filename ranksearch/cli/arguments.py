@@ -207,6 +207,22 @@ class StudyCommand(click.Command):
         return kept
 
 
+def given_words(ctx: click.Context, *, only: Collection[str] | None = None, without: Collection[str] = ()) -> list[str]:
+    """The options that this command line gave of the command's own, for another command line: all, or ``only`` those of these names, but
+    none ``without``."""
+    words: list[str] = []
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        if not isinstance(parameter, click.Option) or name not in ctx.params or name in without or (only is not None and name not in only):
+            continue
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        value = ctx.params[name]
+        for each in value if parameter.multiple else [value]:
+            words += [parameter.opts[0], *([] if parameter.is_flag or each == "" else [str(each)])]
+    return words
+
+
 def _names(parameter: click.Parameter) -> list[str]:
     return [*parameter.opts, *parameter.secondary_opts]
 

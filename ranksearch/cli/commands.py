@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ranksearch.cli import costs, machines, parameters, spaces
-from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand
+from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand, given_words
 from ranksearch.cli.session import Session, default_store
 from ranksearch.errors import EmptySpace, InvalidArgument
 
@@ -300,8 +300,11 @@ def _stored_options(file: StudyFile, store: str) -> dict[str, Any]:
 
 
 def _command(asked: StudyArguments, store: str | None) -> Callable[[str], str]:
-    """The command line of another command for the same study."""
+    """The command line of another command for the same study; of the same command, with the options that it was given, but for how many
+    trials and which of them again."""
     import shlex
+
+    ctx = click.get_current_context()
 
     def line(name: str) -> str:
         words = ["ranksearch", name, str(asked.file.path)]
@@ -311,6 +314,10 @@ def _command(asked: StudyArguments, store: str | None) -> Callable[[str], str]:
                     value = asked.given[option.name]
                     words += [option.flag if value else f"--no-{option.flag[2:]}"] if isinstance(value, bool) else [option.flag, str(value)]
             words += asked.space.words
+        if name == ctx.command.name:
+            words += given_words(ctx, without=("trials", "retry_failed", "store"))
+        elif name == "front":
+            words += given_words(ctx, only=("objective",))
         return shlex.join([*words, *(["--store", store] if store else [])])
 
     return line

@@ -22,7 +22,10 @@ def budgets(study: Study, conditions: Sequence[str]) -> dict[str, Any]:
     from ranksearch.results.conditions import Condition
 
     found: dict[str, float] = {}
-    for condition in Condition.parse_all(conditions):
+    parsed = Condition.parse_all(conditions)
+    for condition in parsed:
+        condition.check_bounds([cost.name for cost in study.costs])
+    for condition in parsed:
         for name, bound in condition.upper_bounds(study.baseline).items():
             found[name] = min(bound, found.get(name, math.inf))
     tiny = 1e-12  # a bound of 0 is positive as a share, and as impossible

@@ -133,6 +133,19 @@ class Condition:
         sound = ~np.any([np.isnan(values) for values in arrays.values()], axis=0)
         return self._mask(self._tree, arrays, _Dense(baseline, costs)) & sound
 
+    def check_bounds(self, costs: Collection[str]) -> None:
+        """Refuse what `upper_bounds` refuses whatever the amounts of the dense network are, which may be costly to find out.
+
+        Args:
+            costs: the names of all.
+
+        Raises:
+            InvalidArgument: naming the first part that is not an upper bound on a cost.
+        """
+        for part in _conjuncts(self._tree):
+            for _ in self._limits(part, costs):
+                continue
+
     def upper_bounds(self, costs: Mapping[str, int | float]) -> dict[str, int | float]:
         """The largest admissible amount per cost, an integer where the dense network's is one, for a condition that is nothing
         but upper bounds on costs joined by ``and``: ``macs < 0.5 and params <= 100000``.
@@ -145,7 +158,8 @@ class Condition:
         """
         bounds: dict[str, int | float] = {}
         for part in _conjuncts(self._tree):
-            for name, bound, strict in self._upper(part, _Dense(costs, costs)):
+            for name, side, strict in self._limits(part, costs):
+                bound = self._bound(side, part, _Dense(costs, costs))
                 if isinstance(costs[name], int):
                     limit = math.ceil(bound) - 1 if strict else math.floor(bound)
                 else:
@@ -153,7 +167,8 @@ class Condition:
                 bounds[name] = min(limit, bounds.get(name, limit))
         return bounds
 
-    def _upper(self, part: ast.expr, dense: _Dense) -> Iterator[tuple[str, Fraction, bool]]:
+    def _limits(self, part: ast.expr, costs: Collection[str]) -> Iterator[tuple[str, ast.expr, bool]]:
+        """The cost, the side that bounds it, and whether it has to stay below that."""
         refusal = InvalidArgument(
             f"condition {self.text!r}: {ast.unparse(part)!r} is not an upper bound on a cost; "
             f"give bounds such as 'macs <= 0.5' or 'params < 100000', joined by 'and'"
@@ -165,9 +180,9 @@ class Condition:
                 left, right = right, left
             elif not isinstance(sign, (ast.Lt, ast.LtE)):
                 raise refusal
-            if not (isinstance(left, ast.Name) and left.id in dense.costs) or _names(right):
+            if not (isinstance(left, ast.Name) and left.id in costs) or _names(right):
                 raise refusal
-            yield left.id, self._bound(right, part, dense), isinstance(sign, (ast.Lt, ast.Gt))
+            yield left.id, right, isinstance(sign, (ast.Lt, ast.Gt))
 
     def _mask(self, node: ast.expr, arrays: Mapping[str, np.ndarray], dense: _Dense) -> np.ndarray:
         if isinstance(node, ast.BoolOp):

@@ -74,6 +74,8 @@ def run(
         allocator = _of_table("allocator", allocator, Allocator, ((a.name, a) for a in ALLOCATORS))
     kinds = None if proxies is None else [_proxy_kind(proxy) for proxy in proxies]
     conditions = Condition.parse_all(constraints)
+    for condition in conditions:
+        condition.check_bounds([cost.name for cost in study.costs])
 
     study.check_unchanged()
     study.measure(tell)

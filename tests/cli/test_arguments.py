@@ -28,6 +28,8 @@ def test_help_imports_nothing_heavy():
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"ranksearch {__version__}\n"
+    result = subprocess.run([sys.executable, "-m", "ranksearch", "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"ranksearch {__version__}\n"), result.stderr
 
 
 def test_a_study_shows_its_options_in_a_group_of_their_own(study, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def test_search_prints_progress_a_front_and_what_to_do_next(searched):
     commands = [line.strip() for line in out.split("next:")[1].strip().splitlines()]
     assert [c.split()[1] for c in commands] == ["front", "build", "search"]
     assert all(path in c and store in c for c in commands) and "--noise 0.5" in commands[2]
+
+
+def test_the_next_commands_are_given_what_this_one_was(study, tmp_path, capsys):
+    given = ["--constraint", "macs <= 0.9", "--objective", "accuracy", "--objective", "params", "--sampler", "random", "--runner", "local"]
+    store = ["--store", str(tmp_path / "s.db")]
+    assert cli.main(["search", study, "--data", str(tmp_path), *given, "--trials", "3", *store]) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.split("next:")[1].strip().splitlines()]
+    following = {words[1]: words[3:] for words in lines}
+    assert following["search"] == ["--data", str(tmp_path), *given, *store, "--trials", "6"]
+    assert following["front"][:6] == ["--objective", "accuracy", "--objective", "params", *store]
+    assert cli.main(["search", study, *following["search"]]) == 0
 
 
 def test_searching_again_adds_to_what_is_stored(searched, tmp_path, capsys):

@@ -25,6 +25,9 @@ def test_errors_are_one_line(study, tmp_path, capsys):
     assert "not an upper bound on a cost" in error(capsys, "search", study, *data, "--runner", "local", "--where", "speed < 1")
     said = error(capsys, "search", study, *data, "--runner", "local", "--constraint", "macs <= 0.0001")
     assert "the smallest that this space reaches is" in said
+    for command in (("search", study, "--constraint"), ("compress", study, "--out", str(tmp_path / "x"), "--to")):
+        assert cli.main([*command, "accuracy > 0.9", *data]) == 2
+        assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [f"loading {study} ...", "error"]  # no other work
     assert "objectives=['speed']" in error(capsys, "search", study, *data, "--objective", "speed")
     said = error(capsys, "search", study, *data, "--runner", "local", "--workers", "2")
     assert "--workers 2, --address None: --runner local evaluates one at a time" in said
@@ -221,8 +224,8 @@ def test_a_command_that_does_not_end_is_cut_short():
         "        except KeyboardInterrupt: pass\n"
         "commands.execute, main.GRACE = busy, 0.2\nsys.exit(main.main([]))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdout.readline() == "READY\n"
+    process = forked.Forked(["-c", code])
+    assert process.stdout.readline() == "READY\n"
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143 and said.startswith("terminated: not ended within 0.2 seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -175,6 +176,12 @@ def test_what_is_not_an_upper_bound_is_named(text, part) -> None:
     with pytest.raises(InvalidArgument) as caught:
         Condition.parse(text).upper_bounds(COSTS)
     assert repr(part) in str(caught.value)
+    with pytest.raises(InvalidArgument, match=re.escape(str(caught.value))):  # amounts need not be known for that
+        Condition.parse(text).check_bounds(list(COSTS))
+
+
+def test_what_may_be_an_upper_bound_is_not_refused() -> None:
+    Condition.parse("macs < 0.5 and params <= baseline / 0").check_bounds(["macs", "params"])
 
 
 @given(st.integers(1, 10**12), st.integers(1, 1000), st.booleans())

@@ -115,8 +115,10 @@ def test_bad_arguments_are_refused_before_any_work(store: str) -> None:
     with pytest.raises(InvalidArgument, match="accuracy, loss"):
         make(objectives=("f1", "macs"))
     for bad in ({"trials": 0}, {"sampler": "magic"}, {"allocator": "greedy"}, {"proxies": ["nope"]}, {"constraints": ["accuracy > 0.5"]}):
+        study = make(store=store)
         with pytest.raises(InvalidArgument):
-            _run(make(store=store), **bad)
+            _run(study, **bad)
+        assert not study.profiled, bad
     assert not Path(store).exists()
 
 
