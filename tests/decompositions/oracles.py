@@ -45,10 +45,10 @@ def assert_no_neighbour_is_better(decomposition: AnyDecomposition, site: Site, w
             assert squared_error(site, weight - decomposition.compose(site, moved), m) > best
 
 
-def descend(decomposition: AnyDecomposition, site: Site, weight: Tensor, m: Moments, start: tuple[Tensor, ...]) -> float:
+def descend(decomposition: AnyDecomposition, site: Site, weight: Tensor, m: Moments, start: tuple[Tensor, ...], steps: int = 400) -> float:
     """The squared error that L-BFGS on the factors reaches from ``start``: an oracle that knows no closed form."""
     factors = [f.clone(memory_format=torch.contiguous_format).requires_grad_() for f in start]
-    optimizer = torch.optim.LBFGS(factors, max_iter=400, line_search_fn="strong_wolfe", tolerance_change=1e-14, tolerance_grad=1e-10)
+    optimizer = torch.optim.LBFGS(factors, max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=1e-14, tolerance_grad=1e-10)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
