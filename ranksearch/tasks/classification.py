@@ -307,8 +307,14 @@ def rate(step: int, steps: int, schedule: Schedule) -> float:
 
 
 def _pair(split: str, pair: Any) -> tuple[Tensor, Tensor]:
-    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(part, (Tensor, np.ndarray)) for part in pair)):
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
         raise InvalidArgument(f"{split} is a {type(pair).__name__}: must be a pair (x, y) of tensors or arrays")
+    for name, part in zip("xy", pair, strict=True):
+        if not isinstance(part, (Tensor, np.ndarray)):
+            raise InvalidArgument(
+                f"{split}: {name} is a {type(part).__name__}; must be one tensor or array. Networks of several inputs, such as mappings of "
+                "keyword arguments, have the task FromLoss (docs/language_models.md) or one of your own (docs/tasks.md)"
+            )
     try:
         x, y = (part.detach().cpu().contiguous() if isinstance(part, Tensor) else torch.tensor(part) for part in pair)
     except TypeError as error:

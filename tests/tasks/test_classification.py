@@ -189,6 +189,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"normalize": (0.5,)}, "mean, std"),
     ({"normalize": ((0.1, 0.2), 1.0)}, "3 channels"),
     ({"augment": 3}, "callable"),
+    ({"train": ({"input_ids": torch.ones(4, 3)}, torch.ones(4))}, r"train: x is a dict; must be one tensor.*FromLoss"),
+    ({"train": torch.ones(4, 3)}, r"train is a Tensor: must be a pair \(x, y\)"),
     ({"augment": partial(noise, generator=object())}, "lasting"),
 ]
 
