@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ranksearch.errors import InvalidArgument
+from ranksearch.errors import InvalidArgument, MissingDependency
 from ranksearch.tasks import images
 from ranksearch.tasks.images import CropAndFlip, cifar10, digits, fashion_mnist, read_idx
 from ranksearch.tasks.networks import cifar_resnet, load_weights
@@ -44,6 +46,16 @@ def test_digits_are_split_in_proportion_without_overlap() -> None:
     inputs = torch.cat([x for x, _ in task.labelled(100)])
     assert len(inputs) == 1000 and abs(inputs.mean()) < 0.02 and abs(inputs.std() - 1) < 0.02
     assert digits().fingerprint() == task.fingerprint()
+
+
+def test_digits_are_read_from_the_file_or_by_scikit_learn_or_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = digits().fingerprint()
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "sklearn" / "__init__.py")))
+    assert digits().fingerprint() == fingerprint  # of a version whose file is elsewhere
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else find_spec(name))
+    with pytest.raises(MissingDependency, match="pip install scikit-learn"):
+        digits()
 
 
 # -- augmentation -------------------------------------------------------------------------------------------------
