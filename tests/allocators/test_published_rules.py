@@ -16,6 +16,7 @@ from ranksearch.allocators.decomposable_net import DecomposableNet, Decomposable
 from ranksearch.allocators.energy import EnergyThreshold
 from ranksearch.allocators.evbmf import EVBMF, evbmf_rank
 from ranksearch.allocators.stn_storage import STNStorage
+from ranksearch.costs import COSTS, CostModel, DenseNetwork, LayerOptions
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.proxies import Frobenius
@@ -170,6 +171,51 @@ def test_stn_storage_leaves_no_step_that_fits():
         better = ladder.column("frobenius") < ladder.options[index].frobenius
         rise = ladder.column("params") - ladder.options[index].cost.params
         assert not (better & (rise <= left)).any()
+
+
+class Factorized(CostModel):
+    """How many layers are factorized, of which the dense network has none."""
+
+    name, label, unit = "factorized", "factorized layers", "layers"
+
+    def options(self, layer: LayerOptions) -> np.ndarray:
+        return np.full(len(layer.ranks), int(layer.decomposition.name != "dense"), dtype=np.int64)
+
+    def rest(self, network: DenseNetwork) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("rule", [STNStorage(), BALF(), EnergyThreshold(), DecomposableNet()], ids=lambda rule: rule.name)
+@pytest.mark.filterwarnings("error")
+def test_a_budget_of_nothing_leaves_nothing_of_it(rule):
+    spectra, _ = SVD
+    space = build_space(spectra, costs=(*COSTS, Factorized()))
+    table = Frobenius().table(space)
+    found = rule.allocate(Problem(space, table, {"factorized": 0}))
+    assert found.cost["factorized"] == 0 and found.cost.params == space.baseline.params
+    assert rule.allocate(Problem(space, table, {"factorized": 1})).cost["factorized"] <= 1
+
+
+def test_stn_storage_moves_what_errs_most_by_what_gains_most_per_parameter():
+    """Against the rule step by step, with as little room as makes it close layers."""
+    _, space = ALL
+    errors = [np.square(ladder.column("frobenius")) for ladder in space.ladders]
+    params = [ladder.column("params") for ladder in space.ladders]
+    for share in (0.2, 0.35, 0.7):
+        room = space.limit("params", share) - space.fixed["params"]
+        now = [min(range(len(c)), key=lambda i, c=c, e=e: (c[i], e[i])) for c, e in zip(params, errors, strict=True)]
+        closed: set[int] = set()
+        while len(closed) < len(now):
+            site = max((s for s in range(len(now)) if s not in closed), key=lambda s: errors[s][now[s]])
+            left = room - sum(int(c[i]) for c, i in zip(params, now, strict=True))
+            e, c, i = errors[site], params[site], now[site]
+            moves = [m for m in range(len(e)) if e[m] < e[i] and c[m] - c[i] <= left]
+            if moves:
+                now[site] = max(moves, key=lambda m: (e[i] - e[m]) / max(c[m] - c[i], 1e-3))
+            else:
+                closed.add(site)
+        found = STNStorage().allocate(Problem(space, Frobenius().table(space), {"params": share}))
+        assert found.indices.tolist() == now
 
 
 @pytest.mark.parametrize("rank", [1, 5, 12])

@@ -57,6 +57,12 @@ def test_the_front_sets_the_scale_and_what_is_off_it_is_marked(tmp_path: Path, d
     assert labels["front"].tolist() == [[20.0, 0.8], [50.0, 0.9]]
 
 
+def test_a_front_of_one_level_has_room_around_it(tmp_path: Path, drawn: list[Any]) -> None:
+    frame = _frame().assign(accuracy=0.9)
+    plot_front(frame, metric="accuracy", title="t", path=tmp_path / "front.png")
+    assert drawn[0].axes[0].get_ylim() == pytest.approx((0.8, 0.95))
+
+
 @pytest.mark.parametrize("points", [3, 60])
 def test_the_legend_covers_no_point_and_colours_span_the_front(tmp_path: Path, drawn: list[Any], points: int) -> None:
     macs = np.linspace(0.05, 0.95, points)
