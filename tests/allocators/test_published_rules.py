@@ -218,6 +218,20 @@ def test_stn_storage_moves_what_errs_most_by_what_gains_most_per_parameter():
         assert found.indices.tolist() == now
 
 
+def test_stn_storage_gives_what_is_left_to_the_first_of_equals():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model[2].load_state_dict(model[0].state_dict())
+    spectra = Spectra(model, find_sites(model, torch.randn(1, 8)), [TYPES["svd"]])
+    space = build_space(spectra)
+    apart = 0
+    for budget in range(space.smallest("params"), space.baseline.params):
+        first, second = STNStorage().allocate(Problem(space, Frobenius().table(space), {"params": budget})).indices
+        assert first >= second
+        apart += int(first > second)
+    assert apart
+
+
 @pytest.mark.parametrize("rank", [1, 5, 12])
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40), (60, 60)])
 def test_evbmf_finds_the_rank_under_noise(shape, rank):

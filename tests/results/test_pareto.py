@@ -166,3 +166,6 @@ def test_a_spread_front_begins_with_the_most_hypervolume_and_has_no_row_twice() 
     assert spread_front(values, 3)[0] == 1 and set(spread_front(values, 3)) == {0, 1, 3}
     assert sorted(spread_front(values, 9)) == [0, 1, 2, 3]
     assert spread_front([[2.0, 7.0]], 2) == [0]  # one row has no range to be scaled by
+    assert spread_front([[1.0, 0.0], [0.0, 1.0]], 1) == [0]  # of rows that add the same, the first
+    assert sorted(spread_front([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], 3)) == [0, 1, 2]  # equal in one objective alone
+    assert spread_front([[0.0, 1.0], [0.6, 0.6], [1.0, 0.0]], 1) == [1]  # the reference is a tenth beyond the ends, which count little
