@@ -3,7 +3,7 @@ All of them read an attribute of a layer that is replaced, or tie one to another
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from functools import cache
 from pathlib import Path
@@ -22,12 +22,11 @@ NAMES = ("vit", "deit", "dinov2", "clip", "t5", "whisper", "mamba", "mamba2", "m
 
 @cache
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("architectures", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["architectures"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(SCRIPT.parent))  # as when it runs: its table is a file beside it
+    try:
+        return importlib.import_module(SCRIPT.stem)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
 
 
 @cache

@@ -22,7 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-PRELOADED = ("ranksearch.cli.commands", "ranksearch.studyfile", "ranksearch.study", "ranksearch.supernet", "ranksearch.runners")
+PRELOADED = (
+    "ranksearch.cli.commands", "ranksearch.studyfile", "ranksearch.study", "ranksearch.supernet", "ranksearch.runners",
+    "torch._dynamo",  # which torch imports where it first makes an optimizer
+)  # fmt: skip
 LIMIT = 60_000  # bytes of a request
 
 _server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
