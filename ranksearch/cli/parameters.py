@@ -87,25 +87,18 @@ def search() -> list[click.Parameter]:
     return [
         study_argument(),
         click.Option(
-            ["--trials"],
-            type=click.IntRange(min=1),
-            default=40,
-            metavar="N",
+            ["--trials"], type=click.IntRange(min=1), default=40, metavar="N",
             help="Evaluations the study is to have, those in the store among them.  [default: 40]",
         ),
         click.Option(
-            ["--constraint", "--where", "where"],
-            multiple=True,
-            metavar="CONDITION",
+            ["--constraint", "--where", "where"], multiple=True, metavar="CONDITION",
             help='Evaluate only what satisfies it, such as "macs <= 0.5"; repeatable.',
         ),
         objective_option(),
         cost_option(),
         click.Option(["--sampler"], type=NameIn("samplers", "SAMPLERS"), default="nsga2", help="[default: nsga2]"),
         click.Option(
-            ["--proxy"],
-            multiple=True,
-            type=NameIn("proxies", "PROXIES"),
+            ["--proxy"], multiple=True, type=NameIn("proxies", "PROXIES"),
             help="Begin with the optima of this one; repeatable.  [default: the best of all rules, measured without training]",
         ),
         click.Option(["--allocator"], type=NameIn("allocators", "ALLOCATORS"), help="Solves for these optima.  [default: exactly]"),
@@ -126,7 +119,7 @@ def search() -> list[click.Parameter]:
         click.Option(["--json"], is_flag=True, help="Print events as JSON, one a line, instead of progress and result."),
         space_option(),
         store_option(),
-    ]
+    ]  # fmt: skip
 
 
 def front() -> list[click.Parameter]:
