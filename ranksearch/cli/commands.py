@@ -14,6 +14,7 @@ from ranksearch.cli import costs, machines, parameters, spaces
 from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand
 from ranksearch.cli.session import Session, default_store
 from ranksearch.errors import EmptySpace, InvalidArgument
+from ranksearch.printable import without_password
 
 if TYPE_CHECKING:
     from ranksearch.study import Study
@@ -311,6 +312,6 @@ def _command(asked: StudyArguments, store: str | None) -> Callable[[str], str]:
                     value = asked.given[option.name]
                     words += [option.flag if value else f"--no-{option.flag[2:]}"] if isinstance(value, bool) else [option.flag, str(value)]
             words += asked.space.words
-        return shlex.join([*words, *(["--store", store] if store else [])])
+        return shlex.join([*words, *(["--store", without_password(store)] if store else [])])
 
     return line

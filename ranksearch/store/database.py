@@ -23,6 +23,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from ranksearch.errors import StoreError
 from ranksearch.home import home, move
+from ranksearch.printable import without_password
 
 SCHEMA = 4  # of stores that are made; earlier ones are read as they are, and brought to it when they are written
 SINCE = {"costs": 2, "error_kind": 3, "provenance": 4}  # the version of stores in which a column is for the first time
@@ -107,10 +108,9 @@ class Place:
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         text = os.fspath(url)
-        self.shown = text
+        self.shown = without_password(text)
         try:
             parsed = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=os.path.expanduser(text))
-            self.shown = text if "://" not in text else parsed.render_as_string(hide_password=True)
             parsed.get_dialect().import_dbapi()
         except exc.NoSuchModuleError as error:
             message = f"SQLAlchemy knows no database {parsed.drivername!r}; give a path or a sqlite:/// URL"
@@ -318,7 +318,7 @@ class FileLock:
             # opening and closing the file here would drop the lock that is held
             raise _taken(shown, f"this process, pid {self._pid}, through another open Store")
         while True:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:
@@ -433,6 +433,7 @@ def _alive(row: sa.Row[Any]) -> bool:
 
 _ROOM = "free some disk space and run again: what was finished before is kept"
 _REMEDIES = {
+    "Too many levels of symbolic links": "a link has the name of its lock file: remove it",
     "is full": _ROOM,
     "No space left": _ROOM,
     "locked": "another program holds the database; close it and run again",
