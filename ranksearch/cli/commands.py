@@ -136,8 +136,8 @@ def train_supernet(
 
 def search(
     asked: StudyArguments, trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
-    proxy: tuple[str, ...], allocator: str | None, supernet: str | None, screen: int | None, retry_failed: bool, quiet: bool, json: bool,
-    store: str | None, cost: tuple[str, ...], seed: int | None = None, **machine: Any,
+    proxy: tuple[str, ...], allocator: str | None, supernet: str | None, screen: int | None, retry_failed: bool, take_over: bool,
+    quiet: bool, json: bool, store: str | None, cost: tuple[str, ...], seed: int | None = None, **machine: Any,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
     store is never evaluated again, but for what failed: the dense network and the machine's failures always, others with --retry-failed.
@@ -164,7 +164,7 @@ def search(
     with SearchProgress(study, session, note=spaces.change(study, session.store or ""), view=view) as progress:
         study.run(
             trials, sampler=sampler, proxies=proxy or None, allocator=allocator, runner=runner, constraints=where, screening=screening,
-            retry_failed=retry_failed, on_event=progress.event,
+            retry_failed=retry_failed, take_over=take_over, on_event=progress.event,
         )  # fmt: skip
     session.check()
     if json:
