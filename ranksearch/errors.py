@@ -39,6 +39,10 @@ class StoreError(RanksearchError):
     """A store cannot be opened, read or written, or belongs to something else."""
 
 
+class StoreUnreachable(StoreError):
+    """A server of a store does not answer at the moment."""
+
+
 class StudyFileError(RanksearchError):
     """A study file cannot be found, imported, or does not declare a study."""
 

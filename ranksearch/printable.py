@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 ERROR = 2000  # characters of an error that are kept
+_PASSWORD = re.compile(r"(?P<before>://[^/@\s:]*:)[^/\s]*(?=@)|(?P<query>[?&](?:ssl)?(?:password|passwd|pwd)=)[^&\s'\"]*", re.IGNORECASE)
 _KEPT = "\n\t"
 # control and format characters (terminal escapes, changes of direction), lone surrogates, separators of lines
 _ODD = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -29,3 +31,8 @@ def error_text(error: BaseException, *, limit: int = ERROR) -> str:
     except Exception as another:  # an exception of the user's may fail at this too, and what it is about must not be lost for it
         said = f"its message cannot be had ({type(another).__name__})"
     return printable(f"{type(error).__name__}: {said}", limit=limit)
+
+
+def without_password(text: str) -> str:
+    """The text with ``***`` for the passwords of all URLs in it."""
+    return _PASSWORD.sub(lambda found: f"{found['before'] or found['query']}***", text)

@@ -4,11 +4,15 @@ random draw or on each other: ``--shift-seeds N`` and ``--shuffle N``."""
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import random
 import resource
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -85,3 +89,52 @@ def _full_disk() -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+class Postgres:
+    """A PostgreSQL server of the tests' own, which listens on a socket in a folder of its own alone."""
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self.programs, self.folder = programs, folder
+        self._user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []  # it refuses to run as root
+        if self._user:
+            shutil.chown(folder, "postgres")
+        self._run("initdb", "-D", str(folder / "data"), "-A", "trust", "-U", "postgres", "--no-sync")
+
+    def start(self) -> None:
+        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder} -c fsync=off -c max_connections=50"
+        self._run("pg_ctl", "start", "-w", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-o", options)
+
+    def stop(self) -> None:
+        """At once, as a crash does."""
+        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.folder / "data"))
+
+    def database(self) -> str:
+        """The URL of a new, empty database."""
+        name = f"t{next(self._numbers)}"
+        self._run("createdb", "-h", str(self.folder), "-U", "postgres", name)
+        return f"postgresql+psycopg://postgres:secret@/{name}?host={self.folder}"
+
+    _numbers = itertools.count()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # a server that it starts must not inherit a pipe: the end of it would be waited for
+        command = [*self._user, str(self.programs / program), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", timeout=60)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server; without PostgreSQL and its driver the test is skipped."""
+    pytest.importorskip("psycopg", reason="needs the driver of PostgreSQL (pip install 'ranksearch[postgres]')")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(p) for p in filter(None, [shutil.which("initdb")])]
+    if not found or (os.getuid() == 0 and shutil.which("runuser") is None):
+        pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="rspg", dir="/tmp"))  # the path of a socket is short
+    server = Postgres(found[-1].parent, folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)

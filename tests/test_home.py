@@ -140,3 +140,29 @@ def test_move_replaces(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
     move(tmp_path / "draft", tmp_path / "a", durable=True)
     assert (tmp_path / "a").read_text() == "new" and names(tmp_path) == ["a"]
+
+
+def test_links_are_neither_followed_nor_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine")
+    for link, aim in (("file", target), ("nowhere", tmp_path / "none"), ("folder", tmp_path)):
+        (tmp_path / link).symlink_to(aim)
+        with pytest.raises(OSError, match="is a link"), replacing(tmp_path / link) as new:
+            new.write_text("theirs")
+        assert (tmp_path / link).is_symlink() and target.read_text() == "mine"
+    with pytest.raises(IsADirectoryError), replacing(tmp_path):
+        raise AssertionError
+    assert names(tmp_path) == ["file", "folder", "nowhere", "target"]
+
+
+def test_into_devices_and_pipes_the_content_is_written(tmp_path: Path) -> None:
+    before = os.stat("/dev/null")
+    with replacing("/dev/null") as new:
+        new.write_text("x")
+    assert os.path.samestat(os.stat("/dev/null"), before)
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with replacing(tmp_path / "pipe") as new:
+        new.write_text("content")
+    assert os.read(reader, 100) == b"content" and names(tmp_path) == ["pipe"]
+    os.close(reader)

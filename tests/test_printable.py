@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ranksearch.printable import printable
+from ranksearch.printable import printable, without_password
 
 
 @pytest.mark.parametrize("text", ["", "plain", "two\nlines\tand a tab", "Größe 模型 été", "a\\x1b"])
@@ -25,3 +25,16 @@ def test_the_middle_is_left_out(length: int) -> None:
     short = printable(text, limit=100)
     assert len(short) <= 100 and short.startswith("A" * 20) and short.endswith("END")
     assert (short == text) is (length <= 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql+psycopg://u:secret@h:5432/x", "postgresql+psycopg://u:***@h:5432/x"), ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("postgresql://h/x?user=u&password=secret&sslmode=on", "postgresql://h/x?user=u&password=***&sslmode=on"),
+        ("run 'postgresql://u:a%40b@h/x' or mysql://u:b@h", "run 'postgresql://u:***@h/x' or mysql://u:***@h"),
+        ("postgresql://u@h:5432/x", "postgresql://u@h:5432/x"), ("a:b@c", "a:b@c"), ("http://h/a:b@c", "http://h/a:b@c"),
+    ],
+)  # fmt: skip
+def test_passwords_of_urls_are_not_shown(text: str, shown: str) -> None:
+    assert without_password(text) == shown

@@ -14,6 +14,7 @@ from ranksearch.cli import costs, machines, parameters, spaces
 from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand, given_words
 from ranksearch.cli.session import Session, default_store
 from ranksearch.errors import EmptySpace, InvalidArgument
+from ranksearch.printable import without_password
 
 if TYPE_CHECKING:
     from ranksearch.study import Study
@@ -135,8 +136,8 @@ def train_supernet(
 
 def search(
     asked: StudyArguments, trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
-    proxy: tuple[str, ...], allocator: str | None, supernet: str | None, screen: int | None, retry_failed: bool, quiet: bool, json: bool,
-    store: str | None, cost: tuple[str, ...], seed: int | None = None, **machine: Any,
+    proxy: tuple[str, ...], allocator: str | None, supernet: str | None, screen: int | None, retry_failed: bool, take_over: bool,
+    quiet: bool, json: bool, store: str | None, cost: tuple[str, ...], seed: int | None = None, **machine: Any,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
     store is never evaluated again, but for what failed: the dense network and the machine's failures always, others with --retry-failed.
@@ -163,7 +164,7 @@ def search(
     with SearchProgress(study, session, note=spaces.change(study, session.store or ""), view=view) as progress:
         study.run(
             trials, sampler=sampler, proxies=proxy or None, allocator=allocator, runner=runner, constraints=where, screening=screening,
-            retry_failed=retry_failed, on_event=progress.event,
+            retry_failed=retry_failed, take_over=take_over, on_event=progress.event,
         )  # fmt: skip
     session.check()
     if json:
@@ -318,6 +319,6 @@ def _command(asked: StudyArguments, store: str | None) -> Callable[[str], str]:
             words += given_words(ctx, without=("trials", "retry_failed", "store"))
         elif name == "front":
             words += given_words(ctx, only=("objective",))
-        return shlex.join([*words, *(["--store", store] if store else [])])
+        return shlex.join([*words, *(["--store", without_password(store)] if store else [])])
 
     return line

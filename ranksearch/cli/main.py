@@ -24,12 +24,29 @@ TRACEBACK = "RANKSEARCH_TRACEBACK"  # set: deliberate errors show where they com
 
 def script() -> None:
     """Entry point of the console script."""
+    _open_streams()
     _keep_stdout()
     code = main()
     if threading.current_thread() is threading.main_thread():
         for number in STOPS:
             signal.signal(number, signal.SIG_DFL)  # Ctrl-C while Python winds down: no traceback either
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Let nothing that is opened later get the number of a standard stream that was closed, a store among it: what is printed would go
+    there. Such a stream leads nowhere."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 (to the end)
 
 
 def _keep_stdout() -> None:
@@ -56,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     previous = _handled(session)
     try:
+        os.getcwd()
         from ranksearch.cli.commands import execute
 
         with warnings.catch_warnings():
@@ -123,6 +141,12 @@ def _explain(error: BaseException) -> int:
     foreseen = isinstance(error, (RanksearchError, OSError))
     if not foreseen or os.environ.get(TRACEBACK):
         raise error
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        try:
+            os.getcwd()
+        except OSError:
+            _say("error: the working directory is gone; change to one that is there")
+            return 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" ({error.filename})" if error.filename else ""
         _say(f"error: no space left on the disk{place}; free some and run the same command: it goes on from what is stored")
@@ -152,7 +176,9 @@ def _show_warnings() -> None:
 
 
 def _say(text: str) -> None:
+    from ranksearch.printable import printable, without_password
+
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(without_password(text)), file=sys.stderr, flush=True)
     except OSError:  # stderr is closed: the exit code must do
         return

@@ -14,6 +14,7 @@ from ranksearch.home import replacing
 if TYPE_CHECKING:
     import pandas as pd
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a formula begins with
 SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
 
 
@@ -29,7 +30,7 @@ def write_frame(frame: pd.DataFrame, format_: str, out: Path | None, as_table: C
         _write(out, lambda path: frame.to_parquet(path, index=False))
     else:
         if format_ == "csv":
-            text = str(frame.to_csv(index=False, lineterminator="\n"))
+            text = str(_without_formulas(frame).to_csv(index=False, lineterminator="\n"))
         elif format_ == "json":
             text = f"{frame.to_json(orient='records', indent=2, date_format='iso')}\n"
         else:
@@ -40,6 +41,13 @@ def write_frame(frame: pd.DataFrame, format_: str, out: Path | None, as_table: C
             _write(out, lambda path: path.write_text(text, encoding="utf-8"))
     if out is not None:
         print(f"{plural(len(frame), 'row')} written to {out}", file=sys.stderr)
+
+
+def _without_formulas(frame: Any) -> Any:
+    """The frame, an apostrophe before texts that a spreadsheet would take for a formula. Numbers stay."""
+    texts = [name for name, column in frame.items() if column.dtype == "string" or column.dtype == object]
+    marked = {name: [f"'{t}" if isinstance(t, str) and t[:1] in FORMULA else t for t in frame[name]] for name in texts}
+    return frame.assign(**marked)
 
 
 def _write(out: Path, write: Callable[[Path], Any]) -> None:

@@ -117,6 +117,9 @@ def search() -> list[click.Parameter]:
         ),
         click.Option(["--quiet"], is_flag=True, help="Show no progress: the result alone, and errors."),
         click.Option(["--json"], is_flag=True, help="Print events as JSON, one a line, instead of progress and result."),
+        click.Option(
+            ["--take-over"], is_flag=True, help="Evaluate what other searches on the same server were about, which are known to be dead.",
+        ),
         space_option(),
         store_option(),
     ]  # fmt: skip

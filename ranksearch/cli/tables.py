@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ranksearch.printable import printable
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: Sequence[str] = ()) -> str:
     """Rows under a header, columns aligned to the right except those named in ``left``."""
-    cells = [[str(h) for h in header], *[["" if c is None else str(c) for c in row] for row in rows]]
+    cells = [[str(h) for h in header], *[["" if c is None else printable(str(c)) for c in row] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     cells.insert(1, ["-" * width for width in widths])
     lines = []

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from ranksearch.space.spectra import Spectra
 from ranksearch.tensors import save as save_tensors
 
 SCHEMA = 1
+LARGEST = 2**28  # numbers in an example that a manifest describes
 MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
 PRETRAINED = f"model.{VARIANT}.safetensors"  # where a folder is one of transformers'
 MODELING = "modeling.py"
@@ -113,7 +115,9 @@ def save(
         added |= {"programs": facts} if facts else {}
         added |= {} if further is None else further(folder)
         _write_manifest({**manifest, **added}, folder)
+        readable = (folder / MANIFEST).stat().st_mode & 0o777
         for path in folder.iterdir():
+            path.chmod(readable)  # safetensors makes private files
             sync(path)
         _move(folder, target, Path(scratch) / "replaced")
     return target
@@ -166,6 +170,8 @@ def load(
         model.load_state_dict(tensors, strict=True)
     except (SafetensorError, KeyError) as error:
         raise InvalidArgument(f"{weights} cannot be read: {error}; export again") from error
+    except (TypeError, OverflowError, MemoryError) as error:
+        raise InvalidArgument(f"{folder / MANIFEST}: no layer can have these ranks: {_shorten(error)}; export again") from error
     except (RuntimeError, IndexError) as error:
         reason = programs.shorten(error)
         raise InvalidModel(f"dense_model does not fit what is in {folder}: {reason}; give the network that was searched") from error
@@ -190,15 +196,19 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         InvalidArgument: there is none, it is not readable, or of a schema that this version does not know.
     """
     path = user_path(directory) / MANIFEST
+    if not path.is_file():  # or a pipe, which nobody may ever write to
+        raise InvalidArgument(f"directory={str(directory)!r} holds no {MANIFEST}; name one that `ranksearch build` wrote")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InvalidArgument(f"directory={str(directory)!r} holds no {MANIFEST}; name one that `ranksearch build` wrote") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{path} is not JSON: {error}; export again") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else None
         raise InvalidArgument(f"{path} has schema {found!r}, ranksearch reads {SCHEMA}; export again, use the version that wrote it")
+    for name in ("files", "aliases"):
+        found = manifest.get(name, {})
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise InvalidArgument(f"{path}: {name!r} does not map names to text; export again")
     return manifest
 
 
@@ -300,7 +310,11 @@ def _revive(manifest: Mapping[str, Any], folder: Path) -> Any:
     """An input of zeros as the manifest describes it."""
 
     def one(value: Mapping[str, Any]) -> Any:
-        return _Shape(tuple(value["shape"]), value["dtype"]).zeros() if "shape" in value else value["value"]
+        if "shape" not in value:
+            return value["value"]
+        if math.prod(value["shape"]) > LARGEST:
+            raise TypeError(f"shape {value['shape']}: more than {LARGEST:,} numbers")
+        return _Shape(tuple(value["shape"]), value["dtype"]).zeros()
 
     try:
         described = manifest["example"]
@@ -308,7 +322,7 @@ def _revive(manifest: Mapping[str, Any], folder: Path) -> Any:
         if described["kind"] == "mapping":
             return {key: one(value) for key, value in inputs.items()}
         return tuple(one(value) for value in inputs) if described["kind"] == "sequence" else one(inputs)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise InvalidArgument(f"{folder / MANIFEST} does not describe an input that can be made up; pass example") from error
 
 

@@ -164,8 +164,8 @@ class RayTuneRunner(Runner):
                 reason = " ".join(str(error).split())
                 raise RanksearchError(f"address={self.address!r}: this process cannot join the cluster: {reason}") from error
             return
-        # sockets live in the folder, and their paths must stay under 107 characters
-        place = {"_temp_dir": folder} if len(folder) < 40 else {}
+        # sockets live in the folder, and their paths must stay under 107 characters; Ray opens its own to everybody, so it is within ours
+        place = {"_temp_dir": f"{folder}/r"} if len(folder) < 38 else {}
         ray.init(
             address=LOCAL,  # a new one, whatever RAY_ADDRESS says
             num_cpus=max(cores(), int(np.ceil(self.workers * self.cpus_per_worker))), include_dashboard=False,

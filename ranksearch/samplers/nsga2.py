@@ -26,6 +26,11 @@ class NSGA2(OptunaSampler):
     def __init__(self, *, population: int = 20) -> None:
         self.population = checks.whole("population", population, least=2, hint="a child has two parents")
 
+    @property
+    def remembered(self) -> int:
+        """Ten generations: what is not among their best has no children."""
+        return 10 * self.population
+
     def _engine(self, seed: int) -> optuna.samplers.BaseSampler:
         import optuna
 

@@ -4,7 +4,6 @@ once. Runners pull requests from it and push outcomes into it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
@@ -13,23 +12,13 @@ from ranksearch.errors import DenseFailed, FailedInARow
 from ranksearch.evaluation import FailureKind, Fidelity, Outcome, Request
 from ranksearch.runners import WAIT, Wait
 from ranksearch.samplers import Sampler
+from ranksearch.search.known import Known, Values
 from ranksearch.search.starts import Start
+from ranksearch.search.team import Nobody, Others
 from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
 
 PATIENCE = 200  # duplicates in a row before the space is searched for something new
 IN_A_ROW = 5  # failures by code or the machine, one after the other, that end the search
-Values = Sequence[float] | None  # of the objectives, to be minimised; None: the evaluation failed
-
-
-@dataclass(frozen=True)
-class Known:
-    """A configuration that is evaluated already."""
-
-    configuration: Configuration
-    values: Values
-    error_kind: str | None = None  # of a failure, see `ranksearch.evaluation.failure`
-    origin: str = ""
-    failed: bool = False  # an evaluation that is done may lack values too, where it lacks an objective
 
 
 class SearchLoop:
@@ -52,6 +41,7 @@ class SearchLoop:
         known: evaluated by earlier runs, in this or an earlier, other space of the study.
         values: objective values of a finished evaluation.
         keep: called with every outcome before the sampler hears of it, so that what is learned from is stored.
+        others: searches of the same study that run at the same time. What they are about is not requested, and counts among ``trials``.
     """
 
     def __init__(
@@ -69,19 +59,27 @@ class SearchLoop:
         known: Mapping[str, Known],
         values: Callable[[Outcome, Candidate], Sequence[float]],
         keep: Callable[[Outcome, Candidate], None],
+        others: Others | None = None,
     ) -> None:
         self.space, self.sampler, self.admissible = space, sampler, admissible
         self.fidelity, self.seed, self.trials = fidelity, seed, trials
-        self.values, self.keep = values, keep
-        self._known: dict[str, Values] = {id: entry.values for id, entry in known.items()}
+        self.values, self.keep, self.others = values, keep, others or Nobody()
+        self._known: dict[str, Values] = {}
         self._in_flight: dict[str, Candidate] = {}
         self._held: list[Outcome] = []  # failures that came before the dense network's outcome
         self._in_a_row = 0  # failures since the last success, but for configurations' own
         self._queue = chain([Start(space.candidate(space.dense), "dense")], again, wanted, islice(starts, trials // 2))
         self._rng = np.random.default_rng(seed)
-        for entry in known.values():
-            if (indices := indices_of(space, entry.configuration)) is not None:
-                sampler.observe(indices, entry.values)
+        self._hear(known)
+
+    def _hear(self, known: Mapping[str, Known]) -> None:
+        """Learn what was found elsewhere or earlier."""
+        for id, entry in known.items():
+            if id in self._in_flight:  # made here too: what comes of it is learned from
+                continue
+            self._known[id] = entry.values
+            if (indices := indices_of(self.space, entry.configuration)) is not None:
+                self.sampler.observe(indices, entry.values)
 
     @property
     def done(self) -> int:
@@ -90,7 +88,8 @@ class SearchLoop:
 
     def propose(self) -> Request | Wait | None:
         """The next request; WAIT while all that is left is in flight; None when the study has what it was asked for."""
-        if len(self._known) + len(self._in_flight) >= self.trials:
+        self._hear(self.others.news())
+        if len(self._known) + len(self._in_flight) + self.others.busy() >= self.trials:
             return WAIT if self._in_flight else None
         for start in self._queue:
             if (request := self._request(start.candidate, start.origin)) is not None:
@@ -111,7 +110,7 @@ class SearchLoop:
 
     def _request(self, candidate: Candidate, origin: str) -> Request | None:
         id = candidate.configuration.id
-        if id in self._known or id in self._in_flight:
+        if id in self._known or id in self._in_flight or not self.others.claim(id):
             return None
         self._in_flight[id] = candidate
         return Request(candidate.configuration, self.fidelity, self.seed, origin)

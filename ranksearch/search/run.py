@@ -20,10 +20,12 @@ from ranksearch.results.pareto import spread_front
 from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
 from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
-from ranksearch.search.loop import Known, SearchLoop, indices_of
+from ranksearch.search.known import Known
+from ranksearch.search.loop import SearchLoop, indices_of
 from ranksearch.search.portfolio import Portfolio, cheap_front
-from ranksearch.search.spool import Spool, Spooling
+from ranksearch.search.spool import Keeper, Spool, Spooling
 from ranksearch.search.starts import Start, optima
+from ranksearch.search.team import Team
 from ranksearch.sites import Amount, Cost
 from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
 from ranksearch.store import Record, Store
@@ -57,8 +59,12 @@ class Objectives:
     def known(self, store: Store, fidelity: Fidelity, seed: int) -> dict[str, Known]:
         """What a store knows of a fidelity and seed, by configuration id. An evaluation that lacks an objective (the task reports
         more than it did then) counts, and teaches nothing."""
+        return self.read(store.records(fidelity=fidelity.key), seed)
+
+    def read(self, records: Iterable[Record], seed: int) -> dict[str, Known]:
+        """What records of one fidelity say of a seed."""
         known: dict[str, Known] = {}
-        for record in store.records(fidelity=fidelity.key):
+        for record in records:
             if record.seed == seed:
                 complete = record.status == "done" and all(name in record.metrics or name in self.baseline for name in self.names)
                 values = self.values(record.metrics, record.costs) if complete else None
@@ -93,6 +99,7 @@ class SearchRun:
     screening: bool = False
     retry_failed: bool = False  # what failed is tried again, and not only what did by the machine's fault; but for configurations' own
     portfolio: Portfolio | None = None  # measures the optima and the answers of rules first, so that only the best are evaluated
+    take_over: bool = False  # what other searches of the study are about, as if they were dead
 
     def run(
         self, store: Store, runner: Runner, tell: Callable[[SearchEvent], None], *, wanted: Sequence[Start] = (),
@@ -118,19 +125,15 @@ class SearchRun:
         taken = {start.candidate.configuration.id for start in first}
         solved = self._starts(tell, trials, len(known))
 
-        def keep(outcome: Outcome, candidate: Candidate) -> None:
-            add = store.add_attempt if candidate.configuration.id in again else store.add
-            add(record_of(outcome, candidate))
-            if spool is not None:
-                spool.drop(outcome.request)
-
+        keeper = Keeper(store, spool, again.keys(), lambda text: tell(Stage(text)))
+        others = None if store.claims is None else self._team(store, set(known), set(again))
         loop = SearchLoop(
             self.space, self.sampler.start(self.space.shape, len(self.objectives.names), seed=self.seed, admissible=self._admissible),
             starts=chain(first, (start for start in solved if start.candidate.configuration.id not in taken)),
             again=list(again.values()), wanted=wanted, admissible=self._admissible, fidelity=self.fidelity, seed=self.seed,
             trials=trials, known=known,
             values=lambda outcome, candidate: self.objectives.values(outcome.metrics, candidate.cost),
-            keep=keep,
+            keep=lambda outcome, candidate: keeper.keep(outcome, record_of(outcome, candidate)), others=others,
         )  # fmt: skip
 
         def report(outcome: Outcome) -> None:
@@ -146,8 +149,18 @@ class SearchRun:
         spool.open()
         try:
             runner.run(Spooling(self.evaluator(), spool), loop.propose, report)
+            keeper.finish()
         finally:
             spool.close()
+
+    def _team(self, store: Store, seen: set[str], again: set[str]) -> Team:
+        def read(ids: set[str]) -> dict[str, Known]:
+            records = [record for id in ids if (record := store.get(id, self.fidelity.key, self.seed)) is not None]
+            return self.objectives.read(records, self.seed)
+
+        if self.take_over and store.claims is not None:
+            store.claims.take_over()
+        return Team(store, self.fidelity.key, self.seed, read, again, seen | again)
 
     def _recovered(self, store: Store, spool: Spool) -> int:
         """Store what workers of earlier runs had finished and nobody has stored; returns how many these were."""

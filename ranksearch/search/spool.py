@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ranksearch.errors import StoreUnreachable
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.home import replacing
 from ranksearch.space import Configuration
+from ranksearch.store import Record, Store
 
 Evaluate = Callable[[Request], Outcome]
+WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between tries to store what is left at the end
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,61 @@ class Spooling:
             with suppress(OSError):
                 self.spool.put(outcome)
         return outcome
+
+
+class Keeper:
+    """Stores outcomes, also where the server is away for a while: they are then written down, and stored when it is back."""
+
+    def __init__(
+        self, store: Store, spool: Spool | None, again: Collection[str], tell: Callable[[str], None], *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            again: configurations whose evaluation failed and is tried again.
+            tell: hears that the server is away, and that it is back.
+        """
+        self._store, self._spool, self._again, self._tell, self._sleep = store, spool, set(again), tell, sleep
+        self._waiting: list[tuple[Request, Record]] = []
+
+    def keep(self, outcome: Outcome, record: Record) -> None:
+        """Store an outcome, after those that wait. Where the server is away it waits too, and what is done is on the disk.
+
+        Raises:
+            StoreError: it cannot be stored, for another reason."""
+        self._waiting.append((outcome.request, record))
+        away = len(self._waiting) > 1
+        try:
+            self._store_all()
+        except StoreUnreachable as error:
+            if self._spool is None:
+                raise
+            if outcome.status == "done":
+                self._spool.put(outcome)
+            if not away:
+                self._tell(f"{error}; what is measured meanwhile is written down in {self._spool.folder} and stored when it is back")
+        else:
+            if away:
+                self._tell(f"store {self._store.url!r} is back")
+
+    def finish(self) -> None:
+        """Store what waits; it is tried for about a minute.
+
+        Raises:
+            StoreUnreachable: the server is still away; what is done is stored by the next run."""
+        for pause in (*WAITS, None):
+            try:
+                return self._store_all()
+            except StoreUnreachable as error:
+                if pause is None:
+                    raise StoreUnreachable(f"{error}; {len(self._waiting)} outcomes are not stored yet: run again then") from error
+                self._sleep(pause)
+
+    def _store_all(self) -> None:
+        while self._waiting:
+            request, record = self._waiting[0]
+            add = self._store.add_attempt if record.configuration_id in self._again else self._store.add
+            add(record)
+            self._waiting.pop(0)
+            if self._spool is not None:
+                self._spool.drop(request)

@@ -1,5 +1,5 @@
 """What is below the store: its tables, where a database is (a SQLite file, a server), how a file is made in one piece, and how only
-one process writes at a time."""
+one process writes to a file at a time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import hashlib
 import os
 import socket
 import sqlite3
-import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,13 +19,14 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from ranksearch.errors import StoreError
+from ranksearch.errors import StoreError, StoreUnreachable
 from ranksearch.home import home, move
+from ranksearch.printable import without_password
 
 SCHEMA = 4  # of stores that are made; earlier ones are read as they are, and brought to it when they are written
+PATIENCE = 10  # seconds for a connection to a server
 SINCE = {"costs": 2, "error_kind": 3, "provenance": 4}  # the version of stores in which a column is for the first time
 APPLICATION_ID = 0x52414E4B  # "RANK", in the header of every SQLite store: tells a store from any other database
-BEAT, LEASE = 15.0, 60.0  # seconds: a writer shows life every BEAT; after LEASE without one its place is free
 
 metadata = sa.MetaData()
 _number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite numbers rows by themselves only for INTEGER
@@ -88,14 +87,6 @@ claims_table = sa.Table(
     sa.Column("holder", sa.Text, nullable=False),  # in words
     sa.Column("expires", sa.Double, nullable=False),  # seconds since the epoch, by the server's clock
 )  # fmt: skip
-writer_table = sa.Table(
-    "ranksearch_writer", metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("token", sa.String(32), nullable=False),
-    sa.Column("host", sa.Text, nullable=False),
-    sa.Column("pid", sa.BigInteger, nullable=False),
-    sa.Column("beat", sa.Double, nullable=False),  # seconds since the epoch, by the writer's clock
-)  # fmt: skip
 
 
 class Place:
@@ -107,10 +98,9 @@ class Place:
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         text = os.fspath(url)
-        self.shown = text
+        self.shown = without_password(text)
         try:
             parsed = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=os.path.expanduser(text))
-            self.shown = text if "://" not in text else parsed.render_as_string(hide_password=True)
             parsed.get_dialect().import_dbapi()
         except exc.NoSuchModuleError as error:
             message = f"SQLAlchemy knows no database {parsed.drivername!r}; give a path or a sqlite:/// URL"
@@ -128,7 +118,8 @@ class Place:
         self.path: Path | None = None
         self.shared: sa.Engine | None = None  # one for all uses of a server, or of memory
         if not sqlite:
-            self.shared = sa.create_engine(parsed, pool_pre_ping=True)
+            seconds = {"connect_timeout": PATIENCE} if parsed.get_backend_name() in ("postgresql", "mysql", "mariadb") else {}
+            self.shared = sa.create_engine(parsed, pool_pre_ping=True, connect_args=seconds)
         elif database in (None, "", ":memory:"):
             self.shared = sa.create_engine("sqlite://", poolclass=StaticPool)
         else:
@@ -142,7 +133,7 @@ class Place:
         assert self.shared is not None
         if self.shared.dialect.name == "sqlite":
             return None
-        return home() / "spool" / hashlib.sha256(self.shown.encode()).hexdigest()[:16]
+        return home().absolute() / "spool" / hashlib.sha256(self.shown.encode()).hexdigest()[:16]
 
     def exists(self) -> bool:
         """Whether there is a store, or, for a path, anything."""
@@ -185,7 +176,7 @@ class Place:
         return _sqlite(self.path, "mode=rw", query_only=False) if write else _reader(self.path)
 
     def lock(self) -> WriterLock | None:
-        """The right to write to a file, taken; None for a server, where it is a row in a store that has yet to exist."""
+        """The right to write to a file, taken; None for a server, where several processes write."""
         if self.path is None:
             assert self.shared is not None
             return _NoLock() if self.shared.dialect.name == "sqlite" else None
@@ -253,20 +244,30 @@ def _reader(path: Path) -> sa.Engine:
 
 
 def fill(engine: sa.Engine, row: Mapping[str, Any]) -> None:
-    """Make the tables, and the study's row, in one transaction where the database can."""
+    """Make the tables, and the study's row, in one transaction where the database can. Where another process was faster, its stay."""
     with engine.begin() as connection:
+        _alone(connection)
         metadata.create_all(connection)
-        connection.execute(study_table.insert().values(**row))
+        if connection.scalar(sa.select(study_table.c.id)) is None:
+            connection.execute(study_table.insert().values(**row))
+
+
+def _alone(connection: sa.Connection) -> None:
+    """Let other processes wait that would make the same tables at the same moment, up to the end of the transaction."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(APPLICATION_ID)))
 
 
 def upgrade(engine: sa.Engine) -> None:
     """Bring a store of an earlier version to `SCHEMA`, in one transaction where the database can; what it holds stays."""
     with engine.begin() as connection:
+        _alone(connection)
         old = study_table.update().where(study_table.c.id == 1, study_table.c.schema_version < SCHEMA)
         if not connection.execute(old.values(schema_version=SCHEMA)).rowcount:
             return
         for table in (attempts_table, claims_table):
             table.create(connection, checkfirst=True)
+        connection.execute(sa.text("DROP TABLE IF EXISTS ranksearch_writer"))  # before version 4 a server had one writer
         for table in (evaluations_table, attempts_table):
             known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
             for column in table.c:
@@ -318,7 +319,7 @@ class FileLock:
             # opening and closing the file here would drop the lock that is held
             raise _taken(shown, f"this process, pid {self._pid}, through another open Store")
         while True:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:
@@ -368,71 +369,12 @@ class FileLock:
         del FileLock._held[self._path]
 
 
-class RowLock:
-    """The right to write to a database on a server: a row with token, host, pid and a heartbeat. The right is free when its writer
-    let go of it, showed no life for LEASE seconds, or is a dead process of this host. Every write checks the token in its own
-    transaction, so that a writer that was thought dead (clocks apart, a stopped process) finds out before it writes."""
-
-    def __init__(self, engine: sa.Engine, shown: str) -> None:
-        self._engine, self._shown, self._token = engine, shown, uuid.uuid4().hex
-        mine = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "beat": time.time()}
-        with engine.begin() as connection:
-            found = connection.execute(writer_table.select().where(writer_table.c.id == 1).with_for_update()).first()
-            if found is None:
-                try:
-                    connection.execute(writer_table.insert().values(id=1, **mine))
-                except exc.IntegrityError as error:
-                    raise _taken(shown, "a process that began at the same moment") from error
-            elif _alive(found):
-                raise _taken(shown, f"pid {found.pid} on {found.host}")
-            else:
-                same = writer_table.update().where(writer_table.c.id == 1, writer_table.c.token == found.token)
-                if connection.execute(same.values(**mine)).rowcount != 1:
-                    raise _taken(shown, "a process that began at the same moment")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="ranksearch-store-heartbeat", daemon=True)
-        self._thread.start()
-
-    def _keep(self) -> None:
-        while not self._stop.wait(BEAT):
-            # a beat that fails is made up for by the next; if none succeeds, `check` stops the writer
-            with suppress(exc.SQLAlchemyError), self._engine.begin() as connection:
-                connection.execute(writer_table.update().where(writer_table.c.token == self._token).values(beat=time.time()))
-
-    def check(self, connection: sa.Connection) -> None:
-        query = sa.select(writer_table.c.token).where(writer_table.c.id == 1).with_for_update()
-        if connection.scalar(query) != self._token:
-            raise StoreError(f"store {self._shown!r}: another process has become its writer, because this one seemed dead; run again")
-
-    def release(self) -> None:
-        if self._stop.is_set():
-            return
-        self._stop.set()
-        self._thread.join()
-        # when the server is gone the place frees itself after LEASE
-        with suppress(exc.SQLAlchemyError), self._engine.begin() as connection:
-            connection.execute(writer_table.delete().where(writer_table.c.token == self._token))
-
-
-def _alive(row: sa.Row[Any]) -> bool:
-    if time.time() - row.beat > LEASE:
-        return False
-    if row.host != socket.gethostname():
-        return True
-    try:
-        os.kill(row.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's process
-        return True
-    return True
-
-
 # -- refusing ------------------------------------------------------------------------------------------------------
 
 
 _ROOM = "free some disk space and run again: what was finished before is kept"
 _REMEDIES = {
+    "Too many levels of symbolic links": "a link has the name of its lock file: remove it",
     "is full": _ROOM,
     "No space left": _ROOM,
     "locked": "another program holds the database; close it and run again",
@@ -448,4 +390,6 @@ def refusing(shown: str, doing: str) -> Iterator[None]:
     except (exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip()
         remedy = next((text for sign, text in _REMEDIES.items() if sign in reason), "check it, or use another --store")
-        raise StoreError(f"store {shown!r} could not be {doing}: {reason}; {remedy}") from error
+        away = isinstance(error, (exc.OperationalError, exc.InterfaceError)) and not isinstance(error.orig, sqlite3.Error)
+        kind = StoreUnreachable if away else StoreError
+        raise kind(f"store {shown!r} could not be {doing}: {reason}; {remedy}") from error

@@ -1,6 +1,6 @@
 """The database of facts: finished evaluations of one study, which are added once and never edited. It is a SQLite file in WAL mode
-by default, or PostgreSQL or another database by URL, through SQLAlchemy Core. One process writes at a time; any number read
-meanwhile."""
+by default, or PostgreSQL or another database by URL, through SQLAlchemy Core. One process at a time writes to a file, several to a
+server; any number read meanwhile."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 
 from ranksearch.errors import InvalidArgument, RanksearchWarning, StoreError
 from ranksearch.printable import error_text
 from ranksearch.store import columns
+from ranksearch.store.claims import Claims
 from ranksearch.store.database import (
     SCHEMA,
     SINCE,
     Place,
-    RowLock,
     WriterLock,
     attempts_table,
     configurations_table,
@@ -36,10 +37,15 @@ from ranksearch.store.record import COLUMNS, RESULT, Record, Status, further_cos
 
 
 class Store:
-    """The evaluations of one study. `Store.open` makes one; as a context manager it closes itself."""
+    """The evaluations of one study. `Store.open` makes one; as a context manager it closes itself.
+
+    Attributes:
+        claims: who is about which evaluation, of a database on a server that is open for writing; else None: a file has one writer.
+    """
 
     def __init__(self, engine: sa.Engine, shown: str, lock: WriterLock | None, row: sa.Row[Any]) -> None:
         self._engine, self._lock, self._closed = engine, lock, False
+        self.claims = lock if isinstance(lock, Claims) else None
         self._complete: Callable[[Record], Record] = lambda record: record
         self._damaged: set[int] = set()  # rows that were told of
         # a store of an earlier version that is read lacks columns, and has nothing that was tried again
@@ -84,7 +90,7 @@ class Store:
                 has; None leaves it. Ignored when reading. Or a function that gives it, of what the store has (nothing, if it is
                 new); it is called when reading too, and may raise StoreError to refuse the store.
             create: make the store, and its directory, if there is none; needs ``study`` and ``fingerprint``.
-            write: be the one writer until `close`; default: as ``create``. Readers need no such right.
+            write: be the one writer of a file until `close`, or a writer of a server; default: as ``create``. Readers need no such right.
             complete: applied to every record that is read, to add costs that the study has gained since it was written.
 
         Raises:
@@ -141,12 +147,12 @@ class Store:
                     place.create({"id": 1, "schema_version": SCHEMA, **named})
                 engine = place.engine(write=True)
                 row = _checked_row(engine, place.shown, wanted)
-                lock = lock or RowLock(engine, place.shown)
                 if place.path is not None:
                     _quick_check(engine, place.shown)
                 if row.schema_version < SCHEMA:
                     upgrade(engine)
                     row = _checked_row(engine, place.shown, wanted)
+                lock = lock or Claims(engine)
                 details = wanted.described(json.loads(row.details))
                 if details is not None and details != row.details:
                     with engine.begin() as connection:
@@ -168,9 +174,19 @@ class Store:
         row: dict[str, Any] = {c.name: getattr(record, c.name) for c in evaluations_table.c if hasattr(record, c.name)} | result_of(record)
         row |= {name: record.costs[name] for name in COLUMNS} | {"costs": further_costs(record)}
         row |= {"fingerprint": self.fingerprint}
+        try:
+            return self._add(record, row)
+        except StoreError as error:
+            if not isinstance(error.__cause__, exc.IntegrityError):
+                raise
+            return self._add(record, row)  # another process has added the same at the same moment: now it is there
+
+    def _add(self, record: Record, row: Mapping[str, Any]) -> bool:
         key = _key(record.configuration_id, record.fidelity, record.seed, self.fingerprint)
         one = configurations_table.c.id == record.configuration_id
         with self._writing() as connection:
+            if self.claims is not None:
+                self.claims.drop(connection, record.configuration_id, record.fidelity, record.seed)
             known = connection.scalar(sa.select(configurations_table.c.json).where(one))
             if known is None:
                 connection.execute(configurations_table.insert().values(id=record.configuration_id, json=record.configuration))
@@ -204,7 +220,36 @@ class Store:
             if "done" in (first.status, *connection.scalars(later)) and any(self._read(connection, *key)):
                 return False
             connection.execute(attempts_table.insert().values(evaluation=first.number, **result_of(record)))
+            if self.claims is not None:
+                self.claims.drop(connection, record.configuration_id, record.fidelity, record.seed)
         return True
+
+    def claim(self, configuration_id: str, fidelity: str, seed: int, *, again: bool = False) -> bool:
+        """Whether this process may make an evaluation: False where another one is about it, or has made it.
+
+        Args:
+            again: it is there, failed, and is tried again.
+
+        Raises:
+            StoreUnreachable: the server does not answer."""
+        if self.claims is None:
+            return True
+        with self._use("asked") as engine:
+            if not self.claims.take(configuration_id, fidelity, seed):
+                return False
+            if again or self.get(configuration_id, fidelity, seed) is None:
+                return True
+            with engine.begin() as connection:
+                self.claims.drop(connection, configuration_id, fidelity, seed)
+            return False
+
+    def new_ids(self, fidelity: str, seed: int, seen: Collection[str]) -> set[str]:
+        """The configurations that have a fact at a fidelity and seed, but for those that were seen."""
+        wanted = (evaluations_table.c.fidelity == fidelity, evaluations_table.c.seed == seed)
+        with self._use("read") as engine, engine.connect() as connection:
+            if connection.scalar(sa.select(sa.func.count()).select_from(evaluations_table).where(*wanted)) == len(seen):
+                return set()
+            return set(connection.scalars(sa.select(evaluations_table.c.configuration_id).where(*wanted))).difference(seen)
 
     def attempts(self, configuration_id: str, fidelity: str, seed: int) -> list[Record]:
         """Everything that a key came to, in order: the last is the fact, those before it failed."""
@@ -400,7 +445,7 @@ def _checked_row(engine: sa.Engine, shown: str, wanted: _Wanted) -> sa.Row[Any]:
 
 
 def _let_go(engine: sa.Engine | None, lock: WriterLock | None) -> None:
-    if isinstance(lock, RowLock):  # it needs the connections
+    if isinstance(lock, Claims):  # it needs the connections
         lock.release()
     if engine is not None:
         engine.dispose()

@@ -17,7 +17,7 @@ from ranksearch.results.conditions import Condition
 from ranksearch.runners import RUNNERS, Runner
 from ranksearch.samplers import SAMPLERS, Sampler
 from ranksearch.search.events import Planned, SearchEvent
-from ranksearch.search.loop import Known
+from ranksearch.search.known import Known
 from ranksearch.search.portfolio import PUBLISHED, Portfolio
 from ranksearch.search.run import Objectives, SearchRun, failed_before, upper_limits
 from ranksearch.study import queue
@@ -60,6 +60,7 @@ def run(
     constraints: str | Sequence[str],
     screening: Screening | None,
     retry_failed: bool,
+    take_over: bool,
     on_event: Callable[[SearchEvent], None] | None,
 ) -> None:
     """See `ranksearch.study.Study.run`."""
@@ -93,7 +94,7 @@ def run(
     evaluating = study.covering(*(start.candidate.configuration for start in wanted))
     search = SearchRun(
         space, objectives, study.fidelity, study.seed, trials, sampler, starts, allocator, limits, lambda: evaluating.evaluator,
-        retry_failed=retry_failed, portfolio=portfolio,
+        retry_failed=retry_failed, portfolio=portfolio, take_over=take_over,
     )  # fmt: skip
     screened = None if screening is None else _screening(study, screening, conditions, search)
     with study.open_store(write=True) as store:
@@ -117,7 +118,7 @@ def _screening(study: Study, screening: Screening, conditions: Sequence[Conditio
 
     return SearchRun(
         space, search.objectives, entry.fidelity, study.seed, screening.count, search.sampler, search.proxies, search.allocator,
-        upper_limits(space, conditions), evaluator, screening=True, retry_failed=search.retry_failed,
+        upper_limits(space, conditions), evaluator, screening=True, retry_failed=search.retry_failed, take_over=search.take_over,
     )  # fmt: skip
 
 

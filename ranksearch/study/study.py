@@ -332,6 +332,7 @@ class Study:
         constraints: str | Sequence[str] = (),
         screening: Screening | None = None,
         retry_failed: bool = False,
+        take_over: bool = False,
         on_event: Callable[[SearchEvent], None] | None = None,
     ) -> None:
         """Search until the study holds ``trials`` evaluations at its fidelity; what the store has counts, so that
@@ -352,6 +353,8 @@ class Study:
             screening: first measure configurations with a trained supernet, and begin with the front of them.
             retry_failed: first try again all that failed, but for configurations' own faults (`ranksearch.evaluation.failure`). The
                 dense network, and what failed by the machine's fault, are tried again in any case. Earlier attempts stay in the store.
+            take_over: evaluate what other searches of the study are about too, where the store is on a server and they are known to be
+                dead; without it that is free a minute after their last sign of life.
             on_event: called with progress.
 
         Raises:
@@ -361,7 +364,7 @@ class Study:
         """
         run(
             self, trials, sampler=sampler, proxies=proxies, allocator=allocator, runner=runner, constraints=constraints,
-            screening=screening, retry_failed=retry_failed, on_event=on_event,
+            screening=screening, retry_failed=retry_failed, take_over=take_over, on_event=on_event,
         )  # fmt: skip
 
     def enqueue(self, configuration: Configuration | queue.Choices) -> Configuration:

@@ -9,12 +9,16 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
+import pandas as pd
 import pytest
 from cli_cases import SEARCH, edited, error, run
 
+from ranksearch.cli import commands, output
 from ranksearch.cli import main as cli
+from ranksearch.cli.tables import table
 from ranksearch.errors import StoreError
 
 
@@ -238,3 +242,39 @@ def test_a_command_that_is_to_outlive_its_terminal(monkeypatch):
         assert cli.main([]) == 7
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_nothing_prints_a_password(study, tmp_path, capsys):
+    url = "postgresql+psycopg://me:s3cret@127.0.0.1:1/x"
+    assert "me:***@127.0.0.1" in error(capsys, "front", study, "--data", str(tmp_path), "--store", url)
+    asked = SimpleNamespace(file=SimpleNamespace(path=study, options=[]), given={}, space=SimpleNamespace(words=[]))
+    assert commands._command(asked, url)("front").endswith("--store 'postgresql+psycopg://me:***@127.0.0.1:1/x'")
+    cli._say(f"error: {url} \x1b[2J")
+    assert capsys.readouterr().err == "error: postgresql+psycopg://me:***@127.0.0.1:1/x \\x1b[2J\n"
+
+
+def test_names_are_no_formulas_and_no_escapes(capsys):
+    frame = pd.DataFrame({"origin": pd.array(["=1+1", "-x", "fine", None], dtype="string"), "loss": [-1.0, 2.0, 3.0, 4.0]})
+    output.write_frame(frame, "csv", None, lambda: "")
+    assert capsys.readouterr().out == "origin,loss\n'=1+1,-1.0\n'-x,2.0\nfine,3.0\n,4.0\n"
+    assert "\\x1b[2J" in table(["name"], [["\x1b[2J"]])
+
+
+def test_closed_streams_lead_nowhere(searched, tmp_path):
+    """A file that is opened later does not get the number of one, so that nothing is printed into it."""
+    path, store, _ = searched
+    before = Path(store).read_bytes()
+    result = run_shell(f"{sys.executable} -m ranksearch.cli front {path} --store {store} --out {tmp_path}/f.csv <&- >&- 2>&-")
+    assert result.returncode == 0 and (tmp_path / "f.csv").read_text().startswith("id,") and Path(store).read_bytes() == before
+
+
+def test_a_working_directory_that_is_gone(searched, tmp_path):
+    path, store, _ = searched
+    (tmp_path / "gone").mkdir()
+    leave = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone"
+    result = run_shell(f"{leave} && {sys.executable} -m ranksearch.cli front {path} --store {store}")
+    assert (result.returncode, result.stderr) == (2, "error: the working directory is gone; change to one that is there\n")
+
+
+def run_shell(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=100)

@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ranksearch.decompositions import DECOMPOSITIONS
-from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
+from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency, RanksearchError
 from ranksearch.networks import export
 from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
@@ -334,3 +336,52 @@ def test_adaptive_structure_is_loaded_onto_other_weights(tmp_path: Path) -> None
     wrong = Configuration({"3": ("adaptive", rank[:-1])})
     with pytest.raises(InvalidArgument, match="bonds, each of width 1 or more"):
         export.load(export.save(network, tmp_path / "wrong", manifest=manifest(wrong), example=EXAMPLE), host)
+
+
+def _export(folder: Path) -> dict[str, Any]:
+    """A folder that can be loaded; returns its manifest."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    built = build(Spectra(net, find_sites(net, torch.randn(2, 8))), Configuration({"0": ("svd", (2,))}))
+    export.save(built, folder, manifest={"configuration": {"0": ["svd", [2]]}}, example=torch.randn(2, 8))
+    return json.loads((folder / "manifest.json").read_text())
+
+
+HOSTILE = [
+    None, -1, 1.5, True, "x", "\ud800", [None], {"a": None}, {"0": ["svd"]}, {"0": ["svd", [-1]]}, {"0": ["svd", [10**30]]},
+    {"0": [1, [2]]}, {"0.0.weight": []}, {"a": "b"}, {"kind": "sequence", "inputs": {}},
+    {"kind": "tensor", "inputs": {"shape": [10**15], "dtype": "float32"}}, {"kind": "tensor", "inputs": {"shape": [2, 8], "dtype": "load"}},
+    {"kind": "tensor", "inputs": {"shape": [-1], "dtype": "float32"}},
+]  # fmt: skip
+
+
+def test_every_hostile_manifest_is_answered(tmp_path: Path) -> None:
+    manifest = _export(tmp_path / "e")
+    dense = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    weights_only = {"created", "torch", "ranksearch"}  # said for people
+    for name in manifest.keys() - weights_only:
+        for hostile in HOSTILE:
+            changed = manifest | {name: hostile}
+            if name == "configuration" and isinstance(hostile, dict):
+                with suppress(ValueError):
+                    changed["configuration_id"] = Configuration.from_json(json.dumps(hostile)).id
+            (tmp_path / "e" / "manifest.json").write_text(json.dumps(changed))
+            with suppress(RanksearchError):  # some still say the same; anything else than this error is none
+                export.load(tmp_path / "e", dense)
+    for raw in (b"", b"\xff\xfe", b"[" * 10**5, b'{"schema": 1', json.dumps(manifest).encode("utf-16")):
+        (tmp_path / "e" / "manifest.json").write_bytes(raw)
+        with pytest.raises(InvalidArgument):
+            export.load(tmp_path / "e", dense)
+    (tmp_path / "e" / "manifest.json").unlink()
+    os.mkfifo(tmp_path / "e" / "manifest.json")  # nobody writes to it: reading it would wait for ever
+    with pytest.raises(InvalidArgument, match=r"holds no manifest\.json"):
+        export.load(tmp_path / "e", dense)
+
+
+def test_every_file_of_an_export_may_be_read_by_whom_the_manifest_may(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        _export(tmp_path / "e")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "e").iterdir()} == {0o640}

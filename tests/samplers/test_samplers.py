@@ -11,6 +11,7 @@ import pytest
 
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.samplers import NSGA2, SAMPLERS, TPE, Random, Sampler
+from ranksearch.samplers._optuna import OptunaSampler
 
 SHAPE = (5, 1, 7, 3, 1, 9)
 every = pytest.mark.parametrize("kind", SAMPLERS, ids=lambda kind: kind.name)
@@ -219,3 +220,24 @@ def test_sixty_sites_stay_quick() -> None:
     start = time.monotonic()
     values = search(NSGA2().start((15,) * 60, 2, seed=0, admissible=anything), 150)
     assert len(values) == 150 and time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("kind", [*SAMPLERS, NSGA2(population=2)], ids=lambda kind: f"{kind.name}{getattr(kind, 'population', '')}")
+def test_what_ten_thousand_observations_cost_does_not_grow_with_them(kind: Sampler) -> None:
+    """Optuna goes through all of its trials for each proposal, and recursively through generations."""
+    shape = (9,) * 6
+    sampler, value, rng = kind.start(shape, 2, seed=0, admissible=anything), toy(shape), np.random.default_rng(0)
+    first = sampler.propose()
+    known = rng.integers(0, 9, (10_000, 6))
+    for row in known:
+        sampler.observe(row, value(row))
+    sampler.propose()
+    sampler.observe(first, value(first))  # asked for before Optuna began anew
+    search(sampler, 100)
+    if isinstance(sampler, OptunaSampler):
+        trials = sampler._study.get_trials(deepcopy=False)
+        assert 0 < len(trials) <= 4 * sampler.remembered + 1
+        told = {tuple(trial.params.values()) for trial in trials}
+        ranks = moocore.pareto_rank(np.array([value(row) for row in known]))
+        best = {tuple(row.tolist()) for row, rank in zip(known, ranks, strict=True) if rank == 0}
+        assert len(best & told) >= min(len(best), sampler.remembered // 2), "the front of what is known is what it works with"

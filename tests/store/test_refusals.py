@@ -182,3 +182,14 @@ def test_remains_of_a_deleted_database(path: Path) -> None:
     with pytest.raises(StoreError, match="left of a deleted database"):
         Store.open(path, **STUDY)
     assert [p.name for p in path.parent.iterdir()] == ["x.db-wal"]
+
+
+def test_a_lock_file_that_is_a_link_is_not_followed(filled: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine")
+    Path(f"{filled}.lock").symlink_to(target)
+    with pytest.raises(StoreError, match="a link has the name of its lock file: remove it"):
+        Store.open(filled, **STUDY)
+    assert target.read_text() == "mine"
+    Path(f"{filled}.lock").unlink()
+    Store.open(filled, **STUDY).close()

@@ -1,97 +1,178 @@
-"""Stores in a database server."""
+"""Stores in a database server, where several processes write: on a SQLite file that stands in for one, and on PostgreSQL."""
 
 from __future__ import annotations
 
-import os
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from store_cases import STUDY, record
+from store_cases import STUDY, child, record
 
-from ranksearch.errors import StoreError
+from ranksearch.errors import StoreError, StoreUnreachable
 from ranksearch.store import Store
+from ranksearch.store import claims as _claims
 from ranksearch.store import database as _database
 
 
-@pytest.fixture
+@pytest.fixture(params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """RANKSEARCH_TEST_DATABASE: the URL of an empty database of a server. Without it, a SQLite file stands in, used
-    as if it were a server: no look at the file, the writer's place a row."""
-    url = os.environ.get("RANKSEARCH_TEST_DATABASE")
-    if url is None:
-        url = f"sqlite:///{tmp_path / 'server.db'}"
-        make = _database.Place.__init__
+    """The URL of an empty database; a SQLite file is used as if it were a server: no look at the file, no lock."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres").database()
+    url = f"sqlite:///{tmp_path / 'server.db'}"
+    make = _database.Place.__init__
 
-        def as_server(self: _database.Place, where: str) -> None:
-            make(self, where)
-            self.path, self.shared = None, sa.create_engine(url)
+    def as_server(self: _database.Place, where: str) -> None:
+        make(self, where)
+        self.path, self.shared = None, sa.create_engine(url)
 
-        monkeypatch.setattr(_database.Place, "__init__", as_server)
-        monkeypatch.setattr(_database.Place, "lock", lambda self: None)
-    else:
-        engine = sa.create_engine(url)
-        _database.metadata.drop_all(engine)
-        engine.dispose()
+    monkeypatch.setattr(_database.Place, "__init__", as_server)
+    monkeypatch.setattr(_database.Place, "lock", lambda self: None)
     return url
 
 
-def test_server(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_database, "BEAT", 0.05)
+def test_several_write_what_each_of_them_has_found(server: str) -> None:
     with pytest.raises(StoreError, match="does not exist"):
         Store.open(server, create=False)
-    with Store.open(server, **STUDY, details={"n": 1}) as store:
+    with Store.open(server, **STUDY, details={"n": 1}) as one, Store.open(server, **STUDY) as two:
         facts = [record(i, error="\u00fc" * 3000 if i else None) for i in range(3)]
-        assert all(store.add(f) for f in facts) and not store.add(facts[0])
-        first = beat(store)
-        assert wait_until(lambda: beat(store) > first)  # it shows life
-        with pytest.raises(StoreError, match=f"being written by pid {os.getpid()} on"):
-            Store.open(server, **STUDY)
+        assert all(one.add(f) for f in facts) and not two.add(facts[0]) and two.add(record(7))
         with Store.open(server, create=False) as reader:
-            assert reader.records() == facts and reader.details == {"n": 1}
+            assert reader.records() == [*facts, record(7, created=reader.records()[3].created)] and reader.details == {"n": 1}
+            ids = {r.configuration_id for r in reader.records()}
+            assert reader.new_ids("full", 0, ()) == ids and reader.new_ids("full", 0, ids) == set() == reader.new_ids("full", 1, ())
+        failed = record(8, status="failed", metrics={}, error="MemoryError", error_kind="machine")
+        assert one.add(failed) and two.add_attempt(replace(failed, status="done", error=None, error_kind=None))
+        assert not one.add_attempt(failed), "it is done"
     with pytest.raises(StoreError, match="belongs to study 'digits'"):
         Store.open(server, study="cifar", fingerprint="f00d")
-    with Store.open(server, **STUDY) as store:  # the place was given back
-        assert store.add(record(7)) and [r.configuration_id for r in store.records()][-1] == f"{7:012x}"
 
 
-@pytest.mark.parametrize(
-    ("change", "free"),
-    [({}, False), ({"pid": 2**22 + 1}, True), ({"beat": 1.0}, True), ({"host": "other", "pid": 2**22 + 1}, False)],
-)
-def test_writer_of_a_server_that_died(server: str, change: dict, free: bool) -> None:
-    first = Store.open(server, **STUDY)
-    try:
-        with first._engine.begin() as connection:
-            connection.execute(_database.writer_table.update().values(change | {"id": 1}))
-        if not free:
-            with pytest.raises(StoreError, match="being written by pid"):
-                Store.open(server, **STUDY)
-            return
-        with Store.open(server, **STUDY) as second:
-            assert second.add(record(1))
-            with pytest.raises(StoreError, match="another process has become its writer"):
-                first.add(record(2))
-            first.close()  # gives back nothing that is not its own
-            assert second.add(record(3)) and second.count() == 2
-    finally:
-        first.close()
+def test_an_evaluation_is_claimed_by_one_process(server: str) -> None:
+    with Store.open(server, **STUDY) as one, Store.open(server, **STUDY) as two:
+        assert one.claims and two.claims
+        key = (record(1).configuration_id, "full", 0)
+        assert one.claim(*key) and one.claim(*key) and not two.claim(*key)
+        assert two.claim(key[0], "full", 1) and two.claim(record(2).configuration_id, "full", 0)
+        assert (one.claims.others("full", 0), two.claims.others("full", 0), one.claims.others("full", 1)) == (1, 1, 1)
+        assert one.add(record(1)) and two.claims.others("full", 0) == 0, "what is stored is no longer claimed"
+        assert not two.claim(*key), "it is made"
+        assert two.claim(*key, again=True) and one.claims.others("full", 0) == 2
+        two.close()
+        assert one.claims.others("full", 0) == 0, "who ends leaves nothing"
+        with Store.open(server, create=False) as reader:
+            assert reader.claims is None
+
+
+def test_claims_of_the_dead_end_by_the_servers_clock(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that shows life keeps them; one that does not, or whom somebody knows to be dead, does not."""
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # this machine's clock is decades off
+    key = (record(1).configuration_id, "full", 0)
+    with Store.open(server, **STUDY) as one, Store.open(server, **STUDY) as other:
+        assert one.claim(*key) and one.claims and other.claims
+
+        def later(seconds: float) -> None:
+            with one._engine.begin() as connection:
+                expires = _database.claims_table.c.expires
+                connection.execute(_database.claims_table.update().values(expires=expires - seconds))
+
+        later(_claims.LEASE - 10)
+        assert not other.claim(*key)
+        one.claims.renew()
+        later(_claims.LEASE - 10)
+        assert not other.claim(*key), "it has shown life"
+        later(20)
+        assert other.claim(*key) and not one.claim(*key)
+        assert one.claims.take_over() == [other.claims._holder] and one.claim(*key)
+
+
+def test_life_is_shown_now_and_then(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_claims, "BEAT", 0.05)
+    with Store.open(server, **STUDY) as store:
+        assert store.claim(record(1).configuration_id, "full", 0)
+
+        def expires() -> float:
+            with store._engine.connect() as connection:
+                return float(connection.scalar(sa.select(_database.claims_table.c.expires)) or 0)
+
+        first = expires()
+        assert wait_until(lambda: expires() > first)
+
+
+def test_one_of_many_who_ask_at_once_gets_it(postgres) -> None:
+    url = postgres.database()
+    stores = [Store.open(url, **STUDY) for _ in range(4)]
+    got: list[tuple[int, int]] = []
+
+    def ask(number: int) -> None:
+        got.extend((k, number) for k in range(25) if stores[number].claim(f"{k:012x}", "full", 0))
+
+    together([lambda n=n: ask(n) for n in range(4)])
+    assert sorted(k for k, _ in got) == list(range(25))
+    together([lambda n=n: [stores[n].add(record(k, seconds=n)) for k in range(25)] for n in range(4)])
+    assert stores[0].count() == 25
+    for store in stores:
+        store.close()
+
+
+def test_many_who_make_it_at_once_make_one(postgres) -> None:
+    url = postgres.database()
+    code = "Store.open(sys.argv[1], study='digits', fingerprint='f00d').close(); print('fine')"
+    for process in [child(code, url) for _ in range(4)]:
+        out, err = process.communicate(timeout=60)
+        assert out == "fine\n", err
+
+
+def test_a_server_that_is_away_is_told_from_one_that_refuses(postgres) -> None:
+    url = postgres.database()
+    with Store.open(url, **STUDY) as store:
+        assert store.add(record(1))
+        postgres.stop()
+        try:
+            for attempt in (lambda: store.add(record(2)), lambda: store.claim("x", "full", 0), lambda: Store.open(url, **STUDY)):
+                with pytest.raises(StoreUnreachable) as caught:
+                    attempt()
+                assert "secret" not in str(caught.value)
+        finally:
+            postgres.start()
+        assert store.add(record(2)) and store.count() == 2, "the same store goes on when it is back"
+
+
+def test_a_store_of_an_earlier_version_is_brought_to_this_one(server: str) -> None:
+    Store.open(server, **STUDY).close()
+    engine = sa.create_engine(server)
+    with engine.begin() as connection:
+        for statement in (
+            "ALTER TABLE ranksearch_evaluations DROP COLUMN provenance", "DROP TABLE ranksearch_attempts", "DROP TABLE ranksearch_claims",
+            "CREATE TABLE ranksearch_writer (id INTEGER)", "UPDATE ranksearch_study SET schema_version = 2",
+        ):  # fmt: skip
+            connection.execute(sa.text(statement))
+    with Store.open(server, **STUDY) as store:
+        assert store.add(record(1, provenance={"host": "h"})) and store.records()[0].provenance == {"host": "h"}
+    assert not sa.inspect(engine).has_table("ranksearch_writer")
+    engine.dispose()
 
 
 def test_only_what_others_cannot_see_needs_no_place() -> None:
     memory = _database.Place("sqlite://")
     assert isinstance(memory.lock(), _database._NoLock)
     memory.shared = sa.create_mock_engine("postgresql://", lambda *_: None)  # type: ignore[assignment]
-    assert memory.lock() is None  # it is a row there
+    assert memory.lock() is None
 
 
-def beat(store: Store) -> float:
-    with store._engine.connect() as connection:
-        return float(connection.scalar(sa.select(_database.writer_table.c.beat)) or 0)
+def together(actions: list[Callable[[], object]]) -> None:
+    threads = [threading.Thread(target=action) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
-def wait_until(true, seconds: float = 10.0) -> bool:
+def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
     end = time.monotonic() + seconds
     while not (result := true()) and time.monotonic() < end:
         time.sleep(0.02)
@@ -101,6 +182,6 @@ def wait_until(true, seconds: float = 10.0) -> bool:
 def test_a_server_that_does_not_answer() -> None:
     psycopg = pytest.importorskip("psycopg", reason="needs a PostgreSQL driver")
     assert psycopg
-    with pytest.raises(StoreError, match="could not be opened") as caught:
+    with pytest.raises(StoreUnreachable, match="could not be opened") as caught:
         Store.open("postgresql+psycopg://u:secret@127.0.0.1:1/x", **STUDY)
     assert "secret" not in str(caught.value)

@@ -97,7 +97,7 @@ def test_what_is_made_and_what_is_brought_to_this_version_have_the_same_columns(
             tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'ranksearch_%'")]
             found.append({t: {tuple(row[1:]) for row in connection.execute(f"PRAGMA table_info({t})")} for t in tables})
         connection.close()
-    assert found[0] == found[1] and len(found[1]) == 6
+    assert found[0] == found[1] and len(found[1]) == 5
     optional = {name for columns in found[1].values() for name, _, required, _, _ in columns if not required}
     assert optional == {"costs", "error", "error_kind", "provenance"}
 
