@@ -106,7 +106,7 @@ class Compressed:
 
     @property
     def reconstructed(self) -> bool:
-        """Whether the last factors were fitted to the dense network's responses: where that measures better."""
+        """Whether factors were fitted to the dense network's answers, layer by layer: where that measures better."""
         return self.chosen.reconstructed < self.chosen.loss
 
     def save(
@@ -158,7 +158,7 @@ def compress(
     """Make a trained network smaller without training it.
 
     Every rule of the portfolio (`ranksearch.compression.RULES`) chooses types and ranks within the budgets; each network is
-    built, its last factors are fitted to the dense network's responses, and the loss is measured before and after the fit on
+    built, its factors are fitted to the dense network's answers layer by layer, and the loss is measured before and after the fit on
     batches of training data that none of this has seen. Then a model of the loss is fitted to these answers and to a few dozen networks
     measured near the budgets, and solved again (`ranksearch.search.refit`). The best of all is returned with batch norm re-estimated, so
     the answer is behind none of the rules by more than what the held-out batches cannot tell.
@@ -179,7 +179,7 @@ def compress(
             then judged by how near their answers stay to the dense network's (`ranksearch.tasks.Agreement`).
         space: which types, layers and ranks to choose from; default `mixture`. Every rule takes its own metric.
         rules: names in ``RULES`` or rules of your own; default: all.
-        reconstruction: batches that last factors are fitted on; 0: they stay as they are.
+        reconstruction: batches that factors are fitted to; 0: they stay as they are.
         recalibration: batches that batch norm is re-estimated on.
         refits: rounds in which the model of the loss is fitted and solved, eight networks measured in each; 0: none. Default: three beside
             the whole portfolio, none where ``rules`` are named.
@@ -388,9 +388,10 @@ class _Portfolio:
 
     def network(self, metric: MetricName, configuration: Configuration, *, fitted: bool) -> nn.Module:
         """The network of a configuration, its batch norms as they were."""
-        network = build(self.space(metric)[0], configuration).eval()
+        spectra = self.space(metric)[0]
+        network = build(spectra, configuration).eval()
         if fitted:
-            reconstruct(network, self.model, self.task.calibration(self.reconstruction))
+            reconstruct(network, spectra, configuration, self.task.calibration(self.reconstruction))
         return network
 
     def result(self, tried: Sequence[Tried]) -> Compressed:

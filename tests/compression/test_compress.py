@@ -73,7 +73,7 @@ def test_the_loss_is_the_divergence_on_batches_that_nothing_else_sees(found: Com
     for fitted, expected in ((False, tried.loss), (True, tried.reconstructed)):
         small = build(spectra, tried.configuration)
         if fitted:
-            reconstruct(small, model, batches[:4])
+            reconstruct(small, spectra, tried.configuration, batches[:4])
         with torch.no_grad():
             p, q = (torch.cat([copy.deepcopy(net).train()(x).log_softmax(1) for x in batches[-2:]]) for net in (model, small))
         assert float((p.exp() * (p - q)).sum(1).mean()) == pytest.approx(expected, rel=1e-3, abs=1e-6)
