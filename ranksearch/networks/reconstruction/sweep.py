@@ -41,7 +41,10 @@ def sweep(
         wanted = stack.enter_context(_observed(reference, once, batches, output=True))
         for path in uses:
             if path in once:
-                visit(path, _next(zip(given, wanted, strict=True), path, done))
+                seen = _next(zip(given, wanted, strict=True), path, done)
+                visit(path, seen)
+                for _ in seen:  # a visitor need not look at all, yet every pass is to come here
+                    pass
             elif path in alone:
                 visit(path, _inputs(network, path, batches))
             else:  # uses after the first depend on it: a module with several takes passes to the end
