@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,8 @@ class LayerMoments:
             return
         y = _maps(site, gradients(site, wanted).to(dtype), padded)  # (batch, c_out, height, width)
         # sum of y x^T is the gradient of the weight in sum of y (W x)
-        cross = conv2d_weight(padded, site.shape, y, stride=site.stride, dilation=site.dilation, groups=site.groups)
+        geometry: dict[str, Any] = {"stride": site.stride, "dilation": site.dilation, "groups": site.groups}
+        cross = conv2d_weight(padded, site.shape, y, **geometry)
         self.cross[..., :-1] += cross.reshape(site.groups, -1, self.cross.shape[2] - 1)
         self.cross[..., -1] += y.sum(dim=(0, 2, 3)).reshape(site.groups, -1)
         flat = y.transpose(0, 1).flatten(1).reshape(site.groups, -1, y[:, 0].numel())

@@ -48,8 +48,8 @@ def test_gains_are_paired() -> None:
 @pytest.mark.parametrize(
     ("batches", "share", "fitted_to", "sizes"),
     [
-        ([8, 8, 8, 8], 0.25, 3, [8, 8, 8, 8]), ([8, 8], 0.1, 1, [8, 8]), ([12], 0.25, 1, [9, 3]), ([7], 0.25, 1, [7]), ([8, 8], 0.0, 2, [8, 8]),
-        ([], 0.25, 0, []),
+        ([8, 8, 8, 8], 0.25, 3, [8, 8, 8, 8]), ([8, 8], 0.1, 1, [8, 8]), ([12], 0.25, 1, [9, 3]), ([7], 0.25, 1, [7]),
+        ([8, 8], 0.0, 2, [8, 8]), ([], 0.25, 0, []),
     ],
 )  # fmt: skip
 def test_batches_are_divided(batches: list[int], share: float, fitted_to: int, sizes: list[int]) -> None:

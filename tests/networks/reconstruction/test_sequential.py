@@ -90,7 +90,7 @@ def test_at_full_rank_a_layer_is_the_regression_on_the_inputs_that_it_really_get
     mean_x, mean_y = (seen.mean(0), wanted.mean(0)) if bias else (np.zeros(8), np.zeros(6))
     sizes = ((seen - mean_x) ** 2).mean(0)
     pull = np.diag(np.sqrt(0.01 * len(seen) * (sizes + LEAST * sizes.mean())))
-    dense = net[2].weight.detach().numpy()
+    dense = net[2].get_parameter("weight").detach().numpy()
     rows = np.concatenate([seen - mean_x, pull])
     expected = np.linalg.lstsq(rows, np.concatenate([wanted - mean_y, pull @ dense.T]), rcond=None)[0]
     np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-4, atol=1e-4)
