@@ -16,6 +16,7 @@ from ranksearch import checks
 from ranksearch.compression.judge import Judge, judge
 from ranksearch.compression.rules import RULES, Rule
 from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
+from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
 from ranksearch.networks import export
@@ -206,7 +207,8 @@ def compress(
     data = _Data.of(task, (space or mixture()).calibration)
     spec = (space or mixture()).replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
-    portfolio = _Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell)
+    two_sided = any(rule.metric == "fisher" for rule in chosen)
+    portfolio = _Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided)
     tried = [portfolio.tried(rule) for rule in chosen]
     if all(one.configuration is None for one in tried):
         raise InfeasibleBudget(tried[0].note)
@@ -299,6 +301,7 @@ class _Portfolio:
     reconstruction: int
     recalibration: int
     tell: Callable[[Stage], None]
+    two_sided: bool  # whether output gradients are collected at all: where a rule takes them
     spaces: dict[MetricName, tuple[Spectra, SearchSpace]] = field(default_factory=dict)
 
     @cached_property
@@ -317,6 +320,12 @@ class _Portfolio:
     @cached_property
     def judge(self) -> Judge:
         return judge(self.model, self.task, self.data.held_out)
+
+    @cached_property
+    def outputs(self) -> Mapping[str, Moments]:
+        """Moments whose output gradients weigh errors in every rule's reconstruction, whatever the metric that it chooses in."""
+        found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=True)
+        return space_metric.moments(found, "fisher")
 
     def space(self, metric: MetricName) -> tuple[Spectra, SearchSpace]:
         """Prepared decompositions and ladders in a metric, made once."""
@@ -391,7 +400,8 @@ class _Portfolio:
         spectra = self.space(metric)[0]
         network = build(spectra, configuration).eval()
         if fitted:
-            reconstruct(network, spectra, configuration, self.task.calibration(self.reconstruction))
+            batches = self.task.calibration(self.reconstruction)
+            reconstruct(network, spectra, configuration, batches, moments=self.outputs if self.two_sided else None)
         return network
 
     def result(self, tried: Sequence[Tried]) -> Compressed:

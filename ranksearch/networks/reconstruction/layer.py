@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions import AnyDecomposition, Rank
+from ranksearch.decompositions import AnyDecomposition, Moments, Rank
 from ranksearch.networks.reconstruction.moments import LayerMoments
 from ranksearch.networks.reconstruction.refit import refit
 from ranksearch.networks.reconstruction.regression import goal
@@ -102,15 +102,15 @@ def left_out(spectra: Spectra, configuration: Configuration) -> dict[str, str]:
     return found
 
 
-def layers_of(spectra: Spectra, configuration: Configuration) -> tuple[dict[str, Layer], dict[str, Fitted]]:
-    """The layers that can be fitted, by path, and their factors as they are."""
+def layers_of(spectra: Spectra, configuration: Configuration, metric: Mapping[str, Moments]) -> tuple[dict[str, Layer], dict[str, Fitted]]:
+    """The layers that can be fitted, by path, and their factors as they are. ``metric``: whose output moments weigh their errors."""
     reference, left = spectra.model, left_out(spectra, configuration)
     experts = tuple(f"{path}." for path, module in reference.named_modules() if isinstance(module, UnpackedExperts))
     layers, now = {}, {}
     for name, kind, rank in configuration.choices:
         if name in left:
             continue
-        site, original, moments = spectra.sites[name], reference.get_submodule(name), spectra.moments.get(name)
+        site, original, moments = spectra.sites[name], reference.get_submodule(name), metric.get(name)
         bias = original._parameters.get("bias")
         bias = None if bias is None else bias.detach().double()
         output = None if moments is None else moments.floored.output

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch import checks
+from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import batch_statistics
 from ranksearch.networks.reconstruction.check import distances, divided, gain
@@ -46,6 +47,7 @@ def reconstruct(
     configuration: Configuration,
     batches: Iterable[Any],
     *,
+    moments: Mapping[str, Moments] | None = None,
     ridge: float | None = None,
     held_out: float = HELD_OUT,
     rounds: int = ROUNDS,
@@ -54,7 +56,7 @@ def reconstruct(
 
     Layer by layer: x is what reaches the layer in ``network``, all before it being fitted already, and y what the dense layer gives in the
     dense network for the same example. V minimises mean |V x + b - y|^2 with a ridge towards the dense weight; the layer's factors, of the
-    same type and rank, become those nearest to V in the metric of these inputs and, where ``spectra`` have one, of the dense
+    same type and rank, become those nearest to V in the metric of these inputs and, where there is one, of the dense
     network's output gradients: in closed form for `svd`, alternating over all factors for other types. Later layers so make up for what
     earlier ones lost (AA-SVD, 2026; Zhang et al., arXiv 1505.06798, section 3.3). Then every batch norm takes, channel by channel, the
     scale and shift that are best against the dense one's answers. Types, ranks and costs stay as they are. No labels, no gradients. Batch
@@ -75,6 +77,8 @@ def reconstruct(
         spectra: the dense network, its types and its metric.
         configuration: types and ranks.
         batches: of inputs, as for `recalibrate`.
+        moments: whose output moments weigh errors, per site; those of ``spectra`` by default. Without any, all answers of a layer weigh
+            alike, which is worth far less.
         ridge: pull towards the dense weight, relative to the mean square of every input; default: the best of ``RIDGES`` on the examples
             held out, and ``RIDGE`` where none are.
         held_out: share of the batches, at least one of several; of a single batch, so many of its examples. 0 fits to all, unchecked,
@@ -95,7 +99,7 @@ def reconstruct(
     given, fitted_to = divided(list(batches), held_out)
     if not given:
         raise InvalidArgument("batches is empty: a reconstruction needs at least one batch")
-    work = _Work(network, spectra.model, *layers_of(spectra, configuration))
+    work = _Work(network, spectra.model, *layers_of(spectra, configuration, spectra.moments if moments is None else moments))
     if not work.layers:
         return ()
     with evaluating(network), evaluating(spectra.model), batch_statistics(network):
