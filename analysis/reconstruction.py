@@ -53,7 +53,7 @@ class Subject:
     def __init__(self, given: argparse.Namespace, seed: int) -> None:
         self.given = given
         self.model = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)
-        task = cifar10(given.data)
+        task = cifar10(given.data, validation=given.images)
         # calibration batches are drawn from all training images: of fewer, others are drawn
         self.task = task.cut(train=task.sizes()["train"] - seed, **{self.split: given.images})
         self._spaces: dict[str, tuple[Spectra, SearchSpace]] = {}
@@ -143,11 +143,11 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", choices=list(SPACES), default=list(SPACES))
     parser.add_argument("--costs", nargs="+", default=["params", "macs"])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.2, 0.1, 0.05])
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=[AS_IT_IS, "refitted"])
+    parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=[AS_IT_IS, "refitted"])
     parser.add_argument("--before", type=user_path, help="reconstruction.py of an earlier version")
     parser.add_argument("--seeds", type=int, default=3, help="of calibration")
     parser.add_argument("--batches", type=int, default=4, help="that networks are fitted to")
-    parser.add_argument("--images", type=int, default=1000, help="to measure on")
+    parser.add_argument("--images", type=int, default=1500, help="to measure on")
     parser.add_argument("--test", action="store_true", help="measure on the test set: for final numbers only")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
