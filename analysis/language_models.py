@@ -114,9 +114,10 @@ class Subject:
         return spectra, space.configuration(rule.allocator.allocate(problem).indices)
 
     def network(self, rule: Rule, share: float) -> nn.Module:
-        network = build(*self.choose(rule, share)).eval()
+        spectra, configuration = self.choose(rule, share)
+        network = build(spectra, configuration).eval()
         if rule.fit:
-            reconstruct(network, self.model, self.batches)
+            reconstruct(network, spectra, configuration, self.batches)
         return network
 
     def measure(self, network: nn.Module) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 Writes a markdown table and the rows as JSON; cells that the JSON already has, made with the same settings, are kept, so
 that a long run can be stopped and widened. Rules: published ones on weight (or, as their papers say, whitened)
 spectra; ours solve their proxy's problem exactly, ``polish`` goes on from the best of them with measured moves;
-``RULE_reconstructed`` fits the last factors of the rule's network to the dense network's responses."""
+``RULE_reconstructed`` refits the rule's network layer by layer to the dense network's answers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ PROXIES = {  # name -> metric of the space whose additive problem is solved for 
     "single_site_loss": "fisher",
     "calibrated": "fisher",
 }
-RECONSTRUCTED = {f"{rule}_reconstructed": rule for rule in ("balf", "fisher")}  # last factors fitted to the dense responses
+RECONSTRUCTED = {f"{rule}_reconstructed": rule for rule in ("balf", "fisher")}  # refitted layer by layer
 OURS = (*PROXIES, "polish")
 RULES = (*PUBLISHED, *OURS, *RECONSTRUCTED)
 
@@ -105,7 +105,7 @@ class Setting:
     statistics: Statistics
     names: tuple[str, ...]  # of decompositions
     batches: int  # for batch-norm re-estimation
-    measured: int  # batches that `polish` and `calibrated` measure the loss on, and last factors are fitted on
+    measured: int  # batches that `polish` and `calibrated` measure the loss on, and factors are fitted to
     evaluations: int
     sample: int  # measurements for `calibrated`
     max_options: int | None
@@ -212,10 +212,10 @@ def calibrated(setting: Setting, space: SearchSpace, cost: str, budget: float) -
 
 
 def evaluate(setting: Setting, spectra: Spectra, configuration: Configuration, split: Any, fit: bool) -> dict[str, float]:
-    """Accuracy as it is, and with batch norm re-estimated on training images; ``fit``: last factors fitted before."""
+    """Accuracy as it is, and with batch norm re-estimated on training images; ``fit``: refitted layer by layer before."""
     model = build(spectra, configuration).eval()
     if fit:
-        reconstruct(model, setting.model, setting.task.calibration(setting.measured))
+        reconstruct(model, spectra, configuration, setting.task.calibration(setting.measured))
     found = {"plain": setting.task.measure(model, split)["accuracy"]} if setting.plain else {}
     recalibrate(model, setting.task.calibration(setting.batches))
     again = setting.task.measure(model, split)

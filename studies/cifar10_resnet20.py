@@ -21,7 +21,7 @@ def study(
     data: Annotated[Path, "folder with train-*.parquet and test-*.parquet (Hugging Face layout: img, label)"],
     weights: Annotated[Path, "trained weights of the ResNet-20, a safetensors file"],
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
-    reconstruction: Annotated[int, "batches that the last factor of every layer is fitted on before; 0: none"] = 4,
+    reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 4,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning; layers of cp bear little"] = 0.002,
     augment: Annotated[bool, "random crops and mirroring in fine-tuning; pays only over many epochs"] = False,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",

@@ -16,7 +16,7 @@ from search_spaces.cifar_resnet import space
 def study(
     *,
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 2.0,
-    reconstruction: Annotated[int, "batches that the last factor of every layer is fitted on before; 0: none"] = 0,
+    reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 0,
     training_epochs: Annotated[float, "epochs in which the network to be compressed is trained"] = 12.0,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the training, the search and every evaluation"] = 0,

@@ -20,7 +20,7 @@ def study(
     weights: Annotated[Path, "trained weights of the ResNet-20 with one input channel, a safetensors file"],
     data: Annotated[Path, "folder with the idx.gz files of Fashion-MNIST"] = Path("/usr/share/datasets/fashion-mnist"),
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
-    reconstruction: Annotated[int, "batches that the last factor of every layer is fitted on before; 0: none"] = 4,
+    reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 4,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning; layers of cp bear little"] = 0.002,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the search and every evaluation"] = 0,

@@ -2,7 +2,7 @@
 
 The encoder is frozen for the probe only: fine-tuning a candidate trains everything. Costs are those of one sentence of
 ``length`` tokens; attention's own products (softmax(QK) V) have no weights and are not counted. The word embedding holds
-half of the parameters. Without training, fitting last factors decides how small it can get: see docs/results.md."""
+half of the parameters. Without training, fitting factors layer by layer decides how small it can get: see docs/results.md."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ def study(
     source: Annotated[str, "name of the parquet file in the folder, without .parquet"] = "tweets",
     length: Annotated[int, "tokens per sentence; longer ones are cut"] = 48,
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
-    reconstruction: Annotated[int, "batches that the last factor of every layer is fitted on before; 0: none"] = 8,
+    reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 8,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the search and every evaluation"] = 0,

@@ -80,7 +80,7 @@ def main() -> None:
             found = medians({format: partial(work, network, x) for format, network in networks.items()}, given.repeats)
             plain, ratio = 1e3 * found["default"] / len(x), found["default"] / found["channels_last"]
             row[f"{name}_{kind}"] = {"ms_per_image": round(plain, 3), "times_faster_channels_last": round(ratio, 2)}
-        found = medians({"pass": partial(predict, dense, x), "reconstruct": partial(reconstruct, small, dense, [x])}, 1)
+        found = medians({"pass": partial(predict, dense, x), "reconstruct": partial(reconstruct, small, spectra, configuration, [x])}, 1)
         passes = found["reconstruct"] / found["pass"]
         row[f"{name}_reconstruct"] = {"seconds": round(found["reconstruct"], 2), "dense_passes": round(passes, 1)}
     print(json.dumps(row))

@@ -16,6 +16,7 @@ from ranksearch import checks
 from ranksearch.compression.judge import Judge, judge
 from ranksearch.compression.rules import RULES, Rule
 from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
+from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
 from ranksearch.networks import export
@@ -106,7 +107,7 @@ class Compressed:
 
     @property
     def reconstructed(self) -> bool:
-        """Whether the last factors were fitted to the dense network's responses: where that measures better."""
+        """Whether factors were fitted to the dense network's answers, layer by layer: where that measures better."""
         return self.chosen.reconstructed < self.chosen.loss
 
     def save(
@@ -158,7 +159,7 @@ def compress(
     """Make a trained network smaller without training it.
 
     Every rule of the portfolio (`ranksearch.compression.RULES`) chooses types and ranks within the budgets; each network is
-    built, its last factors are fitted to the dense network's responses, and the loss is measured before and after the fit on
+    built, its factors are fitted to the dense network's answers layer by layer, and the loss is measured before and after the fit on
     batches of training data that none of this has seen. Then a model of the loss is fitted to these answers and to a few dozen networks
     measured near the budgets, and solved again (`ranksearch.search.refit`). The best of all is returned with batch norm re-estimated, so
     the answer is behind none of the rules by more than what the held-out batches cannot tell.
@@ -179,7 +180,7 @@ def compress(
             then judged by how near their answers stay to the dense network's (`ranksearch.tasks.Agreement`).
         space: which types, layers and ranks to choose from; default `mixture`. Every rule takes its own metric.
         rules: names in ``RULES`` or rules of your own; default: all.
-        reconstruction: batches that last factors are fitted on; 0: they stay as they are.
+        reconstruction: batches that factors are fitted to; 0: they stay as they are.
         recalibration: batches that batch norm is re-estimated on.
         refits: rounds in which the model of the loss is fitted and solved, eight networks measured in each; 0: none. Default: three beside
             the whole portfolio, none where ``rules`` are named.
@@ -206,7 +207,8 @@ def compress(
     data = _Data.of(task, (space or mixture()).calibration)
     spec = (space or mixture()).replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
-    portfolio = _Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell)
+    two_sided = any(rule.metric == "fisher" for rule in chosen)
+    portfolio = _Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided)
     tried = [portfolio.tried(rule) for rule in chosen]
     if all(one.configuration is None for one in tried):
         raise InfeasibleBudget(tried[0].note)
@@ -299,6 +301,7 @@ class _Portfolio:
     reconstruction: int
     recalibration: int
     tell: Callable[[Stage], None]
+    two_sided: bool  # whether output gradients are collected at all: where a rule takes them
     spaces: dict[MetricName, tuple[Spectra, SearchSpace]] = field(default_factory=dict)
 
     @cached_property
@@ -317,6 +320,12 @@ class _Portfolio:
     @cached_property
     def judge(self) -> Judge:
         return judge(self.model, self.task, self.data.held_out)
+
+    @cached_property
+    def outputs(self) -> Mapping[str, Moments]:
+        """Moments whose output gradients weigh errors in every rule's reconstruction, whatever the metric that it chooses in."""
+        found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=True)
+        return space_metric.moments(found, "fisher")
 
     def space(self, metric: MetricName) -> tuple[Spectra, SearchSpace]:
         """Prepared decompositions and ladders in a metric, made once."""
@@ -388,9 +397,11 @@ class _Portfolio:
 
     def network(self, metric: MetricName, configuration: Configuration, *, fitted: bool) -> nn.Module:
         """The network of a configuration, its batch norms as they were."""
-        network = build(self.space(metric)[0], configuration).eval()
+        spectra = self.space(metric)[0]
+        network = build(spectra, configuration).eval()
         if fitted:
-            reconstruct(network, self.model, self.task.calibration(self.reconstruction))
+            batches = self.task.calibration(self.reconstruction)
+            reconstruct(network, spectra, configuration, batches, moments=self.outputs if self.two_sided else None)
         return network
 
     def result(self, tried: Sequence[Tried]) -> Compressed:

@@ -58,6 +58,7 @@ class Decomposition(ABC, Generic[S]):
     nested: ClassVar[bool] = True  # errors in the weight metric never grow when any entry of the rank does
     exact: ClassVar[bool] = True  # the last of the ranks reconstructs the weight
     labels: ClassVar[int] = 0  # how many leading entries of a rank name a structure (groups, tiles) and are no widths
+    optimal: ClassVar[bool] = False  # factors are the best of their rank in every metric
     storage_only: ClassVar[bool] = False  # built as a parametrized dense layer: saves params, adds MACs
 
     @abstractmethod

@@ -33,6 +33,7 @@ class SVD(Decomposition[SVDState]):
     """In any metric the truncated SVD of the whitened matrix is optimal, so its tail sums are exact."""
 
     name = "svd"
+    optimal = True
 
     def undefined(self, site: Site) -> str | None:
         if min(site.c_out // site.groups, math.prod(site.shape[1:])) == 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ranksearch.errors import InvalidArgument
+from ranksearch.evaluation.fidelity import SEQUENTIAL
 from ranksearch.evaluation.request import Outcome, Request, outcome_of
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
@@ -27,8 +29,10 @@ class Evaluator:
         torch.manual_seed(request.seed)
         model = build(self.spectra, request.configuration)
         fidelity = request.fidelity
+        if fidelity.reconstruction and fidelity.fit != SEQUENTIAL:
+            raise InvalidArgument(f"fidelity={fidelity.key!r}: networks with {fidelity.fit} fitted were made by earlier versions alone")
         if fidelity.reconstruction:
-            reconstruct(model, self.spectra.model, self.task.calibration(fidelity.reconstruction))
+            reconstruct(model, self.spectra, request.configuration, self.task.calibration(fidelity.reconstruction))
         if fidelity.epochs:
             self.task.fine_tune(model, epochs=fidelity.epochs, seed=request.seed)
         if fidelity.recalibration:

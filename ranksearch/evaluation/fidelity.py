@@ -9,6 +9,8 @@ from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 
 FULL, SUPERNET = "full", "supernet"
+SEQUENTIAL, LAST_FACTORS = "sequential", "last_factors"
+_FITS = {SEQUENTIAL: "refitted", LAST_FACTORS: "reconstruction"}  # their names in keys
 _SOURCED = (SUPERNET,)  # kinds that are measured with something of which there are several
 
 
@@ -23,13 +25,16 @@ class Fidelity:
     epochs: float = 1.0  # of fine-tuning
     recalibration: int = 8  # batches for batch-norm re-estimation; 0: the statistics stay as they are
     kind: str = FULL  # "full": built and trained for itself; "supernet": activated in a supernet; or a word of your own
-    reconstruction: int = 0  # batches that last factors are fitted on, see `reconstruct`; 0: they stay as they are
+    reconstruction: int = 0  # batches that factors are fitted to, see `reconstruct`; 0: they stay as they are
     source: str = ""  # what it is measured with: for "supernet" its method and the beginning of its key
+    fit: str = SEQUENTIAL  # how: "sequential"; "last_factors", as earlier versions did, is read from stores alone
 
     def __post_init__(self) -> None:
         checks.number("epochs", self.epochs, least=0)
         checks.whole("recalibration", self.recalibration, least=0, hint="batches")
         checks.whole("reconstruction", self.reconstruction, least=0, hint="batches")
+        if self.fit not in _FITS:
+            raise InvalidArgument(f"fit={self.fit!r} is none of {', '.join(_FITS)}")
         if bool(self.source) != (self.kind in _SOURCED):
             sourced = " and ".join(_SOURCED)
             raise InvalidArgument(f"kind={self.kind!r}, source={self.source!r}: {sourced} needs a source, other kinds have none")
@@ -42,7 +47,7 @@ class Fidelity:
     @property
     def key(self) -> str:
         """How the store names it."""
-        fitted = f",reconstruction={self.reconstruction}" if self.reconstruction else ""
+        fitted = f",{_FITS[self.fit]}={self.reconstruction}" if self.reconstruction else ""
         return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}{fitted}"
 
     @staticmethod
@@ -51,13 +56,14 @@ class Fidelity:
 
         Raises:
             InvalidArgument: no key of a fidelity."""
-        found = re.fullmatch(r"(.+):epochs=([^,]+),recalibration=(\d+)(?:,reconstruction=(\d+))?", key)
+        found = re.fullmatch(r"(.+):epochs=([^,]+),recalibration=(\d+)(?:,(refitted|reconstruction)=(\d+))?", key)
         try:
             if found is None:
                 raise ValueError(key)
             kind, dash, source = found[1].partition("-")
             if not (dash and kind in _SOURCED):
                 kind, source = found[1], ""
-            return Fidelity(float(found[2]), int(found[3]), kind, int(found[4] or 0), source)
+            fit = LAST_FACTORS if found[4] == _FITS[LAST_FACTORS] else SEQUENTIAL
+            return Fidelity(float(found[2]), int(found[3]), kind, int(found[5] or 0), source, fit)
         except ValueError as error:
             raise InvalidArgument(f"fidelity={key!r} is none; one is written like {Fidelity().key}") from error

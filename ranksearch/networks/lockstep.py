@@ -90,7 +90,7 @@ def passes(network: nn.Module, examples: Iterable[Any], stops: Mapping[str, nn.M
             current.stop(place, value)
 
     def before(place: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        return lambda _module, args, kwargs: seen(place, args[0] if args else kwargs["input"])
+        return lambda _module, args, kwargs: seen(place, args[0] if args else next(iter(kwargs.values())))
 
     def after(place: str) -> Callable[[nn.Module, Any, Tensor], None]:
         return lambda _module, _args, result: seen(place, result)

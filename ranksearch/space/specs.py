@@ -107,7 +107,7 @@ def mixture(
     max_options: MaxOptions = None,
 ) -> SpaceSpec:
     """The default: the types that win, layer by layer, on trained convolutional networks (`docs/types.md`). Every layer is
-    dense, ``svd``, ``svd_in``, ``spatial`` in both orders, ``tucker2`` or ``cp``.
+    dense, ``svd``, ``svd_in``, ``spatial`` in both orders, ``tucker2``, ``grouped_svd`` or ``cp``.
 
     Args:
         cp: the smallest error for convolutions by far, and the dearest to profile: seconds for a layer of 64 channels, about
@@ -115,7 +115,7 @@ def mixture(
             profiled at once.
         round_to, max_options: see `SpaceSpec`.
     """
-    names = ("svd", "svd_in", "spatial", "spatial_t", "tucker2", *(("cp",) if cp else ()))
+    names = ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd", *(("cp",) if cp else ()))
     return SpaceSpec(named(*names), round_to=round_to, max_options=max_options)
 
 

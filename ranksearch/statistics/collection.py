@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from ranksearch.tensors import absorb, save
 
 MomentKind = Literal["activation", "fisher", "output"]
 _SAMPLED = SampledLabels()
+COPIES = 4  # of a large moment at a time: itself, shrunk, floored, and its half
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,12 @@ class Statistics:
             there are. This makes a d x d float64 matrix per site and group, also for sites kept in Kronecker form.
 
         Raises:
-            InvalidArgument: the metric needs gradients that were not collected.
+            InvalidArgument: the metric needs gradients that were not collected, or matrices that the machine has no memory for.
         """
         if metric not in ("activation", "fisher", "output"):
             raise InvalidArgument(f"metric={metric!r} is none of activation, fisher, output")
+        if metric != "output":
+            self._check_memory()
         if metric != "activation" and all(s.gradient is None for s in self.of.values()):
             raise InvalidArgument(f"metric={metric!r} needs output gradients: collect with labels, SampledLabels() or GivenLabels()")
         result = {}
@@ -96,6 +100,20 @@ class Statistics:
                 g = (torch.eye(site.c_out, dtype=torch.float64)[None] if g is None else g) * (site.scale**2 / rows)
             result[name] = Moments(a, g)
         return result
+
+    def _check_memory(self) -> None:
+        """Refuses, before any work, what could not be held: a Kronecker product as one matrix, and what floors and factorizes it."""
+        for name, s in self.of.items():
+            if s.channel is None:
+                continue
+            site, memory = self.sites[name], _memory()
+            width = site.c_in // site.groups * site.kernel[0] * site.kernel[1]
+            needed = COPIES * 8 * site.groups * width**2
+            if needed > memory:
+                raise InvalidArgument(
+                    f"site={name!r}: its input moment, {site.groups} x {width} x {width}, takes {needed / 2**30:.1f} GiB, and this machine "
+                    f"has {memory / 2**30:.1f}; leave the layer out with exclude={name!r}, or take metric='weight'"
+                )
 
     def fisher_ratio(self, name: str) -> float | None:
         """E|dL/dW|^2 over tr(G) tr(A): the exact trace of the Fisher, from per-example gradients, over that of K-FAC. It is above 1
@@ -188,6 +206,12 @@ class _Differentiation:
                 (loss * size).backward(retain_graph=number < self._passes)
             for collector in self._collectors:
                 collector.end_sample()
+
+
+def _memory() -> float:
+    """Bytes of the machine; infinite where it does not say."""
+    known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(getattr(os, "sysconf_names", ()))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else float("inf")
 
 
 def accumulator_bytes(sites: Iterable[Site], *, diagonal: bool = False) -> int:

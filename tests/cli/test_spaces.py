@@ -85,7 +85,7 @@ def error(capsys, *arguments: str) -> str:
 
 def test_a_space_by_name_file_function_and_object(study, capsys):
     assert types(capsys, study) == {"0": {"svd"}, "2": {"svd"}, "5": {"svd"}, "6": {"svd"}}
-    assert types(capsys, study, "--space", "mixture", "--no-cp")["0"] == {"svd", "svd_in", "spatial", "spatial_t", "tucker2"}
+    assert types(capsys, study, "--space", "mixture", "--no-cp")["0"] == {"svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd"}
     assert types(capsys, study, "--space", spaces(study))["0"] == {"svd", "tucker2"}
     assert types(capsys, study, "--space=" + spaces(study), "--types", "svd_in,cp", "--no-head")["0"] == {"svd_in", "cp"}
     assert types(capsys, study, "--space", spaces(study) + ":convolutions") == {"0": {"spatial"}, "2": {"spatial"}}

@@ -25,6 +25,7 @@ from ranksearch.search.events import Stage
 from ranksearch.sites import find_sites
 from ranksearch.space import mixture, svd_only
 from ranksearch.space.spectra import Spectra
+from ranksearch.statistics import metric
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,8 @@ def test_the_loss_is_the_divergence_on_batches_that_nothing_else_sees(found: Com
     for fitted, expected in ((False, tried.loss), (True, tried.reconstructed)):
         small = build(spectra, tried.configuration)
         if fitted:
-            reconstruct(small, model, batches[:4])
+            seen = metric.statistics(model, spectra.sites, data, calibration=8, gradients=True)
+            reconstruct(small, spectra, tried.configuration, batches[:4], moments=metric.moments(seen, "fisher"))
         with torch.no_grad():
             p, q = (torch.cat([copy.deepcopy(net).train()(x).log_softmax(1) for x in batches[-2:]]) for net in (model, small))
         assert float((p.exp() * (p - q)).sum(1).mean()) == pytest.approx(expected, rel=1e-3, abs=1e-6)
@@ -162,7 +164,7 @@ def test_a_bad_rule_does_no_harm_and_ones_own_take_part() -> None:
 
 
 def test_reconstruction_is_left_out_where_it_measures_worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(small: nn.Module, *_: Any) -> None:
+    def spoil(small: nn.Module, *_: Any, **__: Any) -> None:
         with torch.no_grad():
             for parameter in small.parameters():
                 parameter.mul_(-3)

@@ -91,13 +91,12 @@ def test_batch_norm_is_estimated_for_the_weights_that_fine_tuning_left() -> None
         assert torch.equal(ours, theirs), name
 
 
-def test_last_factors_are_fitted_before_anything_else() -> None:
+def test_factors_are_fitted_before_anything_else() -> None:
     evaluator = _evaluator()
     plain = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=0), 0))
     fitted = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=0, reconstruction=2), 0))
     dense, x = evaluator.spectra.model.eval(), next(iter(evaluator.task.calibration(1)))
-    assert torch.equal(plain[0][0].weight, fitted[0][0].weight)  # type: ignore[index]
-    assert not torch.equal(plain[0][1].weight, fitted[0][1].weight)  # type: ignore[index]
+    assert not any(torch.equal(mine, theirs) for mine, theirs in zip(plain[0].parameters(), fitted[0].parameters(), strict=True))  # type: ignore[union-attr]
     with torch.no_grad():
         plain[1].train(), fitted[1].train()  # type: ignore[union-attr]
         assert (fitted(x) - dense(x)).square().sum() < (plain(x) - dense(x)).square().sum()
@@ -109,6 +108,13 @@ def test_last_factors_are_fitted_before_anything_else() -> None:
 def test_keys_of_fidelities_come_back() -> None:
     for fidelity in (Fidelity(), Fidelity(0.5, 0, "quick"), Fidelity(epochs=0, reconstruction=4)):
         assert Fidelity.parse(fidelity.key) == fidelity
+    key = "full:epochs=0,recalibration=8,reconstruction=4"  # of stores whose networks have last factors fitted alone
+    earlier = Fidelity.parse(key)
+    assert earlier.key == key and earlier != Fidelity(epochs=0, reconstruction=4)
+    with pytest.raises(InvalidArgument, match="earlier versions alone"):
+        _evaluator().network(Request(LOW, earlier, 0))
+    with pytest.raises(InvalidArgument, match="fit='other'"):
+        Fidelity(fit="other")
     assert Fidelity(1, 8).key == "full:epochs=1,recalibration=8"  # what earlier studies hold
     with pytest.raises(InvalidArgument, match="reconstruction"):
         Fidelity.parse("full:epochs=1,recalibration=8,reconstruction=x")
@@ -136,7 +142,7 @@ def test_fidelities_of_supernets_name_what_they_were_measured_with() -> None:
     found = Fidelity.parse(key)
     assert found == Fidelity(epochs=0, recalibration=16, kind="supernet", source="joint-ab12cd34") and found.key == key
     assert (found.kind, found.source, found.name) == ("supernet", "joint-ab12cd34", "supernet-joint-ab12cd34")
-    own = Fidelity.parse("my-own:epochs=0.5,recalibration=0,reconstruction=2")
+    own = Fidelity.parse("my-own:epochs=0.5,recalibration=0,refitted=2")
     assert own == Fidelity(0.5, 0, "my-own", 2) and own.source == ""
     for kind, source in (("supernet", ""), ("full", "joint-ab12cd34")):
         with pytest.raises(InvalidArgument, match="needs a source, other kinds have none"):

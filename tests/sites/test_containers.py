@@ -163,8 +163,9 @@ def test_all_that_runs_on_batches_takes_them(case: Any) -> None:
     model, example, _ = case
     sites = find_sites(model, example(1))
     spectra = Spectra(model, sites)
-    network = build(spectra, Configuration({"layer": ("svd", (2,))}))
-    (report,) = reconstruct(network, model, [example(2), example(4)])
+    configuration = Configuration({"layer": ("svd", (2,))})
+    network = build(spectra, configuration)
+    (report,) = reconstruct(network, spectra, configuration, [example(2), example(4)])
     assert report.site == "layer" and report.after <= report.before + 1e-12
     assert recalibrate(network, [example(2)]) == 0
     labels = GivenLabels(lambda outputs, targets: nn.functional.cross_entropy(outputs, targets))

@@ -152,15 +152,26 @@ def test_statistics_are_of_the_tokens_that_an_expert_gets() -> None:
     assert "no statistics" in statistics.uncovered["experts.up.3"]
 
 
-def test_reconstruction_leaves_experts_which_get_other_tokens() -> None:
-    """What an expert is given depends on what came before it, so that two networks need not route alike."""
+def test_reconstruction_fits_experts_to_dense_answers_at_the_tokens_that_they_get_now() -> None:
+    """What an expert is given depends on what came before it, so that two networks need not route alike: the answers are those of the
+    dense expert to the tokens of the compressed network, here by NumPy."""
     unpacked: Any = unpack_experts(mixture())
-    sites = find_sites(unpacked, TOKENS)
-    built: Any = build(Spectra(unpacked, sites), Configuration({"experts.up.0": ("svd", (2,)), "router": ("svd", (1,))}))
-    before = {name: value.clone() for name, value in built.experts.state_dict().items()}
-    done = reconstruct(built, unpacked, [TOKENS])
-    assert [each.site for each in done] == ["router"]
-    assert all(torch.equal(value, before[name]) for name, value in built.experts.state_dict().items())
+    spectra = Spectra(unpacked, find_sites(unpacked, TOKENS))
+    configuration = Configuration({"experts.up.0": ("svd", (2,)), "router": ("svd", (1,))})
+    built: Any = build(spectra, configuration)
+    done = reconstruct(built, spectra, configuration, [TOKENS], ridge=1e-6, held_out=0)
+    assert [each.site for each in done] == ["router", "experts.up.0"]
+    seen: list[Tensor] = []
+    handle = built.experts.up[0].register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach()))
+    with torch.no_grad():
+        built(TOKENS)
+        handle.remove()
+        wanted = unpacked.experts.up[0](seen[0]).double()
+        left = float((built.experts.up[0](seen[0]) - wanted).square().sum())
+    if unpacked.experts.up[0].bias is not None:
+        wanted = wanted - wanted.mean(0)
+    best = float(torch.linalg.svdvals(wanted)[2:].square().sum())
+    assert len(seen[0]) > 2 and left == pytest.approx(best, rel=1e-3, abs=1e-6 * float(wanted.square().sum()))
 
 
 class Sharpened(Fused):

@@ -18,7 +18,7 @@ def names(spec: SpaceSpec) -> list[str]:
 
 def test_the_types_of_packaged_spaces() -> None:
     assert names(svd_only()) == ["svd"] and names(all_types()) == [d.name for d in DECOMPOSITIONS]
-    assert sorted(names(mixture())) == ["cp", "spatial", "spatial_t", "svd", "svd_in", "tucker2"]
+    assert sorted(names(mixture())) == ["cp", "grouped_svd", "spatial", "spatial_t", "svd", "svd_in", "tucker2"]
     assert names(mixture(cp=False)) == [name for name in names(mixture()) if name != "cp"]
 
 

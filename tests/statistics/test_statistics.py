@@ -291,6 +291,9 @@ def test_large_dimensions_are_kept_as_a_kronecker_product(monkeypatch):
     torch.testing.assert_close(torch.einsum("aibi->ab", found.reshape(3, 9, 3, 9)), torch.einsum("aibi->ab", blocks), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.einsum("aiaj->ij", found.reshape(3, 9, 3, 9)), torch.einsum("aiaj->ij", blocks), rtol=1e-4, atol=1e-5)
     assert LARGEST == 4608
+    monkeypatch.setattr("ranksearch.statistics.collection._memory", lambda: 1000.0)
+    with pytest.raises(InvalidArgument, match=r"site='0': its input moment.*exclude='0'"):
+        statistics.moments("activation")
 
 
 def test_kronecker_is_exact_for_a_product():

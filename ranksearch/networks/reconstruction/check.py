@@ -1,0 +1,50 @@
+"""How near a network's outputs are to the dense network's, example by example, on batches that no fit has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ranksearch.sites import map_tensors, run, tensors_of
+
+SMALLEST = 8  # examples of a single batch that is cut: each part has several, which batch norm needs
+
+
+def divided(batches: list[Any], held_out: float) -> tuple[list[Any], int]:
+    """The batches, those to fit to first, and how many these are. A share of the batches is held out, at least one of several; of a single
+    batch a share of its examples, unless these are too few or its tensors have different lengths."""
+    if not held_out or not batches:
+        return batches, len(batches)
+    if len(batches) > 1:
+        return batches, len(batches) - min(max(round(held_out * len(batches)), 1), len(batches) - 1)
+    sizes = {tensor.shape[0] for _, tensor in tensors_of(batches[0]) if tensor.ndim}
+    size = sizes.pop() if len(sizes) == 1 else 0
+    if size < SMALLEST:
+        return batches, 1
+    kept = size - min(max(round(held_out * size), 1), size - 1)
+    return [map_tensors(lambda t: t[:kept] if t.ndim else t, batches[0]), map_tensors(lambda t: t[kept:] if t.ndim else t, batches[0])], 1
+
+
+@torch.no_grad()
+def distances(network: nn.Module, reference: nn.Module, batches: Iterable[Any]) -> Tensor:
+    """Squared differences of the outputs of two networks, one per example, float64. Outputs whose first dimensions differ tell no
+    examples apart: a batch then counts as one."""
+    found: list[Tensor] = []
+    for batch in batches:
+        outputs = (tensors_of(run(net, batch)) for net in (network, reference))
+        apart = [(mine - wanted).double().square() for (_, mine), (_, wanted) in zip(*outputs, strict=True) if wanted.is_floating_point()]
+        lengths = {d.shape[0] if d.ndim else 1 for d in apart}
+        if len(lengths) == 1:
+            found.append(torch.stack([d.reshape(len(d) if d.ndim else 1, -1).sum(dim=1) for d in apart]).sum(dim=0))
+        elif apart:
+            found.append(torch.stack([d.sum() for d in apart]).sum()[None])
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+
+def gain(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """By how much the squared distances of the same examples fell, on average, and the standard error of that."""
+    fell = before - after
+    return float(fell.mean()), float(fell.std(correction=1) / len(fell) ** 0.5) if len(fell) > 1 else 0.0

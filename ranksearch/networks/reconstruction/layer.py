@@ -1,0 +1,120 @@
+"""One factorized layer: what it is fitted to, at which ridge, and its factors written into the network."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ranksearch.decompositions import AnyDecomposition, Moments, Rank
+from ranksearch.networks.reconstruction.moments import LayerMoments
+from ranksearch.networks.reconstruction.refit import refit
+from ranksearch.networks.reconstruction.regression import goal
+from ranksearch.networks.reconstruction.sweep import Seen
+from ranksearch.sites import Site, UnpackedExperts, canonical_weight
+from ranksearch.space import Configuration
+from ranksearch.space.spectra import Spectra
+from ranksearch.statistics.collector import LARGEST
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Factors of a layer, in the layout of its type, and its bias; float64."""
+
+    factors: tuple[Tensor, ...]
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A factorized layer as its type sees it, and the dense one that it stands for."""
+
+    site: Site
+    decomposition: AnyDecomposition
+    rank: Rank
+    weight: Tensor  # of the dense layer, canonical
+    bias: Tensor | None
+    output: Tensor | None  # G, see `LayerMoments`
+    routed: bool  # what it is given depends on the network: it is fitted to the dense layer's answers to its own inputs
+
+    def moments(self, seen: Seen, fitted_to: int) -> tuple[LayerMoments, LayerMoments]:
+        """Those of the batches up to a number, and of the others."""
+        fitting, checking = (LayerMoments.none(self.site, self.output, self.weight.device) for _ in range(2))
+        for number, given, wanted in seen:
+            (fitting if number < fitted_to else checking).add(given, wanted)
+        if self.routed:
+            return fitting.answered_by(self.weight, self.bias), checking.answered_by(self.weight, self.bias)
+        return fitting, checking
+
+    def error(self, now: Fitted, seen: LayerMoments) -> float:
+        """See `LayerMoments.error`."""
+        return seen.error(self.decomposition.compose(self.site, now.factors), now.bias)
+
+    def fit(self, now: Fitted, seen: LayerMoments, ridge: float) -> Fitted:
+        """The layer that is best at a ridge for what was seen; ``now`` where that teaches nothing."""
+        if not seen.usable:
+            return now
+        wanted = goal(seen, self.weight, ridge)
+        factors = refit(self.decomposition, self.site, self.rank, now.factors, wanted)
+        if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+            return now
+        return Fitted(factors, wanted.bias(self.decomposition.compose(self.site, factors)))
+
+    def best(self, now: Fitted, seen: LayerMoments, unseen: LayerMoments, ridges: Sequence[float]) -> tuple[Fitted, float | None]:
+        """The fit, of several ridges, that is best on what was not seen, and its ridge; None: none is better than the layer as it is."""
+        best, chosen, least = now, None, self.error(now, unseen)
+        for ridge in ridges if unseen.usable else ():
+            found = self.fit(now, seen, ridge)
+            error = self.error(found, unseen)
+            if error < least:
+                best, chosen, least = found, ridge, error
+        return best, chosen
+
+    def write(self, fitted: Fitted, layer: nn.Module) -> None:
+        """Make ``layer`` that of the factors, in place; what it shares with others stays shared."""
+        parameters = list(layer.parameters())
+        bias = None if fitted.bias is None else fitted.bias.to(parameters[0].dtype)
+        made = self.decomposition.module(self.site, tuple(f.to(parameters[0].dtype) for f in fitted.factors), bias)
+        with torch.no_grad():
+            for parameter, value in zip(parameters, made.parameters(), strict=True):
+                parameter.copy_(value)
+
+
+def left_out(spectra: Spectra, configuration: Configuration) -> dict[str, str]:
+    """The factorized layers of a configuration that reconstruction leaves as they are, and why, by name."""
+    found = {}
+    biases = Counter(id(bias) for module in spectra.model.modules() if (bias := module._parameters.get("bias")) is not None)
+    for name, _, _ in configuration.choices:
+        site = spectra.sites[name]
+        width = math.prod(site.shape[1:])
+        if site.head is not None:
+            found[name] = "an embedding that is tied to a head has two uses, and no single inputs"
+        elif site.kind == "embedding":
+            found[name] = "an embedding has the same inputs in both networks: nothing shifts"
+        elif width > LARGEST:
+            found[name] = f"a patch of {width} inputs, over {LARGEST}: their moment is kept as a Kronecker product alone"
+        elif biases[id(spectra.model.get_submodule(name)._parameters.get("bias"))] > 1:
+            found[name] = "its bias is that of another layer too"
+    return found
+
+
+def layers_of(spectra: Spectra, configuration: Configuration, metric: Mapping[str, Moments]) -> tuple[dict[str, Layer], dict[str, Fitted]]:
+    """The layers that can be fitted, by path, and their factors as they are. ``metric``: whose output moments weigh their errors."""
+    reference, left = spectra.model, left_out(spectra, configuration)
+    experts = tuple(f"{path}." for path, module in reference.named_modules() if isinstance(module, UnpackedExperts))
+    layers, now = {}, {}
+    for name, kind, rank in configuration.choices:
+        if name in left:
+            continue
+        site, original, moments = spectra.sites[name], reference.get_submodule(name), metric.get(name)
+        bias = original._parameters.get("bias")
+        bias = None if bias is None else bias.detach().double()
+        output = None if moments is None else moments.floored.output
+        weight, routed = canonical_weight(original, site), name.startswith(experts)
+        layers[name] = Layer(site, spectra.decomposition(kind), rank, weight, bias, output, routed)
+        now[name] = Fitted(spectra.factors(site, kind, rank), bias)
+    return layers, now

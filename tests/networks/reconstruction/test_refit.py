@@ -1,0 +1,84 @@
+"""Refitted factors of every type, against the goal that they are fitted to."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, Rank
+from ranksearch.networks.reconstruction.refit import refit
+from ranksearch.networks.reconstruction.regression import Goal
+from ranksearch.sites import Call, Site
+
+CONV = Site("c", "conv2d", 8, 6, (3, 3), padding=(1, 1), calls=(Call(1, (5, 5), (5, 5)),))
+LINEAR = Site("l", "linear", 12, 8)
+TYPES = [(d, site) for d in DECOMPOSITIONS for site in (CONV, LINEAR) if d.name != "dense" and d.undefined(site) is None]
+
+
+def moment(size: int) -> Tensor:
+    factor = torch.randn(1, size, 2 * size, dtype=torch.float64)
+    return factor @ factor.mT / size
+
+
+def made(site: Site, decomposition: AnyDecomposition, two_sided: bool) -> tuple[Goal, Rank, tuple[Tensor, ...]]:
+    """A goal beside a dense weight, a middle rank, and the factors that were made of the dense weight."""
+    width = site.shape[1] * site.kernel[0] * site.kernel[1]
+    dense = torch.randn(site.shape, dtype=torch.float64)
+    wanted = dense + 0.7 * torch.randn_like(dense)
+    goal = Goal(wanted, Moments(moment(width), moment(site.c_out) if two_sided else None), None, None)
+    state = decomposition.prepare(site, dense)
+    ranks = decomposition.errors(state).ranks
+    rank = tuple(int(r) for r in ranks[len(ranks) // 2])
+    return goal, rank, decomposition.factors(state, rank)
+
+
+def squared(site: Site, goal: Goal, weight: Tensor) -> float:
+    """The squared error in the metric, written out."""
+    away = (weight - goal.weight).reshape(site.c_out, -1)
+    assert goal.moments.input is not None
+    left = away if goal.moments.output is None else goal.moments.output[0] @ away
+    return float((left * (away @ goal.moments.input[0])).sum())
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize(("decomposition", "site"), TYPES, ids=[f"{d.name}-{s.kind}" for d, s in TYPES])
+def test_every_fit_gets_nearer_to_the_goal_and_keeps_the_shapes(decomposition: AnyDecomposition, site: Site, two_sided: bool) -> None:
+    goal, rank, factors = made(site, decomposition, two_sided)
+    errors = [squared(site, goal, decomposition.compose(site, factors))]
+    now = factors
+    for _ in range(3):
+        now = refit(decomposition, site, rank, now, goal)
+        assert [f.shape for f in now] == [f.shape for f in factors]
+        errors.append(squared(site, goal, decomposition.compose(site, now)))
+    assert errors[1] < 0.95 * errors[0], "there was something to gain"
+    assert all(after <= before * (1 + 1e-6) for before, after in pairwise(errors))
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_no_factors_of_svd_are_nearer(two_sided: bool) -> None:
+    """Eckart and Young, by an SVD of the goal between symmetric roots of the moments."""
+    decomposition = next(d for d in DECOMPOSITIONS if d.name == "svd")
+    goal, rank, factors = made(LINEAR, decomposition, two_sided)
+    found = squared(LINEAR, goal, decomposition.compose(LINEAR, refit(decomposition, LINEAR, rank, factors, goal)))
+
+    def root(value: Tensor | None, size: int) -> Tensor:
+        values, vectors = torch.linalg.eigh(torch.eye(size, dtype=torch.float64) if value is None else value[0])
+        return vectors @ torch.diag(values.sqrt()) @ vectors.T
+
+    white = root(goal.moments.output, 12) @ goal.weight.flatten(1) @ root(goal.moments.input, 8)
+    assert found == pytest.approx(float(torch.linalg.svdvals(white)[rank[0] :].square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["svd", "svd_in", "spatial", "tucker2"])
+def test_at_full_rank_the_layer_is_the_regression(kind: str) -> None:
+    decomposition = next(d for d in DECOMPOSITIONS if d.name == kind)
+    goal, _, _ = made(CONV, decomposition, two_sided=False)
+    rank = tuple(int(r) for r in decomposition.ranks(CONV)[-1])
+    start = decomposition.factors(decomposition.prepare(CONV, torch.randn(CONV.shape, dtype=torch.float64)), rank)
+    before = squared(CONV, goal, decomposition.compose(CONV, start))
+    for _ in range(8):
+        start = refit(decomposition, CONV, rank, start, goal)
+    assert squared(CONV, goal, decomposition.compose(CONV, start)) < 1e-4 * before

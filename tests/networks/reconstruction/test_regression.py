@@ -1,0 +1,76 @@
+"""Goals of layers: ridge regression against least squares by NumPy, and the metric against squared errors at all positions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ranksearch.networks.reconstruction.moments import LayerMoments
+from ranksearch.networks.reconstruction.regression import LEAST, Goal, goal
+from ranksearch.sites import Site, find_sites
+
+
+def seen(bias: bool, output: Tensor | None = None) -> tuple[Site, Tensor, Tensor, LayerMoments, Tensor]:
+    layer, x = nn.Linear(6, 4, bias=bias).double(), torch.randn(40, 6, dtype=torch.float64) + torch.randn(40, 1, dtype=torch.float64) + 1
+    site = find_sites(nn.Sequential(layer).eval(), x[:1])["0"]
+    y = torch.randn(40, 4, dtype=torch.float64) + x[:, :4]
+    moments = LayerMoments.none(site, output, x.device)
+    moments.add(x.float(), y.float())
+    return site, x, y, moments, layer.weight.detach().reshape(site.shape)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, 3.0])
+def test_the_goal_is_the_anchored_ridge_regression(bias: bool, ridge: float) -> None:
+    site, x, y, moments, dense = seen(bias)
+    found = goal(moments, dense, ridge)
+    mean_x, mean_y = (x.mean(0), y.mean(0)) if bias else (torch.zeros(6), torch.zeros(4))
+    rows, answers = (x - mean_x).numpy(), (y - mean_y).numpy()
+    sizes = (rows**2).mean(0)
+    pull = np.diag(np.sqrt(ridge * len(rows) * (sizes + LEAST * sizes.mean())))
+    flat = dense.flatten(1).numpy()
+    expected = np.linalg.lstsq(np.concatenate([rows, pull]), np.concatenate([answers, pull @ flat.T]), rcond=None)[0].T
+    np.testing.assert_allclose(found.weight.flatten(1).numpy(), expected, rtol=1e-4, atol=1e-5)
+    best = found.bias(found.weight)
+    assert (best is None) == (not bias)
+    if best is not None:
+        np.testing.assert_allclose(best.numpy(), (y - x @ found.weight.flatten(1).T).mean(0).numpy(), rtol=1e-4, atol=1e-5)
+    assert found.weight.shape == site.shape
+
+
+def test_the_metric_tells_squared_errors_apart_from_those_of_the_goal() -> None:
+    factor = torch.randn(1, 4, 5, dtype=torch.float64)
+    output = factor @ factor.mT
+    _, x, y, moments, dense = seen(True, output)
+    found = goal(moments, dense, 0.0)
+
+    def loss(weight: Tensor) -> float:
+        bias = found.bias(weight)
+        assert bias is not None
+        residual = (x @ weight.flatten(1).T + bias - y).T
+        return float((residual * (output[0] @ residual)).sum()) / len(x)
+
+    def metric(weight: Tensor, goal: Goal) -> float:
+        away = (weight - goal.weight).flatten(1)
+        assert goal.moments.input is not None
+        return float((away * (output[0] @ away @ goal.moments.input[0])).sum())
+
+    for _ in range(3):
+        weight = torch.randn_like(found.weight)
+        assert loss(weight) - loss(found.weight) == pytest.approx(metric(weight, found), rel=1e-4)
+
+
+def test_a_large_ridge_leaves_the_dense_weight() -> None:
+    _, _, _, moments, dense = seen(True)
+    torch.testing.assert_close(goal(moments, dense, 1e9).weight, dense, rtol=1e-6, atol=1e-6)
+
+
+def test_directions_that_the_inputs_do_not_have_stay_as_they_are() -> None:
+    site, x, y, _, dense = seen(False)
+    x[:, 5] = 0
+    moments = LayerMoments.none(site, None, x.device)
+    moments.add(x.float(), y.float())
+    found = goal(moments, dense, 1e-3)
+    torch.testing.assert_close(found.weight[:, 5], dense[:, 5], rtol=1e-5, atol=1e-6)

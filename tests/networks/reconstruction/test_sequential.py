@@ -1,0 +1,286 @@
+"""Reconstruction of whole networks: layers are fitted in the order of use, to the dense answers at the inputs that the compressed network
+gives, and nothing is left worse than it was."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.networks.reconstruction import Reconstructed, left_out, reconstruct
+from ranksearch.networks.reconstruction.regression import LEAST
+from ranksearch.networks.surgery import build
+from ranksearch.sites import find_sites
+from ranksearch.space import Configuration
+from ranksearch.space.spectra import Spectra
+
+Choices = dict[str, tuple[str, tuple[int, ...]]]
+
+
+class Case:
+    """A dense network, a factorized one, and what the latter is made of."""
+
+    def __init__(self, net: nn.Module, x: Tensor, choices: Choices) -> None:
+        self.net, self.x = net.eval(), x
+        self.spectra = Spectra(net, find_sites(net, x[:1]))
+        self.configuration = Configuration(choices)
+        self.short = build(self.spectra, self.configuration).eval()
+
+    def reconstruct(self, batches: Iterable[Any], **options: Any) -> tuple[Reconstructed, ...]:
+        return reconstruct(self.short, self.spectra, self.configuration, batches, **options)
+
+    def apart(self, network: nn.Module, x: Tensor) -> float:
+        with torch.no_grad():
+            return float((network(x) - self.net(x)).square().mean())
+
+
+class Net(nn.Module):
+    """Layers used in another order than they are named in, one of them twice, batch norm, a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 5)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.first(x)).relu()
+        x = x + self.twice(self.twice(x).relu())
+        return self.head(x.mean(dim=(2, 3)))
+
+
+CHOICES: Choices = {"first": ("svd", (3,)), "twice": ("tucker2", (4, 4)), "head": ("svd", (3,))}
+
+
+def images(count: int) -> Tensor:
+    """Smooth ones: neighbours are alike."""
+    return F.interpolate(torch.randn(count, 3, 3, 3), size=(8, 8), mode="bilinear")
+
+
+def whole(choices: Choices = CHOICES) -> Case:
+    torch.manual_seed(1)
+    net, x = Net(), images(48)
+    with torch.no_grad():
+        for _ in range(60):  # running statistics of the batches to come
+            net(x)
+    return Case(net, x, choices)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_at_full_rank_a_layer_is_the_regression_on_the_inputs_that_it_really_gets(bias: bool) -> None:
+    """Two linear layers: the second one, of full rank, is what NumPy fits to the dense answers on what the first one, cut, passes on."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 6, bias=bias)).double(), torch.randn(64, 10, dtype=torch.float64)
+    case = Case(net, x, {"0": ("svd", (3,)), "2": ("svd", (6,))})
+    case.reconstruct(x.split(16), ridge=0.01, held_out=0)
+    with torch.no_grad():
+        seen, wanted = case.short[:2](x).numpy(), net(x).numpy()  # type: ignore[index]
+        chain = case.short[2]  # type: ignore[index]
+        weight = chain(torch.eye(8, dtype=torch.float64)) - chain(torch.zeros(1, 8, dtype=torch.float64))
+        shift = chain(torch.zeros(1, 8, dtype=torch.float64))
+    mean_x, mean_y = (seen.mean(0), wanted.mean(0)) if bias else (np.zeros(8), np.zeros(6))
+    sizes = ((seen - mean_x) ** 2).mean(0)
+    pull = np.diag(np.sqrt(0.01 * len(seen) * (sizes + LEAST * sizes.mean())))
+    dense = net[2].get_parameter("weight").detach().numpy()
+    rows = np.concatenate([seen - mean_x, pull])
+    expected = np.linalg.lstsq(rows, np.concatenate([wanted - mean_y, pull @ dense.T]), rcond=None)[0]
+    np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(shift.numpy()[0], mean_y - mean_x @ expected if bias else 0, atol=1e-4)
+
+
+def test_the_report_is_of_the_layers_in_order_and_of_what_they_answer() -> None:
+    net: Any = Net()
+    net.bn = nn.Identity()
+    case = Case(net, images(48), {"first": ("svd", (3,)), "head": ("svd", (3,))})
+    x = case.x
+    with torch.no_grad():
+        wanted = net.first(x)
+        before = float((case.short.first(x) - wanted).square().sum() / wanted.square().sum())  # type: ignore[operator]
+        first, head = case.reconstruct(x.split(16), held_out=0)
+        after = float((case.short.first(x) - wanted).square().sum() / wanted.square().sum())  # type: ignore[operator]
+        last = float((case.short(x) - net(x)).square().sum() / net(x).square().sum())
+    assert (first.site, head.site) == ("first", "head"), "in the order of use"
+    assert first.before == pytest.approx(before, rel=1e-3) and first.after == pytest.approx(after, rel=1e-3)
+    assert head.after == pytest.approx(last, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        CHOICES,
+        {"first": ("cp", (4,)), "twice": ("spatial", (6,))},
+        {"first": ("svd_in", (2,)), "twice": ("grouped_svd", (2, 2))},
+        {"first": ("decoupled", (1,)), "twice": ("tiled_svd", (2, 2, 2))},
+    ],
+)
+def test_outputs_get_nearer_on_images_that_nothing_has_seen(choices: Choices) -> None:
+    case = whole(choices | {"head": ("svd", (3,))})
+    fresh = images(64)
+    before = case.apart(case.short, fresh)
+    found = case.reconstruct(case.x.split(12))
+    assert [one.site for one in found] == ["first", "twice", "head"]
+    assert case.apart(case.short, fresh) < before
+
+
+def test_composed_types_are_fitted_too() -> None:
+    torch.manual_seed(2)
+    mixing = torch.randn(16, 16) * torch.logspace(0, -1.5, 16)[:, None]
+    net = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8)).eval()
+    x, fresh = torch.randn(160, 16) @ mixing, torch.randn(160, 16) @ mixing
+    spectra = Spectra(net, find_sites(net, x[:1]))
+    for kind in ("tensor_train", "tensor_ring", "adaptive"):
+        profile = spectra.profile(spectra.sites["0"], kind)
+        assert profile is not None
+        case = Case(net, x, {"0": (kind, tuple(int(r) for r in profile.ranks[len(profile.ranks) // 2]))})
+        before, (found,) = case.apart(case.short, fresh), case.reconstruct(x.split(40))
+        assert found.site == "0" and found.after < found.before
+        assert case.apart(case.short, fresh) < before, kind
+
+
+def test_nothing_else_changes() -> None:
+    case = whole()
+    case.short.train()
+    dense, before = copy.deepcopy(case.net.state_dict()), copy.deepcopy(case.short.state_dict())
+    found = case.reconstruct([case.x], held_out=0)
+    assert case.short.training and not case.net.training
+    assert all(torch.equal(value, dense[name]) for name, value in case.net.state_dict().items())
+    fitted = {name for name, _ in case.short.named_parameters()}
+    assert {name for name, value in case.short.state_dict().items() if not torch.equal(value, before[name])} == fitted
+    assert len(found) == 3
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in [*case.net.modules(), *case.short.modules()])
+
+
+def test_embeddings_and_wide_patches_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Embedding(20, 6), nn.Linear(6, 5), nn.Linear(5, 4))
+    case = Case(net, torch.randint(20, (16, 3)), {"0": ("svd", (2,)), "1": ("svd", (2,)), "2": ("svd", (2,))})
+    monkeypatch.setattr("ranksearch.networks.reconstruction.layer.LARGEST", 5)
+    left = left_out(case.spectra, case.configuration)
+    assert list(left) == ["0", "1"] and "embedding" in left["0"] and "6 inputs" in left["1"]
+    before = copy.deepcopy(case.short.state_dict())
+    assert [one.site for one in case.reconstruct(case.x.split(4), held_out=0)] == ["2"]
+    changed = {name for name, value in case.short.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"2.0.weight", "2.1.weight", "2.1.bias"}
+    twins = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 4))
+    twins[1].bias = twins[0].bias
+    shared = Case(twins, torch.randn(4, 5), {str(i): ("svd", (2,)) for i in range(3)})
+    assert list(left_out(shared.spectra, shared.configuration)) == ["0", "1"]
+    dense = Case(net, torch.randint(20, (16, 3)), {})
+    assert dense.reconstruct(dense.x.split(4)) == ()
+
+
+def test_inputs_that_are_all_zero_teach_nothing() -> None:
+    case = Case(nn.Sequential(nn.Conv2d(4, 6, 3, bias=False)), torch.zeros(5, 4, 7, 7), {"0": ("svd", (2,))})
+    before = copy.deepcopy(case.short.state_dict())
+    (found,) = case.reconstruct([case.x])
+    assert found.before == found.after
+    assert all(torch.equal(value, before[name]) for name, value in case.short.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"ridge": -1.0}, "ridge"), ({"ridge": float("nan")}, "ridge"), ({"held_out": -0.1}, "held_out"), ({"held_out": 1.0}, "held_out"),
+        ({"held_out": float("nan")}, "held_out"), ({"rounds": 0}, "rounds"),
+    ],
+)  # fmt: skip
+def test_options_that_are_none(options: dict[str, float], match: str) -> None:
+    case = whole()
+    with pytest.raises(InvalidArgument, match=match):
+        case.reconstruct([case.x], **options)
+
+
+def test_no_batches() -> None:
+    with pytest.raises(InvalidArgument, match="batches is empty"):
+        whole().reconstruct([])
+
+
+def scarce(seed: int) -> tuple[Case, Tensor]:
+    """Inputs of 40 dimensions, few of them strong, and 24 examples."""
+    torch.manual_seed(seed)
+    strong = torch.logspace(0, -1, 40)[:, None] * torch.linalg.qr(torch.randn(40, 40))[0]
+    net = nn.Sequential(nn.Linear(40, 60), nn.Tanh(), nn.Linear(60, 40), nn.Tanh(), nn.Linear(40, 10))
+    return Case(net, torch.randn(24, 40) @ strong, {"0": ("svd", (20,)), "2": ("svd", (20,))}), torch.randn(512, 40) @ strong
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_scarce_examples_gain_on_others_and_leave_nothing_worse(batches: int) -> None:
+    gains = []
+    for seed in range(4):
+        case, fresh = scarce(seed)
+        before, unseen = case.apart(case.short, fresh), case.x[-6:]
+        kept = case.apart(case.short, unseen)
+        found = case.reconstruct(case.x.chunk(batches))
+        assert all(one.after <= one.before for one in found)
+        assert case.apart(case.short, unseen) <= kept * (1 + 1e-6)
+        gains.append(case.apart(case.short, fresh) / before)
+    assert sum(gains) / len(gains) < 0.9
+
+
+def test_a_network_that_is_further_from_the_dense_one_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that is worse, in a metric in which it seems better, is undone."""
+    case, _ = scarce(0)
+    before = copy.deepcopy(case.short.state_dict())
+    inner = "ranksearch.networks.reconstruction.layer.LayerMoments.error"
+    monkeypatch.setattr(inner, lambda self, weight, bias: float(weight.square().mean()))
+    zero = "ranksearch.networks.reconstruction.layer.refit"
+    monkeypatch.setattr(zero, lambda kind, site, rank, factors, goal: tuple(0 * f for f in factors))
+    found = case.reconstruct(case.x.chunk(4))
+    assert len(found) == 2 and all(one.after == one.before for one in found)
+    assert all(torch.equal(value, before[name]) for name, value in case.short.state_dict().items())
+
+
+class Fussy(Net):
+    """Refuses batches whose first number is negative, after its first layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if x.flatten()[0] < 0:
+            raise RuntimeError("no such batch")
+        y = self.bn(y).relu()
+        return self.head((y + self.twice(self.twice(y).relu())).mean(dim=(2, 3)))
+
+
+def test_what_the_network_raises_comes_out_and_nothing_is_left_behind() -> None:
+    x = torch.randn(8, 3, 8, 8).abs()
+    case = Case(Fussy(), x, CHOICES)
+    before, threads = copy.deepcopy(case.short.state_dict()), threading.active_count()
+    with pytest.raises(RuntimeError, match="no such batch"):
+        case.reconstruct([x, x, -x])
+    assert threading.active_count() == threads
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in [*case.net.modules(), *case.short.modules()])
+    assert all(torch.equal(value, before[name]) for name, value in case.short.state_dict().items())
+
+
+class Moody(nn.Module):
+    """Uses one of its layers for some batches only, and holds gradients on where it pleases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = self.one(x).relu()
+            if x.shape[0] == 6:
+                x = self.two(x).relu()
+            return self.three(x)
+
+
+def test_layers_that_only_some_batches_use() -> None:
+    x = torch.randn(16, 12)
+    choices: Choices = {"one": ("svd", (4,)), "two": ("svd", (4,)), "three": ("svd", (2,))}
+    net = Moody().eval()
+    spectra, configuration = Spectra(net, find_sites(net, x[:6])), Configuration(choices)
+    short = build(spectra, configuration)
+    found = reconstruct(short, spectra, configuration, [x[:6], x[6:]], held_out=0)
+    assert [r.site for r in found] == ["one", "two", "three"] and all(r.after < r.before for r in found)
+    assert torch.is_grad_enabled()
