@@ -159,6 +159,7 @@ class Condition:
         bounds: dict[str, int | float] = {}
         for part in _conjuncts(self._tree):
             for name, side, strict in self._limits(part, costs):
+                assert isinstance(part, ast.Compare)  # `_limits` refuses the rest
                 bound = self._bound(side, part, _Dense(costs, costs))
                 if isinstance(costs[name], int):
                     limit = math.ceil(bound) - 1 if strict else math.floor(bound)
