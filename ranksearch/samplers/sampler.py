@@ -12,6 +12,7 @@ import numpy as np
 
 from ranksearch import checks
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.samplers.problem import Problem
 
 MUTATIONS = 64  # tries to change a known point before it is handed out as it is
 
@@ -30,12 +31,16 @@ class Sampler(ABC):
     refusals: ClassVar[int] = 64  # candidates refused in a row before one is made admissible
     shape: tuple[int, ...] = ()  # options per site, once started
     n_objectives: int = 0
+    problem: Problem | None = None
     _admissible: Callable[[np.ndarray], bool]
     _rng: np.random.Generator
     _good: list[np.ndarray]  # admissible vectors met so far, distinct
     _seen: set[bytes]
 
-    def start(self, shape: tuple[int, ...], n_objectives: int, *, seed: int, admissible: Callable[[np.ndarray], bool]) -> Self:
+    def start(
+        self, shape: tuple[int, ...], n_objectives: int, *, seed: int, admissible: Callable[[np.ndarray], bool],
+        problem: Problem | None = None,
+    ) -> Self:  # fmt: skip
         """A sampler with these hyper-parameters at the beginning of a search; this one stays as it is.
 
         Args:
@@ -43,6 +48,7 @@ class Sampler(ABC):
             n_objectives: how many values `observe` will bring.
             seed: of all random choices.
             admissible: whether a vector of indices keeps the constraints; called for every candidate.
+            problem: what else may be known of the search; most samplers do without.
 
         Raises:
             InvalidArgument: an empty shape, a site without options, or no objective.
@@ -53,6 +59,7 @@ class Sampler(ABC):
         started = copy(self)
         started.shape = tuple(int(count) for count in shape)
         started.n_objectives = n_objectives
+        started.problem = problem
         started._admissible = admissible
         started._rng = np.random.default_rng(seed)
         started._good, started._seen = [], set()

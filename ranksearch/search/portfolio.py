@@ -40,7 +40,8 @@ class Portfolio:
         self, space: SearchSpace, proxies: Sequence[TableProxy], limits: Mapping[str, Amount], *, allocator: Allocator | None = None,
         most: int | None = None, tell: Callable[[Stage], None] = lambda stage: None,
     ) -> list[tuple[Start, float]]:  # fmt: skip
-        """The distinct optima of the proxies and answers of the rules within the limits, each with its measured loss.
+        """The distinct optima of the proxies and answers of the rules within the limits, each with how much more it loses than the dense
+        network; none where that cannot be measured.
 
         Args:
             most: how many are measured, proxies and rules taking turns; None: all.
@@ -49,7 +50,8 @@ class Portfolio:
         answers = [_answers(space, rule, limits) for rule in self.rules]
         distinct = list(islice(_distinct(_turns([*proxied, *answers])), most))
         tell(Stage(f"measuring {len(distinct)} answers of rules and proxies without training"))
-        return [(start, loss) for start in distinct if math.isfinite(loss := self._loss(start.candidate))]
+        dense = self._loss(space.candidate(space.dense))
+        return [(start, rise) for start in distinct if math.isfinite(rise := self._loss(start.candidate) - dense)]
 
     def _loss(self, candidate: Candidate) -> float:
         assert candidate.indices is not None  # an optimum lies in the space
@@ -60,12 +62,12 @@ class Portfolio:
 
 
 def cheap_front(measured: Sequence[tuple[Start, float]], costs: Sequence[str], count: int) -> list[Start]:
-    """At most ``count`` of the starts that no other beats in measured loss and costs, those first that add most to the front.
+    """At most ``count`` of the starts that no other beats in what it loses and costs, those first that add most to the front.
 
     Args:
         costs: that are compared beside the loss.
     """
-    rows = [[loss, *(float(start.candidate.cost[name]) for name in costs)] for start, loss in measured]
+    rows = [[rise, *(float(start.candidate.cost[name]) for name in costs)] for start, rise in measured]
     return [measured[i][0] for i in spread_front(rows, count)]
 
 

@@ -18,7 +18,7 @@ from ranksearch.proxies import TableProxy
 from ranksearch.results.conditions import Condition
 from ranksearch.results.pareto import spread_front
 from ranksearch.runners import Runner
-from ranksearch.samplers import Sampler
+from ranksearch.samplers import Problem, Sampler
 from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
 from ranksearch.search.known import Known
 from ranksearch.search.loop import SearchLoop, indices_of
@@ -123,12 +123,13 @@ class SearchRun:
         if len(known) >= trials:
             return
         taken = {start.candidate.configuration.id for start in first}
-        solved = self._starts(tell, trials, len(known))
+        measured = self._measured(tell, trials, len(known))
+        solved = self._starts(measured, trials)
 
         keeper = Keeper(store, spool, again.keys(), lambda text: tell(Stage(text)))
         others = None if store.claims is None else self._team(store, set(known), set(again))
         loop = SearchLoop(
-            self.space, self.sampler.start(self.space.shape, len(self.objectives.names), seed=self.seed, admissible=self._admissible),
+            self.space, self._started(measured),
             starts=chain(first, (start for start in solved if start.candidate.configuration.id not in taken)),
             again=list(again.values()), wanted=wanted, admissible=self._admissible, fidelity=self.fidelity, seed=self.seed,
             trials=trials, known=known,
@@ -174,17 +175,29 @@ class SearchRun:
             spool.drop(outcome.request)
         return stored
 
-    def _starts(self, tell: Callable[[SearchEvent], None], trials: int, known: int) -> Iterable[Start]:
-        """The optima of the proxies, or the best of the portfolio; of that none where half of the trials are known, since starts are the
-        other half at most."""
+    def _measured(self, tell: Callable[[SearchEvent], None], trials: int, known: int) -> list[tuple[Start, float]]:
+        """The portfolio with what each loses; nothing without one, or where half of the trials are known, since starts are the other
+        half at most."""
+        if self.portfolio is None or known > trials // 2:
+            return []
+        most = AFFORDED * trials
+        return self.portfolio.measured(self.space, self.proxies, self.limits, allocator=self.allocator, most=most, tell=tell)
+
+    def _starts(self, measured: Sequence[tuple[Start, float]], trials: int) -> Iterable[Start]:
+        """The best of the portfolio, or, without one, the optima of the proxies."""
         if self.portfolio is None:
             return optima(self.space, self.proxies, self.limits, allocator=self.allocator)
-        if known > trials // 2:
-            return ()
-        most = AFFORDED * trials
-        measured = self.portfolio.measured(self.space, self.proxies, self.limits, allocator=self.allocator, most=most, tell=tell)
         costs = [name for name in self.space.costs if name in self.objectives.names or name in self.limits]
         return cheap_front(measured, costs or [self.space.leading_cost], trials // 2)
+
+    def _started(self, measured: Sequence[tuple[Start, float]]) -> Sampler:
+        """The sampler, told of the space and of what was measured without training."""
+        evidence = np.array([start.candidate.indices for start, _ in measured], dtype=np.int64).reshape(-1, len(self.space.shape))
+        rises = np.array([rise for _, rise in measured])
+        problem = Problem(self.space, self.objectives.names, self.limits, evidence, rises)
+        return self.sampler.start(
+            self.space.shape, len(self.objectives.names), seed=self.seed, admissible=self._admissible, problem=problem
+        )  # fmt: skip
 
     def _again(self, known: Mapping[str, Known]) -> dict[str, Start]:
         """What failed and is tried again, by id: configurations of this space within the limits, and the dense network."""

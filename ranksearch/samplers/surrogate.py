@@ -1,0 +1,290 @@
+"""Our own sampler: a model of the loss, fitted to all that was measured, solved exactly under draws from what it leaves open (Thompson,
+1933), at the budgets where the hypervolume is expected to grow most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import moocore
+import numpy as np
+
+from ranksearch import checks
+from ranksearch.allocators import Additive, lagrangian_hull
+from ranksearch.allocators import Problem as Allocating
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.proxies import Energy, Frobenius
+from ranksearch.results.pareto import non_dominated
+from ranksearch.samplers.problem import Problem
+from ranksearch.samplers.sampler import Sampler
+from ranksearch.space.table import Table
+from ranksearch.surrogate import Curves, LossModel, Observations, additive_process, curves, fit
+
+REMEMBERED = 400  # observations that models are fitted to: the front and the latest
+POINTS = 24  # of every solved front
+FINALISTS = 32  # whose expected growth of the hypervolume is computed over all draws
+WITHIN, SECONDS = 4, 0.2  # optima within shares of limits, per front; and what HiGHS may take for each
+FLOOR = 0.02  # of the 0.9 quantile of rises: smaller differences are taken for noise
+NEIGHBOURS = 64  # of the front that are tried, farther and farther away, where all that was solved is known
+RANDOM = 8  # observations before anything is modelled where only the number of options is known
+
+
+class Surrogate(Sampler):
+    """Fits `ranksearch.surrogate.LossModel` to every evaluation and to what was measured without training, each with a link of its own.
+    Fronts over all budgets are solved exactly for the most likely model and for some drawn from its posterior, at random prices of the
+    costs; of their points that are neither known nor in flight the one is proposed with which the hypervolume of the front, those in
+    flight among it at their expected values, is expected to grow most over ``draws`` models.
+
+    Without a `Problem`, as in a search of something else than networks, every objective is an additive Gaussian process over the
+    options, and proposals are least for randomly weighted draws of them.
+
+    Args:
+        draws: models drawn for the expectation.
+        fronts: models whose fronts are solved, the most likely one among them.
+
+    Raises:
+        InvalidArgument: one of them below 1.
+    """
+
+    name = "surrogate"
+
+    def __init__(self, *, draws: int = 16, fronts: int = 4) -> None:
+        self.draws, self.fronts = checks.whole("draws", draws, least=1), checks.whole("fronts", fronts, least=1)
+
+    def _begin(self, seed: int) -> None:
+        self._observed: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # indices and values
+        self._failed: set[bytes] = set()
+        self._flying: dict[bytes, np.ndarray] = {}
+        self._solved: _Solved | None = None  # until enough has been observed
+        self._stale = 0
+        self._vain = 0  # candidates in a row that were known or refused
+        self._model: LossModel | None = None
+        self._curves = None if self.problem is None or not self.problem.measured else _curves(self.problem)
+
+    def propose(self) -> np.ndarray:
+        self._vain = 0
+        indices = super().propose()
+        self._flying[indices.tobytes()] = indices.copy()
+        return indices
+
+    def _candidate(self) -> np.ndarray:
+        self._vain += 1
+        if self._vain > 8:  # everything solved is known: something near what is good
+            return self._neighbour()
+        if self._curves is None or self.problem is None:
+            return self._additive()
+        if self._solved is None:
+            self._solved = self._solve(self.problem, self._curves)
+        best = self._solved.best(self._front(), list(self._flying.values()), exclude=self._taken())
+        if best is None:
+            self._solved = None
+            return self._neighbour()
+        self._solved.refused.add(best.tobytes())
+        return best
+
+    def _learn(self, indices: np.ndarray, values: list[float] | None) -> None:
+        key = indices.tobytes()
+        self._flying.pop(key, None)
+        if values is None:
+            self._failed.add(key)
+            return
+        self._observed[key] = (indices, np.array(values))
+        self._stale += 1
+        if self._stale > len(self._observed) // 50:
+            self._solved, self._stale = None, 0
+
+    def _taken(self) -> set[bytes]:
+        return {*self._observed, *self._failed, *self._flying}
+
+    def _remembered(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices and values that models are fitted to: the front, and the latest."""
+        rows = list(self._observed.values())
+        if not rows:
+            return np.zeros((0, len(self.shape)), dtype=np.int64), np.zeros((0, self.n_objectives))
+        indices, values = (np.array(part) for part in zip(*rows, strict=True))
+        if len(rows) > REMEMBERED:
+            front = np.flatnonzero(_best(values))[-REMEMBERED // 2 :]
+            kept = np.union1d(front, np.arange(len(rows) - REMEMBERED + len(front), len(rows)))
+            indices, values = indices[kept], values[kept]
+        return indices, values
+
+    # -- where the space is known ------------------------------------------------------------------------------
+
+    def _front(self) -> np.ndarray:
+        values = np.array([values for _, values in self._observed.values()]).reshape(-1, self.n_objectives)
+        return values[_best(values)]
+
+    def _dense(self) -> np.ndarray:
+        """Values of the dense network, or the best of each that is known."""
+        assert self.problem is not None
+        known = self._observed.get(self.problem.space.dense.tobytes())
+        if known is not None:
+            return known[1]
+        values = [values for _, values in self._observed.values()]
+        return np.min(values, axis=0) if values else np.zeros(self.n_objectives)
+
+    def _solve(self, problem: Problem, known: Curves) -> _Solved:
+        """The model of what was observed, and the fronts of some likely ones."""
+        indices, values = self._remembered()
+        dense = self._dense()
+        seen = _observations(problem, indices, values - dense)
+        self._model = model = fit(known, seen, start=self._model)
+        parameters = [model.mean, *(model.draw(self._rng) for _ in range(self.fronts - 1))]
+        found: dict[bytes, np.ndarray] = {}
+        for drawn in parameters:
+            for candidate in _fronts(problem, model, drawn, self._rng):
+                if candidate.tobytes() not in found and self._admissible(candidate):
+                    found[candidate.tobytes()] = candidate
+        drawn = [model.mean, *(model.draw(self._rng) for _ in range(self.draws))]
+        return _Solved.of(problem, model, drawn, np.array(list(found.values())).reshape(-1, len(self.shape)), dense)
+
+    # -- where only the number of options is known ----------------------------------------------------------------
+
+    def _additive(self) -> np.ndarray:
+        """The least of a randomly weighted sum of drawn objectives, or something random while little is known."""
+        indices, values = self._remembered()
+        if len(indices) < RANDOM or self._rng.random() < 0.1:
+            return self._rng.integers(0, np.array(self.shape))
+        weights = self._rng.dirichlet(np.ones(self.n_objectives))
+        total = [np.zeros(n) for n in self.shape]
+        for number, weight in enumerate(weights):
+            drawn = additive_process(self.shape, indices, values[:, number]).draw(self._rng)
+            total = [t + weight * d for t, d in zip(total, drawn, strict=True)]
+        return np.array([int(t.argmin()) for t in total], dtype=np.int64)
+
+    def _neighbour(self) -> np.ndarray:
+        """Something of the front with few options changed; something random where nothing is known."""
+        shape = np.array(self.shape)
+        if not self._observed:
+            return self._rng.integers(0, shape)
+        rows, taken = list(self._observed.values()), self._taken()
+        front = np.flatnonzero(_best(np.array([values for _, values in rows])))
+        indices = rows[0][0]
+        for tried in range(NEIGHBOURS):
+            indices = rows[int(self._rng.choice(front))][0].copy()
+            changed = self._rng.random(len(shape)) < tried / NEIGHBOURS
+            changed[self._rng.integers(len(shape))] = True
+            indices[changed] = self._rng.integers(0, shape[changed])
+            if indices.tobytes() not in taken and self._admissible(indices):
+                break
+        return indices
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Points of solved fronts, and what drawn models expect of them."""
+
+    problem: Problem
+    candidates: np.ndarray  # int64, shape: (n, n_sites)
+    expected: np.ndarray  # scaled values: most likely model first, then those drawn; shape: (draws, n, n_objectives)
+    dense: np.ndarray
+    model: LossModel
+    refused: set[bytes]  # proposed from here already
+
+    @classmethod
+    def of(cls, problem: Problem, model: LossModel, drawn: Sequence[np.ndarray], candidates: np.ndarray, dense: np.ndarray) -> _Solved:
+        expected = np.array([_expected(problem, model, parameters, candidates, dense) for parameters in drawn])
+        return cls(problem, candidates, expected, dense, model, set())
+
+    def best(self, front: np.ndarray, flying: Sequence[np.ndarray], *, exclude: set[bytes]) -> np.ndarray | None:
+        """The candidate with which the hypervolume is expected to grow most; None where none is left."""
+        free = np.array([key not in exclude and key not in self.refused for key in (row.tobytes() for row in self.candidates)], dtype=bool)
+        left = np.flatnonzero(free)
+        if not len(left):
+            return None
+        points = _scaled(self.problem, front, self.dense)
+        if flying:
+            soon = _expected(self.problem, self.model, self.model.mean, np.array(flying), self.dense)
+            points = np.concatenate([points, soon])
+        points = points[(points < 1).all(axis=1)]
+        volume = _volume(points)
+        likely = np.array([_volume(np.concatenate([points, self.expected[0, [i]]])) for i in left])
+        chance = np.array([_volume(np.concatenate([points, self.expected[-1, [i]]])) for i in left])
+        finalists = left[np.argsort(-(likely + chance), kind="stable")[:FINALISTS]]
+        growth = [np.mean([_volume(np.concatenate([points, of[[i]]])) for of in self.expected]) - volume for i in finalists]
+        if max(growth) <= 0:  # nothing is expected to grow: what the most likely model puts nearest to it
+            return self.candidates[left[int(np.argmin(self.expected[0, left].max(axis=1)))]].copy()
+        return self.candidates[finalists[int(np.argmax(growth))]].copy()
+
+
+def _best(values: np.ndarray) -> np.ndarray:
+    """Which rows are on the front, bool, shape: (n,)."""
+    directions: list[Literal["min", "max"]] = ["min" for _ in range(values.shape[1])]
+    return non_dominated(values, directions)
+
+
+def _volume(points: np.ndarray) -> float:
+    """Hypervolume up to 1 in every column."""
+    inside = points[(points < 1).all(axis=1)]
+    if not len(inside):
+        return 0.0
+    return float(1 - inside.min()) if inside.shape[1] == 1 else float(moocore.hypervolume(inside, ref=1.0))
+
+
+def _scaled(problem: Problem, values: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """Values in the units of `ranksearch.results.pareto.relative_hypervolume`: costs as shares, metrics as relative losses."""
+    scaled = np.array(values, dtype=np.float64).reshape(-1, len(problem.objectives))
+    for number in problem.measured:
+        scaled[:, number] = (scaled[:, number] - dense[number]) / (abs(dense[number]) or 1.0)
+    return scaled
+
+
+def _expected(problem: Problem, model: LossModel, parameters: np.ndarray, candidates: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """Scaled values that a model expects, shape: (n, n_objectives)."""
+    values = problem.costs(candidates)
+    sums = model.table(parameters).score(candidates)
+    first = 1 if len(problem.rises) else 0
+    for channel, number in enumerate(problem.measured, start=first):
+        values[:, number] = dense[number] + model.linked(sums, channel=channel, parameters=parameters)
+    return _scaled(problem, values, dense)
+
+
+def _curves(problem: Problem) -> Curves | None:
+    """What is known of the space before anything is measured; None where that is nothing: no option has an error."""
+    proxy = Energy() if "fisher" in problem.space.metric else Frobenius()
+    try:
+        return curves(problem.space, proxy.table(problem.space))
+    except InvalidArgument:
+        return None
+
+
+def _observations(problem: Problem, indices: np.ndarray, rises: np.ndarray) -> Observations:
+    """Everything measured, a channel for what was measured without training and one for every metric."""
+    channels: list[tuple[np.ndarray, np.ndarray]] = [(problem.evidence, problem.rises)] if len(problem.rises) else []
+    channels += [(indices, rises[:, number]) for number in problem.measured]
+    floors = [max(FLOOR * float(np.quantile(np.abs(of), 0.9)), 1e-9) if len(of) else 1.0 for _, of in channels]
+    return Observations(
+        np.concatenate([rows for rows, _ in channels]), np.concatenate([of for _, of in channels]),
+        channels=np.concatenate([np.full(len(of), number) for number, (_, of) in enumerate(channels)]), floors=floors,
+    )  # fmt: skip
+
+
+def _fronts(problem: Problem, model: LossModel, parameters: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+    """Exact optima of a model: points of its convex front for every cost alone and one random mixture of them, and its optimum within
+    the limits."""
+    space, table = problem.space, model.table(parameters)
+    names = [name for name in space.costs if name in problem.objectives and space.baseline[name]] or [space.leading_cost]
+    mixtures = [*np.eye(len(names)), *([random.dirichlet(np.ones(len(names)))] if len(names) > 1 else [])]
+    found = []
+    for weights in mixtures:
+        prices = [
+            np.sum([w * ladder.costs[name] / space.baseline[name] for w, name in zip(weights, names, strict=True)], axis=0)
+            for ladder in space.ladders
+        ]
+        hull = lagrangian_hull(table.values, prices)
+        levels = np.linspace(hull.costs[0], hull.costs[-1], POINTS) + random.uniform(0, (hull.costs[-1] - hull.costs[0]) / POINTS)
+        found += [hull.indices(point) for point in np.unique(np.searchsorted(hull.costs, levels).clip(0, len(hull.costs) - 1))]
+    return found + _within(problem, table, random)
+
+
+def _within(problem: Problem, table: Table, random: np.random.Generator) -> list[np.ndarray]:
+    """The optimum of a table within the limits, and those within random shares of them; none without limits."""
+    found: list[np.ndarray] = []
+    for share in (1.0, *random.uniform(0.3, 1.0, size=WITHIN)) if problem.limits else ():
+        budgets = {name: problem.space.budget(name, type(amount)(amount * share)) for name, amount in problem.limits.items()}
+        try:
+            found.append(Additive(seconds=SECONDS).allocate(Allocating(problem.space, table, budgets)).indices)
+        except InfeasibleBudget:  # a share below what the space can have
+            continue
+    return found

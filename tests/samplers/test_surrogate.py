@@ -1,0 +1,126 @@
+"""The surrogate sampler where it knows the space: against the true front, constraints, workers, and other samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import moocore
+import numpy as np
+import pytest
+from surrogate_cases import space, truth
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.samplers import NSGA2, Problem, Random, Sampler, Surrogate
+from ranksearch.space import SearchSpace
+
+
+def worth(of: SearchSpace, *, seed: int) -> Callable[[np.ndarray], list[float]]:
+    """Minus an accuracy of at most 0.9, the share of MACs, and that of params."""
+    made = truth(of, seed=seed)
+    scale = float(np.median(made.rises(of.sample(200, 0))))
+
+    def value(indices: np.ndarray) -> list[float]:
+        rise = float(made.rises(indices[None])[0]) / scale
+        return [-0.9 / (1 + 0.5 * rise), *(of.cost(indices)[name] / of.baseline[name] for name in ("macs", "params"))]
+
+    return value
+
+
+def search(
+    kind: Sampler, of: SearchSpace, value: Callable[[np.ndarray], list[float]], count: int, *, workers: int = 1, seed: int = 0,
+    limits: dict[str, int] | None = None, evidence: int = 0,
+) -> np.ndarray:  # fmt: skip
+    """Values of the dense network and ``count`` proposals, results coming back with the delay of so many workers."""
+    limits = limits or {}
+    problem = Problem(of, ("accuracy", "macs", "params"), limits)
+    if evidence:
+        rows = of.sample(evidence, 3)
+        problem = Problem(of, problem.objectives, limits, rows, np.array([value(row)[0] + 0.9 for row in rows]))
+    sampler = kind.start(
+        of.shape, 3, seed=seed, problem=problem, admissible=lambda x: all(of.cost(x)[name] <= most for name, most in limits.items())
+    )
+    found, flying = [value(of.dense)], []
+    sampler.observe(of.dense, found[0])
+    seen = {of.dense.tobytes()}
+    for _ in range(count):
+        flying.append(sampler.propose())
+        assert all(of.cost(flying[-1])[name] <= most for name, most in limits.items())
+        if isinstance(kind, Surrogate):
+            assert flying[-1].tobytes() not in seen, "proposed twice"
+        seen.add(flying[-1].tobytes())
+        if len(flying) == workers:
+            done = flying.pop(0)
+            found.append(value(done))
+            sampler.observe(done, found[-1])
+    return np.array(found)
+
+
+def volume(values: np.ndarray) -> float:
+    """In the units of a study's report."""
+    scaled = np.column_stack([(values[:, 0] + 0.9) / 0.9, values[:, 1:]])
+    return float(moocore.hypervolume(scaled, ref=1.0))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_it_is_far_ahead_of_random_and_of_nsga2(workers: int) -> None:
+    """With 24 evaluations of each; what the optima of the true losses reach bounds all."""
+    gains = []
+    for seed in range(3):
+        of = space(8, 7, seed=seed)
+        value = worth(of, seed=seed)
+        ours, *others = (volume(search(kind, of, value, 24, workers=workers, seed=seed)) for kind in (Surrogate(), NSGA2(), Random()))
+        gains.append(ours - max(others))
+    assert min(gains) > 0 and np.mean(gains) > 0.05
+
+
+def test_what_was_measured_without_training_teaches_it() -> None:
+    """Evidence at the beginning is worth evaluations: the first few proposals are nearer to the front."""
+    gains = []
+    for seed in range(4):
+        of = space(8, 7, seed=seed)
+        value = worth(of, seed=seed)
+        told, untold = (volume(search(Surrogate(), of, value, 4, seed=seed, evidence=n)) for n in (60, 0))
+        gains.append(told - untold)
+    assert np.mean(gains) > 0
+
+
+@pytest.mark.parametrize("share", [0.35, 0.6])
+def test_constraints_are_kept_and_used_up(share: float) -> None:
+    of = space(6, 6)
+    limits = {"macs": int(share * of.baseline["macs"])}
+    found = search(Surrogate(), of, worth(of, seed=0), 20, limits=limits)
+    assert found[1:, 1].max() <= share and found[1:, 1].max() > 0.85 * share
+
+
+def test_a_small_space_is_proposed_whole_and_without_end() -> None:
+    of = space(2, 2)
+    sampler = Surrogate().start(of.shape, 3, seed=0, admissible=lambda x: True, problem=Problem(of, ("accuracy", "macs", "params")))
+    value, seen = worth(of, seed=0), set()
+    for _ in range(60):
+        proposal = sampler.propose()
+        seen.add(proposal.tobytes())
+        sampler.observe(proposal, value(proposal))
+    assert len(seen) == of.size
+
+
+def test_failures_and_objectives_that_are_costs_alone_are_taken() -> None:
+    of = space(4, 5)
+    sampler = Surrogate().start(of.shape, 3, seed=0, admissible=lambda x: True, problem=Problem(of, ("accuracy", "macs", "params")))
+    value = worth(of, seed=0)
+    failed = set()
+    for number in range(20):
+        proposal = sampler.propose()
+        assert proposal.tobytes() not in failed
+        if number % 3 == 0:
+            failed.add(proposal.tobytes())
+        sampler.observe(proposal, None if number % 3 == 0 else value(proposal))
+    costs = Surrogate().start(of.shape, 2, seed=0, admissible=lambda x: True, problem=Problem(of, ("macs", "params")))
+    for _ in range(12):
+        proposal = costs.propose()
+        costs.observe(proposal, value(proposal)[1:])
+
+
+def test_hyper_parameters_are_checked() -> None:
+    for wrong in ({"draws": 0}, {"fronts": 0}):
+        with pytest.raises(InvalidArgument, match=f"{next(iter(wrong))}=0"):
+            Surrogate(**wrong)
