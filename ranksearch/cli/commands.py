@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ranksearch.cli import costs, machines, parameters, spaces
-from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand, given_words
-from ranksearch.cli.session import Session, default_store
+from ranksearch.cli import costs, machines, parameters, questions, spaces
+from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand
+from ranksearch.cli.opening import command_line, opened, output_format, session_of
+from ranksearch.cli.session import Session
 from ranksearch.errors import EmptySpace, InvalidArgument
-from ranksearch.printable import without_password
-
-if TYPE_CHECKING:
-    from ranksearch.study import Study
-    from ranksearch.studyfile import StudyFile
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -62,6 +58,7 @@ def root() -> click.Group:
         ("train-supernet", train_supernet, parameters.train, "Train one network for all sizes."),
         ("search", search, parameters.search, "Evaluate networks, and go on where it stopped."),
         ("front", front, parameters.front, "The networks that no other one beats."),
+        *questions.COMMANDS,
         ("proxies", proxies, parameters.proxies, "How well cheap scores predicted what was measured."),
         ("report", report, parameters.report, "All that a study came to, as one page to read."),
         ("compress", compress, parameters.compress, "A smaller network at once, without training."),
@@ -69,7 +66,7 @@ def root() -> click.Group:
         ("replay", replay, parameters.replay, "Make an evaluation again, and compare."),
     ):
         texts = {"help": function.__doc__, "short_help": short}
-        keeps = ("method", "epochs", "sampling") if name == "train-supernet" else ()
+        keeps = ("method", "epochs", "sampling") if name == "train-supernet" else questions.KEEPS
         command = StudyCommand(name, callback=function, params=takes(), context_settings=SETTINGS, keeps=keeps, **texts)
         group.add_command(command)
     return group
@@ -84,26 +81,13 @@ def _version(version: str) -> click.Option:
     return click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=show, help="Show the version.")
 
 
-def _format_of(format_: str | None, out: Path | None, plot: Path | None) -> str:
-    """The format to write, checked together with the file names before any work."""
-    from ranksearch.cli import output
-    from ranksearch.results import plots
-
-    format_ = format_ or output.format_of(out)
-    if format_ == "parquet" and out is None:
-        raise InvalidArgument("--format parquet needs --out FILE: it is no text")
-    if plot is not None:
-        plots.check_path(plot)
-    return format_
-
-
 def profile(asked: StudyArguments, cost: tuple[str, ...], latency: bool, write_table: Path | None, store: str | None, format_: str) -> None:
     """Show what a search would work on: sites, their options and costs, and what was skipped and why."""
     from ranksearch.cli import latency as latencies
     from ranksearch.cli import results
     from ranksearch.cli.progress import SiteProgress
 
-    study = _open(asked, store, session=_session(), stored=True, cost=cost)
+    study = opened(asked, store, session=session_of(), stored=True, cost=cost)
     if (latency or write_table is not None) and not latencies.has_latency(study):
         study = costs.used(study, ["latency"], study.store_url)
     with SiteProgress() as progress, suppress(EmptySpace):  # what was skipped is shown nevertheless; then it is an error
@@ -125,13 +109,13 @@ def train_supernet(
 
     options = supernets.assigned(set)
     checked(method, sampling, options)  # before the study is loaded
-    session = _session()
+    session = session_of()
     print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
-    study = _open(asked, store, session=session, stored=True)
+    study = opened(asked, store, session=session, stored=True)
     with supernets.TrainingProgress(session) as progress:
         trained = study.train_supernet(method, epochs=epochs, sampling=sampling, seed=seed, on_event=progress.event, **options)
     session.check()
-    supernets.shown(study, trained, _command(asked, store))
+    supernets.shown(study, trained, command_line(asked, store))
 
 
 def search(
@@ -147,7 +131,7 @@ def search(
     from ranksearch.cli import results
     from ranksearch.cli.progress import SearchProgress, events
 
-    session = _session()
+    session = session_of()
     if quiet and json:
         raise InvalidArgument("--quiet and --json exclude each other: --json shows nothing but its events")
     if screen is not None and supernet is None:
@@ -158,7 +142,7 @@ def search(
 
     runner = machines.runner(asked, machine)
     screening = None if supernet is None else Screening(supernet or True, 100 if screen is None else screen)
-    study = _open(asked, store, session=session, stored=False, cost=cost)
+    study = opened(asked, store, session=session, stored=False, cost=cost)
     study = study.replace(seed=study.seed if seed is None else seed, objectives=objective or study.objectives)
     view = "events" if json else "nothing" if quiet else None
     with SearchProgress(study, session, note=spaces.change(study, session.store or ""), view=view) as progress:
@@ -170,7 +154,7 @@ def search(
     if json:
         events.ended(study, objective or None)
         return
-    results.searched(study, _command(asked, store), objective or None, trials)
+    results.searched(study, command_line(asked, store), objective or None, trials)
 
 
 def front(
@@ -180,8 +164,8 @@ def front(
     """Show the networks that no other one beats, of all that are in the store."""
     from ranksearch.cli import results
 
-    format_ = _format_of(format_, out, plot)
-    study = _open(asked, store, session=_session(), stored=True)
+    format_ = output_format(format_, out, plot)
+    study = opened(asked, store, session=session_of(), stored=True)
     condition = where or None
     results.front(study, condition, objective or None, all=all_, fidelity=fidelity, format_=format_, out=out)
     if plot is not None:
@@ -196,8 +180,8 @@ def proxies(
     it costs at a budget."""
     from ranksearch.cli import proxies as shown
 
-    format_ = _format_of(format_, out, plot)
-    study = _open(asked, store, session=_session(), stored=True)
+    format_ = output_format(format_, out, plot)
+    study = opened(asked, store, session=session_of(), stored=True)
     shown.report(
         study, objective=objective, fidelity=fidelity, k=top, calibrate=not no_calibration, batches=batches, format_=format_, out=out,
         plot=plot,
@@ -213,10 +197,10 @@ def report(
     from ranksearch.cli import report as written
 
     written.check(out or Path("study.html"), figures)
-    study = _open(asked, store, session=_session(), stored=True)
+    study = opened(asked, store, session=session_of(), stored=True)
     written.write(
         study, out or Path(f"{study.name}.html"), fidelity=fidelity, calibrate=not no_calibration, batches=batches,
-        build=written.build_command(study, _command(asked, store), fidelity), figures=figures, latex=latex,
+        build=written.build_command(study, command_line(asked, store), fidelity), figures=figures, latex=latex,
     )  # fmt: skip
 
 
@@ -232,7 +216,7 @@ def compress(
 
     export.check_target(out, force=force, onnx=onnx)  # before minutes go into it
     print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
-    study = _open(asked, store, session=_session(), stored=True, cost=cost)
+    study = opened(asked, store, session=session_of(), stored=True, cost=cost)
     budgets = compression.budgets(study, to)
     with SiteProgress() as progress:
         found = study.compress(rules=rule or None, refits=refits, polished=polish, on_event=progress.event, **budgets)
@@ -249,7 +233,7 @@ def build(
     from ranksearch.networks import export
 
     export.check_target(out, force=force, onnx=onnx)  # before minutes go into it
-    study = _open(asked, store, session=_session(), stored=True)
+    study = opened(asked, store, session=session_of(), stored=True)
     print(f"building {id} ...", file=sys.stderr, flush=True)
     results.built(study, study.export(id, out, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity, dense=dense))
 
@@ -259,66 +243,7 @@ def replay(asked: StudyArguments, id: str, fidelity: str | None, tolerance: floa
     stored is never changed."""
     from ranksearch.cli import results
 
-    study = _open(asked, store, session=_session(), stored=True)
+    study = opened(asked, store, session=session_of(), stored=True)
     print(f"evaluating {id} again ...", file=sys.stderr, flush=True)
     if not results.replayed(study.results.replay(id, fidelity=fidelity, seed=seed), tolerance):
         click.get_current_context().exit(1)
-
-
-def _session() -> Session:
-    return click.get_current_context().find_object(Session) or Session()
-
-
-def _open(asked: StudyArguments, store: str | None, *, session: Session, stored: bool, cost: Sequence[str] = ()) -> Study:
-    """The study with its store attached, in the space that is asked for, with the costs of ``--cost`` and of the store. With
-    ``stored``, options that are not given are those that the store was searched with."""
-    for text in cost:
-        costs.parsed(text)  # before the study is loaded
-    session.check()
-    file, options = asked.file, dict(asked.given)
-    session.store = store or default_store(file.path.stem)
-    known = _stored_options(file, session.store) if stored else {}
-    missing = [o.flag for o in file.options if o.required and o.name not in {**known, **options}]
-    if missing:
-        where = f"; the store {session.store!r} does not have them either" if stored else ""
-        raise InvalidArgument(f"{file.path} needs {', '.join(missing)}{where}")
-    study = file.create({**known, **options})
-    if store is None and study.name != file.path.stem:
-        session.store = default_store(study.name)
-        again = _stored_options(file, session.store) if stored else {}
-        if any(study.options.get(name) != value for name, value in {**again, **options}.items() if name not in options):
-            study = file.create({**again, **options})
-    study = spaces.used(study.replace(store=session.store), asked.space, session.store)
-    study = costs.used(study, cost, session.store)
-    session.check()
-    return study
-
-
-def _stored_options(file: StudyFile, store: str) -> dict[str, Any]:
-    options = (spaces.stored_details(store) or {}).get("options", {})
-    known = {option.name for option in file.options}
-    return {name: value for name, value in options.items() if name in known} if isinstance(options, dict) else {}
-
-
-def _command(asked: StudyArguments, store: str | None) -> Callable[[str], str]:
-    """The command line of another command for the same study; of the same command, with the options that it was given, but for how many
-    trials and which of them again."""
-    import shlex
-
-    ctx = click.get_current_context()
-
-    def line(name: str) -> str:
-        words = ["ranksearch", name, str(asked.file.path)]
-        if name in ("search", "train-supernet"):
-            for option in asked.file.options:
-                if option.name in asked.given:
-                    value = asked.given[option.name]
-                    words += [option.flag if value else f"--no-{option.flag[2:]}"] if isinstance(value, bool) else [option.flag, str(value)]
-            words += asked.space.words
-        if name == ctx.command.name:
-            words += given_words(ctx, without=("trials", "retry_failed", "store"))
-        elif name == "front":
-            words += given_words(ctx, only=("objective",))
-        return shlex.join([*words, *(["--store", without_password(store)] if store else [])])
-
-    return line

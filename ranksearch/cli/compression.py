@@ -19,10 +19,10 @@ def budgets(study: Study, conditions: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         InvalidArgument: a condition that is not an upper bound on a cost."""
-    from ranksearch.results.conditions import Condition
+    from ranksearch.results.conditions import BOUNDS, Condition
 
     found: dict[str, float] = {}
-    parsed = Condition.parse_all(conditions)
+    parsed = Condition.parse_all(conditions, example=BOUNDS)
     for condition in parsed:
         condition.check_bounds([cost.name for cost in study.costs])
     for condition in parsed:

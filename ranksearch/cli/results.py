@@ -178,6 +178,8 @@ def front(
     """Print or write a front."""
     frame = study.front(where, objectives, all=all, fidelity=fidelity)
     write_frame(frame, format_, out, lambda: front_table(study, frame))
+    if where and len(frame) and not frame["on_front"].to_numpy().any():
+        print(f"no measured network satisfies {' and '.join(where)}; loosen --where, or search on", file=sys.stderr)
 
 
 def plotted(
@@ -203,7 +205,6 @@ def front_table(study: Study, frame: pd.DataFrame) -> str:
 
 def front_cells(study: Study, frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of `front_table`."""
-    dense = next((row for row in frame.to_dict("records") if row["is_dense"]), None)
     metrics = [metric.name for metric in study.task.metrics]
     costs = study.costs[::-1]
     labels = [*(f"% {cost.label}" for cost in costs), *(cost.label for cost in costs)]
@@ -212,7 +213,7 @@ def front_cells(study: Study, frame: pd.DataFrame) -> tuple[list[str], list[list
     for row in frame.to_dict("records"):
         cells: list[str] = [row["id"]]
         for metric in metrics:
-            change = "" if dense is None else f"{row[metric] - dense[metric]:+.4f}"
+            change = "" if math.isnan(row[f"{metric}_delta"]) else f"{row[f'{metric}_delta']:+.4f}"
             cells += [f"{row[metric]:.4f}", change]
         cells += [*(percent(row[f"{cost.name}_rel"]) for cost in costs), *(count(row[cost.name]) for cost in costs)]
         cells.append("dense" if row["is_dense"] else "" if row["on_front"] else "dominated")

@@ -20,6 +20,8 @@ BASELINE = "baseline"
 LONGEST = 2000  # characters of a condition
 LARGEST = 1e100  # number in a condition
 DEEPEST = 100  # levels of a condition's tree; every further summand of a sum is one more
+EXAMPLE = "'macs < 0.4 and accuracy > 0.98 * baseline'"
+BOUNDS = "'macs <= 0.5 and params < 100000'"
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq, ast.NotEq: operator.ne,
 }  # fmt: skip
@@ -52,8 +54,11 @@ class Condition:
     _tree: ast.expr = field(repr=False, compare=False)
 
     @classmethod
-    def parse(cls, text: str) -> Condition:
+    def parse(cls, text: str, *, example: str = EXAMPLE) -> Condition:
         """Parse a condition.
+
+        Args:
+            example: of what can be written where the text was, for errors: `EXAMPLE`, or `BOUNDS` where upper bounds on costs are wanted.
 
         Raises:
             InvalidArgument: the text is not one; the message shows the text and what is wrong.
@@ -61,29 +66,29 @@ class Condition:
         if len(text) > LONGEST:
             raise InvalidArgument(f"condition {text[:40]!r}... has {len(text)} characters; {LONGEST} are allowed")
         if not text.strip():
-            raise InvalidArgument(f"condition {text!r} is empty; write for example {_EXAMPLE}, or leave it out")
+            raise InvalidArgument(f"condition {text!r} is empty; write for example {example}, or leave it out")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Python's advice on its syntax is of no use here
                 tree = ast.parse(text.strip(), mode="eval").body
         except SyntaxError as error:
             raise InvalidArgument(
-                f"condition {text!r} cannot be read at character {error.offset or 1}: {error.msg}; write for example {_EXAMPLE}"
+                f"condition {text!r} cannot be read at character {error.offset or 1}: {error.msg}; write for example {example}"
             ) from error
         except (ValueError, RecursionError, MemoryError) as error:
-            raise InvalidArgument(f"condition {text!r} cannot be read: {error}; write for example {_EXAMPLE}") from error
+            raise InvalidArgument(f"condition {text!r} cannot be read: {error}; write for example {example}") from error
         _check_depth(tree, text)
-        _check_logic(tree, text)
+        _check_logic(tree, text, example)
         return cls(text, tree)
 
     @classmethod
-    def parse_all(cls, texts: str | Sequence[str]) -> list[Condition]:
-        """Parse several conditions, or a single one.
+    def parse_all(cls, texts: str | Sequence[str], *, example: str = EXAMPLE) -> list[Condition]:
+        """Parse several conditions, or a single one; arguments as for `parse`.
 
         Raises:
             InvalidArgument: as `parse`.
         """
-        return [cls.parse(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        return [cls.parse(text, example=example) for text in ([texts] if isinstance(texts, str) else texts)]
 
     @classmethod
     def joined(cls, texts: str | Sequence[str] | None) -> Condition | None:
@@ -248,9 +253,6 @@ class Condition:
         return _COMBINE[type(node.op)](left, right)
 
 
-_EXAMPLE = "'macs < 0.4 and accuracy > 0.98 * baseline'"
-
-
 def _check_depth(tree: ast.expr, text: str) -> None:
     """Refuse a tree that is too deep for the recursive functions below. This one goes level by level, so that it needs no recursion."""
     level: list[ast.AST] = [tree]
@@ -264,12 +266,12 @@ def _check_depth(tree: ast.expr, text: str) -> None:
     )
 
 
-def _check_logic(node: ast.expr, text: str) -> None:
+def _check_logic(node: ast.expr, text: str, example: str) -> None:
     if isinstance(node, ast.BoolOp):
         for value in node.values:
-            _check_logic(value, text)
+            _check_logic(value, text, example)
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        _check_logic(node.operand, text)
+        _check_logic(node.operand, text, example)
     elif isinstance(node, ast.Compare):
         for sign in node.ops:
             if type(sign) not in _COMPARE:
@@ -281,7 +283,7 @@ def _check_logic(node: ast.expr, text: str) -> None:
             found = f"names {', '.join(sorted(names))}" if names else "names none"
             raise _refusal(node, text, f"a comparison is about exactly one metric, this one {found}")
     else:
-        raise _refusal(node, text, f"a condition compares metrics with numbers, for example {_EXAMPLE}")
+        raise _refusal(node, text, f"a condition compares metrics with numbers, for example {example}")
 
 
 def _check_arithmetic(node: ast.expr, text: str) -> None:

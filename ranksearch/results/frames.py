@@ -45,6 +45,8 @@ FACTS = (
     "created",
 )  # fmt: skip
 """What `evaluations` needs of a store."""
+VALUES = ("configuration_id", "status", "metrics", "params", "macs", "costs")
+"""What says which rows are on a front."""
 MEASURED = ("configuration_id", "fidelity", "seed", "status", "metrics", "params", "macs", "costs", "seconds", "origin")
 """What `front` needs of a store."""
 _STORED = ("params", "macs")  # costs that have columns of their own in a store
@@ -87,11 +89,12 @@ def _evaluations(facts: Mapping[str, Sequence[Any]], baseline: Mapping[str, int 
         for column in EVALUATION_COLUMNS
         if column in TYPES and (source := _SOURCE.get(column, column)) in facts
     }
-    found |= {"seconds": np.array(facts["seconds"], dtype=np.float64)}
+    if "seconds" in facts:
+        found["seconds"] = np.array(facts["seconds"], dtype=np.float64)
     found |= _costs(facts, baseline)
-    texts = [text if finished else None for text, finished in zip(facts["metrics"], done.tolist(), strict=True)]
-    if odd := next((text for text in texts if text and ("NaN" in text or "Infinity" in text)), None):
-        raise ValueError(f"finished with {odd[:60]}")
+    texts = facts["metrics"]
+    if not done.all():
+        texts = [text if finished else None for text, finished in zip(texts, done.tolist(), strict=True)]
     found |= numbers(texts, dict.fromkeys(names, False))
     dense = (np.array(facts["configuration_id"], dtype=object) == DENSE_ID) & done
     codes = found["fidelity"].codes
@@ -112,13 +115,12 @@ def front(
     *,
     fidelity: str | None = None,
     dominated: bool = False,
-    factorized: Callable[[list[str]], Sequence[int]] | None = None,
 ) -> pd.DataFrame:
     """The non-dominated configurations of one fidelity, and the dense network, by rising MACs; columns: ``docs/analysis.md``.
     Several seeds of a configuration count as one row, their mean; failed evaluations do not count.
 
     Args:
-        frame: as `evaluations` gives it; not changed.
+        frame: as `evaluations` gives it; not changed. Columns that it lacks are missing in the front, too.
         objectives: columns to optimise and their directions.
         condition: rows that break it are not on the front and dominate nothing.
         baseline: metrics and costs of the dense network, for ``baseline`` and relative bounds in the condition;
@@ -126,7 +128,6 @@ def front(
             given here, its row is made from this.
         fidelity: which one; needed if the frame holds several.
         dominated: keep the dominated rows, and those that break the condition, with ``on_front`` False.
-        factorized: how many sites the configurations of ids factorize, for a frame that does not say it.
 
     Raises:
         InvalidArgument: no objective, one that is no column, a direction that is none, a condition on an unknown
@@ -141,21 +142,34 @@ def front(
         condition.check([*known[:-1], "factorized", "seconds"])
     given = dict(baseline or {})
     rows = candidates(_of_one_fidelity(frame, fidelity), metrics, costs, given)
-    admissible = np.ones(len(rows), dtype=bool)
-    if condition is not None and len(rows):
-        arrays = {name: floats(rows[name]) for name in condition.names}
-        admissible = condition.mask(arrays, dense_values(rows, known) | given, costs)
+    admissible = satisfying(rows, condition, given)
     values = np.stack([floats(rows[name]) for name in objectives], axis=1)
     on_front = np.zeros(len(rows), dtype=bool)
     on_front[admissible] = non_dominated(values[admissible], list(objectives.values()))
     rows["on_front"] = on_front
     if not dominated:
         rows = rows.loc[on_front | rows["is_dense"].to_numpy()]
-    if "factorized" not in rows.columns:
-        counted = np.zeros(len(rows)) if factorized is None else factorized(rows["id"].tolist())
-        rows = rows.assign(factorized=np.asarray(counted, dtype=np.int64))
-    ordered = rows.loc[:, columns(FRONT_COLUMNS, metrics, costs)].sort_values(by=["macs", "params", "id"], ignore_index=True)
+    listed = [column for column in columns(FRONT_COLUMNS, metrics, costs) if column in rows.columns]
+    ordered = rows.loc[:, listed].sort_values(by=["macs", "params", "id"], ignore_index=True)
     return _used_categories(ordered)
+
+
+def satisfying(rows: pd.DataFrame, condition: Condition | None, baseline: Mapping[str, float] | None = None) -> np.ndarray:
+    """Which rows of a front satisfy a condition, bool; all, without one.
+
+    Args:
+        rows: as `front` gives them, dominated ones among them or not.
+        baseline: as for `front`.
+
+    Raises:
+        InvalidArgument: as `ranksearch.results.conditions.Condition.mask`.
+    """
+    if condition is None or not len(rows):
+        return np.ones(len(rows), dtype=bool)
+    metrics, costs = metric_names(rows), cost_names(rows)
+    known = [*metrics, *costs, *(f"{name}_rel" for name in costs), *(name for name in ("seconds",) if name in rows.columns)]
+    arrays = {name: floats(rows[name]) for name in condition.names}
+    return condition.mask(arrays, dense_values(rows, known) | dict(baseline or {}), costs)
 
 
 def candidates(frame: pd.DataFrame, metrics: Sequence[str], costs: Sequence[str], given: Mapping[str, float]) -> pd.DataFrame:
@@ -265,10 +279,12 @@ def numbers(texts: Sequence[str | None], names: Mapping[str, bool]) -> dict[str,
         return {name: pd.array([], dtype="Int64") if whole else np.zeros(0) for name, whole in names.items()} if not texts else {}
     schema = pa.schema([(name, pa.int64() if whole else pa.float64()) for name, whole in names.items()])
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    lines = "\n".join(text or "{}" for text in texts).encode()
+    lines = "\n".join(texts if None not in texts else [text or "{}" for text in texts]).encode()  # pyright: ignore[reportArgumentType, reportCallIssue]
     try:
+        if b"NaN" in lines or b"Infinity" in lines:  # which are no JSON, but which Python writes and Arrow reads
+            raise ValueError("a number is not finite")
         table = pyarrow.json.read_json(pa.BufferReader(lines), parse_options=options)
-    except pa.ArrowInvalid as error:
+    except ValueError as error:  # Arrow's is one
         raise Damaged(f"metrics or costs of the store are not what ranksearch wrote: {error}; restore a copy") from error
     found = {}
     for name, whole in names.items():
@@ -322,9 +338,8 @@ def _of_one_fidelity(frame: pd.DataFrame, fidelity: str | None) -> pd.DataFrame:
 
 
 def _means(done: pd.DataFrame, metrics: Sequence[str], costs: Sequence[str]) -> pd.DataFrame:
-    counted = ["factorized"] if "factorized" in done.columns else []
-    same = ["id", "fidelity", *columns((COST, SHARE), metrics, costs), *counted, "origin"]
-    averaged = [*columns((METRICS,), metrics, costs), "seconds"]
+    same = ["id", "fidelity", *columns((COST, SHARE), metrics, costs), *(name for name in ("factorized", "origin") if name in done.columns)]
+    averaged = [*columns((METRICS,), metrics, costs), *(name for name in ("seconds",) if name in done.columns)]
     if done["id"].is_unique:
         rows = done[[*same, *averaged]].reset_index(drop=True).assign(seeds=np.ones(len(done), dtype=np.int64))
     else:

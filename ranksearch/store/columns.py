@@ -15,14 +15,14 @@ _NAMED_AT_ONCE = 500  # ids in one query; databases limit how many values one ha
 Columns = dict[str, list[Any]]
 
 
-def facts(connection: sa.Connection, known: Collection[str], names: Sequence[str], fidelity: str | None) -> Columns:
+def facts(connection: sa.Connection, known: Collection[str], names: Sequence[str], conditions: Sequence[sa.ColumnElement[bool]]) -> Columns:
     """The named columns of ``ranksearch_evaluations``, in the order the evaluations were added.
 
     Args:
         known: columns that the store has; others are None throughout.
+        conditions: of rows.
     """
-    where = [] if fidelity is None else [evaluations_table.c.fidelity == fidelity]
-    return _named(connection, evaluations_table, known, names, *where)
+    return _named(connection, evaluations_table, known, names, *conditions)
 
 
 def attempts(connection: sa.Connection, known: Collection[str], names: Sequence[str]) -> Columns:

@@ -267,8 +267,9 @@ class Store:
         return found if status is None else [record for record in found if record.status == status]
 
     def columns(
-        self, names: Sequence[str], *, fidelity: str | None = None, every_attempt: bool = False, whole: bool = False
-    ) -> dict[str, list[Any]]:
+        self, names: Sequence[str], *, fidelity: str | None = None, ids: Sequence[str] | None = None, every_attempt: bool = False,
+        whole: bool = False,
+    ) -> dict[str, list[Any]]:  # fmt: skip
         """Facts column by column, in the order they were added, as the database has them: ``metrics`` and ``costs`` (those without a
         column of their own, None if there are none) are JSON, ``created`` is ISO 8601, ``configuration_id`` names the configuration.
         Costs that the study has gained since are not added, as `records` does.
@@ -276,6 +277,7 @@ class Store:
         Args:
             names: columns of the table ``ranksearch_evaluations``; one that a store of an earlier version lacks is None throughout.
             fidelity: of one only.
+            ids: of these configurations only, some hundreds at most.
             every_attempt: a row for each attempt at an evaluation that was tried again, with the columns ``attempt`` (from 1) and
                 ``last`` besides; else there is one row for every fact.
             whole: leave out what is damaged, as `records` does, and say so: every row is then read as a value of its own.
@@ -284,8 +286,9 @@ class Store:
             StoreError: the database cannot be read.
         """
         listed = [*names, *(("attempt", "last") if every_attempt else ())]
+        conditions = [] if fidelity is None else [evaluations_table.c.fidelity == fidelity]
+        conditions += [] if ids is None else [evaluations_table.c.configuration_id.in_(ids)]
         if whole:
-            conditions = [] if fidelity is None else [evaluations_table.c.fidelity == fidelity]
             return columns.of_records(self._tried(*conditions), listed, every=every_attempt)
         wanted = list(dict.fromkeys([*names, "number"]))
         tried = [name for name in wanted if name in RESULT]  # what another attempt may have changed
@@ -294,7 +297,7 @@ class Store:
             if self._has_attempts:  # first: what it refers to is then among the facts
                 known = {column.name for column in self._attempt_columns}
                 later = columns.attempts(connection, known, ["evaluation", *tried])
-            first = columns.facts(connection, {column.name for column in self._columns}, wanted, fidelity)
+            first = columns.facts(connection, {column.name for column in self._columns}, wanted, conditions)
         found = columns.merged(first, later, tried, every=every_attempt) if later["evaluation"] or every_attempt else first
         return {name: found[name] for name in listed}
 

@@ -24,6 +24,7 @@ from ranksearch.results.names import Direction
 from ranksearch.space import DENSE, Configuration
 from ranksearch.store import Store
 from ranksearch.study import options
+from ranksearch.study.questions import Questions
 from ranksearch.study.replay import Replay, replay
 from ranksearch.study.report import Extra
 from ranksearch.supernet.study import named_fidelity
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ranksearch.study.study import Study
+
+
+_NAMED = 500  # rows of a front that are asked for by name; databases limit how many values a query has
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,23 @@ class Results:
             key = None if fidelity is None else self._fidelity(fidelity, store.fidelities()).key
             return self._frame(store, frames.FACTS, key, factorized=True)
 
-    def _frame(self, store: Store, names: Sequence[str], fidelity: str | None, *, factorized: bool, whole: bool = False) -> pd.DataFrame:
+    def _frame(
+        self, store: Store, names: Sequence[str], fidelity: str | None, *, factorized: bool = False, ids: Sequence[str] | None = None,
+        whole: bool = False,
+    ) -> pd.DataFrame:  # fmt: skip
         """A frame of evaluations of these columns of the store. Where rows are damaged they are left out, which takes longer."""
         study = self.study
         try:
-            facts = options.completed(study, store, store.columns(names, fidelity=fidelity, whole=whole))
+            facts = options.completed(study, store, store.columns(names, fidelity=fidelity, ids=ids, whole=whole))
+            if "fidelity" not in facts:
+                facts["fidelity"] = [fidelity] * len(facts["status"])
             if factorized:
-                facts["factorized"] = _factorized(store, facts["configuration_id"], every=True)
+                facts["factorized"] = _factorized(store, facts["configuration_id"], every=ids is None)
             return frames.evaluations(facts, study.baseline, [(m.name, m.direction) for m in study.task.metrics])
         except frames.Damaged:
             if whole:
                 raise
-            return self._frame(store, names, fidelity, factorized=factorized, whole=True)
+            return self._frame(store, names, fidelity, factorized=factorized, ids=ids, whole=True)
 
     def front(
         self, where: str | Sequence[str] | None = None, objectives: str | Sequence[str] | None = None, *, all: bool = False,
@@ -89,12 +98,16 @@ class Results:
         wanted = self._directions(objectives)
         with self.study.open_store(write=False) as store:
             key = self.study.fidelity.key if fidelity is None else self._fidelity(fidelity, store.fidelities()).key
-            counted = condition is not None and "factorized" in condition.names
-            frame = self._frame(store, frames.MEASURED, key, factorized=counted)
-            given = self._baseline_values(frame)
-            return frames.front(
-                frame, wanted, condition, given, dominated=all, factorized=lambda ids: _factorized(store, ids, every=all)
-            )
+            named = set() if condition is None else condition.names
+            whole = all or not named.isdisjoint(("seconds", "factorized"))
+            frame = self._frame(store, frames.MEASURED if whole else frames.VALUES, key, factorized=whole)
+            front = frames.front(frame, wanted, condition, self._baseline_values(frame), dominated=all)
+            if whole:
+                return front
+            # what does not say who is on the front is read of those alone that are, if they are few
+            ids = front["id"].tolist()
+            frame = self._frame(store, frames.MEASURED, key, factorized=True, ids=ids if len(ids) <= _NAMED else None)
+            return frames.front(frame, wanted, condition, self._baseline_values(frame))
 
     def layers(self, ids: Iterable[str] | None = None, *, fidelity: str | None = None, errors: bool = True) -> pd.DataFrame:
         """One row per evaluation and site, dense sites among them: type, rank, costs and error of the layer.
@@ -108,12 +121,12 @@ class Results:
         study = self.study
         with study.open_store(write=False) as store:
             key = None if fidelity is None else self._fidelity(fidelity, store.fidelities()).key
-            frame: Any = self._frame(store, frames.MEASURED, key, factorized=False)
+            frame: Any = self._frame(store, frames.MEASURED, key)
             named = None if ids is None else list(ids)
             try:
                 chosen = options.choices(study, store, named)
             except frames.Damaged:
-                frame = self._frame(store, frames.MEASURED, key, factorized=False, whole=True)
+                frame = self._frame(store, frames.MEASURED, key, whole=True)
                 chosen = options.choices(study, store, frame["id"].tolist())
         frame = frame[frame["id"].isin(chosen.ids if named is None else named).to_numpy()]
         return layers(frame, chosen, options.table(study, chosen, errors=errors))
@@ -129,7 +142,7 @@ class Results:
         wanted = self._directions(objectives)
         with self.study.open_store(write=False) as store:
             key = self._fidelity(fidelity, [] if fidelity is None else store.fidelities()).key
-            return history(self._frame(store, frames.FACTS, key, factorized=False), wanted)
+            return history(self._frame(store, frames.FACTS, key), wanted)
 
     def failures(self) -> pd.DataFrame:
         """Everything that failed, an attempt a row, whether or not it came to something later."""
@@ -172,19 +185,8 @@ class Results:
         return values | ({m.name: float(dense[m.name].mean()) for m in self.study.task.metrics} if len(dense) else {})
 
     def best(self, where: str | Sequence[str] | None = None, objective: str | None = None) -> pd.Series:
-        """The row of the front that is best in one objective (default: the first) among those that satisfy ``where``.
-
-        Raises:
-            InvalidArgument: no row satisfies the condition.
-        """
-        study = self.study
-        objective = study.check_objectives([objective] if objective else study.objectives)[0]
-        front: Any = self.front(where)
-        front = front[front["on_front"]]
-        if not len(front):
-            raise InvalidArgument(f"where={where!r}: no evaluated network satisfies it; loosen it or search on with more trials")
-        column = front[objective]
-        return front.loc[column.idxmax() if study.directions[objective] == "max" else column.idxmin()]
+        """See `ranksearch.study.questions.Questions.best`."""
+        return Questions(self.study).best(where, objective)
 
     def configuration(self, id: str) -> Configuration:
         """The configuration of an id, or of an unambiguous beginning of one."""

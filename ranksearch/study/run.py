@@ -13,7 +13,7 @@ from ranksearch.compression import judge
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Outcome, Request
 from ranksearch.proxies import PROXIES, CalibrationLoss, ProxyContext, TableProxy, free_proxies
-from ranksearch.results.conditions import Condition
+from ranksearch.results.conditions import BOUNDS, Condition
 from ranksearch.runners import RUNNERS, Runner
 from ranksearch.samplers import SAMPLERS, Sampler
 from ranksearch.search.events import Planned, SearchEvent
@@ -74,7 +74,7 @@ def run(
     if allocator is not None and not isinstance(allocator, Allocator):
         allocator = _of_table("allocator", allocator, Allocator, ((a.name, a) for a in ALLOCATORS))
     kinds = None if proxies is None else [_proxy_kind(proxy) for proxy in proxies]
-    conditions = Condition.parse_all(constraints)
+    conditions = Condition.parse_all(constraints, example=BOUNDS)
     for condition in conditions:
         condition.check_bounds([cost.name for cost in study.costs])
 

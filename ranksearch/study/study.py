@@ -31,6 +31,8 @@ from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
 from ranksearch.store import Record, Store
 from ranksearch.study import counts, identity, queue, storage
+from ranksearch.study.exports import Exports
+from ranksearch.study.questions import Questions, Where
 from ranksearch.study.report import Report
 from ranksearch.study.results import Results
 from ranksearch.study.run import Screening, run
@@ -38,10 +40,11 @@ from ranksearch.study.supernets import Supernets
 from ranksearch.supernet import TrainingStep
 from ranksearch.supernet.methods import Method
 from ranksearch.supernet.study import TrainedSupernet
-from ranksearch.tasks import Metric, Task
+from ranksearch.tasks import Task, declared_metrics
 from ranksearch.tensors import absorb
 
 if TYPE_CHECKING:
+    import optuna
     import pandas as pd
 
 
@@ -101,7 +104,7 @@ class Study:
         self.space_choice = None if space_choice is None else dict(space_choice)
         self.modules = tuple(modules)
         self._store = None if store is None else str(store)
-        metrics = _metrics(task)
+        metrics: dict[str, Direction] = {**declared_metrics(task)}
         self.costs = check_costs(costs, taken={*RESERVED, *OF_LAYERS, *metrics})
         check_metrics([*metrics.items()], [cost.name for cost in self.costs])
         self.directions: dict[str, Direction] = {cost.name: "min" for cost in self.costs}
@@ -311,6 +314,11 @@ class Study:
         """What the store has: fronts, tables, networks."""
         return Results(self)
 
+    @property
+    def questions(self) -> Questions:
+        """Which network to take, what changed, how studies compare."""
+        return Questions(self)
+
     @cached_property
     def report(self) -> Report:
         """How well proxies predicted what was measured."""
@@ -386,9 +394,39 @@ class Study:
         """See `Results.front`."""
         return self.results.front(where, objectives, all=all, fidelity=fidelity)
 
-    def best(self, where: str | Sequence[str] | None = None, objective: str | None = None) -> pd.Series:
-        """See `Results.best`."""
-        return self.results.best(where, objective)
+    def best(self, where: Where = None, objective: str | None = None, *, fidelity: str | None = None) -> pd.Series:
+        """See `Questions.best`."""
+        return self.questions.best(where, objective, fidelity=fidelity)
+
+    def knee(self, where: Where = None, objectives: str | Sequence[str] | None = None, *, fidelity: str | None = None) -> pd.Series:
+        """See `Questions.knee`."""
+        return self.questions.knee(where, objectives, fidelity=fidelity)
+
+    def cheapest(self, within: float = 0.01, **options: Any) -> pd.Series:
+        """See `Questions.cheapest`."""
+        return self.questions.cheapest(within, **options)
+
+    def feasible(self, where: Where = None, objective: str | None = None, *, fidelity: str | None = None) -> pd.DataFrame:
+        """See `Questions.feasible`."""
+        return self.questions.feasible(where, objective, fidelity=fidelity)
+
+    def sweep(
+        self, objective: str | None = None, *, where: Where = None, fidelity: str | None = None, **budgets: float | Sequence[float]
+    ) -> pd.DataFrame:
+        """See `Questions.sweep`."""
+        return self.questions.sweep(objective, where=where, fidelity=fidelity, **budgets)
+
+    def diff(self, before: str, after: str, *, all: bool = False, errors: bool = True) -> pd.DataFrame:
+        """See `Questions.diff`."""
+        return self.questions.diff(before, after, all=all, errors=errors)
+
+    def spared(self, where: Where = None, *, fidelity: str | None = None, errors: bool = True) -> pd.DataFrame:
+        """See `Questions.spared`."""
+        return self.questions.spared(where, fidelity=fidelity, errors=errors)
+
+    def compare(self, other: Study, **options: Any) -> pd.DataFrame:
+        """See `Questions.compare`."""
+        return self.questions.compare(other, **options)
 
     def build(self, id: str, *, fidelity: str | None = None) -> nn.Module:
         """See `Results.build`."""
@@ -402,6 +440,14 @@ class Study:
         return self.results.export(
             id, directory, onnx=onnx, torch_export=torch_export, force=force, fidelity=fidelity, dense=dense
         )  # fmt: skip
+
+    def to_optuna(self, url: str | None = None, **options: Any) -> optuna.Study:
+        """See `Exports.to_optuna`."""
+        return Exports(self).to_optuna(url, **options)
+
+    def log_to_mlflow(self, tracking_uri: str | None = None, **options: Any) -> str:
+        """See `Exports.to_mlflow`."""
+        return Exports(self).to_mlflow(tracking_uri, **options)
 
     def proxies(
         self, *, metric: str | None = None, fidelity: str | None = None, k: int = 5, tolerance: float = 0.05, calibrate: bool = True,
@@ -431,20 +477,3 @@ class Study:
         return self.supernets.train(
             method, epochs=epochs, sampling=sampling, seed=seed, recalibration=recalibration, on_event=on_event, **options
         )
-
-
-def _metrics(task: Task) -> dict[str, Direction]:
-    """The metrics of a task and their directions.
-
-    Raises:
-        InvalidArgument: none, one twice, or what is no `Metric`."""
-    metrics, kind = getattr(task, "metrics", ()), type(task).__name__
-    wrong = [metric for metric in metrics if not isinstance(metric, Metric)] if isinstance(metrics, (tuple, list)) else [metrics]
-    if wrong or not metrics:
-        given = f"{wrong[0]!r} is no Metric" if wrong else "there are none"
-        raise InvalidArgument(f"{kind}.metrics: {given}; give a tuple such as (Metric('accuracy', 'max'),)")
-    names = [metric.name for metric in metrics]
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise InvalidArgument(f"{kind}.metrics: {', '.join(twice)} comes twice; rename one")
-    return {metric.name: metric.direction for metric in metrics}

@@ -4,11 +4,11 @@ training from scratch are beside it."""
 from ranksearch.tasks.classification import Classification
 from ranksearch.tasks.language import LanguageModel
 from ranksearch.tasks.loss import Agreement, FromLoss
-from ranksearch.tasks.task import Diverged, InvalidMetrics, Metric, Task, Training, measured
+from ranksearch.tasks.task import Diverged, InvalidMetrics, Metric, Task, Training, declared_metrics, measured
 
 TASKS: tuple[type[Task], ...] = (Classification, LanguageModel, FromLoss, Agreement)
 
 __all__ = [
     "TASKS", "Agreement", "Classification", "Diverged", "FromLoss", "InvalidMetrics", "LanguageModel", "Metric", "Task", "Training",
-    "measured",
+    "declared_metrics", "measured",
 ]  # fmt: skip

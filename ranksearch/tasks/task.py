@@ -208,3 +208,20 @@ def _number(what: str, value: Any) -> float:
         return float(one)
     except OverflowError as error:
         raise InvalidMetrics(f"{what} is too large for a float: {error}") from error
+
+
+def declared_metrics(task: Task) -> dict[str, Literal["min", "max"]]:
+    """The metrics that a task declares, and their directions.
+
+    Raises:
+        InvalidArgument: none, one twice, or what is no `Metric`."""
+    metrics, kind = getattr(task, "metrics", ()), type(task).__name__
+    wrong = [metric for metric in metrics if not isinstance(metric, Metric)] if isinstance(metrics, (tuple, list)) else [metrics]
+    if wrong or not metrics:
+        given = f"{wrong[0]!r} is no Metric" if wrong else "there are none"
+        raise InvalidArgument(f"{kind}.metrics: {given}; give a tuple such as (Metric('accuracy', 'max'),)")
+    names = [metric.name for metric in metrics]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise InvalidArgument(f"{kind}.metrics: {', '.join(twice)} comes twice; rename one")
+    return {metric.name: metric.direction for metric in metrics}

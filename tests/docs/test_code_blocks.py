@@ -62,6 +62,10 @@ def how_to(names: dict[str, Any], folder: Path) -> None:
     names["study"].run(6)
 
 
+def analysis(names: dict[str, Any], folder: Path) -> None:
+    names["study"].run(6)
+
+
 def language_models(names: dict[str, Any], folder: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="the page is about models of transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -95,7 +99,7 @@ def training_methods(names: dict[str, Any], folder: Path) -> None:
 
 
 PRELUDES: dict[str, Callable[[dict[str, Any], Path], None]] = {
-    function.__name__: function for function in (architecture, export, how_to, language_models, supernet, training_methods)
+    function.__name__: function for function in (analysis, architecture, export, how_to, language_models, supernet, training_methods)
 }
 
 

@@ -256,7 +256,7 @@ def test_the_page_lists_the_columns_and_their_types() -> None:
         names.EVALUATION_COLUMNS, names.FRONT_COLUMNS, names.LAYER_COLUMNS, names.PROXY_COLUMNS, names.HISTORY_COLUMNS,
         names.FAILURE_COLUMNS,
     )  # fmt: skip
-    blocks = [block.split("\n\n")[0] for block in page.split("| --- | --- | --- |\n")[1:]]
+    blocks = [block.split("\n\n")[0] for block in page.split("| column | type | meaning |\n| --- | --- | --- |\n")[1:]]
     assert len(blocks) == len(listed)
     for block, columns in zip(blocks, listed, strict=True):
         rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in block.splitlines() if line.startswith("|")]
