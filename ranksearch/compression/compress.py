@@ -360,7 +360,7 @@ class _Portfolio:
         return Tried(name, metric, candidate.configuration, candidate.cost, loss, reconstructed, passes=passes)
 
     def seen(self, metric: MetricName) -> Callable[[np.ndarray], float]:
-        """Measures option indices on the batches that last factors are fitted on."""
+        """Measures option indices on the batches that factors are fitted to."""
         spectra, space = self.space(metric)
         seen = judge(self.model, self.task, list(self.task.labelled(self.measured_on)))
         loss = CalibrationLoss(spectra, seen.batches, seen.loss, normalization="batch")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.reconstruction import Reconstructed, left_out, reconstruct
 from ranksearch.networks.reconstruction.regression import LEAST
@@ -129,6 +130,18 @@ def test_outputs_get_nearer_on_images_that_nothing_has_seen(choices: Choices) ->
     found = case.reconstruct(case.x.split(12))
     assert [one.site for one in found] == ["first", "twice", "head"]
     assert case.apart(case.short, fresh) < before
+
+
+def test_errors_weigh_as_output_gradients_say() -> None:
+    """Of five answers one matters to the loss: at rank 1 it is kept nearly as it was, at the price of the others."""
+    case = Case(nn.Sequential(nn.Linear(6, 5)), torch.randn(64, 6), {"0": ("svd", (1,))})
+    alike, weighed = copy.deepcopy(case.short), case.short
+    output = torch.diag(torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64))[None]
+    reconstruct(alike, case.spectra, case.configuration, [case.x], held_out=0)
+    reconstruct(weighed, case.spectra, case.configuration, [case.x], held_out=0, moments={"0": Moments(output=output)})
+    with torch.no_grad():
+        apart = [(network(case.x) - case.net(case.x)).square().mean(0) for network in (alike, weighed)]
+    assert apart[1][0] < 1e-3 * case.net(case.x).var(0)[0] and apart[1].sum() > apart[0].sum()
 
 
 def test_composed_types_are_fitted_too() -> None:
