@@ -226,7 +226,7 @@ def test_a_command_that_is_told_to_end(number, word, code, monkeypatch, capsys):
 def test_a_command_that_does_not_end_is_cut_short():
     code = (
         "import signal, sys, time\nimport ranksearch.cli.commands as commands\nfrom ranksearch.cli import main\n"
-        "def busy(arguments, session):\n    print('READY', flush=True)\n    while True:\n        try: time.sleep(60)\n"
+        "def busy(arguments, session):\n    while True:\n        try:\n            print('READY', flush=True)\n            time.sleep(60)\n"
         "        except KeyboardInterrupt: pass\n"
         "commands.execute, main.GRACE = busy, 0.2\nsys.exit(main.main([]))"
     )

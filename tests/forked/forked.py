@@ -36,18 +36,19 @@ class Forked:
     file first."""
 
     def __init__(
-        self, arguments: Sequence[str], *, env: Mapping[str, str] | None = None, stdout: int | None = None, merged: bool = False,
-        bytes_: bool = False,
+        self, arguments: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | Path | None = None, stdout: int | None = None,
+        merged: bool = False, bytes_: bool = False,
     ) -> None:  # fmt: skip
         """
         Args:
             env: None for that of this process.
+            cwd: the working folder; None for that of this process.
             stdout: a descriptor; None for a pipe that `stdout` reads.
             merged: what it writes to its standard error goes to its standard output.
             bytes_: pipes are read as bytes, not as text.
         """
         words = [os.fsencode(word).hex() for word in arguments]
-        request = {"arguments": words, "env": dict(os.environ if env is None else env), "cwd": str(Path.cwd())}
+        request = {"arguments": words, "env": dict(os.environ if env is None else env), "cwd": str(cwd or Path.cwd())}
         read = [os.pipe(), os.pipe(), os.pipe()]  # stdout, stderr, status
         given = [read[0][1] if stdout is None else stdout, read[0 if merged else 1][1], read[2][1]]
         text = json.dumps(request).encode()
@@ -105,9 +106,11 @@ class Forked:
         return out, err
 
 
-def run(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, env: Mapping[str, str] | None = None, cwd: str | Path | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """``python ARGUMENTS`` to its end."""
-    process = Forked(arguments, env=env)
+    process = Forked(arguments, env=env, cwd=cwd)
     out, err = process.communicate(timeout)
     assert process.returncode is not None
     return subprocess.CompletedProcess(list(arguments), process.returncode, out, err)
@@ -167,6 +170,7 @@ def _fork(request: dict[str, Any], descriptors: list[int]) -> list[str]:
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
