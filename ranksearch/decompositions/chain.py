@@ -4,14 +4,14 @@ closed-form cost cannot drift from what is built."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.sites import Pair, Site
+from ranksearch.sites import WINDOWED, Pair, Site, to_stored
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,13 @@ def chain_costs(site: Site, links: Sequence[Link], n_ranks: int) -> tuple[np.nda
     for index, link in enumerate(links):
         kh, kw = link.kernel(site)
         weights = link.c_out * (link.c_in // link.groups) * kh * kw
-        owned = [a or b for a, b in zip(owned, link.owns, strict=True)]
+        before, owned = owned, [a or b for a, b in zip(owned, link.owns, strict=True)]
         params += weights
         macs += weights * head_positions
         if site.kind == "embedding" and index == 0:
             continue  # a look-up
-        macs += weights * sum(call.batch * _size(call, owned) for call in site.calls)
+        transposed = site.window is not None and site.window.transposed  # its kernel is applied once per input position
+        macs += weights * sum(call.batch * _size(call, before if transposed else owned) for call in site.calls)
     return params, macs
 
 
@@ -71,7 +72,9 @@ def _layer(site: Site, link: Link, weight: Tensor, bias: Tensor | None, *, first
     c_in, c_out, groups = int(link.c_in), int(link.c_out), int(link.groups)
     device, dtype = weight.device, weight.dtype
     has_bias = bias is not None
-    if site.kind in ("conv2d", "conv1d"):
+    if site.window is not None:
+        layer, weight = _windowed(site, link, weight, bias=has_bias, groups=groups)
+    elif site.kind in ("conv2d", "conv1d"):
         own = link.owns
         stride, dilation = (tuple(v if o else 1 for v, o in zip(p, own, strict=True)) for p in (site.stride, site.dilation))
         padding: Any = (0, 0)
@@ -84,7 +87,7 @@ def _layer(site: Site, link: Link, weight: Tensor, bias: Tensor | None, *, first
         args: dict[str, Any] = {"groups": groups, "bias": has_bias, "padding_mode": mode, "device": device, "dtype": dtype}
         kernel = link.kernel(site)
         if site.kind == "conv2d":
-            layer: nn.Module = _empty(nn.Conv2d, c_in, c_out, kernel, stride=stride, padding=padding, dilation=dilation, **args)
+            layer = _empty(nn.Conv2d, c_in, c_out, kernel, stride=stride, padding=padding, dilation=dilation, **args)
         else:
             pad = padding if padding == "same" else padding[1]
             layer = _empty(nn.Conv1d, c_in, c_out, kernel[1], stride=stride[1], padding=pad, dilation=dilation[1], **args)
@@ -102,6 +105,27 @@ def _layer(site: Site, link: Link, weight: Tensor, bias: Tensor | None, *, first
         if bias is not None:
             layer.get_parameter("bias").copy_(bias)
     return layer
+
+
+def _windowed(site: Site, link: Link, weight: Tensor, *, bias: bool, groups: int) -> tuple[nn.Module, Tensor]:
+    """A link of a 3-D or transposed convolution, and its weight as that stores it: the convolution itself where it owns the kernel, else
+    one that is 1 wide."""
+    window = site.window
+    assert window is not None
+    args: dict[str, Any] = {"groups": groups, "bias": bias, "device": weight.device, "dtype": weight.dtype}
+    c_in, c_out, dims = int(link.c_in), int(link.c_out), len(window.kernel)
+    if not any(link.owns):
+        plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        return _empty(plain, c_in, c_out, 1, **args), weight.reshape(c_out, c_in // groups, *[1] * dims)
+    if window.transposed:
+        args["output_padding"] = window.output_padding
+    elif window.padding == "same" or any(window.padding):
+        args["padding_mode"] = window.padding_mode
+    layer = _empty(
+        WINDOWED[site.kind], c_in, c_out, window.kernel, stride=window.stride, padding=window.padding, dilation=window.dilation, **args
+    )
+    own = replace(site, c_in=c_in, c_out=c_out, groups=groups)
+    return layer, to_stored(weight, own, layer.get_parameter("weight").shape)
 
 
 def _empty(layer: Any, *args: Any, **kwargs: Any) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import cp_fit
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
+from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
@@ -53,6 +53,8 @@ class CP(Decomposition[CPState]):
         self.max_rank = max_rank
 
     def undefined(self, site: Site) -> str | None:
+        if site.window is not None:
+            return BEYOND
         if site.kind not in ("conv2d", "conv1d"):
             return "needs a kernel: for a matrix it equals svd"
         if site.kernel == (1, 1):

@@ -16,6 +16,7 @@ from ranksearch.decompositions.metric import Moments
 from ranksearch.sites import Cost, Site
 
 Rank = tuple[int, ...]
+BEYOND = "not made for transposed and 3-D convolutions: svd, svd_in and tucker2 are"
 Quality = Literal["exact", "bound", "measured"]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
+from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.folding import FOLDINGS, split_groups
 from ranksearch.decompositions.metric import Moments, conditioned, half, is_weight_metric, residual_energy
 from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
@@ -42,6 +42,8 @@ class Decoupled(Decomposition[FilterState]):
     name = "decoupled"
 
     def undefined(self, site: Site) -> str | None:
+        if site.window is not None:
+            return BEYOND
         if site.kind not in ("conv2d", "conv1d"):
             return "needs a kernel"
         if site.kernel == (1, 1):

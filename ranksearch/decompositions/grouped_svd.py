@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import tiles
 from ranksearch.decompositions.chain import chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
+from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.tiles import TileState
 from ranksearch.sites import Site
@@ -29,6 +29,8 @@ class GroupedSVD(Decomposition[TileState]):
         return [(1, g) for g in range(2, min(self.max_groups, site.c_in) + 1) if site.c_in % g == 0]
 
     def undefined(self, site: Site) -> str | None:
+        if site.window is not None:
+            return BEYOND
         if site.kind not in ("conv2d", "conv1d"):
             return "there is no plain grouped layer for a matrix"
         if site.groups > 1:

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from ranksearch.decompositions.balanced_factors import balanced_factors
 from ranksearch.decompositions.chain import Link, chain_module
+from ranksearch.decompositions.decomposition import BEYOND
 from ranksearch.errors import RanksearchError
 from ranksearch.sites import Site
 
@@ -294,6 +295,8 @@ def stored_module(site: Site, cores: Sequence[Tensor], modes: int, bias: Tensor 
 
 def storage_undefined(site: Site) -> str | None:
     """Why a site has no form that is stored as the cores of a network."""
+    if site.window is not None:
+        return BEYOND
     if site.kind == "embedding":
         return "the whole table would be put together for every batch"
     if site.groups > 1:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import weighted_truncation
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
+from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.weighted_truncation import Folded
@@ -27,6 +27,8 @@ class Spatial(Decomposition[Folded]):
         self._second = 1 - self._first
 
     def undefined(self, site: Site) -> str | None:
+        if site.window is not None:
+            return BEYOND
         if site.kind != "conv2d":
             return "needs a two-dimensional kernel"
         if min(site.kernel) == 1:

@@ -27,8 +27,9 @@ class SVDIn(Decomposition[Folded]):
     name = "svd_in"
 
     def undefined(self, site: Site) -> str | None:
-        if site.kind not in ("conv2d", "conv1d"):
-            return "needs a kernel: for a matrix it equals svd"
+        if site.kind not in ("conv2d", "conv1d", "conv3d"):
+            beyond = "its last layer would be a transposed convolution, which reconstruct does not fit: svd and tucker2 end with 1 x 1"
+            return beyond if site.window else "needs a kernel: for a matrix it equals svd"
         if site.kernel == (1, 1):
             return "a 1 x 1 kernel is a matrix: it equals svd"
         if site.c_in == site.groups:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions.balanced_factors import balanced_factors
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank, cheaper
+from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank, cheaper
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
 from ranksearch.decompositions.refinement import refine, refit_output
 from ranksearch.decompositions.spectrum import ratio, spectrum, truncate
@@ -49,6 +49,8 @@ class TensorTrain(Decomposition[TrainState]):
     name = "tensor_train"
 
     def undefined(self, site: Site) -> str | None:
+        if site.window is not None:
+            return BEYOND
         if site.kind == "embedding":
             return "a look-up of a factorised row number has no plain layers"
         if site.groups > 1:

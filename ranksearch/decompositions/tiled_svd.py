@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ranksearch.decompositions import tiles
 from ranksearch.decompositions.chain import chain_costs, chain_module
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
+from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.tiles import TileState
 from ranksearch.sites import Site
@@ -31,6 +31,8 @@ class TiledSVD(Decomposition[TileState]):
         return [(p, t) for p, t in self.cuts if site.c_out % p == 0 and site.c_in % t == 0 and p < site.c_out]
 
     def undefined(self, site: Site) -> str | None:
+        if site.window is not None:
+            return BEYOND
         if site.kind not in ("conv2d", "conv1d"):
             return "there is no plain grouped layer for a matrix"
         if site.groups > 1:

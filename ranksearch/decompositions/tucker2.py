@@ -88,7 +88,7 @@ class Tucker2(Decomposition[TuckerState]):
         self.hooi = hooi
 
     def undefined(self, site: Site) -> str | None:
-        if site.kind not in ("conv2d", "conv1d"):
+        if site.kind not in ("conv2d", "conv1d") and site.window is None:
             return "needs a kernel: for a matrix it equals svd"
         if site.kernel == (1, 1):
             return "a 1 x 1 kernel has no core to keep: it equals svd"

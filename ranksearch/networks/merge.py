@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ranksearch.errors import InvalidModel
 from ranksearch.networks.layers import last_bias
-from ranksearch.sites import Site, Sites, copied, evaluating, run, tensors_of
+from ranksearch.sites import Site, Sites, copied, evaluating, run, tensors_of, to_stored
 
 CHUNK = 256  # unit inputs at a time
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # of outputs, relative to their root mean square; of shorter types 5e-2
@@ -39,8 +39,8 @@ def merged(network: nn.Module, dense: nn.Module, sites: Sites, factorized: Itera
         for path in factorized:
             site = sites[path]
             layer, plain = network.get_submodule(site.name), model.get_submodule(site.name)
-            stored = _stored(site, weight_of(layer, plain, site))
-            plain.get_parameter("weight").copy_(stored.reshape(plain.get_parameter("weight").shape))
+            weight = plain.get_parameter("weight")
+            weight.copy_(to_stored(weight_of(layer, plain, site), site, weight.shape))
             for place in (site.name, *(site.head.paths if site.head else ())):
                 bias, own = last_bias(network.get_submodule(place)), model.get_submodule(place)._parameters.get("bias")
                 if bias is not None and own is not None:
@@ -60,8 +60,9 @@ def weight_of(layer: nn.Module, plain: nn.Module, site: Site) -> Tensor:
         rows = torch.arange(site.c_in, device=_device(layer))
         table = torch.cat([layer(part) for part in rows.split(CHUNK)]) / site.scale
         return table.T.reshape(site.shape)
-    convolution = site.kind in ("conv1d", "conv2d")
-    window = _Window(plain, site) if convolution else None
+    if site.window is not None and site.window.transposed:
+        return _transposed(layer, plain, site)
+    window = _Window(plain, site) if site.kind in ("conv1d", "conv2d", "conv3d") else None
     inputs = site.c_in if window is None else site.c_in * window.size
     zero = torch.zeros(1, site.c_in, dtype=torch.float64, device=_device(layer)) if window is None else window.blank(_device(layer))
     answers = []
@@ -116,9 +117,22 @@ class _Window:
         return own.reshape(site.shape)
 
 
-def _stored(site: Site, weight: Tensor) -> Tensor:
-    """A canonical weight as the layer keeps it."""
-    return weight.reshape(site.c_out, site.c_in).T if site.kind in ("embedding", "transformers_conv1d") else weight
+def _transposed(layer: nn.Module, plain: Any, site: Site) -> Tensor:
+    """The canonical weight of a transposed convolution: where one input is 1, the outputs are the kernel of its channel."""
+    at = [-(-p // s) for p, s in zip(plain.padding, plain.stride, strict=True)]  # far enough in for the kernel to be whole
+    given = torch.zeros(1, site.c_in, *(2 * n + 1 for n in at), dtype=torch.float64, device=_device(layer))
+    first = [n * s - p for n, s, p in zip(at, plain.stride, plain.padding, strict=True)]
+    where = [torch.arange(k) * d + f for k, d, f in zip(plain.kernel_size, plain.dilation, first, strict=True)]
+    nothing, kernels = layer(given), []
+    for channel in range(site.c_in):
+        unit = given.clone()
+        unit[(0, channel, *at)] = 1.0
+        output = layer(unit) - nothing
+        for axis, places in enumerate(where, start=2):
+            output = output.index_select(axis, places.to(output.device))
+        kernels.append(output[0].flatten(1))  # shape: (c_out, K)
+    whole = torch.stack(kernels, dim=1).reshape(site.groups, site.c_out // site.groups, site.groups, site.c_in // site.groups, -1)
+    return torch.stack([whole[g, :, g] for g in range(site.groups)]).reshape(site.shape)
 
 
 def _device(layer: nn.Module) -> torch.device:

@@ -14,7 +14,7 @@ from ranksearch import __version__
 from ranksearch.decompositions.tensor_train import TrainLinear
 from ranksearch.errors import InvalidModel
 from ranksearch.networks.layers import ReadableChain, TransposedLinear, last_bias
-from ranksearch.sites import Scale, UnpackedExperts
+from ranksearch.sites import WINDOWED, Scale, UnpackedExperts
 from ranksearch.sites.attention import PlainAttention, SplitLinear
 
 VARIANT = "factorized"  # weights are in model.factorized.safetensors
@@ -267,6 +267,11 @@ def _expression(path: str, layer: Any, used: dict[str, Any]) -> str:
         return f"nn.Embedding({layer.num_embeddings}, {layer.embedding_dim}{padding})"
     if kind in (nn.Conv1d, nn.Conv2d):
         names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        options = ", ".join(f"{name}={getattr(layer, name)!r}" for name in names)
+        return f"nn.{kind.__name__}({layer.in_channels}, {layer.out_channels}, {options}, bias={layer.bias is not None})"
+    if kind in WINDOWED.values():
+        last = "output_padding" if layer.transposed else "padding_mode"
+        names = ("kernel_size", "stride", "padding", "dilation", "groups", last)
         options = ", ".join(f"{name}={getattr(layer, name)!r}" for name in names)
         return f"nn.{kind.__name__}({layer.in_channels}, {layer.out_channels}, {options}, bias={layer.bias is not None})"
     if kind is nn.ChannelShuffle:

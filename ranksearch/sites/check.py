@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ranksearch.errors import InvalidModel
 from ranksearch.sites.copies import copied, take_over
 from ranksearch.sites.forward import tensors_of
-from ranksearch.sites.layers import skip
+from ranksearch.sites.layers import WINDOWED, module_kind, skip
 from ranksearch.sites.observe import METADATA, Observed, forward
 from ranksearch.sites.site import Site, Skipped
 from ranksearch.sites.subclasses import Scale
@@ -172,8 +172,16 @@ class _StandIn(nn.Sequential):
 def _bare(original: nn.Module, embedding: bool) -> nn.Module:
     """torch's own layer with the weights of ``original``, without anything else that may be on it."""
     weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
-    if isinstance(original, (nn.Conv1d, nn.Conv2d)):
-        kind: Any = nn.Conv2d if isinstance(original, nn.Conv2d) else nn.Conv1d
+    if isinstance(original, tuple(WINDOWED.values())):
+        kind: Any = WINDOWED[module_kind(original)]  # pyright: ignore[reportArgumentType]
+        further = {"output_padding": original.output_padding} if original.transposed else {}
+        layer = kind(
+            original.in_channels, original.out_channels, original.kernel_size, stride=original.stride, padding=original.padding,
+            dilation=original.dilation, groups=original.groups, bias=bias is not None, padding_mode=original.padding_mode, device="meta",
+            **further,
+        )  # fmt: skip
+    elif isinstance(original, (nn.Conv1d, nn.Conv2d)):
+        kind = nn.Conv2d if isinstance(original, nn.Conv2d) else nn.Conv1d
         layer = kind(
             original.in_channels, original.out_channels, original.kernel_size, original.stride, original.padding, original.dilation,
             original.groups, bias is not None, original.padding_mode, device="meta",

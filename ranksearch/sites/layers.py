@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from ranksearch.errors import InvalidModel
 from ranksearch.sites.forward import FLOATS
-from ranksearch.sites.site import Call, Kind, Pair, Site, Skipped
+from ranksearch.sites.site import Call, Kind, Pair, Site, Skipped, Window
 from ranksearch.sites.subclasses import scale_of
 
 Rule = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of one call's input and output
-_PLAIN = (nn.Conv2d, nn.Conv1d, nn.Linear, nn.Embedding)
+WINDOWED: dict[Kind, type[nn.Module]] = {
+    "conv3d": nn.Conv3d, "conv_transpose1d": nn.ConvTranspose1d, "conv_transpose2d": nn.ConvTranspose2d,
+    "conv_transpose3d": nn.ConvTranspose3d,
+}  # fmt: skip
+_PLAIN = (nn.Conv2d, nn.Conv1d, nn.Linear, nn.Embedding, *WINDOWED.values())
 _LORA = re.compile(r"(^|\.)lora_(A|B|down|up|embedding_A|embedding_B)(\.|$)")
 _PACKED = ("_packed_params", "qweight", "qzeros", "weight_packed")  # what layers with quantized weights hold them in
 
@@ -32,6 +36,9 @@ def module_kind(module: nn.Module) -> Kind | None:
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"
+    for kind, layer in WINDOWED.items():
+        if isinstance(module, layer):
+            return kind
     # transformers' Conv1D is recognised by name so that transformers stays an optional package
     if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
         return "transformers_conv1d"
@@ -174,6 +181,17 @@ def site_of(path: str, module: Any, shapes: Sequence[Shapes], batch: int) -> Sit
             batched=all(len(i) == (4 if kind == "conv2d" else 3) for i, _ in shapes),
             calls=tuple(_conv_call(i, o, 2 if kind == "conv2d" else 1, batch) for i, o in shapes),
         )  # fmt: skip
+    if kind in WINDOWED:
+        dims, pad = len(module.kernel_size), module.padding
+        window = Window(
+            tuple(module.kernel_size), tuple(module.stride), "same" if pad == "same" else (0,) * dims if pad == "valid" else tuple(pad),
+            tuple(module.dilation), tuple(module.output_padding), bool(module.transposed), module.padding_mode,
+        )  # fmt: skip
+        return Site(
+            path, kind, module.out_channels, module.in_channels, kernel=(1, math.prod(window.kernel)), groups=module.groups, bias=bias,
+            batched=all(len(i) == dims + 2 for i, _ in shapes), calls=tuple(_conv_call(i, o, dims, batch) for i, o in shapes),
+            window=window,
+        )  # fmt: skip
     if kind == "embedding":
         rows, dim = module.weight.shape
         calls = tuple(Call(_per_example(math.prod(i), batch), (1, 1), (1, 1)) for i, _ in shapes)
@@ -185,8 +203,7 @@ def site_of(path: str, module: Any, shapes: Sequence[Shapes], batch: int) -> Sit
 
 def _conv_call(input_shape: tuple[int, ...], output_shape: tuple[int, ...], dims: int, batch: int) -> Call:
     images = math.prod(input_shape[: -dims - 1])  # 1 for an unbatched input
-    size = (1, *input_shape[-1:]) if dims == 1 else input_shape[-2:]
-    out = (1, *output_shape[-1:]) if dims == 1 else output_shape[-2:]
+    size, out = (s[-2:] if dims == 2 else (1, math.prod(s[-dims:])) for s in (input_shape, output_shape))
     return Call(_per_example(images, batch), (size[0], size[1]), (out[0], out[1]))
 
 

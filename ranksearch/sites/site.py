@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites.cost import Cost
 from ranksearch.sites.forward import BatchDim
 
-Kind = Literal["conv2d", "conv1d", "linear", "transformers_conv1d", "embedding"]
+Kind = Literal[
+    "conv2d", "conv1d", "linear", "transformers_conv1d", "embedding", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"
+]
 Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a convolution with three dimensions, or a transposed one, moves over its input: one entry per dimension."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | Literal["same"]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    transposed: bool
+    padding_mode: str = "zeros"
 
 
 @dataclass(frozen=True)
@@ -28,7 +45,8 @@ class Call:
 class Site:
     """One factorizable layer. Its *canonical weight* has shape (c_out, c_in / groups, kernel[0], kernel[1]),
     whatever the layer stores: 1-D convolutions have kernel (1, k), linear layers (1, 1), embeddings
-    c_in = number of rows and c_out = dimension."""
+    c_in = number of rows and c_out = dimension. Layers with a ``window`` have kernel (1, K), all its places in a row, and nothing
+    to say of strides and padding here: their canonical input are the windows themselves."""
 
     name: str  # module path; "" is the model itself
     kind: Kind
@@ -46,6 +64,7 @@ class Site:
     aliases: tuple[str, ...] = ()  # other module paths that use the same weight; they are built with it
     head: Site | None = None  # an embedding's tied output head: the linear site that multiplies by the same weight
     scale: float = 1.0  # what the output of an embedding is multiplied by, as Gemma and BART do; a tied head's is not
+    window: Window | None = None  # of 3-D and transposed convolutions
     reads: tuple[str, ...] = ()  # what the model reads of the layer besides calling it: "weight" (its dtype, device, shape), "bias"
 
     @property
@@ -60,8 +79,10 @@ class Site:
 
     @property
     def positions(self) -> int:
-        """Output positions per example, over all calls: the rows of the im2col matrix."""
-        return sum(c.batch * c.output_size[0] * c.output_size[1] for c in self.calls)
+        """How often the weight is applied per example, over all calls: once per output position, of a transposed convolution once per
+        input position."""
+        transposed = self.window is not None and self.window.transposed
+        return sum(c.batch * math.prod(c.input_size if transposed else c.output_size) for c in self.calls)
 
     @property
     def cost(self) -> Cost:
@@ -107,8 +128,25 @@ class Sites:
 
 
 def canonical_weight(module: nn.Module, site: Site) -> Tensor:
-    """The weight of ``module`` as a detached view in the site's canonical shape."""
-    weight = module.get_parameter("weight").detach()
+    """The weight of ``module`` as a detached view in the site's canonical shape; of a transposed convolution a copy."""
+    return to_canonical(module.get_parameter("weight").detach(), site)
+
+
+def to_canonical(weight: Tensor, site: Site) -> Tensor:
+    """A weight as its layer stores it, in the site's canonical shape; differentiable."""
     if site.kind in ("embedding", "transformers_conv1d"):
         weight = weight.T
+    if site.window is not None and site.window.transposed:  # stored (c_in, c_out / groups, ...)
+        g = site.groups
+        weight = weight.reshape(g, site.c_in // g, site.c_out // g, -1).transpose(1, 2)
     return weight.reshape(site.shape)
+
+
+def to_stored(weight: Tensor, site: Site, shape: torch.Size) -> Tensor:
+    """Inverse of `to_canonical`, in the shape that the layer has; differentiable."""
+    if site.kind in ("embedding", "transformers_conv1d"):
+        return weight.reshape(shape[::-1]).T
+    if site.window is not None and site.window.transposed:
+        g = site.groups
+        weight = weight.reshape(g, site.c_out // g, site.c_in // g, -1).transpose(1, 2)
+    return weight.reshape(shape)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ranksearch.sites import Pair, Site
+from ranksearch.sites import Pair, Site, Window
 
 BLOCKS = 4  # a Gram matrix is computed in so many row blocks, from the diagonal on: (1 + 1/4) / 2 of its full price
 
@@ -24,8 +24,11 @@ def padding(site: Site) -> tuple[Pair, Pair]:
 
 
 def images(site: Site, value: Tensor) -> Tensor:
-    """The input of a site as (batch, c_in, height, width), detached float32: tokens of linear layers become a batch."""
+    """The input of a site as (batch, c_in, height, width), detached float32: tokens of linear layers become a batch, and the windows of a
+    3-D or transposed convolution the rows of an image that is one window wide."""
     value = value.detach()
+    if site.window is not None:
+        return windows(site.window, value if site.batched else value.unsqueeze(0)).float()
     if site.kind == "conv2d":
         value = value if value.ndim == 4 else value.unsqueeze(0)
     elif site.kind == "conv1d":
@@ -38,11 +41,38 @@ def images(site: Site, value: Tensor) -> Tensor:
 def gradients(site: Site, value: Tensor) -> Tensor:
     """The gradient at a site's output as (batch, c_out, positions), detached float32."""
     value = value.detach()
-    if site.kind in ("conv2d", "conv1d"):
-        dims = 2 if site.kind == "conv2d" else 1
+    if site.window is not None or site.kind in ("conv2d", "conv1d"):
+        dims = 2 if site.kind == "conv2d" else 1 if site.window is None else len(site.window.kernel)
         value = value if value.ndim == dims + 2 else value.unsqueeze(0)
         return value.flatten(2).float()
     return value.reshape(-1, site.c_out, 1).float()
+
+
+def windows(window: Window, value: Tensor) -> Tensor:
+    """What the kernel meets at every output position: (batch, c_in, *sizes) to (batch, c_in, positions, places of the kernel). Of a
+    transposed convolution it is what an ordinary one would meet that computes the same (Dumoulin and Visin 2016, section 4): the
+    input with stride - 1 zeros between its values, the kernel reversed."""
+    dims = len(window.kernel)
+    reach = [d * (k - 1) for d, k in zip(window.dilation, window.kernel, strict=True)]
+    if window.transposed:
+        assert window.padding != "same"
+        for axis, stride in enumerate(window.stride, start=2):
+            spread = value.new_zeros(*value.shape[:axis], (value.shape[axis] - 1) * stride + 1, *value.shape[axis + 1 :])
+            spread[(slice(None),) * axis + (slice(None, None, stride),)] = value
+            value = spread
+        edges = [(r - p, r - p + o) for r, p, o in zip(reach, window.padding, window.output_padding, strict=True)]
+    elif window.padding == "same":
+        edges = [(r // 2, r - r // 2) for r in reach]
+    else:
+        edges = [(p, p) for p in window.padding]
+    mode = "constant" if window.padding_mode == "zeros" else window.padding_mode
+    value = F.pad(value, [n for pair in reversed(edges) for n in pair], mode=mode) if any(map(any, edges)) else value
+    for axis in range(dims):
+        step = 1 if window.transposed else window.stride[axis]
+        value = value.unfold(2 + axis, reach[axis] + 1, step)[..., :: window.dilation[axis]]
+    if window.transposed:
+        value = value.flip(tuple(range(2 + dims, 2 + 2 * dims)))
+    return value.flatten(2 + dims).flatten(2, 1 + dims)
 
 
 def pad(site: Site, value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ranksearch import checks
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks import batch_norm, surgery
-from ranksearch.sites import Site, copied, unwrapped
+from ranksearch.sites import Site, copied, to_canonical, to_stored, unwrapped
 from ranksearch.space import DENSE, Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.supernet._bases import Bases, Side, moved
@@ -388,14 +388,12 @@ def _loaded(module: nn.Module, _incompatible: Any) -> None:
 
 def canonical(weight: Tensor, site: Site) -> Tensor:
     """A weight as its layer stores it, in the site's canonical shape (c_out, c_in / groups, kh, kw); differentiable."""
-    return (weight.T if site.kind in ("embedding", "transformers_conv1d") else weight).reshape(site.shape)
+    return to_canonical(weight, site)
 
 
 def layered(weight: Tensor, site: Site, like: Tensor) -> Tensor:
     """Inverse of `canonical`, in the shape of ``like``; differentiable."""
-    if site.kind in ("embedding", "transformers_conv1d"):
-        return weight.reshape(like.shape[::-1]).T
-    return weight.reshape(like.shape)
+    return to_stored(weight, site, like.shape)
 
 
 def _join(path: str, name: str) -> str:

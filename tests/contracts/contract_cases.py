@@ -18,6 +18,7 @@ from ranksearch.decompositions.decomposition import Errors
 from ranksearch.sites import Site, canonical_weight, find_sites
 
 IMAGE = (2, 4, 9, 10)
+VOLUME = (2, 4, 4, 5, 6)
 
 
 def _conv1d_of_transformers() -> nn.Module:
@@ -49,6 +50,12 @@ SITES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "one_filter": (lambda: nn.Conv2d(4, 1, 3, padding=1), lambda: torch.randn(IMAGE)),
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1), lambda: torch.randn(2, 4, 11)),
     "conv1d_same": (lambda: nn.Conv1d(4, 4, 4, padding="same", groups=2), lambda: torch.randn(2, 4, 11)),
+    "conv3d": (lambda: nn.Conv3d(4, 6, (3, 2, 3), stride=(1, 2, 1), padding=(1, 0, 2), dilation=(1, 1, 2)), lambda: torch.randn(VOLUME)),
+    "conv3d_same_groups2": (lambda: nn.Conv3d(4, 6, (3, 1, 3), padding="same", groups=2, bias=False), lambda: torch.randn(VOLUME)),
+    "conv3d_circular": (lambda: nn.Conv3d(4, 2, 2, padding=1, padding_mode="circular"), lambda: torch.randn(VOLUME)),
+    "transposed2d": (lambda: nn.ConvTranspose2d(6, 4, (3, 4), stride=2, padding=1, output_padding=(1, 0)), lambda: torch.randn(2, 6, 5, 4)),
+    "transposed2d_groups2": (lambda: nn.ConvTranspose2d(6, 4, 3, groups=2, dilation=(1, 2), bias=False), lambda: torch.randn(2, 6, 5, 4)),
+    "transposed1d": (lambda: nn.ConvTranspose1d(5, 6, 4, stride=3, padding=2), lambda: torch.randn(2, 5, 7)),
     "linear": (lambda: nn.Linear(12, 8), lambda: torch.randn(3, 12)),
     "linear_tokens": (lambda: nn.Linear(6, 9, bias=False), lambda: torch.randn(2, 5, 6)),
     "embedding": (lambda: nn.Embedding(11, 6), lambda: torch.randint(0, 11, (2, 5))),
@@ -140,6 +147,9 @@ def dense_layer(layer: nn.Module, site: Site, weight: Tensor) -> nn.Module:
     stored = dense.get_parameter("weight")
     plain = weight.reshape(site.shape).flatten(1) if site.kind in ("embedding", "transformers_conv1d", "linear") else weight
     plain = plain.T if site.kind in ("embedding", "transformers_conv1d") else plain
+    if isinstance(dense, (nn.ConvTranspose1d, nn.ConvTranspose2d)):  # stored by group, input channels first
+        parts = weight.reshape(site.groups, site.c_out // site.groups, site.c_in // site.groups, *dense.kernel_size)
+        plain = torch.cat([part.transpose(0, 1) for part in parts])
     with torch.no_grad():
         stored.copy_(plain.reshape(stored.shape))
     return dense

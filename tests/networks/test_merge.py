@@ -18,6 +18,8 @@ LAYERS = {
     "conv": (lambda: nn.Conv2d(4, 6, 3, padding=1), (1, 4, 7, 7)),
     "strided": (lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 3), padding=(2, 1), dilation=(2, 1)), (1, 4, 12, 12)),
     "same, reflected, grouped": (lambda: nn.Conv2d(4, 6, (3, 5), padding="same", groups=2, padding_mode="reflect"), (1, 4, 9, 9)),
+    "3-D": (lambda: nn.Conv3d(4, 6, (3, 2, 3), stride=(1, 2, 1), padding=(1, 0, 2), dilation=(1, 1, 2)), (1, 4, 4, 5, 6)),
+    "transposed": (lambda: nn.ConvTranspose2d(6, 4, (3, 4), stride=2, padding=1, output_padding=(1, 0), groups=2), (1, 6, 5, 4)),
     "1-D": (lambda: nn.Conv1d(4, 6, 5, stride=2, padding=3), (1, 4, 15)),
     "linear": (lambda: nn.Linear(12, 8), (2, 12)),
     "linear without bias": (lambda: nn.Linear(12, 8, bias=False), (2, 12)),

@@ -138,7 +138,7 @@ class Scaled(nn.Linear):
 def test_what_is_no_site_says_why() -> None:
     model = nn.ModuleDict({
         "scaled": Scaled(6, 6), "normed": nn.Embedding(9, 6, max_norm=1.0), "attention": nn.MultiheadAttention(6, 2),
-        "norm": nn.LayerNorm(6), "transposed": nn.ConvTranspose1d(6, 6, 1), "unused": nn.Linear(6, 6), "plain": nn.Linear(6, 6),
+        "norm": nn.LayerNorm(6), "recurrent": nn.GRU(6, 6, batch_first=True), "unused": nn.Linear(6, 6), "plain": nn.Linear(6, 6),
     })  # fmt: skip
 
     class All(nn.Module):
@@ -149,13 +149,13 @@ def test_what_is_no_site_says_why() -> None:
         def forward(self, tokens: Tensor) -> Tensor:
             x = self.m["norm"](self.m["scaled"](self.m["normed"](tokens)))
             x = self.m["attention"](x, x, x)[0]
-            return self.m["transposed"](self.m["plain"](x).mT)
+            return self.m["recurrent"](self.m["plain"](x))[0]
 
     sites = find_sites(All(), torch.randint(0, 9, (2, 4)))
     assert [s.name for s in sites] == ["m.plain"]
     told = {
         "scaled": "forward pass of its own", "normed": "max_norm", "attention": "unpack_attention", "attention.out_proj": "used directly",
-        "norm": "LayerNorm", "transposed": "ConvTranspose1d", "unused": "not called",
+        "norm": "LayerNorm", "recurrent": "GRU", "unused": "not called",
     }  # fmt: skip
     assert {s.name.removeprefix("m.") for s in sites.skipped} == set(told)
     assert all(words in reason(sites, f"m.{name}") for name, words in told.items())
