@@ -171,7 +171,7 @@ def load(
     except (SafetensorError, KeyError) as error:
         raise InvalidArgument(f"{weights} cannot be read: {error}; export again") from error
     except (TypeError, OverflowError, MemoryError) as error:
-        raise InvalidArgument(f"{folder / MANIFEST}: no layer can have these ranks: {_shorten(error)}; export again") from error
+        raise InvalidArgument(f"{folder / MANIFEST}: no layer can have these ranks: {programs.shorten(error)}; export again") from error
     except (RuntimeError, IndexError) as error:
         reason = programs.shorten(error)
         raise InvalidModel(f"dense_model does not fit what is in {folder}: {reason}; give the network that was searched") from error
