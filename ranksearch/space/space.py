@@ -103,6 +103,11 @@ class SearchSpace:
         configuration = self.configuration(indices)
         return Candidate(np.array(indices, dtype=np.int64), configuration, self.cost(indices))
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Which ladder a site is on, by each of its paths."""
+        return {path: i for i, ladder in enumerate(self.ladders) for path in ladder.site.paths}
+
     def indices(self, configuration: Configuration) -> np.ndarray:
         """Option indices of a configuration, int64, shape: (n_sites,).
 
@@ -110,11 +115,10 @@ class SearchSpace:
             InvalidArgument: a site or an option that the space does not have.
         """
         vector = self.dense.copy()
-        position = {path: i for i, ladder in enumerate(self.ladders) for path in ladder.site.paths}
         for site, decomposition, rank in configuration.choices:
-            if site not in position:
+            place = self._places.get(site)
+            if place is None:
                 raise InvalidArgument(f"configuration {configuration.id}: site {site!r} is not in the space")
-            place = position[site]
             option = self.ladders[place].position(decomposition, rank)
             if option is None:
                 raise InvalidArgument(f"configuration {configuration.id}: {decomposition}{rank} is not on the ladder of {site!r}")

@@ -362,6 +362,7 @@ def test_an_interrupt_comes_through_soon_and_leaves_nothing(tmp_path: Path, temp
 def test_killing_the_driver_leaves_no_process(tmp_path: Path, temporary: str) -> None:
     process, pids = launch(tmp_path, temporary, 600.0)
     assert wait_for(pids.exists, 90), "no evaluation has started"
+    assert [path.stat().st_mode & 0o777 for path in Path(temporary).glob("ranksearch-*")] == [0o700], "others see nothing of it"
     process.kill()
     process.communicate(30)
     assert wait_for(lambda: not remaining(temporary), 20), remaining(temporary)

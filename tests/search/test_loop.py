@@ -12,7 +12,8 @@ from ranksearch.errors import DenseFailed
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.runners import WAIT
 from ranksearch.samplers import SAMPLERS, Random, Sampler
-from ranksearch.search.loop import Known, SearchLoop
+from ranksearch.search.known import Known
+from ranksearch.search.loop import SearchLoop
 from ranksearch.search.starts import Start
 from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
 
