@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import hmac
 import ipaddress
+import socket
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from http import HTTPStatus
@@ -101,6 +102,8 @@ class Dashboard:
     def url(self) -> str:
         """Where the page is, with the token."""
         host, port = self._server.server_address[:2]
+        if host in ("0.0.0.0", "::"):  # every address: the name is one that others can open
+            host = socket.gethostname()
         shown = f"[{host}]" if ":" in str(host) else host
         return f"http://{shown}:{port}/" + (f"?token={self._token}" if self._token else "")
 
@@ -145,8 +148,6 @@ def is_local(host: str) -> bool:
 
 
 def _family(host: str) -> int:
-    import socket
-
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 

@@ -49,5 +49,6 @@ async function start() {
 if (byId("data")) start();
 else {
   show("kind", "dashboard");
+  byId("elsewhere").hidden = false;
   ask();
 }
