@@ -61,6 +61,7 @@ def root() -> click.Group:
         *questions.COMMANDS,
         ("proxies", proxies, parameters.proxies, "How well cheap scores predicted what was measured."),
         ("report", report, parameters.report, "All that a study came to, as one page to read."),
+        ("dashboard", dashboard, parameters.dashboard, "The same page, live while a search goes on."),
         ("compress", compress, parameters.compress, "A smaller network at once, without training."),
         ("build", build, parameters.build, "One of them as plain PyTorch, on disk."),
         ("replay", replay, parameters.replay, "Make an evaluation again, and compare."),
@@ -202,6 +203,21 @@ def report(
         study, out or Path(f"{study.name}.html"), fidelity=fidelity, calibrate=not no_calibration, batches=batches,
         build=written.build_command(study, command_line(asked, store), fidelity), figures=figures, latex=latex,
     )  # fmt: skip
+
+
+def dashboard(
+    asked: StudyArguments, host: str, port: int, token: str | None, trials: int | None, proxies: bool, fidelity: str | None,
+    store: str | None,
+) -> None:  # fmt: skip
+    """Serve the report of a study while another process searches it: figures and tables grow as results land, with the pace, the time
+    left, and who searches. The store is only read, whatever is asked of the page. Ctrl-C ends it; the search goes on."""
+    from ranksearch.cli import dashboard as served
+    from ranksearch.cli.report import build_command
+
+    served.check(host, token)
+    study = _open(asked, store, session=_session(), stored=True)
+    build = build_command(study, _command(asked, store), fidelity)
+    served.serve(study, host=host, port=port, token=token, trials=trials, proxies=proxies, fidelity=fidelity, build=build)
 
 
 def compress(

@@ -186,6 +186,26 @@ def report() -> list[click.Parameter]:
     ]  # fmt: skip
 
 
+def dashboard() -> list[click.Parameter]:
+    """Of ``dashboard``."""
+    return [
+        study_argument(),
+        click.Option(
+            ["--host"], default="127.0.0.1", metavar="ADDRESS", help="Another address than this needs --token.  [default: 127.0.0.1]",
+        ),
+        click.Option(["--port"], type=click.IntRange(0, 65535), default=8642, metavar="N", help="0: any that is free.  [default: 8642]"),
+        click.Option(
+            ["--token"], envvar="RANKSEARCH_TOKEN", metavar="TEXT",
+            help="Who opens the page must know it; also from RANKSEARCH_TOKEN, which other users of this machine do not see.",
+        ),
+        click.Option(["--trials"], type=click.IntRange(min=1), metavar="N", help="Evaluations the search is to have: shows the time left."),
+        click.Option(["--proxies"], is_flag=True, help="Judge proxies too, again and again: takes processor time from the search."),
+        fidelity_option(),
+        space_option(),
+        store_option(),
+    ]  # fmt: skip
+
+
 def compress() -> list[click.Parameter]:
     """Of ``compress``."""
     return [

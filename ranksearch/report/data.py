@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ranksearch.report.shares import SHARES, Option
+from ranksearch.report.shares import Option
+from ranksearch.results.history import finder
 from ranksearch.results.names import Direction
 
 LONGEST = 2000  # characters of an error that a page shows
@@ -43,76 +44,71 @@ class Proxies:
 
 @dataclass(frozen=True)
 class Facts:
-    """A study as its frames have it, at one fidelity, and what things are called."""
+    """A study as its frames have it (``docs/analysis.md``), at one fidelity, and what things are called."""
 
     study: str
     store: str  # without a password
+    stored: int  # evaluations of all fidelities
     fidelity: str
     directions: Mapping[str, Direction]  # of the metrics, in the task's order
     objectives: Sequence[str]
     costs: Sequence[CostName]
-    evaluations: pd.DataFrame  # of all fidelities
-    networks: pd.DataFrame  # the front of the fidelity with its dominated rows
-    layers: pd.DataFrame  # one row per evaluation and site
+    networks: pd.DataFrame  # `front` with its dominated rows
+    layers: pd.DataFrame
+    history: pd.DataFrame
+    failures: pd.DataFrame  # of all fidelities
     sites: Sequence[str]  # in the order of the network
     build: Sequence[str]  # the command that rebuilds a network: parts between which its id stands
     made: str  # who made the page, when
-    shares: Mapping[Option, Mapping[str, float]] = field(default_factory=dict)  # see `option_shares`
-    proxies: Proxies | str = "proxies were not asked for"  # or why there are none
-
+    rank_shares: Mapping[Option, float] = field(default_factory=dict)  # see `ranksearch.report.shares`
+    proxies: Proxies | str = "they were not asked for"  # or why there are none
 
 
 def page_data(facts: Facts) -> dict[str, Any]:
     """JSON data of a page: numbers, text, lists and objects; what is unknown (NaN) is null.
 
     Networks are the rows of ``networks``, in their order; everything else refers to them by their position. ``choices`` has for
-    every site the option of every network, 0 where the layer is dense, else one more than the position in the site's ``options``."""
+    every site the option of every network, 0 where the layer is dense, else one more than the position in the site's ``options``.
+    Whoever proposed something stands in ``families``, the most frequent first, and is referred to by the position there."""
     networks: Any = facts.networks
     position = {id: at for at, id in enumerate(networks["id"])}
-    families, family = _coded([family_of(origin) for origin in networks["origin"]])
-    of_fidelity: Any = facts.evaluations[facts.evaluations["fidelity"] == facts.fidelity]
-    failed = facts.evaluations[facts.evaluations["status"] != "done"]
+    families = _by_frequency(facts.history["finder"])
+    failed: Any = facts.history["status"] != "done"
     values = [cost.name for cost in facts.costs] + list(facts.directions)
     return {
-        "study": facts.study, "store": facts.store, "fidelity": facts.fidelity, "build": list(facts.build),
-        "made": facts.made,
+        "study": facts.study, "store": facts.store, "fidelity": facts.fidelity, "build": list(facts.build), "made": facts.made,
         "objectives": [{"name": name, "direction": facts.directions.get(name, "min")} for name in facts.objectives],
         "metrics": [{"name": name, "direction": direction} for name, direction in facts.directions.items()],
         "costs": [{"name": c.name, "label": c.label, "unit": c.unit, "dense": c.dense} for c in facts.costs],
-        "counts": {"evaluations": len(of_fidelity), "failed": int((of_fidelity["status"] != "done").sum()), "all": len(facts.evaluations)},
+        "counts": {
+            "evaluations": len(facts.history), "failed": int(failed.sum()), "all": facts.stored,
+        },
         "networks": {
             "id": networks["id"].tolist(), "seeds": networks["seeds"].tolist(), "factorized": networks["factorized"].tolist(),
-            "seconds": _numbers(networks["seconds"], 4), "origin": networks["origin"].tolist(), "family": family,
+            "seconds": _numbers(networks["seconds"], 4), "origin": networks["origin"].tolist(),
+            "family": [families.setdefault(finder(origin), len(families)) for origin in networks["origin"]],
             "dense": [at for at, dense in enumerate(networks["is_dense"]) if dense],
             "values": {name: _numbers(networks[name]) for name in values},
         },
-        "families": families,
-        "share_names": SHARES,
         **_layers(facts, position),
+        "history": _history(facts.history, families, position),
+        "families": list(families),
         "proxies": _proxies(facts.proxies, position),
-        "failures": _failures(failed),
+        "failures": _failures(facts.failures),
     }  # fmt: skip
 
 
-def family_of(origin: str) -> str:
-    """Who proposed an evaluation, without the budget: ``additive:energy`` of ``additive:energy:macs<=0.5``."""
-    return origin.rpartition(":")[0] if "<=" in origin.rpartition(":")[2] else origin
-
-
-def _coded(names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Distinct names, the most frequent first, and the position of each name among them."""
-    codes, found = pd.factorize(pd.Series(names, dtype="object"))
-    order = np.argsort(-np.bincount(codes, minlength=len(found)), kind="stable")
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return [str(found[i]) for i in order], place[codes].tolist()
+def _by_frequency(column: Any) -> dict[str, int]:
+    """The values of a column, the most frequent first, with their positions."""
+    counts = column.value_counts()
+    return {str(name): at for at, name in enumerate(counts.index[counts > 0])}
 
 
 def _numbers(column: Any, digits: int | None = None) -> list[float | int | None]:
     """A column as JSON numbers; NaN and infinity become null. Floats in full, so that comparisons come out as they do in the frame,
     unless so many significant digits are enough."""
-    if column.dtype.kind in "iu":
-        return column.tolist()
+    if pd.api.types.is_integer_dtype(column.dtype):
+        return [None if value is pd.NA else value for value in column.tolist()]
     values = column.to_numpy(dtype=np.float64, na_value=np.nan).tolist()
     if digits is not None:
         values = [float(f"{value:.{digits}g}") if math.isfinite(value) else value for value in values]
@@ -120,23 +116,44 @@ def _numbers(column: Any, digits: int | None = None) -> list[float | int | None]
 
 
 def _layers(facts: Facts, position: Mapping[str, int]) -> dict[str, Any]:
-    """The options that networks have at each site, and which each of them has."""
+    """The options that networks have at each site, which each of them has, and what is known of options."""
+    known = bool(facts.layers["relative_error"].notna().to_numpy().any())
+    names = {"rank_share": "rank, share of full rank"}
+    names |= {f"{c.name}_rel": f"{c.label}, share of the dense layer's" for c in facts.costs if f"{c.name}_rel" in facts.layers}
+    names |= {"relative_error": "relative error"} if known else {}
     rows: Any = facts.layers
-    rows = rows[rows["id"].isin(list(position)) & (rows["decomposition"] != "dense")]
-    sites = list(dict.fromkeys([*facts.sites, *rows["site"].unique()]))
+    networks = rows["id"].cat.categories.map(lambda id: position.get(id, -1)).to_numpy(dtype=np.int64)[rows["id"].cat.codes]
+    kept = (networks >= 0) & (rows["decomposition"] != "dense").to_numpy()
+    rows, networks = rows[kept], networks[kept]
+    sites = list(dict.fromkeys([*facts.sites, *rows["site"].cat.categories]))
     place = {site: at for at, site in enumerate(sites)}
-    columns = ["site", "decomposition", "rank"]
-    options: Any = rows.drop_duplicates(columns)[[*columns, "description"]].astype("object").reset_index(drop=True)
-    options["number"] = options.groupby("site", sort=False).cumcount() + 1
-    merged = rows[["id", *columns]].astype("object").merge(options[[*columns, "number"]], on=columns, how="left", sort=False)
-    choices = np.zeros((len(sites), len(position)), dtype=np.int64)
-    at_site, of_network = (merged[name].map(at).to_numpy(np.int64) for name, at in (("site", place), ("id", position)))
-    choices[at_site, of_network] = merged["number"].to_numpy(np.int64)
+    at_site = rows["site"].cat.categories.map(place).to_numpy(dtype=np.int64)[rows["site"].cat.codes]
+    parts = [at_site, rows["decomposition"].cat.codes.to_numpy(np.int64), rows["rank"].cat.codes.to_numpy(np.int64)]
+    keys = np.ravel_multi_index(parts, [int(part.max(initial=0)) + 1 for part in parts])
+    distinct, first, code = np.unique(keys, return_index=True, return_inverse=True)
     table: list[list[dict[str, Any]]] = [[] for _ in sites]
-    for site, decomposition, rank, words, _ in options.itertuples(index=False):
-        shares = {name: _number(value) for name, value in facts.shares.get((site, decomposition, rank), {}).items()}
-        table[place[site]].append({"type": decomposition, "rank": rank, "words": words or rank, **shares})
-    return {"sites": sites, "options": table, "choices": choices.tolist()}
+    numbers = np.zeros(len(distinct), dtype=np.int64)
+    for at, row in enumerate(rows.iloc[first].to_dict("records")):
+        values = row | {"rank_share": facts.rank_shares.get((row["site"], row["decomposition"], row["rank"]), math.nan)}
+        option = {"type": row["decomposition"], "rank": row["rank"], "words": row["description"] or row["rank"]}
+        of_site = table[place[row["site"]]]
+        of_site.append(option | {name: _number(float(values[name])) for name in names})
+        numbers[at] = len(of_site)
+    choices = np.zeros((len(sites), len(position)), dtype=np.int64)
+    choices[at_site, networks] = numbers[code]
+    return {"sites": sites, "options": table, "choices": choices.tolist(), "cells": names}
+
+
+def _history(frame: Any, families: Mapping[str, int], position: Mapping[str, int]) -> dict[str, Any]:
+    """The hypervolume over evaluations, of the seed that has the most of them."""
+    seed = int(frame["seed"].mode()[0]) if len(frame) else 0
+    rows = frame[frame["seed"] == seed]
+    return {
+        "seed": seed, "seeds": int(frame["seed"].nunique()), "network": [position.get(id) for id in rows["id"]],
+        "number": rows["number"].tolist(), "elapsed": _numbers(rows["elapsed"], 6),
+        "hypervolume": _numbers(rows["hypervolume"], 6), "gain": _numbers(rows["gain"], 6),
+        "family": [families[name] for name in rows["finder"]], "failed": (rows["status"] != "done").astype(int).tolist(),
+    }  # fmt: skip
 
 
 def _number(value: float, digits: int = 5) -> float | None:
@@ -162,7 +179,7 @@ def _proxies(proxies: Proxies | str, position: Mapping[str, int]) -> dict[str, A
 
 
 def _failures(failed: Any) -> list[dict[str, Any]]:
-    """What failed, one row per kind and first line of the error, the most frequent first."""
+    """What failed, one row per kind, fidelity and first line of the error, the most frequent first."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in failed.to_dict("records"):
         text = "no reason is stored" if pd.isna(row["error"]) else str(row["error"]).strip()
@@ -171,7 +188,8 @@ def _failures(failed: Any) -> list[dict[str, Any]]:
     found = [
         {
             "kind": kind, "error": rows[0]["error"][:LONGEST], "fidelity": fidelity, "count": len(rows), "such_as": rows[0]["id"],
-            "origins": list(dict.fromkeys(family_of(str(row["origin"])) for row in rows))[:6],
+            "resolved": sum(row["resolved"] for row in rows), "retry": sum(row["retry"] for row in rows),
+            "finders": list(dict.fromkeys(finder(str(row["origin"])) for row in rows))[:6],
         }
         for (kind, _, fidelity), rows in groups.items()
     ]  # fmt: skip

@@ -34,7 +34,8 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def write_figures(facts: Facts, folder: str | Path) -> list[Path]:
-    """Draw what can be drawn of a study: ``front``, ``layers`` (rank shares of every site along the front), ``types`` and ``proxies``.
+    """Draw what can be drawn of a study: ``front``, ``layers`` (rank shares of every site along the front), ``types``,
+    ``history`` (hypervolume over evaluations, by who added to it) and ``proxies``.
 
     Returns:
         what was written. A figure of which nothing is known is left out.
@@ -61,6 +62,8 @@ def write_figures(facts: Facts, folder: str | Path) -> list[Path]:
         labels = [f"{100 * share:.0f}" for share in on_front["macs_rel" if on_front["macs_rel"].notna().any() else "params_rel"]]
         drawings["layers"] = lambda path: _layers(data, rows, labels, path)
         drawings["types"] = lambda path: _types(data, rows, labels, path)
+    if facts.history["gain"].notna().to_numpy().any():
+        drawings["history"] = lambda path: _history(facts.history, path)
     if isinstance(facts.proxies, Proxies):
         judged = facts.proxies
         drawings["proxies"] = lambda path: plot_proxies(
@@ -110,6 +113,24 @@ def _types(data: dict[str, Any], rows: Sequence[int], labels: Sequence[str], pat
     axes.set_ylabel("layers")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=min(len(kinds), 6), frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _history(frame: Any, path: Path) -> None:
+    """The hypervolume over evaluations of the seed that has most of them, and who proposed what added to it."""
+    rows = frame[frame["seed"] == frame["seed"].mode()[0]]
+    better = rows[rows["gain"] > 0]
+    figure = canvas(6.4, 3.4)
+    axes = figure.add_subplot()
+    axes.step(rows["number"], rows["hypervolume"], where="post", color="0.45", linewidth=1.2, zorder=1)
+    order = better.groupby("finder", observed=True)["gain"].sum().sort_values(ascending=False).index
+    for at, name in enumerate(order):
+        mine = better[better["finder"] == name]
+        axes.scatter(mine["number"], mine["hypervolume"], s=20, color=COLOURS[at % len(COLOURS)], label=_short(name), zorder=2)
+    axes.set(xlabel="evaluations", ylabel="hypervolume")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(order):
+        figure.legend(loc="outside upper center", ncols=min(len(order), 3), frameon=False, fontsize=8)
     _save(figure, path)
 
 

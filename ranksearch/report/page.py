@@ -16,7 +16,7 @@ from typing import Any
 from ranksearch.errors import InvalidArgument, MissingDependency
 from ranksearch.home import user_path
 
-SCRIPTS = ("text", "networks", "charts", "tables", "view", "start")  # in this order: each uses those before it
+SCRIPTS = ("text", "networks", "charts", "tables", "view", "live", "start")  # in this order: each uses those before it
 CLOSED = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 SERVED = "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
 
@@ -46,6 +46,12 @@ def plotly_script() -> str:
     return get_plotlyjs()
 
 
+@cache
+def packed_plotly() -> bytes:
+    """`plotly_script`, compressed with gzip."""
+    return gzip.compress(plotly_script().encode(), 6, mtime=0)
+
+
 def report_page(data: Mapping[str, Any]) -> str:
     """A report as HTML. Data and plotly are compressed within it, so that nothing in them can be taken for HTML.
 
@@ -55,8 +61,9 @@ def report_page(data: Mapping[str, Any]) -> str:
     Raises:
         MissingDependency: plotly is not installed.
     """
-    packed = {"plotly": _packed(plotly_script()), "data": _packed(encoded(data))}
-    payload = "\n".join(f'<script type="application/octet-stream" id="{name}">{text}</script>' for name, text in packed.items())
+    packed = {"plotly": packed_plotly(), "data": gzip.compress(encoded(data).encode(), 6, mtime=0)}
+    texts = {name: base64.b64encode(content).decode() for name, content in packed.items()}
+    payload = "\n".join(f'<script type="application/octet-stream" id="{name}">{text}</script>' for name, text in texts.items())
     return _filled(f"{data['study']}: ranksearch report", CLOSED, payload)
 
 
@@ -79,10 +86,6 @@ def _filled(title: str, policy: str, payload: str) -> str:
     before, _, rest = page.partition("{{title}}")
     middle, _, after = rest.partition("{{payload}}")
     return before + parts["title"] + middle + parts["payload"] + after
-
-
-def _packed(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 @cache

@@ -1,4 +1,4 @@
-"""How much of a layer an option keeps: of its full rank, its params and its MACs."""
+"""How much of its rank a layer keeps."""
 
 from __future__ import annotations
 
@@ -9,20 +9,14 @@ import numpy as np
 from ranksearch.decompositions import AnyDecomposition
 from ranksearch.sites import Site
 
-SHARES = {
-    "rank_share": "rank, share of full rank", "params_share": "params, share of the dense layer's",
-    "macs_share": "MACs, share of the dense layer's",
-}  # fmt: skip
 Option = tuple[str, str, str]  # site, type and rank, as frames have them: a rank is "8" or "4x6"
 
 
-def option_shares(
+def rank_shares(
     options: Iterable[Option], sites: Mapping[str, Site], decompositions: Mapping[str, AnyDecomposition]
-) -> dict[Option, dict[str, float]]:
-    """The shares (`SHARES`) of every option whose site and type are known; NaN where the dense layer has none of something.
-
-    The share of a rank of several numbers is their geometric mean, each relative to the largest that the type has at that site in
-    the same structure (groups, tiles).
+) -> dict[Option, float]:
+    """The rank of every option whose site and type are known, as a share of full rank. That of several numbers is their geometric
+    mean, each relative to the largest that the type has at that site in the same structure (groups, tiles).
 
     Args:
         sites: by path.
@@ -36,14 +30,11 @@ def option_shares(
         if (site, name) not in ranks:
             ranks[site, name] = decompositions[name].ranks(sites[site])
         values = tuple(int(number) for number in rank.split("x"))
-        cost, dense = decompositions[name].cost(sites[site], values), sites[site].cost
-        shares = {"rank_share": _rank_share(ranks[site, name], values, decompositions[name].labels)}
-        shares |= {f"{of}_share": cost[of] / (dense[of] or np.nan) for of in ("params", "macs")}
-        found[site, name, rank] = shares
+        found[site, name, rank] = _share(ranks[site, name], values, decompositions[name].labels)
     return found
 
 
-def _rank_share(ranks: np.ndarray, rank: tuple[int, ...], labels: int) -> float:
+def _share(ranks: np.ndarray, rank: tuple[int, ...], labels: int) -> float:
     """``ranks``: all of the type at the site, int64, shape: (n_ranks, rank_length); the first ``labels`` numbers name a structure."""
     if ranks.shape[1] != len(rank):
         return float("nan")

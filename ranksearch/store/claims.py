@@ -97,6 +97,14 @@ class Claims:
                 self.renew()
 
 
+def holders(engine: sa.Engine) -> list[str]:
+    """Who has claims that have not ended, sorted."""
+    if not sa.inspect(engine).has_table(claims_table.name):  # of an earlier version
+        return []
+    with engine.connect() as connection:
+        return sorted(set(connection.scalars(sa.select(claims_table.c.holder).where(claims_table.c.expires > server_time(connection)))))
+
+
 def server_time(connection: sa.Connection) -> float:
     """Seconds since the epoch by the clock of the database; by this machine's where the database is of a kind not known here."""
     clock: dict[str, Any] = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -367,6 +368,32 @@ class FileLock:
         os.close(self._file)
         self._file = -1
         del FileLock._held[self._path]
+
+
+def file_writers(path: Path) -> list[str]:
+    """Who holds the lock file beside a SQLite store: nobody, if a dead process of this host does. It is only looked at, never locked."""
+    name = f"{path}.lock"
+    if FileLock._held.get(name) == os.getpid():  # closing the file here would drop the lock
+        return [f"pid {os.getpid()} on {socket.gethostname()}"]
+    try:
+        text = Path(name).read_text(errors="replace").strip()
+    except OSError:  # nobody writes, or may be seen to
+        return []
+    found = re.fullmatch(r"pid (\d+) on (.+)", text)
+    if found is None or (found[2] == socket.gethostname() and not _runs(int(found[1]))):
+        return []
+    return [text]
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is a process of that number on this host."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 # -- refusing ------------------------------------------------------------------------------------------------------

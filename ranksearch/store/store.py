@@ -20,7 +20,7 @@ from sqlalchemy import exc
 from ranksearch.errors import InvalidArgument, RanksearchWarning, StoreError
 from ranksearch.printable import error_text
 from ranksearch.store import columns
-from ranksearch.store.claims import Claims
+from ranksearch.store.claims import Claims, holders
 from ranksearch.store.database import (
     SCHEMA,
     SINCE,
@@ -29,6 +29,7 @@ from ranksearch.store.database import (
     attempts_table,
     configurations_table,
     evaluations_table,
+    file_writers,
     refusing,
     study_table,
     upgrade,
@@ -65,6 +66,22 @@ class Store:
         Raises:
             StoreError: the URL cannot be used, or the server not be asked."""
         return Place(url).exists()
+
+    @staticmethod
+    def writers(url: str | os.PathLike[str]) -> list[str]:
+        """Who evaluates for the store at ``url`` now, such as ``pid 12 on host``. Nothing is locked by asking.
+
+        Raises:
+            StoreError: the URL cannot be used, or the server not be asked."""
+        place = Place(url)
+        with refusing(place.shown, "read"):
+            if place.shared is None:
+                assert place.path is not None
+                return file_writers(place.path)
+            try:
+                return holders(place.shared)
+            finally:
+                place.shared.dispose()
 
     @classmethod
     def open(
@@ -319,6 +336,12 @@ class Store:
         """How many facts there are."""
         with self._use("read") as engine, engine.connect() as connection:
             return int(connection.scalar(sa.select(sa.func.count()).select_from(evaluations_table)) or 0)
+
+    def changes(self) -> int:
+        """A number that grows with every fact and every attempt: as long as it is the same, so is what the store holds."""
+        tables = (evaluations_table, attempts_table) if self._has_attempts else (evaluations_table,)
+        with self._use("read") as engine, engine.connect() as connection:
+            return sum(int(connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0) for table in tables)
 
     def configuration(self, id_prefix: str) -> str:
         """Canonical JSON of the configuration with this id, or with an id that begins so.

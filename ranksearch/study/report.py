@@ -19,7 +19,9 @@ from ranksearch.report.data import CostName, Facts, Proxies, page_data
 from ranksearch.report.figures import check_folder, write_figures
 from ranksearch.report.latex import front_table
 from ranksearch.report.page import check_path, plotly_script, report_page
-from ranksearch.report.shares import option_shares
+from ranksearch.report.server import Dashboard, Feed, check_address
+from ranksearch.report.shares import rank_shares
+from ranksearch.study.live import Live
 from ranksearch.supernet.study import named_fidelity, proxy_names
 
 if TYPE_CHECKING:
@@ -71,6 +73,38 @@ class Report:
                 part.write_text(text, encoding="utf-8")
         return [*texts, *([] if folder is None else write_figures(facts, folder))]
 
+    def serve(
+        self, *, host: str = "127.0.0.1", port: int = 0, token: str | None = None, trials: int | None = None, proxies: bool = False,
+        every: float = 2.0, fidelity: str | None = None, build: Sequence[str] | None = None,
+    ) -> Dashboard:  # fmt: skip
+        """Serve the page while the study is searched, by this process or another one: see ``docs/report.md``. The store is only read,
+        by one thread, and only when it has changed.
+
+        Args:
+            host, port, token: see `ranksearch.report.server.Dashboard`.
+            trials: how many evaluations the study is to have, which gives the time left.
+            proxies: judge proxies too, those that need the space alone, each time the evaluations have grown by a tenth; where the space is
+                not profiled yet, this does it, in this process.
+            every: seconds between two looks at the store.
+            fidelity, build: as for `write`.
+
+        Raises:
+            StoreError: there is no store.
+            InvalidArgument: an address that others can reach without a token, an unknown fidelity.
+            OSError: the address is not this machine's, or the port is taken.
+            MissingDependency: plotly is not installed.
+        """
+        check_address(host, token)
+        plotly_script()
+        checks.number("every", every, above=0)
+        live = Live(self._study, fidelity=fidelity, trials=trials, proxies=proxies, build=build)
+        feed = Feed(live.version, live.data, every=every)
+        try:
+            return Dashboard(self._study.name, feed, host=host, port=port, token=token)
+        except BaseException:
+            feed.close()
+            raise
+
     def data(
         self, *, fidelity: str | None = None, proxies: bool = True, calibrate: bool = True, batches: int = 0,
         build: Sequence[str] | None = None,
@@ -85,28 +119,23 @@ class Report:
         """The frames that the page is made of; arguments as for `data`."""
         study = self._study
         results = study.results
-        evaluations, layers = results.evaluations(), results.layers(errors=False)
-        networks = results.front(fidelity=fidelity, all=True)
-        key = study.fidelity.key if fidelity is None else named_fidelity(fidelity, self._known(evaluations)).key
+        with study.open_store(write=False) as store:
+            known, shown, stored = store.fidelities(), store.url, store.count()
+        key = study.fidelity.key if fidelity is None else named_fidelity(fidelity, [*map(Fidelity.parse, known), study.fidelity]).key
+        networks = results.front(fidelity=key, all=True)  # first: what is asked for later has these, too, while a search goes on
+        layers = results.layers(fidelity=key, errors=proxies)
+        columns = ["site", "decomposition", "rank"]
+        options = layers[columns].drop_duplicates().astype("object").itertuples(index=False, name=None)
         sites = {path: site for site in study.sites for path in site.paths}
         types = {d.name: d for d in (*DECOMPOSITIONS, *study.spec.decompositions)}
-        options = layers[["site", "decomposition", "rank"]].drop_duplicates().astype("object").itertuples(index=False, name=None)
-        now = datetime.now(UTC)
         return Facts(
-            study=study.name, store=self._shown(), fidelity=key, directions={m.name: m.direction for m in study.task.metrics},
+            study=study.name, store=shown, stored=stored, fidelity=key, directions={m.name: m.direction for m in study.task.metrics},
             objectives=study.objectives, costs=[CostName(c.name, c.label, c.unit, study.baseline[c.name]) for c in study.costs],
-            evaluations=evaluations, networks=networks, layers=layers, sites=[site.name for site in study.sites],
-            build=build or ("study.build('", "')"), made=f"Made on {now:%Y-%m-%d at %H:%M} UTC",
-            shares=option_shares(options, sites, types),
+            networks=networks, layers=layers, history=results.history(fidelity=key),
+            failures=results.failures(), sites=[site.name for site in study.sites], build=build or ("study.build('", "')"),
+            made=f"Made on {datetime.now(UTC):%Y-%m-%d at %H:%M} UTC", rank_shares=rank_shares(options, sites, types),
             proxies=self._proxies(key, calibrate, batches) if proxies else "they were left out",
         )  # fmt: skip
-
-    def _known(self, evaluations: pd.DataFrame) -> list[Fidelity]:
-        return [*map(Fidelity.parse, evaluations["fidelity"].unique()), self._study.fidelity]
-
-    def _shown(self) -> str:
-        with self._study.open_store(write=False) as store:
-            return store.url
 
     def _proxies(self, fidelity: str, calibrate: bool, batches: int) -> Proxies | str:
         try:

@@ -6,16 +6,21 @@ import base64
 import gzip
 import json
 import re
+import socket
+import threading
 from pathlib import Path
 
-from cli_cases import error, run
+from cli_cases import error
+
+from ranksearch.cli import main as cli
 
 
-def test_a_report_is_written_and_its_commands_rebuild(searched: tuple[str, str, str], tmp_path: Path) -> None:
+def test_a_report_is_written_and_its_commands_rebuild(searched: tuple[str, str, str], tmp_path: Path, capsys, monkeypatch) -> None:
     path, store, _ = searched
-    out = run("report", path, "--store", store, "--no-calibration", "--out", "r.html", "--latex", "t.tex", cwd=tmp_path)
-    assert out.returncode == 0, out.stderr
-    assert "written to r.html" in out.stderr and "t.tex" in out.stderr and not out.stdout
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", path, "--store", store, "--no-calibration", "--out", "r.html", "--latex", "t.tex"]) == 0
+    out = capsys.readouterr()
+    assert "written to r.html" in out.err and "t.tex" in out.err and not out.out
     packed = re.search(r'id="data">([^<]*)<', (tmp_path / "r.html").read_text())
     assert packed is not None
     data = json.loads(gzip.decompress(base64.b64decode(packed[1])))
@@ -32,3 +37,19 @@ def test_what_cannot_be_written_is_refused_before_any_work(study: str, tmp_path:
     assert "a report ends in .html" in error(capsys, "report", study, "--out", str(tmp_path / "r.pdf"))
     assert "is a file" in error(capsys, "report", study, "--figures", str(tmp_path / "file"))
     assert "does not exist" in error(capsys, "report", study, "--data", str(tmp_path), "--store", str(tmp_path / "none.db"))
+
+
+def test_a_dashboard_is_refused_before_any_work_where_others_could_read_it(study: str, capsys) -> None:
+    assert "token" in error(capsys, "dashboard", study, "--host", "0.0.0.0")
+    assert "at least 8" in error(capsys, "dashboard", study, "--token", "short")
+    assert "does not exist" in error(capsys, "dashboard", study, "--data", ".", "--store", "none.db")
+
+
+def test_a_port_that_is_taken_is_told(searched: tuple[str, str, str], capsys) -> None:
+    path, store, _ = searched
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert "--port 0" in error(capsys, "dashboard", path, "--store", store, "--port", port)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ranksearch-")]

@@ -54,10 +54,11 @@ def opened(browser: Any) -> Callable[..., tuple[Any, Seen]]:
             page = browser.new_context(**options).new_page()
             seen = Seen(page)
             page.goto(url)
-            page.wait_for_selector("#front-chart .main-svg")
+            page.wait_for_selector("main[aria-busy=false]")
             pages[key] = page, seen
         page, _ = pages[key]
         page.evaluate("document.getElementById('reset').click(); document.activeElement.blur(); scrollTo(0, 0)")
+        page.wait_for_selector("main[aria-busy=false]")
         return pages[key]
 
     return open_

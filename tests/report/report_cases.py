@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ranksearch.report.data import CostName, Facts, Proxies
+from ranksearch.report.data import CostName, Facts, Proxies, page_data
 from ranksearch.results import frames
 from ranksearch.results.choices import read
-from ranksearch.results.layers import OptionTable
-from ranksearch.results.layers import layers as layer_rows
+from ranksearch.results.history import history
+from ranksearch.results.layers import OptionTable, layers
 from ranksearch.space import DENSE, Configuration
 from ranksearch.store import Record, Store
 
@@ -63,23 +63,25 @@ def records(count: int, sites: Sequence[str] = SITES, *, seed: int = 0, failures
 def facts(rows: Sequence[Record], *, study: str = "made up", sites: Sequence[str] = SITES, proxies: Proxies | str | None = None) -> Facts:
     with Store.open("sqlite://", study="s", fingerprint="f") as store:
         for row in rows:
-            store.add(row)
-        stored, chosen = store.columns(frames.FACTS), read(store.configurations(), {site: site for site in sites})
-    stored["factorized"] = (chosen.codes >= len(chosen.sites)).sum(axis=1)[chosen.rows(stored["configuration_id"])].tolist()
-    evaluations = frames.evaluations(stored, BASELINE, [*DIRECTIONS.items()])
-    networks = frames.front(evaluations, {name: DIRECTIONS.get(name, "min") for name in OBJECTIVES}, baseline=BASELINE, dominated=True)
-    unknown = np.full(len(chosen.options), np.nan)
-    words = [f"r={rank[0]}" if rank else "" for _, _, rank in chosen.options]
-    costs = dict.fromkeys(BASELINE, unknown)
-    layers = layer_rows(evaluations, chosen, OptionTable(costs, costs, unknown, words))
-    factorized = layers[layers["decomposition"] != "dense"]
-    options = factorized[["site", "decomposition", "rank"]].drop_duplicates().astype("object").itertuples(index=False, name=None)
-    shares = {option: {"rank_share": int(option[2].split("x")[0]) / 8, "params_share": 0.25, "macs_share": 0.5} for option in options}
+            assert store.add(row)
+        columns, attempts = store.columns(frames.FACTS), store.columns(frames.FACTS, every_attempt=True)
+        chosen = read(store.configurations(), {site: site for site in sites})
+    metrics = [*DIRECTIONS.items()]
+    evaluated = frames.evaluations(columns, BASELINE, metrics)
+    number = len(chosen.options)
+    words = ["" if name == "dense" else f"r={rank[0]}" for _, name, rank in chosen.options]
+    costs = {name: np.array([4 if kind == "dense" else 1 for _, kind, _ in chosen.options]) for name in BASELINE}
+    table = OptionTable(costs, dict.fromkeys(BASELINE, np.full(number, 4)), np.full(number, 0.5), words)
+    factorized = dict(zip(chosen.ids, (chosen.codes >= len(chosen.sites)).sum(axis=1).tolist(), strict=True))
+    directions = {name: DIRECTIONS.get(name, "min") for name in OBJECTIVES}
+    networks = frames.front(evaluated, directions, baseline=BASELINE, dominated=True, factorized=lambda ids: [factorized[id] for id in ids])
     return Facts(
-        study=study, store="/tmp/made.db", fidelity=FIDELITY, directions=DIRECTIONS, objectives=OBJECTIVES,
-        costs=[CostName("params", "params", "params", 1000), CostName("macs", "MACs", "MACs", 10_000)], evaluations=evaluations,
-        networks=networks, layers=layers, sites=sites, build=("ranksearch build made.py ", " --out made-", ""), made="Made on a day",
-        shares=shares, proxies=judged(networks) if proxies is None else proxies,
+        study=study, store="/tmp/made.db", stored=len(rows), fidelity=FIDELITY, directions=DIRECTIONS, objectives=OBJECTIVES,
+        costs=[CostName("params", "params", "params", 1000), CostName("macs", "MACs", "MACs", 10_000)], networks=networks,
+        layers=layers(evaluated, chosen, table), history=history(evaluated, directions), sites=sites,
+        failures=frames.failures(attempts, lambda kind: kind == "code"), build=("ranksearch build made.py ", " --out made-", ""),
+        made="Made on a day", rank_shares={(site, name, "x".join(map(str, rank))): 0.25 for site, name, rank in chosen.options},
+        proxies=judged(networks) if proxies is None else proxies,
     )  # fmt: skip
 
 
@@ -99,3 +101,33 @@ def agreement(name: str, kendall: float, count: int) -> Mapping[str, Any]:
         "proxy": name, "fidelity": FIDELITY, "metric": "accuracy", "count": count, "kendall": kendall, "spearman": kendall, "recall": 1.0,
         "k": 5, "uncovered": "", **costs,
     }  # fmt: skip
+
+
+class Shown:
+    """What a dashboard shows: rows that a test changes."""
+
+    def __init__(self, rows: Sequence[Record]) -> None:
+        self.rows, self.read = list(rows), 0
+        self.problem: Exception | None = None
+
+    def version(self) -> int:
+        if self.problem is not None:
+            raise self.problem
+        return len(self.rows)
+
+    def data(self) -> dict[str, Any]:
+        self.read += 1
+        live = {
+            "writers": ["pid 7 on here"], "evaluations": len(self.rows), "failed": 2, "planned": 100, "last": START.timestamp(),
+            "per_minute": 30.0, "at_a_time": 2, "left": 160.0,
+        }  # fmt: skip
+        return page_data(facts(self.rows)) | {"live": live}
+
+
+def until(page: Any, condition: str) -> None:
+    """Wait for a condition; not by `wait_for_function`, which the page's policy forbids."""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{condition} did not come to be")

@@ -19,7 +19,7 @@ from ranksearch.report.data import page_data
 from ranksearch.report.figures import write_figures
 from ranksearch.report.latex import escaped, front_table
 from ranksearch.report.page import check_path, encoded, report_page
-from ranksearch.report.shares import option_shares
+from ranksearch.report.shares import rank_shares
 from ranksearch.sites import Site
 
 
@@ -36,7 +36,7 @@ def test_choices_are_the_layers_of_the_frame(made: Any) -> None:
         (id, site, data["options"][s][number - 1]["type"], data["options"][s][number - 1]["words"])
         for s, site in enumerate(sites) for n, id in enumerate(ids) if (number := data["choices"][s][n])
     }  # fmt: skip
-    layers = made.layers[made.layers["id"].isin(ids) & (made.layers["decomposition"] != "dense")]
+    layers = made.layers[(made.layers["id"].isin(ids) & (made.layers["decomposition"] != "dense")).to_numpy()]
     assert spelled == set(layers[["id", "site", "decomposition", "description"]].astype("object").itertuples(index=False, name=None))
 
 
@@ -68,7 +68,7 @@ def test_proxies_come_best_first_with_the_networks_that_they_scored(made: Any) -
 
 def test_failures_are_counted_by_kind_and_reason(made: Any) -> None:
     (failure,) = page_data(made)["failures"]
-    assert (failure["count"], failure["kind"], failure["origins"]) == (2, "code", ["nsga2"])
+    assert (failure["count"], failure["kind"], failure["finders"], failure["retry"]) == (2, "code", ["nsga2"], 2)
     assert failure["error"] == "ValueError: <b>no</b> & none\nTraceback"
 
 
@@ -80,17 +80,16 @@ def test_a_page_holds_its_data_as_nothing_that_html_could_take_for_its_own() -> 
     assert packed is not None and json.loads(gzip.decompress(base64.b64decode(packed[1]))) == json.loads(encoded(data))
 
 
-def test_shares_of_options() -> None:
+def test_shares_of_ranks() -> None:
     site = Site("conv", "conv2d", c_out=8, c_in=6, kernel=(3, 3))
     types = {d.name: d for d in DECOMPOSITIONS}
     tucker, svd = types["tucker2"], types["svd"]
     full = [int(tucker.ranks(site)[:, i].max()) for i in range(2)]
     options = [("conv", "tucker2", "3x4"), ("conv", "svd", "2"), ("conv", "gone", "2"), ("gone", "svd", "2")]
-    found = option_shares(options, {"conv": site}, types)
+    found = rank_shares(options, {"conv": site}, types)
     assert list(found) == options[:2]
-    assert found[options[0]]["rank_share"] == pytest.approx((3 / full[0] * 4 / full[1]) ** 0.5)
-    assert found[options[1]]["rank_share"] == pytest.approx(2 / svd.ranks(site).max())
-    assert found[options[1]]["params_share"] == svd.cost(site, (2,)).params / site.cost.params
+    assert found[options[0]] == pytest.approx((3 / full[0] * 4 / full[1]) ** 0.5)
+    assert found[options[1]] == pytest.approx(2 / svd.ranks(site).max())
 
 
 def test_latex(made: Any) -> None:
@@ -105,7 +104,7 @@ def test_latex(made: Any) -> None:
 
 def test_figures(made: Any, tmp_path: Path) -> None:
     written = write_figures(replace(made, study="$x_ ${", sites=("a$b$", *SITES[1:])), tmp_path / "deep")
-    names = [f"{name}{suffix}" for name in ("front", "layers", "types", "proxies") for suffix in (".svg", ".png")]
+    names = [f"{name}{suffix}" for name in ("front", "layers", "types", "history", "proxies") for suffix in (".svg", ".png")]
     assert [path.name for path in written] == names and all(path.stat().st_size > 4000 for path in written)
     (tmp_path / "file").touch()
     with pytest.raises(InvalidArgument, match="is a file"):
@@ -115,3 +114,13 @@ def test_figures(made: Any, tmp_path: Path) -> None:
 def test_other_endings_are_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"\.html"):
         check_path("report.pdf")
+
+
+def test_history_is_that_of_the_frame(made: Any) -> None:
+    data = page_data(made)
+    history, frame = data["history"], made.history
+    assert [data["families"][code] for code in history["family"]] == frame["finder"].tolist()
+    assert history["hypervolume"] == pytest.approx(frame["hypervolume"].tolist(), rel=1e-5)
+    networks = [data["networks"]["id"][at] for at in history["network"] if at is not None]
+    assert networks == frame.loc[frame["status"] == "done", "id"].tolist()
+    assert sum(history["failed"]) == 2 == data["counts"]["failed"] and data["counts"]["evaluations"] == len(frame)

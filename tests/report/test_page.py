@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_cases import HARM, facts, records
+from report_cases import HARM, facts, records, until
 
 from ranksearch.report.data import page_data
 from ranksearch.report.page import report_page
-from ranksearch.results import frames
-from ranksearch.results.conditions import Condition
 
 Open = Callable[..., Any]
 PHONE: dict[str, Any] = {"color_scheme": "dark", "viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
@@ -35,19 +33,12 @@ def shown(page: Any) -> list[str]:
     return page.eval_on_selector_all("#front-table tbody tr", "rows => rows.map((row) => row.dataset.id)")
 
 
-def until(page: Any, condition: str) -> None:
-    """Wait for a condition; not by `wait_for_function`, which the page's policy forbids."""
-    for _ in range(200):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{condition} did not come to be")
-
-
 def front_of(made: Any, where: str | None = None) -> list[str]:
-    condition = None if where is None else Condition.parse(where)
-    front: Any = frames.front(made.evaluations, {"accuracy": "max", "macs": "min"}, condition, {"params": 1000, "macs": 10_000})
-    return front.loc[front["on_front"], "id"].tolist()
+    """The front of the networks that satisfy a condition, by definition: those that no other one of them dominates."""
+    rows = made.networks if where is None else made.networks.query(where.replace("macs", "macs_rel").replace("params", "params_rel"))
+    points = [(row["macs"], -row["accuracy"]) for row in rows.to_dict("records")]
+    beaten = [any(b[0] <= a[0] and b[1] <= a[1] and b != a for b in points) for a in points]
+    return [id for id, lost in zip(rows["id"], beaten, strict=True) if not lost]
 
 
 def test_a_report_shows_the_front_and_loads_nothing(made: Any, report: str, opened: Open) -> None:
@@ -55,8 +46,8 @@ def test_a_report_shows_the_front_and_loads_nothing(made: Any, report: str, open
     assert page.title() == "made up: ranksearch report" and page.inner_text("h1") == "made up"
     assert shown(page) == front_of(made)
     assert "41 evaluations" not in page.inner_text("#matching")
-    charts = ("front-chart", "heat-chart", "types-chart", "proxy-chart")
-    assert [len(page.query_selector_all(f"#{chart} .main-svg")) > 0 for chart in charts] == [True] * 4
+    charts = ("front-chart", "heat-chart", "types-chart", "history-chart", "proxy-chart")
+    assert [len(page.query_selector_all(f"#{chart} .main-svg")) > 0 for chart in charts] == [True] * 5
     assert page.inner_text("#failure-table tbody tr td:nth-child(3)") == "ValueError: <b>no</b> & none\nTraceback"
     assert "fisher, taylor: no <i>calibration</i>" in page.inner_text("#left-out")
     assert seen.requests == [report] and not seen.errors, "nothing but the file itself"
@@ -83,7 +74,7 @@ def test_a_point_is_clicked_and_its_layers_appear(made: Any, report: str, opened
     text = "rows => rows.map((row) => row.cells[0].innerText + ' ' + row.cells[1].innerText)"
     rows = page.eval_on_selector_all("#layer-table tbody tr", text)
     layers: Any = made.layers
-    types = dict(layers.loc[layers["id"] == other, ["site", "decomposition"]].itertuples(index=False, name=None))
+    types = dict(layers.loc[(layers["id"] == other).to_numpy(), ["site", "decomposition"]].itertuples(index=False, name=None))
     assert rows == [f"{site} {types.get(site, 'dense')}" for site in made.sites]
     assert page.inner_text("aside code") == f"ranksearch build made.py {other} --out made-{other}"
     assert page.get_attribute("#front-table tr.selected", "data-id") == other
@@ -115,7 +106,7 @@ def test_filters_by_origin_and_type(made: Any, report: str, opened: Open) -> Non
     page.click("#reset")
     page.select_option("#type", "tucker2")
     layers: Any = made.layers
-    having = set(layers.loc[layers["decomposition"] == "tucker2", "id"])
+    having = set(layers.loc[(layers["decomposition"] == "tucker2").to_numpy(), "id"])
     assert shown(page) and set(shown(page)) <= having
 
 

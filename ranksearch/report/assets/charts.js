@@ -2,8 +2,9 @@
 // The figures, drawn by plotly. Each function gives traces and a layout of what it is given; `draw` puts them on the page.
 
 const PALETTE = ["#3f78bf", "#cf7f35", "#4b9a6a", "#a8629c", "#98912e", "#b5544d", "#4a9fae", "#8c6d4f", "#6f6ab8", "#c77b9b"];
-const MOST_POINTS = 4000; // beyond, points that would lie on one another are drawn once
-const MOST_COLUMNS = 160; // networks side by side
+const MOST_POINTS = 2500; // beyond, points that would lie on one another are drawn once
+const DENSE = 1.4; // in the map of layers, where shares end at 1
+const MOST_COLUMNS = 120; // networks side by side
 
 function colours() {
   const style = getComputedStyle(document.documentElement);
@@ -93,9 +94,7 @@ function frontFigure(study, view, found) {
     const level = value(study, view.y, study.denseRow);
     shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: level, y1: level, line: { width: 1, dash: "dot", color: colour.muted }, layer: "below" });
   }
-  if (view.selected !== null) {
-    traces.push(points([view.selected], { hoverinfo: "skip", hovertext: undefined, marker: { size: 15, symbol: "circle-open", color: colour.ink, line: { width: 2 } } }));
-  }
+  traces.push(ring(colour, frontPlace(study, view)));
   const range = frontRange(study, view, front);
   const arrow = study.directions.get(view.y) === "max" ? "↑" : "↓";
   return {
@@ -106,6 +105,36 @@ function frontFigure(study, view, found) {
     }),
     outside: range ? rest.filter((row) => value(study, view.y, row) < range[0] || value(study, view.y, row) > range[1]).length : 0,
   };
+}
+
+// The last trace of a figure with points: a ring around the selected network, where that is drawn.
+function ring(colour, place) {
+  return { type: "scatter", mode: "markers", ...place, hoverinfo: "skip", marker: { size: 15, symbol: "circle-open", color: colour.ink, line: { width: 2 } } };
+}
+
+function frontPlace(study, view) {
+  const at = view.selected === null ? null : value(study, view.y, view.selected);
+  return at === null ? { x: [], y: [] } : { x: [along(study, view.x, view.selected)], y: [at] };
+}
+
+function proxyPlace(study, view) {
+  const scores = study.proxies.scores[view.proxy];
+  const at = scores.network.indexOf(view.selected);
+  return at < 0 || scores.score[at] === null ? { x: [], y: [] } : { x: [scores.score[at]], y: [value(study, study.proxies.metric, view.selected)] };
+}
+
+// Move the marks of the selected network; the rest of the figures stays as it is.
+function markSelected(study, view) {
+  const move = (id, place) => {
+    const drawn = byId(id);
+    if (drawn.data) Plotly.restyle(drawn, { x: [place.x], y: [place.y] }, [drawn.data.length - 1]);
+  };
+  move("front-chart", frontPlace(study, view));
+  if (view.proxy !== null) move("proxy-chart", proxyPlace(study, view));
+  for (const id of ["heat-chart", "types-chart"]) {
+    const drawn = byId(id);
+    if (drawn.data?.length && !drawn.hidden) Plotly.relayout(drawn, { shapes: selectedColumn(view, drawn.data[0].meta, colours()) });
+  }
 }
 
 // The front and the dense network set the scale; what is far off it is told in words.
@@ -127,7 +156,7 @@ function thinned(rows, x, y) {
     const size = (sorted[sorted.length - 1] - low) / steps || 1;
     return (v) => Math.max(Math.floor((v - low) / size), -1);
   };
-  const [column, line] = [cell(xs, 120), cell(ys, 70)];
+  const [column, line] = [cell(xs, 100), cell(ys, 50)];
   const seen = new Set();
   return rows.filter((_, at) => {
     const key = column(xs[at]) * 1000 + line(ys[at]);
@@ -164,20 +193,18 @@ function heatFigure(study, view, rows) {
   const part = (option) => (option ? (option[view.heat] ?? null) : null);
   const text = chosen.map((line, site) => line.map((option, at) =>
     `<b>${plain(middle(study.sites[site], 60))}</b><br>${optionText(option)}${part(option) === null ? "" : `, ${percent(part(option))}`}<br>in ${study.networks.id[rows[at]]}`));
-  const common = { type: "heatmap", meta: rows, hoverinfo: "text", hovertext: text, showscale: false, xgap: rows.length > 60 ? 0 : 1, ygap: 1 };
   const step = Math.ceil(study.sites.length / 70);
   const ticks = study.sites.map((_, i) => i).filter((i) => i % step === 0);
   return {
-    traces: [
-      { ...common, z: chosen.map((line) => line.map((option) => (option ? null : 1))), colorscale: [[0, colour.cloud], [1, colour.cloud]], zmin: 0, zmax: 1 },
-      {
-        ...common, z: chosen.map((line) => line.map(part)), zmin: 0, zmax: 1, colorscale: [[0, colour.faint], [1, colour.accent]],
-        showscale: true, colorbar: {
-          orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom", len: 190, lenmode: "pixels", thickness: 8, tickformat: ".0%",
-          outlinewidth: 0, tickvals: [0, 0.5, 1], tickfont: { size: 11, color: colour.muted }, ypad: 4, xpad: 14,
-        },
+    traces: [{
+      type: "heatmap", meta: rows, hoverinfo: "text", hovertext: text, xgap: rows.length > 60 ? 0 : 1, ygap: 1,
+      z: chosen.map((line) => line.map((option) => (option ? part(option) : DENSE))), zmin: 0, zmax: DENSE,
+      colorscale: [[0, colour.faint], [1 / DENSE, colour.accent], [1 / DENSE, colour.cloud], [1, colour.cloud]],
+      colorbar: {
+        orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom", len: 250, lenmode: "pixels", thickness: 8, outlinewidth: 0,
+        tickvals: [0, 0.5, 1, (1 + DENSE) / 2], ticktext: ["0", "50 %", "100 %", "dense"], tickfont: { size: 11, color: colour.muted }, ypad: 4, xpad: 14,
       },
-    ],
+    }],
     layout: layout(colour, {
       height: Math.round(100 + study.sites.length * Math.max(20 / step, 9)), margin: { l: 60, r: 14, t: 42, b: 40 },
       xaxis: columnsAxis(study, rows, view.x, colour), shapes: selectedColumn(view, rows, colour),
@@ -233,6 +260,40 @@ function typesFigure(study, view, rows) {
   };
 }
 
+// -- the search -----------------------------------------------------------------------------------------------------
+
+function familyColour(at) {
+  return at < PALETTE.length ? PALETTE[at] : colours().muted;
+}
+
+function historyFigure(study, view) {
+  const colour = colours();
+  const { history } = study;
+  const last = history.number.length - 1;
+  const unit = view.over === "number" ? 1 : history.elapsed[last] > 7200 ? 3600 : history.elapsed[last] > 120 ? 60 : 1;
+  const x = (at) => history[view.over][at] / unit;
+  const better = history.number.map((_, at) => at).filter((at) => history.gain[at] > 0);
+  const known = history.hypervolume.findIndex((volume) => volume !== null);
+  const steps = [...new Set([known, ...better, last])].filter((at) => at >= 0);
+  const text = (at) => `evaluation ${whole(history.number[at])}, ${plain(middle(study.families[history.family[at]], 48))}<br>` +
+    `hypervolume ${number(history.hypervolume[at])} (${signed(history.gain[at])})`;
+  const title = view.over === "number" ? "evaluations" : `${{ 1: "seconds", 60: "minutes", 3600: "hours" }[unit]} since the first evaluation began`;
+  return {
+    traces: [
+      {
+        type: "scatter", mode: "lines", x: steps.map(x), y: steps.map((at) => history.hypervolume[at]), hoverinfo: "skip",
+        line: { shape: "hv", width: 1.5, color: colour.muted },
+      },
+      {
+        type: "scatter", mode: "markers", x: better.map(x), y: better.map((at) => history.hypervolume[at]), hoverinfo: "text",
+        hovertext: better.map(text), meta: better.map((at) => history.network[at]),
+        marker: { size: 7, color: better.map((at) => familyColour(history.family[at])), line: { width: 1, color: colour.paper } },
+      },
+    ],
+    layout: layout(colour, { xaxis: axis(colour, title, { rangemode: "tozero" }), yaxis: axis(colour, "hypervolume"), uirevision: view.over }),
+  };
+}
+
 // -- proxies --------------------------------------------------------------------------------------------------------
 
 // What a proxy would have chosen: the networks that no other one beats in its score and the cost, as they were measured.
@@ -259,8 +320,8 @@ function proxyFigure(study, view, front) {
     traces: [{
       type: "scatter", mode: "markers", x: drawn.map((p) => p.x), y: drawn.map((p) => p.y), meta: drawn.map((p) => p.row), hoverinfo: "text",
       hovertext: drawn.map((p) => `${hoverText(study, p.row)}<br>score ${p.x}`),
-      marker: { size: drawn.map((p) => (p.row === view.selected ? 11 : onFront.has(p.row) ? 7 : 5)), color: drawn.map((p) => (onFront.has(p.row) ? colour.accent : colour.cloud)), line: { width: 0 } },
-    }],
+      marker: { size: drawn.map((p) => (onFront.has(p.row) ? 7 : 5)), color: drawn.map((p) => (onFront.has(p.row) ? colour.accent : colour.cloud)), line: { width: 0 } },
+    }, ring(colour, proxyPlace(study, view))],
     layout: layout(colour, {
       xaxis: axis(colour, "score, lower is better", least > 0 && most > 10 * least ? { type: "log", dtick: most > 100 * least ? 1 : "D2" } : {}),
       yaxis: axis(colour, plain(study.proxies.metric)),

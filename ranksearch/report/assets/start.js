@@ -2,7 +2,9 @@
 // How the page begins: data from within it, or from a server; keys, and the change of light, paper and width.
 
 async function inflated(id) {
-  const packed = Uint8Array.from(atob(byId(id).textContent), (letter) => letter.charCodeAt(0));
+  const letters = atob(byId(id).textContent);
+  const packed = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) packed[i] = letters.charCodeAt(i);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).text();
 }
@@ -45,3 +47,8 @@ async function start() {
 }
 
 if (byId("data")) start();
+else {
+  show("kind", "dashboard");
+  byId("elsewhere").hidden = false;
+  ask();
+}

@@ -1,7 +1,7 @@
 "use strict";
 // The tables, and the selected network in words.
 
-const MOST_ROWS = 250;
+const MOST_ROWS = 100;
 
 function head(...columns) {
   return element("thead", {}, element("tr", {}, ...columns.map(([title, text]) => element("th", { scope: "col", class: text ? "text" : null }, title))));
@@ -16,7 +16,7 @@ function buildCommand(study, row) {
 }
 
 function copyButton(text, label) {
-  const button = element("button", { type: "button", class: "copy", title: text, "aria-label": label, onclick: copy }, "Copy");
+  const button = element("button", { type: "button", class: "copy", "data-key": text, title: text, "aria-label": label, onclick: copy }, "Copy");
   async function copy(event) {
     event.stopPropagation();
     let told = "Copied";
@@ -38,7 +38,7 @@ function frontTable(study, view, front, select) {
   const rows = front.slice(0, view.allRows ? undefined : MOST_ROWS).map((row) => {
     const id = study.networks.id[row];
     const chosen = row === view.selected;
-    const pick = element("button", { type: "button", class: "link id", "aria-pressed": String(chosen), onclick: () => select(row) }, id);
+    const pick = element("button", { type: "button", class: "link id", "data-key": id, "aria-pressed": String(chosen), onclick: () => select(row) }, id);
     return element("tr", { class: chosen ? "choice selected" : "choice", "data-id": id, onclick: () => select(row) },
       element("td", { class: "text" }, pick, row === study.denseRow ? " dense" : ""),
       ...study.metrics.flatMap((metric) => [cell(number(value(study, metric.name, row))), cell(signed(change(study, metric.name, row)), "change")]),
@@ -51,6 +51,15 @@ function frontTable(study, view, front, select) {
   const more = front.length - rows.length;
   show("front-more", more > 0 ? `${whole(more)} more. ` : null,
     more > 0 ? element("button", { type: "button", class: "link", onclick: () => { view.allRows = true; frontTable(study, view, front, select); } }, "Show all") : null);
+}
+
+// Mark the selected network in the table, which stays as it is, so that the focus stays where it is.
+function markRow(study, view) {
+  for (const line of document.querySelectorAll("#front-table tbody tr")) {
+    const chosen = line.dataset.id === study.networks.id[view.selected];
+    line.classList.toggle("selected", chosen);
+    line.querySelector("button").setAttribute("aria-pressed", String(chosen));
+  }
 }
 
 function configurationPanel(study, row) {
@@ -70,16 +79,17 @@ function configurationPanel(study, row) {
   const layers = layersOf(study, row).map(({ site, option }) => element("tr", {},
     element("td", { class: "text name", title: site }, site), cell(option ? option.type : "dense", "text"), cell(option ? option.words : "", "text"),
     element("td", {}, ...shareCells(option))));
-  show("configuration", element("h3", {}, study.networks.id[row], row === study.denseRow ? " (dense)" : ""),
+  const panel = element("div", {}, element("h3", {}, study.networks.id[row], row === study.denseRow ? " (dense)" : ""),
     element("dl", { class: "facts" }, ...facts.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)])),
     command,
     element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Layers of the selected network" },
       element("table", { id: "layer-table" }, head(["layer", true], ["type", true], ["rank", true], ["params"]), element("tbody", {}, ...layers))));
+  if (byId("configuration").textContent !== panel.textContent) show("configuration", ...panel.childNodes); // it is read aloud when it changes
 }
 
 function shareCells(option) {
   if (option === null) return [percent(1, 0), bar(1)];
-  return typeof option.params_share === "number" ? [percent(option.params_share, 0), bar(option.params_share)] : ["–"];
+  return typeof option.params_rel === "number" ? [percent(option.params_rel, 0), bar(option.params_rel)] : ["–"];
 }
 
 function bar(part) {
@@ -88,22 +98,28 @@ function bar(part) {
   return element("span", { class: "bar", "aria-hidden": true }, fill);
 }
 
-// Who found what: evaluations, and how many of them are on the front that is shown.
+// Who found what: evaluations, how many of them failed and are on the front that is shown, and what they added to the hypervolume.
 function originTable(study, front) {
-  const onFront = new Map();
-  for (const row of front) onFront.set(study.networks.family[row], (onFront.get(study.networks.family[row]) ?? 0) + 1);
-  const all = new Map();
-  for (const family of study.networks.family) all.set(family, (all.get(family) ?? 0) + 1);
-  const rows = study.families.map((name, at) => element("tr", {}, element("td", { class: "text name", title: name }, name), cell(whole(all.get(at) ?? 0)),
-    cell(whole(onFront.get(at) ?? 0)), cell(percent((onFront.get(at) ?? 0) / (all.get(at) || 1), 0), "change")));
-  show("origin-table", head(["rule or sampler", true], ["networks"], ["on the front"], ["of them"]), element("tbody", {}, ...rows));
+  const { history } = study;
+  const rows = study.families.map((name) => ({ name, all: 0, failed: 0, front: 0, gain: 0 }));
+  history.family.forEach((family, at) => {
+    rows[family].all += 1;
+    rows[family].failed += history.failed[at];
+    rows[family].gain += history.gain[at] ?? 0;
+  });
+  for (const row of front) rows[study.networks.family[row]].front += 1;
+  const total = rows.reduce((sum, row) => sum + row.gain, 0);
+  const lines = rows.toSorted((a, b) => b.gain - a.gain || b.all - a.all).map((row) => element("tr", {},
+    element("td", { class: "text name", title: row.name }, row.name), cell(whole(row.all)), cell(whole(row.failed), row.failed ? null : "change"),
+    cell(whole(row.front)), cell(number(row.gain)), cell(percent(total ? row.gain / total : null, 0), "change")));
+  show("origin-table", head(["rule or sampler", true], ["evaluations"], ["failed"], ["on the front"], ["hypervolume added"], ["of all"]), element("tbody", {}, ...lines));
 }
 
 function proxyTable(study, view, choose) {
   const costs = study.costs;
   const header = head(["proxy", true], ["Kendall τ"], ["Spearman"], ["top-k recall"], ...costs.map((cost) => [`τ at like ${cost.label}`]), ...costs.map((cost) => [`regret, ${cost.label}`]), ["networks"]);
   const rows = study.proxies.rows.map((row) => element("tr", { class: row.proxy === view.proxy ? "choice selected" : "choice", onclick: () => choose(row.proxy) },
-    element("td", { class: "text", title: row.uncovered || null }, element("button", { type: "button", class: "link", "aria-pressed": String(row.proxy === view.proxy), onclick: () => choose(row.proxy) }, row.proxy)),
+    element("td", { class: "text", title: row.uncovered || null }, element("button", { type: "button", class: "link", "data-key": row.proxy, "aria-pressed": String(row.proxy === view.proxy), onclick: () => choose(row.proxy) }, row.proxy)),
     cell(number(row.kendall, 2)), cell(number(row.spearman, 2)), cell(number(row.recall, 2)),
     ...costs.map((cost) => cell(number(row[`kendall_${cost.name}`], 2))), ...costs.map((cost) => cell(number(row[`regret_${cost.name}`], 4))), cell(whole(row.count), "change")));
   show("proxy-table", header, element("tbody", {}, ...rows));
@@ -111,7 +127,7 @@ function proxyTable(study, view, choose) {
 
 function failureTable(study) {
   const rows = study.failures.map((row) => element("tr", {}, cell(whole(row.count)), cell(row.kind, "text"), cell(row.error, "text wrap"),
-    element("td", { class: "text name", title: row.origins.join(", ") }, row.origins.join(", ")), element("td", { class: "text" }, element("code", {}, row.such_as)),
+    element("td", { class: "text name", title: row.finders.join(", ") }, row.finders.join(", ")), element("td", { class: "text" }, element("code", {}, row.such_as)),
     element("td", { class: "text name", title: row.fidelity }, row.fidelity)));
   show("failure-table", head(["times"], ["whose fault", true], ["why", true], ["proposed by", true], ["such as", true], ["fidelity", true]), element("tbody", {}, ...rows));
 }

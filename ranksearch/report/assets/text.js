@@ -70,6 +70,10 @@ function byId(id) {
   return document.getElementById(id);
 }
 
+// Put elements in a place, instead of what is there; what had the focus there has it again if it is there again (`data-key`).
 function show(id, ...children) {
-  byId(id).replaceChildren(...children.filter((child) => child !== null && child !== undefined));
+  const place = byId(id);
+  const focused = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  place.replaceChildren(...children.filter((child) => child !== null && child !== undefined));
+  if (focused !== undefined) place.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }

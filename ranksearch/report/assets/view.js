@@ -4,7 +4,7 @@
 let study = null;
 let found = null; // rows that satisfy the filter, those on their front, and the fronts of proxies
 const view = {
-  x: null, y: null, filter: { costs: {}, metrics: {}, family: null, type: null }, selected: null, heat: "rank_share", proxy: null,
+  x: null, y: null, filter: { costs: {}, metrics: {}, family: null, type: null }, selected: null, heat: "rank_share", over: "number", proxy: null,
   shown: new Set(["measured", "front", "dense"]), allRows: false,
 };
 
@@ -52,31 +52,50 @@ function favourite() {
   return front.find((row) => close(row, 0.01)) ?? front[Math.floor(front.length / 2)] ?? study.denseRow;
 }
 
+// The front at once, what is further down as soon as the browser has time for it; on paper all at once.
 function everything() {
   summary();
   controls();
-  frontSection();
-  layersSection();
-  searchSection();
-  proxySection();
-  failureSection();
+  inTurn([frontSection, failureSection, searchSection, heatSection, typesSection, proxySection]);
+}
+
+let waiting = [];
+
+function inTurn(parts) {
+  const [first, ...others] = parts;
+  const busy = document.querySelector("main");
+  waiting = others;
+  busy.setAttribute("aria-busy", "true");
+  first();
+  const next = () => {
+    if (waiting !== others) return; // something else was asked for meanwhile
+    const part = others.shift();
+    if (part === undefined) return busy.setAttribute("aria-busy", "false");
+    part();
+    soon(next);
+  };
+  soon(next);
+}
+
+// After what is drawn now has been painted; on paper there is no later.
+function soon(work) {
+  if (window.matchMedia("print").matches) work();
+  else if (document.hidden) setTimeout(work);
+  else requestAnimationFrame(() => setTimeout(work));
 }
 
 function select(row) {
   if (row === null || row === undefined) return;
   view.selected = row;
-  frontSection();
-  layersSection();
-  if (view.proxy !== null) draw("proxy-chart", proxyFigure(study, view, found.front), select);
+  configurationPanel(study, row);
+  markRow(study, view);
+  markSelected(study, view);
 }
 
 function filterChanged() {
   compute();
   if (!found.rows.includes(view.selected)) view.selected = favourite();
-  frontSection();
-  layersSection();
-  searchSection();
-  proxySection();
+  inTurn([frontSection, searchSection, heatSection, typesSection, proxySection]);
 }
 
 // -- parts of the page ------------------------------------------------------------------------------------------------
@@ -90,8 +109,9 @@ function frame(first) {
   show("objectives", arrows.join(", "));
   show("pattern", study.build.join("ID"));
   if (first) {
-    show("heat-value", ...Object.entries(study.share_names).map(([key, label]) => element("option", { value: key, selected: key === view.heat }, label)));
-    byId("heat-value").onchange = (event) => { view.heat = event.target.value; layersSection(); };
+    show("heat-value", ...Object.entries(study.cells).map(([key, label]) => element("option", { value: key, selected: key === view.heat }, label)));
+    byId("history-over").onchange = (event) => { view.over = event.target.value; searchSection(); };
+    byId("heat-value").onchange = (event) => { view.heat = event.target.value; heatSection(); };
   }
   show("made", `${study.made}. Store: ${study.store}. Fidelity: ${study.fidelity}.`);
   document.querySelector("main").hidden = false;
@@ -193,24 +213,47 @@ function mark(fill, shape) {
   return made;
 }
 
-function layersSection() {
-  const rows = spread(found.front.filter((row) => row !== study.denseRow), MOST_COLUMNS);
+// The networks whose layers are shown side by side.
+function columns() {
+  return spread(found.front.filter((row) => row !== study.denseRow), MOST_COLUMNS);
+}
+
+function heatSection() {
+  const rows = columns();
   const all = found.front.filter((row) => row !== study.denseRow).length;
-  byId("layers").classList.toggle("empty", !rows.length);
-  const note = rows.length < all ? ` ${whole(rows.length)} of the ${whole(all)} networks are shown, evenly spread.` : "";
-  show("layers-note", rows.length ? `Grey cells are layers that stay dense.${note}` : "There is no network on the front but the dense one.");
-  for (const id of ["heat-chart", "types-chart", "types-legend"]) byId(id).hidden = !rows.length;
+  const note = rows.length < all ? `${whole(rows.length)} of the ${whole(all)} networks are shown, evenly spread.` : "";
+  show("layers-note", rows.length ? note : "There is no network on the front but the dense one.");
+  byId("heat-chart").hidden = !rows.length;
   if (!rows.length) return;
   const figure = heatFigure(study, view, rows);
   byId("heat-chart").style.height = `${figure.layout.height}px`;
   draw("heat-chart", figure, select);
+}
+
+function typesSection() {
+  const rows = columns();
+  for (const id of ["types-chart", "types-legend"]) byId(id).hidden = !rows.length;
+  if (!rows.length) return;
   show("types-legend", ...[...typeColours(study, rows)].map(([type, fill]) => element("span", { class: "key" }, mark(fill, "square"), type)));
   draw("types-chart", typesFigure(study, view, rows), select);
 }
 
 function searchSection() {
-  show("search-lead", "Who proposed the networks, and whose are on the front above.");
+  const { history } = study;
+  const seed = history.seeds > 1 ? ` Evaluations are those with seed ${history.seed}.` : "";
+  show("search-lead", `The hypervolume is the share that all networks so far dominate of the box between no cost at no loss and the dense network. Every point is a network that added to it, in the colour of who proposed it.${seed}`);
   originTable(study, found.front);
+  const known = history.hypervolume.some((volume) => volume !== null);
+  for (const id of ["history-chart", "history-legend", "history-controls"]) byId(id).hidden = !known;
+  if (!known) return;
+  const finders = study.families.map((name, at) => ({ name, at, gain: gainOf(study, at) })).filter((finder) => finder.gain > 0);
+  show("history-legend", ...finders.toSorted((a, b) => b.gain - a.gain).map((finder) => element("span", { class: "key" }, mark(familyColour(finder.at), ""), middle(finder.name, 40))));
+  draw("history-chart", historyFigure(study, view), select);
+}
+
+// What those of a family added to the hypervolume.
+function gainOf(study, family) {
+  return study.history.gain.reduce((sum, gain, at) => sum + (study.history.family[at] === family ? gain ?? 0 : 0), 0);
 }
 
 function proxySection() {
