@@ -215,8 +215,8 @@ def dashboard(
     from ranksearch.cli.report import build_command
 
     served.check(host, token)
-    study = _open(asked, store, session=_session(), stored=True)
-    build = build_command(study, _command(asked, store), fidelity)
+    study = opened(asked, store, session=session_of(), stored=True)
+    build = build_command(study, command_line(asked, store), fidelity)
     served.serve(study, host=host, port=port, token=token, trials=trials, proxies=proxies, fidelity=fidelity, build=build)
 
 
