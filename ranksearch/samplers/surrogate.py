@@ -19,7 +19,7 @@ from ranksearch.results.pareto import non_dominated
 from ranksearch.samplers.problem import Problem
 from ranksearch.samplers.sampler import Sampler
 from ranksearch.space.table import Table
-from ranksearch.surrogate import Curves, LossModel, Observations, additive_process, curves, fit
+from ranksearch.surrogate import Curves, LossModel, Observations, curves, fit, least_of_draws
 
 REMEMBERED = 400  # observations that models are fitted to: the front and the latest
 POINTS = 24  # of every solved front
@@ -146,12 +146,7 @@ class Surrogate(Sampler):
         indices, values = self._remembered()
         if len(indices) < RANDOM or self._rng.random() < 0.1:
             return self._rng.integers(0, np.array(self.shape))
-        weights = self._rng.dirichlet(np.ones(self.n_objectives))
-        total = [np.zeros(n) for n in self.shape]
-        for number, weight in enumerate(weights):
-            drawn = additive_process(self.shape, indices, values[:, number]).draw(self._rng)
-            total = [t + weight * d for t, d in zip(total, drawn, strict=True)]
-        return np.array([int(t.argmin()) for t in total], dtype=np.int64)
+        return least_of_draws(self.shape, indices, values, self._rng)
 
     def _neighbour(self) -> np.ndarray:
         """Something of the front with few options changed; something random where nothing is known."""

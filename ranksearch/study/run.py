@@ -88,7 +88,7 @@ def run(
             return
     space = study.profile(tell)
     starts = free_proxies() if kinds is None else _made(study, kinds)
-    portfolio = _portfolio(study) if kinds is None else None
+    portfolio = portfolio_of(study) if kinds is None else None
     limits = upper_limits(space, conditions)
     wanted = queue.starts(study, limits)
     evaluating = study.covering(*(start.candidate.configuration for start in wanted))
@@ -122,7 +122,7 @@ def _screening(study: Study, screening: Screening, conditions: Sequence[Conditio
     )  # fmt: skip
 
 
-def _portfolio(study: Study) -> Portfolio | None:
+def portfolio_of(study: Study) -> Portfolio | None:
     """Every published rule, measured as `compress` measures; None where the task has no calibration batch."""
     batches = list(study.task.labelled(BATCHES))
     if not batches:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ranksearch.surrogate.additive import AdditiveProcess, additive_process
+from ranksearch.surrogate.additive import AdditiveProcess, additive_process, least_of_draws
 from ranksearch.surrogate.curves import Curves, curves
 from ranksearch.surrogate.model import LossModel, Observations, fit
 
-__all__ = ["AdditiveProcess", "Curves", "LossModel", "Observations", "additive_process", "curves", "fit"]
+__all__ = ["AdditiveProcess", "Curves", "LossModel", "Observations", "additive_process", "curves", "fit", "least_of_draws"]

@@ -73,6 +73,24 @@ def additive_process(
     return AdditiveProcess(kernels, indices, scaled, best[2], best[1])
 
 
+def least_of_draws(
+    shape: Sequence[int], indices: np.ndarray, values: np.ndarray, random: np.random.Generator, *, ordered: Sequence[bool] | None = None
+) -> np.ndarray:
+    """The least of a randomly weighted sum of functions, one drawn for every objective: Thompson sampling of a front.
+
+    Args:
+        values: float64, shape: (n, n_objectives), minimised.
+
+    Returns:
+        option of every site, int64, shape: (n_sites,).
+    """
+    total = [np.zeros(n) for n in shape]
+    for number, weight in enumerate(random.dirichlet(np.ones(values.shape[1]))):
+        drawn = additive_process(shape, indices, values[:, number], ordered=ordered).draw(random)
+        total = [t + weight * d for t, d in zip(total, drawn, strict=True)]
+    return np.array([int(t.argmin()) for t in total], dtype=np.int64)
+
+
 def _kernel(options: int, in_order: bool) -> np.ndarray:
     if not in_order:
         return np.eye(options)
