@@ -79,10 +79,10 @@ def _soften(controller: Any) -> None:
     if known is None:  # another Ray
         return
 
-    def failed(task: Any, error: Exception) -> None:
-        if isinstance(error, RayError) and not isinstance(error, (RayActorError, RayTaskError)):
-            error = RayActorError(error_msg=f"{type(error).__name__}: {error}")
-        known(task, error)
+    def failed(tracked_actor_task: Any, exception: Exception) -> None:  # its callers name the arguments
+        if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
+            exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
+        known(tracked_actor_task=tracked_actor_task, exception=exception)
 
     manager._actor_task_failed = failed
 

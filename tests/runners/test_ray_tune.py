@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import signal
 import sys
@@ -190,6 +191,7 @@ def test_exceptions_of_the_caller_propagate_and_nothing_keeps_running(tmp_path: 
 
 def test_every_way_in_which_ray_ends_a_worker_is_that_trials_end() -> None:
     """Tune's controller ends the whole experiment at those that it does not know: memory, a lost machine."""
+    from ray.air.execution._internal.actor_manager import RayActorManager
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError
     from ray.tune.execution.tune_controller import TuneController
 
@@ -199,8 +201,8 @@ def test_every_way_in_which_ray_ends_a_worker_is_that_trials_end() -> None:
         def __init__(self) -> None:
             self.seen: list[Exception] = []
 
-        def _actor_task_failed(self, task: object, error: Exception) -> None:
-            self.seen.append(error)
+        def _actor_task_failed(self, tracked_actor_task: object, exception: Exception) -> None:
+            self.seen.append(exception)
 
     class Controller:
         _actor_manager = Manager()
@@ -209,11 +211,12 @@ def test_every_way_in_which_ray_ends_a_worker_is_that_trials_end() -> None:
     _soften(Controller())
     errors = [RayActorError(error_msg="as it is"), OutOfMemoryError("low on memory"), NodeDiedError("gone"), ValueError("bug")]
     for error in errors:
-        manager._actor_task_failed("task", error)
+        manager._actor_task_failed(tracked_actor_task="task", exception=error)  # as Tune does
     assert manager.seen[0] is errors[0] and manager.seen[3] is errors[3]
     for seen, error in zip(manager.seen[1:3], errors[1:3], strict=True):
         assert isinstance(error, RayError) and isinstance(seen, RayActorError) and str(seen) == f"{type(error).__name__}: {error}"
     assert "_actor_manager" in TuneController.__init__.__code__.co_names, "where Tune has it"
+    assert list(inspect.signature(RayActorManager._actor_task_failed).parameters) == ["self", "tracked_actor_task", "exception"]
     _soften(object())  # another Ray: as it is
 
 
