@@ -149,16 +149,16 @@ def test_what_goes_beyond_a_limit_is_an_outcome_and_its_worker_is_replaced(tmp_p
             file.write(f"{asked.origin} ")
         if asked.origin == "hangs":
             time.sleep(600)
-        kept = [bytearray(2**20) for _ in range(1024 if asked.origin == "swells" else 0)]
+        kept = [bytearray(2**20) for _ in range(800 if asked.origin == "swells" else 0)]
         time.sleep(30 if kept else 0)
         return Outcome(asked, "done")
 
-    origins = ["hangs", "fine", "swells", "hangs", "fine"]
-    outcomes = run(measure, [request(k, origin) for k, origin in enumerate(origins)], time_limit=3.0, memory_limit=2**30, retries=3)
+    origins = ["hangs", "fine", "swells", "fine"]
+    outcomes = run(measure, [request(k, origin) for k, origin in enumerate(origins)], time_limit=12.0, memory_limit=2**29, retries=3)
     found = {outcome.request.seed: outcome for outcome in outcomes}
-    assert [found[k].error_kind for k in range(5)] == ["limit", None, "limit", "limit", None] and len(outcomes) == 5
-    assert str(found[0].error) == "the evaluation was ended: it took longer than its limit of 3 seconds" and found[0].seconds >= 3
-    assert "more than its limit of 1 GiB" in str(found[2].error)
+    assert [found[k].error_kind for k in range(4)] == ["limit", None, "limit", None] and len(outcomes) == 4
+    assert str(found[0].error) == "the evaluation was ended: it took longer than its limit of 12 seconds" and found[0].seconds >= 12
+    assert "more than its limit of 0.5 GiB" in str(found[2].error)
     assert Counter((tmp_path / "starts").read_text().split()) == Counter(origins), "none is tried again"
 
 
@@ -266,7 +266,8 @@ def test_the_cluster_of_an_address_is_joined_and_goes_on(tmp_path: Path, tempora
 
 
 SCRIPT = """
-import os, signal, sys, time
+import os, signal, sys, tempfile, time
+tempfile.tempdir = None  # what it is forked from has asked for it already, in another environment
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.runners import RayTuneRunner
 from ranksearch.space import Configuration
