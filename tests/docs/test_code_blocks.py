@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,16 @@ def supernet(names: dict[str, Any], folder: Path) -> None:
     names |= {"space": names["study"].space, "spectra": names["study"].spectra}
 
 
+def surrogate(names: dict[str, Any], folder: Path) -> None:
+    from ranksearch.allocators import Additive, Problem
+    from ranksearch.proxies import Energy
+
+    space, random = names["study"].space, np.random.default_rng(0)
+    indices = random.integers(0, space.shape, size=(12, len(space.shape)))
+    names |= {"space": space, "Energy": Energy, "Additive": Additive, "Problem": Problem, "indices": indices, "others": indices[:3]}
+    names |= {"losses": 1 + random.random(12), "dense_loss": 1.0, "random": random}
+
+
 def training_methods(names: dict[str, Any], folder: Path) -> None:
     from ranksearch.supernet import RankSupernet
 
@@ -99,7 +110,7 @@ def training_methods(names: dict[str, Any], folder: Path) -> None:
 
 
 PRELUDES: dict[str, Callable[[dict[str, Any], Path], None]] = {
-    function.__name__: function for function in (analysis, architecture, export, how_to, language_models, supernet, training_methods)
+    function.__name__: function for function in (analysis, architecture, export, how_to, language_models, supernet, surrogate, training_methods)
 }
 
 
