@@ -109,9 +109,8 @@ def training_methods(names: dict[str, Any], folder: Path) -> None:
     names["optimizer"] = torch.optim.SGD(names["supernet"].parameters(), lr=0.01)
 
 
-PRELUDES: dict[str, Callable[[dict[str, Any], Path], None]] = {
-    function.__name__: function for function in (analysis, architecture, export, how_to, language_models, supernet, surrogate, training_methods)
-}
+_ALL = (analysis, architecture, export, how_to, language_models, supernet, surrogate, training_methods)
+PRELUDES: dict[str, Callable[[dict[str, Any], Path], None]] = {function.__name__: function for function in _ALL}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
