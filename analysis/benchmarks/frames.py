@@ -4,7 +4,8 @@
 
 A study of ``--sites`` layers is made up, with ``--evaluations`` evaluations in a SQLite store: random configurations, metrics and costs.
 Measured is what a user calls, ``front()``, ``evaluations()``, ``layers()``, ``history()``, each reading the store anew: seconds of wall
-clock (median) and of processor time (least), the size of the frame, and what the process grew by, each in a process of its own.
+clock (median) and of processor time (least), the size of the frame, and what making it added to the memory of
+the process at its peak (Linux).
 Baseline, in the same run: the first ``--optuna`` of these evaluations as trials of Optuna (`Study.to_optuna`) in SQLite, read anew by
 ``load_study(...).trials_dataframe()``, which says what evaluations and layers say, and ``best_trials``; and ours of as many.
 """
@@ -14,10 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def _part(ladder: Any, index: int) -> str:
 
 def measured(make: Callable[[], Any], repeats: int) -> dict[str, Any]:
     """Median wall clock, least processor time, size of the result, growth of the process."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_mb(restart=True)
     walls, processor, size = [], [], 0
     for _ in range(repeats):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -91,11 +91,18 @@ def measured(make: Callable[[], Any], repeats: int) -> dict[str, Any]:
         processor.append(time.process_time() - cpu)
         size = int(made.memory_usage(deep=True).sum()) if hasattr(made, "memory_usage") else 0
         del made
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {
         "seconds": round(float(np.median(walls)), 3), "processor_seconds": round(min(processor), 3), "frame_mb": round(size / 1e6, 1),
-        "peak_growth_mb": round(grown / 1e3, 1),
+        "peak_growth_mb": round(_peak_mb() - before, 1),
     }  # fmt: skip
+
+
+def _peak_mb(*, restart: bool = False) -> float:
+    """The largest resident size of this process (Linux), since it was last restarted."""
+    if restart:
+        Path("/proc/self/clear_refs").write_text("5")
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return float(line.split()[1]) / 1e3
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -105,7 +112,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def ours(sites: int, store: Path, name: str, repeats: int) -> dict[str, Any]:
+def ours(sites: int, store: Path, names: Sequence[str], repeats: int) -> dict[str, dict[str, Any]]:
     study = study_of(sites, store)
     results = study.results
     calls = {
@@ -114,7 +121,7 @@ def ours(sites: int, store: Path, name: str, repeats: int) -> dict[str, Any]:
     }  # fmt: skip
     _ = study.space  # profiled once per process, as after a search
     study.open_store(write=False).close()
-    return measured(calls[name], repeats)
+    return {name: measured(calls[name], repeats) for name in names}
 
 
 def optunas(sites: int, store: Path, repeats: int) -> dict[str, Any]:
@@ -143,9 +150,9 @@ def main() -> None:
         large, small = Path(name) / "large.db", Path(name) / "small.db"
         for path, count in ((large, given.evaluations), (small, given.optuna)):
             fill(study_of(given.sites, path), count, given.seed)
-        names = ("front", "evaluations", "layers", "layers_of_front", "history")
-        found = {call: apart(ours, given.sites, large, call, given.repeats) for call in names}
-        few = {call: apart(ours, given.sites, small, call, given.repeats) for call in ("front", "evaluations", "layers")}
+        found = apart(ours, given.sites, large, ("front", "evaluations", "history"), given.repeats)
+        found |= apart(ours, given.sites, large, ("layers_of_front", "layers"), given.repeats)  # the peak of the largest is its own
+        few = apart(ours, given.sites, small, ("front", "evaluations", "layers"), given.repeats)
         theirs = apart(optunas, given.sites, small, given.repeats)
     frames = few["evaluations"]["processor_seconds"] + few["layers"]["processor_seconds"]
     print(json.dumps({

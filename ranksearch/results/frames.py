@@ -47,6 +47,8 @@ FACTS = (
 """What `evaluations` needs of a store."""
 VALUES = ("configuration_id", "status", "metrics", "params", "macs", "costs")
 """What says which rows are on a front."""
+COSTED = ("configuration_id", "fidelity", "seed", "status", "params", "macs", "costs")
+"""What `ranksearch.results.layers.layers` needs of a store."""
 MEASURED = ("configuration_id", "fidelity", "seed", "status", "metrics", "params", "macs", "costs", "seconds", "origin")
 """What `front` needs of a store."""
 _STORED = ("params", "macs")  # costs that have columns of their own in a store
@@ -75,7 +77,7 @@ def evaluations(
     """
     names = check_metrics(metrics, baseline)
     try:
-        return _evaluations(facts, baseline, names)
+        return _evaluations(facts, baseline, names if "metrics" in facts else [])
     except (ValueError, TypeError, OverflowError) as error:
         raise Damaged(f"the store holds a row that ranksearch did not write: {error}; restore a copy, or use another --store") from error
 
@@ -92,8 +94,8 @@ def _evaluations(facts: Mapping[str, Sequence[Any]], baseline: Mapping[str, int 
     if "seconds" in facts:
         found["seconds"] = np.array(facts["seconds"], dtype=np.float64)
     found |= _costs(facts, baseline)
-    texts = facts["metrics"]
-    if not done.all():
+    texts = facts.get("metrics", ())
+    if names and not done.all():
         texts = [text if finished else None for text, finished in zip(texts, done.tolist(), strict=True)]
     found |= numbers(texts, dict.fromkeys(names, False))
     dense = (np.array(facts["configuration_id"], dtype=object) == DENSE_ID) & done

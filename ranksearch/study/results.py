@@ -121,12 +121,12 @@ class Results:
         study = self.study
         with study.open_store(write=False) as store:
             key = None if fidelity is None else self._fidelity(fidelity, store.fidelities()).key
-            frame: Any = self._frame(store, frames.MEASURED, key)
+            frame: Any = self._frame(store, frames.COSTED, key)
             named = None if ids is None else list(ids)
             try:
                 chosen = options.choices(study, store, named)
             except frames.Damaged:
-                frame = self._frame(store, frames.MEASURED, key, whole=True)
+                frame = self._frame(store, frames.COSTED, key, whole=True)
                 chosen = options.choices(study, store, frame["id"].tolist())
         frame = frame[frame["id"].isin(chosen.ids if named is None else named).to_numpy()]
         return layers(frame, chosen, options.table(study, chosen, errors=errors))
