@@ -92,8 +92,9 @@ class _Reader:
         meaning = np.array([known[part] if part in known else self._number(part) for part in distinct], dtype=np.int64)
         rows = np.repeat(np.arange(len(texts)), np.diff(parts.offsets.to_numpy()))
         numbers = meaning[encoded.indices.to_numpy()] if len(rows) else np.zeros(0, dtype=np.int64)
-        odd = np.unique(rows[numbers == -2])
-        if len(odd):  # texts that are not canonical, and names that look like the end of a choice
+        cut = [row for row, text in enumerate(texts) if text != "{}" and not (text.startswith('{"') and text.endswith("]]}"))]
+        odd = np.unique(np.concatenate([rows[numbers == -2], np.array(cut, dtype=np.int64)]))
+        if len(odd):  # texts that are not canonical, or damaged, and names that look like the end of a choice
             kept = ~np.isin(rows, odd)
             again = [(row, [self._option(*choice) for choice in _parsed(texts[int(row)])]) for row in odd]
             more = np.concatenate([np.full(len(options), row, dtype=np.int64) for row, options in again])

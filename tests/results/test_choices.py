@@ -50,8 +50,10 @@ def test_json_that_is_not_canonical_is_read_too() -> None:
     text = json.dumps({"a": ["svd", [1]], "b": ["tucker2", [2, 3]]})
     assert factorized(text) == 2 and factorized("{ }") == 0
     assert decoded(read([(["x"], [text])], {}), "x") == {"a": ("svd", (1,)), "b": ("tucker2", (2, 3))}
-    with pytest.raises(StoreError, match="not the JSON of a configuration"):
-        read([(["x"], ['{"a":3}'])], {})
+    whole = '{"a":["svd",[12]],"b":["svd",[3]]}'
+    for damaged in ('{"a":3}', "", "{", *(whole[:end] for end in range(len(whole))), whole[1:]):
+        with pytest.raises(StoreError, match="not the JSON of a configuration"):
+            read([(["x", "y"], [whole, damaged])], {})
 
 
 def test_nothing_to_read() -> None:
