@@ -185,7 +185,8 @@ def compress(
         refits: rounds in which the model of the loss is fitted and solved, eight networks measured in each; 0: none. Default: three beside
             the whole portfolio, none where ``rules`` are named.
         polished: so many measured exchanges from the best answer on (`ranksearch.search.local_search.polish`), each one forward pass over
-            ``reconstruction`` batches, four where that is 0; 0: none. What they find counts only where it is better on the held-out batches.
+            ``reconstruction`` batches, four where that is 0; 0: none. What they find counts only where it is better on the held-out
+            batches.
         costs: what networks are counted by.
         on_event: called with progress.
         budgets: upper bounds by the names of costs, such as ``macs=0.5``: up to 1 a share of the dense network's, above it an amount.
