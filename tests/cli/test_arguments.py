@@ -53,7 +53,7 @@ def test_a_study_shows_its_options_in_a_group_of_their_own(study, capsys):
         (["front", "{study}", "--zzz"], "no such option --zzz; see ranksearch front {study} --help"),
         (["search", "{study}", "--noise", "much"], "'much' is not a valid float"),
         (["search", "{study}", "--trials", "0"], "0 is not in the range x>=1"),
-        (["search", "{study}", "--sampler", "nsga3"], "'nsga3' is not one of"),
+        (["search", "{study}", "--sampler", "nsga9"], "'nsga9' is not one of"),
         (["search", "{study}", "--proxy", "energie"], "'energie' is not one of"),
         (["search", "{study}", "--allocator", "greediest"], "'greediest' is not one of"),
         (["serch", "{study}"], "no such command 'serch'; did you mean 'search'?"),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from ranksearch.cli import main as cli
 from ranksearch.networks import export
 from ranksearch.proxies import PROXIES
+from ranksearch.samplers import SAMPLERS
 from ranksearch.studyfile import load
 
 
@@ -70,7 +71,7 @@ def test_samplers_proxies_and_allocators_by_name(study, tmp_path, capsys):
     assert {origin.split(":")[0] for origin in origins} <= {"dense", "minimax", "additive", "random"}
     assert cli.main(["search", study, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "[nsga2|tpe|random]" in shown and "operator_norm" in shown and "minimax" in shown
+    assert f"[{'|'.join(sampler.name for sampler in SAMPLERS)}]" in shown and "operator_norm" in shown and "minimax" in shown
 
 
 def test_front_takes_the_options_from_the_store(searched, capsys):
