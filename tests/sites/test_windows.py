@@ -59,10 +59,11 @@ def test_a_network_of_both_is_built_fitted_and_written(tmp_path: Path) -> None:
     sites = find_sites(model, x)
     assert [site.kind for site in sites] == ["conv3d", "conv_transpose2d"] and sites.skipped == ()
     configuration = Configuration({"time": ("svd", (3,)), "up": ("svd", (2,))})
-    built = build(Spectra(model, sites), configuration).eval()
+    spectra = Spectra(model, sites)
+    built = build(spectra, configuration).eval()
     with torch.no_grad():
         before = float((built(x) - model(x)).square().mean())
-        reconstruct(built, model, [x], held_out=0)
+        reconstruct(built, spectra, configuration, [x], held_out=0)
         assert float((built(x) - model(x)).square().mean()) < 0.9 * before
     manifest = {"configuration": {site: [name, list(rank)] for site, name, rank in configuration.choices}}
     folder = export.save(built, tmp_path / "net", manifest=manifest, example=x)
