@@ -28,7 +28,7 @@ from ranksearch.results.conditions import Condition
 from ranksearch.results.pareto import relative_hypervolume
 from ranksearch.runners import Runner
 from ranksearch.runners import Wait as Waiting
-from ranksearch.samplers import SAMPLERS, Sampler
+from ranksearch.samplers import SAMPLERS, Sampler, Surrogate
 from ranksearch.search.portfolio import Portfolio, cheap_front
 from ranksearch.search.run import AFFORDED, Objectives, SearchRun, upper_limits
 from ranksearch.sites import Amount
@@ -39,6 +39,7 @@ from ranksearch.study.run import portfolio_of
 from ranksearch.studyfile import load
 
 BY_NAME: dict[str, Sampler] = {sampler.name: sampler for sampler in SAMPLERS}
+BY_NAME |= {f"surrogate, {share:g} starts": Surrogate(start_share=share) for share in (0.0, 0.1, 0.25, 0.5)}
 
 
 class Kept:

@@ -29,6 +29,7 @@ class Sampler(ABC):
 
     name: ClassVar[str]
     refusals: ClassVar[int] = 64  # candidates refused in a row before one is made admissible
+    start_share: float = 0.5  # of the trials that starts may take, before the sampler is asked
     shape: tuple[int, ...] = ()  # options per site, once started
     n_objectives: int = 0
     problem: Problem | None = None
@@ -68,6 +69,10 @@ class Sampler(ABC):
 
     def _begin(self, seed: int) -> None:  # noqa: B027 - nothing to set up in most
         """Set up what the search of a space needs; ``shape`` and ``n_objectives`` are known."""
+
+    def starts(self, trials: int) -> int:
+        """How many of so many trials may be starts, before the sampler is asked."""
+        return int(trials * self.start_share)
 
     def propose(self) -> np.ndarray:
         """The next vector to measure, always admissible; int64, shape: (n_sites,). Duplicates are possible.

@@ -42,15 +42,17 @@ class Surrogate(Sampler):
     Args:
         draws: models drawn for the expectation.
         fronts: models whose fronts are solved, the most likely one among them.
+        start_share: of the trials that starts may take before the sampler is asked.
 
     Raises:
-        InvalidArgument: one of them below 1.
+        InvalidArgument: ``draws`` or ``fronts`` below 1, or ``start_share`` not between 0 and 1.
     """
 
     name = "surrogate"
 
-    def __init__(self, *, draws: int = 16, fronts: int = 4) -> None:
+    def __init__(self, *, draws: int = 16, fronts: int = 8, start_share: float = 0.25) -> None:
         self.draws, self.fronts = checks.whole("draws", draws, least=1), checks.whole("fronts", fronts, least=1)
+        self.start_share = checks.fraction("start_share", start_share, hint="a share of the trials")
 
     def _begin(self, seed: int) -> None:
         self._observed: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # indices and values

@@ -24,8 +24,8 @@ IN_A_ROW = 5  # failures by code or the machine, one after the other, that end t
 class SearchLoop:
     """What is evaluated next, until ``trials`` evaluations are known.
 
-    The dense network comes first, then ``again`` and ``wanted``, then starts, at most half of ``trials`` of them, so that the sampler
-    learns from them and has the other half. Nothing that is known or in flight is requested again.
+    The dense network comes first, then ``again`` and ``wanted``, then starts, as many of ``trials`` as the sampler lets them have
+    (`Sampler.starts`), so that it learns from them and has the others. Nothing that is known or in flight is requested again.
 
     Without the dense network there is nothing to compare with: when it fails, the search ends. Until it is known, failures of others
     are held back, since they may have the same cause, which is none of theirs. `IN_A_ROW` failures of code or of the machine, with
@@ -68,7 +68,7 @@ class SearchLoop:
         self._in_flight: dict[str, Candidate] = {}
         self._held: list[Outcome] = []  # failures that came before the dense network's outcome
         self._in_a_row = 0  # failures since the last success, but for configurations' own
-        self._queue = chain([Start(space.candidate(space.dense), "dense")], again, wanted, islice(starts, trials // 2))
+        self._queue = chain([Start(space.candidate(space.dense), "dense")], again, wanted, islice(starts, sampler.starts(trials)))
         self._rng = np.random.default_rng(seed)
         self._hear(known)
 

@@ -176,9 +176,9 @@ class SearchRun:
         return stored
 
     def _measured(self, tell: Callable[[SearchEvent], None], trials: int, known: int) -> list[tuple[Start, float]]:
-        """The portfolio with what each loses; nothing without one, or where half of the trials are known, since starts are the other
-        half at most."""
-        if self.portfolio is None or known > trials // 2:
+        """The portfolio with what each loses; nothing without one, or where as many are known as the sampler lets
+        starts have."""
+        if self.portfolio is None or known > self.sampler.starts(trials):
             return []
         most = AFFORDED * trials
         return self.portfolio.measured(self.space, self.proxies, self.limits, allocator=self.allocator, most=most, tell=tell)
@@ -188,7 +188,7 @@ class SearchRun:
         if self.portfolio is None:
             return optima(self.space, self.proxies, self.limits, allocator=self.allocator)
         costs = [name for name in self.space.costs if name in self.objectives.names or name in self.limits]
-        return cheap_front(measured, costs or [self.space.leading_cost], trials // 2)
+        return cheap_front(measured, costs or [self.space.leading_cost], self.sampler.starts(trials))
 
     def _started(self, measured: Sequence[tuple[Start, float]]) -> Sampler:
         """The sampler, told of the space and of what was measured without training."""

@@ -100,7 +100,7 @@ def run(
     with study.open_store(write=True) as store:
         if screened is not None:
             screened.run(store, runner, tell)
-        first = [] if screened is None else screened.best(store, space, trials // 2)
+        first = [] if screened is None else screened.best(store, space, search.sampler.starts(trials))
         search.run(store, runner, tell, wanted=wanted, first=first)
 
 
