@@ -9,11 +9,13 @@ import os
 import re
 import socket
 import sqlite3
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -156,8 +158,11 @@ class Place:
                 raise StoreError(missing)
             return
         try:
-            with open(self.path, "rb") as file:
-                header = file.read(100)
+            with _Connection.guard:
+                if _Connection.reads(self.path):  # it was looked at before; see `_Connection`
+                    return
+                with open(self.path, "rb") as file:
+                    header = file.read(100)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreError(missing) from error
         except IsADirectoryError as error:
@@ -223,9 +228,44 @@ def _remove(database: Path) -> None:
         Path(f"{database}{suffix}").unlink(missing_ok=True)
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that this process knows of while it is open. As long as there is one, nobody here may open and close the file
+    otherwise: that would drop the locks of all connections (POSIX drops a process's locks on a file when it closes it once), and another
+    process that then closes the database takes itself for the last one and removes the log from under them, with what is added later."""
+
+    guard = threading.Lock()
+    _open: ClassVar[Counter[tuple[int, int]]] = Counter()
+    _file: tuple[int, int] | None = None
+
+    @classmethod
+    def to(cls, path: Path, mode: str) -> Self:
+        with cls.guard:
+            made = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=30.0, check_same_thread=False, factory=cls)
+            made._file = _identity(path)
+            cls._open[made._file] += 1
+        return made
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Whether this process has a connection to the file."""
+        return cls._open[_identity(path)] > 0
+
+    def close(self) -> None:
+        super().close()
+        with self.guard:
+            if self._file is not None:
+                self._open[self._file] -= 1
+                self._file = None
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
 def _sqlite(path: Path, mode: str, *, query_only: bool) -> sa.Engine:
     def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=30.0, check_same_thread=False)
+        connection = _Connection.to(path, mode)
         connection.execute("PRAGMA foreign_keys = ON")
         # FULL: a commit is on disk, not only in the kernel; an evaluation costs far more than an fsync
         connection.execute("PRAGMA synchronous = FULL")

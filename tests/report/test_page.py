@@ -165,6 +165,9 @@ def test_dark_print_and_phone(hostile: str, opened: Open) -> None:
     until(page, f"{tick} !== '{text}'")
     assert page.evaluate(ground) != dark, "paper is light"
     assert not page.is_visible("#filters") and page.is_visible("#pattern")
+    until(page, "document.querySelector('main').ariaBusy === 'false'")
+    sizes = "[...document.querySelectorAll('.chart:not([hidden])')].map((e) => [e.querySelector('.main-svg').clientHeight, e.clientHeight])"
+    assert all(0 < drawn <= place + 1 for drawn, place in page.evaluate(sizes)), "no figure covers what stands below it"
     page.emulate_media(media="screen")
 
 

@@ -187,3 +187,19 @@ def test_killed_while_creating(path: Path, attempt: int) -> None:
     with Store.open(path, **STUDY) as store:  # whatever is left, a whole store comes of it
         assert store.add(record()) and store.count() == 1
     assert {p.name for p in path.parent.iterdir()} <= {"x.db", ".x.db.draft"}
+
+
+def test_a_writer_that_looks_at_its_own_store_keeps_it(filled: Path) -> None:
+    """Whoever opens and closes the file beside SQLite drops the locks of its own connections; another reader that closes the database then
+    takes itself for the last one, and removes the log that the writer goes on writing to."""
+    code = "with Store.open(sys.argv[1], create=False) as store: print(store.count())"
+    with Store.open(filled, **STUDY) as store:
+        assert store.add(record(8))
+        with Store.open(filled, create=False) as own:
+            assert own.count() == 4
+        assert child(code, filled).communicate(timeout=60)[0] == "4\n"
+        assert Path(f"{filled}-wal").exists()
+        assert store.add(record(9))
+        assert child(code, filled).communicate(timeout=60)[0] == "5\n", "what is added is seen by others"
+    with Store.open(filled, create=False) as store:
+        assert store.count() == 5

@@ -4,6 +4,7 @@
 const PALETTE = ["#3f78bf", "#cf7f35", "#4b9a6a", "#a8629c", "#98912e", "#b5544d", "#4a9fae", "#8c6d4f", "#6f6ab8", "#c77b9b"];
 const MOST_POINTS = 2500; // beyond, points that would lie on one another are drawn once
 const DENSE = 1.4; // in the map of layers, where shares end at 1
+const PAPER = 680; // pixels that a sheet is wide between its margins
 const MOST_COLUMNS = 120; // networks side by side
 
 function colours() {
@@ -40,7 +41,7 @@ function layout(colour, more) {
 function draw(id, figure, onRow) {
   const place = byId(id);
   const printing = window.matchMedia("print").matches;
-  const size = printing ? { width: 680, autosize: false } : { autosize: true };
+  const size = printing ? { width: PAPER, height: figure.layout.height ?? place.clientHeight, autosize: false } : { autosize: true };
   const config = { displayModeBar: false, responsive: !printing, showTips: false, doubleClick: "reset+autosize" };
   const before = place.on;
   Plotly.react(place, figure.traces, { ...figure.layout, ...size }, config);
@@ -200,13 +201,10 @@ function heatFigure(study, view, rows) {
       type: "heatmap", meta: rows, hoverinfo: "text", hovertext: text, xgap: rows.length > 60 ? 0 : 1, ygap: 1,
       z: chosen.map((line) => line.map((option) => (option ? part(option) : DENSE))), zmin: 0, zmax: DENSE,
       colorscale: [[0, colour.faint], [1 / DENSE, colour.accent], [1 / DENSE, colour.cloud], [1, colour.cloud]],
-      colorbar: {
-        orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom", len: 250, lenmode: "pixels", thickness: 8, outlinewidth: 0,
-        tickvals: [0, 0.5, 1, (1 + DENSE) / 2], ticktext: ["0", "50 %", "100 %", "dense"], tickfont: { size: 11, color: colour.muted }, ypad: 4, xpad: 14,
-      },
+      showscale: false,
     }],
     layout: layout(colour, {
-      height: Math.round(100 + study.sites.length * Math.max(20 / step, 9)), margin: { l: 60, r: 14, t: 42, b: 40 },
+      height: Math.round(64 + study.sites.length * Math.max(20 / step, 9)), margin: { l: 60, r: 14, t: 6, b: 40 },
       xaxis: columnsAxis(study, rows, view.x, colour), shapes: selectedColumn(view, rows, colour),
       yaxis: axis(colour, "", {
         autorange: "reversed", tickvals: ticks, ticktext: ticks.map((i) => plain(middle(study.sites[i], narrow() ? 14 : 34))), showgrid: false,

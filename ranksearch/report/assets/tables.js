@@ -111,7 +111,7 @@ function originTable(study, front) {
   const total = rows.reduce((sum, row) => sum + row.gain, 0);
   const lines = rows.toSorted((a, b) => b.gain - a.gain || b.all - a.all).map((row) => element("tr", {},
     element("td", { class: "text name", title: row.name }, row.name), cell(whole(row.all)), cell(whole(row.failed), row.failed ? null : "change"),
-    cell(whole(row.front)), cell(number(row.gain)), cell(percent(total ? row.gain / total : null, 0), "change")));
+    cell(whole(row.front)), cell(row.gain > 0 && row.gain < 5e-5 ? "< 0.0001" : number(row.gain)), cell(percent(total ? row.gain / total : null), "change")));
   show("origin-table", head(["rule or sampler", true], ["evaluations"], ["failed"], ["on the front"], ["hypervolume added"], ["of all"]), element("tbody", {}, ...lines));
 }
 

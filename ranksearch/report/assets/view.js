@@ -223,7 +223,7 @@ function heatSection() {
   const all = found.front.filter((row) => row !== study.denseRow).length;
   const note = rows.length < all ? `${whole(rows.length)} of the ${whole(all)} networks are shown, evenly spread.` : "";
   show("layers-note", rows.length ? note : "There is no network on the front but the dense one.");
-  byId("heat-chart").hidden = !rows.length;
+  for (const id of ["heat-chart", "heat-legend"]) byId(id).hidden = !rows.length;
   if (!rows.length) return;
   const figure = heatFigure(study, view, rows);
   byId("heat-chart").style.height = `${figure.layout.height}px`;
