@@ -13,13 +13,15 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import forked
 import pandas as pd
 import pytest
 from cli_cases import SEARCH, edited, error, run
 
-from ranksearch.cli import commands, output
 from ranksearch.cli import main as cli
+from ranksearch.cli import output
+from ranksearch.cli.opening import command_line
 from ranksearch.cli.tables import table
 from ranksearch.errors import StoreError
 
@@ -250,7 +252,8 @@ def test_nothing_prints_a_password(study, tmp_path, capsys):
     url = "postgresql+psycopg://me:s3cret@127.0.0.1:1/x"
     assert "me:***@127.0.0.1" in error(capsys, "front", study, "--data", str(tmp_path), "--store", url)
     asked = SimpleNamespace(file=SimpleNamespace(path=study, options=[]), given={}, space=SimpleNamespace(words=[]))
-    assert commands._command(asked, url)("front").endswith("--store 'postgresql+psycopg://me:***@127.0.0.1:1/x'")
+    with click.Context(click.Command("build")):
+        assert command_line(asked, url)("front").endswith("--store 'postgresql+psycopg://me:***@127.0.0.1:1/x'")
     cli._say(f"error: {url} \x1b[2J")
     assert capsys.readouterr().err == "error: postgresql+psycopg://me:***@127.0.0.1:1/x \\x1b[2J\n"
 

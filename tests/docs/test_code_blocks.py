@@ -67,6 +67,10 @@ def analysis(names: dict[str, Any], folder: Path) -> None:
     names["study"].run(6)
 
 
+def report(names: dict[str, Any], folder: Path) -> None:
+    names["study"].run(3)
+
+
 def language_models(names: dict[str, Any], folder: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="the page is about models of transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -109,7 +113,7 @@ def training_methods(names: dict[str, Any], folder: Path) -> None:
     names["optimizer"] = torch.optim.SGD(names["supernet"].parameters(), lr=0.01)
 
 
-_ALL = (analysis, architecture, export, how_to, language_models, supernet, surrogate, training_methods)
+_ALL = (analysis, architecture, export, how_to, language_models, report, supernet, surrogate, training_methods)
 PRELUDES: dict[str, Callable[[dict[str, Any], Path], None]] = {function.__name__: function for function in _ALL}
 
 

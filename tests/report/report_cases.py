@@ -66,15 +66,15 @@ def facts(rows: Sequence[Record], *, study: str = "made up", sites: Sequence[str
             assert store.add(row)
         columns, attempts = store.columns(frames.FACTS), store.columns(frames.FACTS, every_attempt=True)
         chosen = read(store.configurations(), {site: site for site in sites})
-    metrics = [*DIRECTIONS.items()]
-    evaluated = frames.evaluations(columns, BASELINE, metrics)
+    factorized = dict(zip(chosen.ids, (chosen.codes >= len(chosen.sites)).sum(axis=1).tolist(), strict=True))
+    columns["factorized"] = [factorized[id] for id in columns["configuration_id"]]
+    evaluated = frames.evaluations(columns, BASELINE, [*DIRECTIONS.items()])
     number = len(chosen.options)
     words = ["" if name == "dense" else f"r={rank[0]}" for _, name, rank in chosen.options]
     costs = {name: np.array([4 if kind == "dense" else 1 for _, kind, _ in chosen.options]) for name in BASELINE}
     table = OptionTable(costs, dict.fromkeys(BASELINE, np.full(number, 4)), np.full(number, 0.5), words)
-    factorized = dict(zip(chosen.ids, (chosen.codes >= len(chosen.sites)).sum(axis=1).tolist(), strict=True))
     directions = {name: DIRECTIONS.get(name, "min") for name in OBJECTIVES}
-    networks = frames.front(evaluated, directions, baseline=BASELINE, dominated=True, factorized=lambda ids: [factorized[id] for id in ids])
+    networks = frames.front(evaluated, directions, baseline=BASELINE, dominated=True)
     return Facts(
         study=study, store="/tmp/made.db", stored=len(rows), fidelity=FIDELITY, directions=DIRECTIONS, objectives=OBJECTIVES,
         costs=[CostName("params", "params", "params", 1000), CostName("macs", "MACs", "MACs", 10_000)], networks=networks,
