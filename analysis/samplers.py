@@ -45,9 +45,9 @@ BY_NAME |= {f"surrogate, {share:g} starts": Surrogate(start_share=share) for sha
 class Kept:
     """Evaluations and measurements without training in a file, by configuration."""
 
-    def __init__(self, path: Path, study: Study) -> None:
+    def __init__(self, path: Path, study: Study, trials: int) -> None:
         self.path, self.evaluator, self.seed, self.space = path, study.evaluator, study.seed, study.space
-        whole = portfolio_of(study)
+        whole = portfolio_of(study, trials)
         assert whole is not None
         self.portfolio = replace(whole, measure=lambda indices: self._cheap(whole, indices))
         self.known: dict[str, dict[str, float] | None] = json.loads(path.read_text()) if path.exists() else {}
@@ -152,7 +152,7 @@ def main() -> None:
     a = parser.parse_args()
     options = {name: _value(text) for name, _, text in (option.partition("=") for option in a.option)}
     study = load(a.study).create(options)
-    kept = Kept(a.keep, study)
+    kept = Kept(a.keep, study, a.trials)
     marks = sorted({max(1, a.trials // 8), a.trials // 4, a.trials // 3, a.trials // 2, 3 * a.trials // 4, a.trials})
     print("| sampler | " + " | ".join(f"{mark}" for mark in marks) + " | seconds a proposal |\n|" + " --- |" * (len(marks) + 2), flush=True)
     curves: dict[str, np.ndarray] = {}

@@ -24,7 +24,7 @@ from ranksearch.surrogate import Curves, LossModel, Observations, curves, fit, l
 REMEMBERED = 400  # observations that models are fitted to: the front and the latest
 POINTS = 24  # of every solved front
 FINALISTS = 32  # whose expected growth of the hypervolume is computed over all draws
-WITHIN, SECONDS = 4, 0.2  # optima within shares of limits, per front; and what HiGHS may take for each
+WITHIN, SECONDS = 12, 0.1  # optima within limits and shares of them, over all fronts; and what HiGHS may take for each
 FLOOR = 0.02  # of the 0.9 quantile of rises: smaller differences are taken for noise
 NEIGHBOURS = 64  # of the front that are tried, farther and farther away, where all that was solved is known
 RANDOM = 8  # observations before anything is modelled where only the number of options is known
@@ -135,7 +135,7 @@ class Surrogate(Sampler):
         parameters = [model.mean, *(model.draw(self._rng) for _ in range(self.fronts - 1))]
         found: dict[bytes, np.ndarray] = {}
         for drawn in parameters:
-            for candidate in _fronts(problem, model, drawn, self._rng):
+            for candidate in _fronts(problem, model, drawn, self._rng, limited=WITHIN // len(parameters)):
                 if candidate.tobytes() not in found and self._admissible(candidate):
                     found[candidate.tobytes()] = candidate
         drawn = [model.mean, *(model.draw(self._rng) for _ in range(self.draws))]
@@ -257,9 +257,11 @@ def _observations(problem: Problem, indices: np.ndarray, rises: np.ndarray) -> O
     )  # fmt: skip
 
 
-def _fronts(problem: Problem, model: LossModel, parameters: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
-    """Exact optima of a model: points of its convex front for every cost alone and one random mixture of them, and its optimum within
-    the limits."""
+def _fronts(
+    problem: Problem, model: LossModel, parameters: np.ndarray, random: np.random.Generator, *, limited: int
+) -> list[np.ndarray]:
+    """Exact optima of a model: points of its convex front for every cost alone and one random mixture of them, its optimum within the
+    limits, and up to ``limited`` in all within random shares of them."""
     space, table = problem.space, model.table(parameters)
     names = [name for name in space.costs if name in problem.objectives and space.baseline[name]] or [space.leading_cost]
     mixtures = [*np.eye(len(names)), *([random.dirichlet(np.ones(len(names)))] if len(names) > 1 else [])]
@@ -272,13 +274,13 @@ def _fronts(problem: Problem, model: LossModel, parameters: np.ndarray, random: 
         hull = lagrangian_hull(table.values, prices)
         levels = np.linspace(hull.costs[0], hull.costs[-1], POINTS) + random.uniform(0, (hull.costs[-1] - hull.costs[0]) / POINTS)
         found += [hull.indices(point) for point in np.unique(np.searchsorted(hull.costs, levels).clip(0, len(hull.costs) - 1))]
-    return found + _within(problem, table, random)
+    return found + _within(problem, table, random, limited)
 
 
-def _within(problem: Problem, table: Table, random: np.random.Generator) -> list[np.ndarray]:
+def _within(problem: Problem, table: Table, random: np.random.Generator, count: int) -> list[np.ndarray]:
     """The optimum of a table within the limits, and those within random shares of them; none without limits."""
     found: list[np.ndarray] = []
-    for share in (1.0, *random.uniform(0.3, 1.0, size=WITHIN)) if problem.limits else ():
+    for share in (1.0, *random.uniform(0.3, 1.0, size=max(count - 1, 0))) if problem.limits else ():
         budgets = {name: problem.space.budget(name, type(amount)(amount * share)) for name, amount in problem.limits.items()}
         try:
             found.append(Additive(seconds=SECONDS).allocate(Allocating(problem.space, table, budgets)).indices)

@@ -31,10 +31,13 @@ class Portfolio:
         rules: published ways of choosing types and ranks, beside the exact optima of proxies; they take relative errors.
         measure: loss of option indices without training, on a calibration batch, to be minimised; what raises or is not finite is no start,
             and neither is it an evaluation: the search will say of the dense network whether anything can be measured at all.
+        proxies: makes further proxies, whose optima are measured beside those that the search is given. They may measure networks: one that
+            raises has no say.
     """
 
     rules: Sequence[Allocator]
     measure: Callable[[np.ndarray], float]
+    proxies: Callable[[], Sequence[TableProxy]] = tuple
 
     def measured(
         self, space: SearchSpace, proxies: Sequence[TableProxy], limits: Mapping[str, Amount], *, allocator: Allocator | None = None,
@@ -46,9 +49,10 @@ class Portfolio:
         Args:
             most: how many are measured, proxies and rules taking turns; None: all.
         """
-        proxied = [optima(space, [proxy], limits, allocator=allocator) for proxy in proxies]
-        answers = [_answers(space, rule, limits) for rule in self.rules]
-        distinct = list(islice(_distinct(_turns([*proxied, *answers])), most))
+        parts = [optima(space, [proxy], limits, allocator=allocator) for proxy in proxies]
+        parts += [_unless(InvalidArgument, optima(space, [Frobenius()], limits, allocator=rule)) for rule in self.rules]
+        parts += [_unless(Exception, optima(space, [proxy], limits, allocator=allocator)) for proxy in self.proxies()]
+        distinct = list(islice(_distinct(_turns(parts)), most))
         tell(Stage(f"measuring {len(distinct)} answers of rules and proxies without training"))
         dense = self._loss(space.candidate(space.dense))
         return [(start, rise) for start in distinct if math.isfinite(rise := self._loss(start.candidate) - dense)]
@@ -71,11 +75,12 @@ def cheap_front(measured: Sequence[tuple[Start, float]], costs: Sequence[str], c
     return [measured[i][0] for i in spread_front(rows, count)]
 
 
-def _answers(space: SearchSpace, rule: Allocator, limits: Mapping[str, Amount]) -> Iterator[Start]:
-    """What a rule answers, as far as it takes the budgets."""
+def _unless(error: type[Exception], starts: Iterator[Start]) -> Iterator[Start]:
+    """The starts up to an error: a rule may take no such budgets, as STN, which bounds storage alone; a measured proxy may meet a network
+    that raises, of which the store will have the reason when it is evaluated."""
     try:
-        yield from optima(space, [Frobenius()], limits, allocator=rule)
-    except InvalidArgument:  # such as STN, which bounds storage alone
+        yield from starts
+    except error:
         return
 
 

@@ -12,7 +12,18 @@ from ranksearch.allocators import ALLOCATORS, EVBMF, Allocator
 from ranksearch.compression import judge
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Outcome, Request
-from ranksearch.proxies import PROXIES, CalibrationLoss, ProxyContext, TableProxy, free_proxies
+from ranksearch.proxies import (
+    PROXIES,
+    ActivationError,
+    Calibrated,
+    CalibrationLoss,
+    FisherError,
+    ProxyContext,
+    SingleSiteLoss,
+    TableProxy,
+    free_proxies,
+)
+from ranksearch.proxies.context import SAMPLE
 from ranksearch.results.conditions import BOUNDS, Condition
 from ranksearch.runners import RUNNERS, Runner
 from ranksearch.samplers import SAMPLERS, Sampler
@@ -26,6 +37,8 @@ if TYPE_CHECKING:
     from ranksearch.study.study import Study
 
 BATCHES = 2  # labelled batches for proxies that run networks
+PER_TRIAL, POINTS = 2, 6  # measurements that go into measured proxies; and of a single site at most
+OPTIONS_PER_TRIAL = 20  # that are put together for errors in other metrics than the space's
 T = TypeVar("T")
 
 
@@ -88,7 +101,7 @@ def run(
             return
     space = study.profile(tell)
     starts = free_proxies() if kinds is None else _made(study, kinds)
-    portfolio = portfolio_of(study) if kinds is None else None
+    portfolio = portfolio_of(study, trials) if kinds is None else None
     limits = upper_limits(space, conditions)
     wanted = queue.starts(study, limits)
     evaluating = study.covering(*(start.candidate.configuration for start in wanted))
@@ -122,14 +135,32 @@ def _screening(study: Study, screening: Screening, conditions: Sequence[Conditio
     )  # fmt: skip
 
 
-def portfolio_of(study: Study) -> Portfolio | None:
-    """Every published rule, measured as `compress` measures; None where the task has no calibration batch."""
+def portfolio_of(study: Study, trials: int) -> Portfolio | None:
+    """Every published rule, and the proxies that so many trials can afford, measured as `compress` measures; None where the task has no
+    calibration batch."""
     batches = list(study.task.labelled(BATCHES))
     if not batches:
         return None
     seen = judge(study.model, study.task, batches)
     loss = CalibrationLoss(study.spectra, seen.batches, seen.loss, normalization="batch")
-    return Portfolio((*PUBLISHED, EVBMF(study.spectra)), lambda indices: loss(study.space.configuration(indices)))
+    rules = (*PUBLISHED, EVBMF(study.spectra))
+    return Portfolio(rules, lambda indices: loss(study.space.configuration(indices)), proxies=lambda: _afforded(study, trials))
+
+
+def _afforded(study: Study, trials: int) -> list[TableProxy]:
+    """Proxies that measure networks without training: two measurements per trial go into them, first into `Calibrated`, what is left
+    into single sites. And those of factors made in the weights' metric, where so many options can be put together."""
+    context = ProxyContext(study.space, study.spectra, study.task, calibration=study.spec.calibration, batches=BATCHES)
+    found: list[TableProxy] = []
+    if context.missing("networks") is None:
+        room = PER_TRIAL * trials - (SAMPLE + 1)
+        if room >= 0:
+            found.append(Calibrated.make(context))
+        if points := min(max(room, 0) // len(study.space.ladders), POINTS):
+            found.append(SingleSiteLoss(context.loss, points=points))
+    if study.space.metric == "weight" and context.missing("statistics") is None and sum(study.space.shape) <= OPTIONS_PER_TRIAL * trials:
+        found += [ActivationError.make(context), FisherError.make(context)]
+    return found
 
 
 def _of_table(argument: str, given: object, kind: type, table: Iterable[tuple[str, T]]) -> T:

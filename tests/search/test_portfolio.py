@@ -20,6 +20,7 @@ from ranksearch.search.portfolio import PUBLISHED, Portfolio, cheap_front
 from ranksearch.search.run import Objectives, SearchRun
 from ranksearch.search.starts import optima
 from ranksearch.space import SearchSpace
+from ranksearch.space.table import Table
 from ranksearch.store import Store
 
 
@@ -85,6 +86,26 @@ def test_rules_and_networks_that_fail_are_left_out(space: SearchSpace) -> None:
     measured = Portfolio((Refusing(),), fragile).measured(space, [Frobenius()], {})
     assert measured and all(s.candidate.indices[0] and s.candidate.indices[1] for s, _ in measured)
     assert cheap_front([], ("params",), 5) == []
+
+
+def test_measured_proxies_have_their_say_and_those_that_fail_none(space: SearchSpace) -> None:
+    class Failing(Frobenius):
+        name = "failing"
+
+        def table(self, space: SearchSpace) -> Table:
+            raise RuntimeError("a network raises")
+
+    class Measured(Frobenius):
+        name = "measured"
+
+        def table(self, space: SearchSpace) -> Table:
+            columns = (w * np.square(l.column("frobenius")) for w, l in zip((0.1, 1.0, 6.0), space.ladders, strict=True))
+            return Table(tuple(columns), "sum")
+
+    measured = Portfolio((), loss(space), proxies=lambda: (Failing(), Measured())).measured(space, [Frobenius()], {})
+    assert {s.origin.split(":")[1] for s, _ in measured} == {"frobenius", "measured"}
+    front = cheap_front(measured, ("params", "macs"), 1000)  # what knows the loss is on it wherever it was asked
+    assert sum(s.origin.split(":")[1] == "measured" for s in front) > len(front) / 2
 
 
 def test_a_search_begins_with_the_front_of_its_portfolio(space: SearchSpace, tmp_path) -> None:

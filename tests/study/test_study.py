@@ -12,9 +12,11 @@ from torch import nn
 from ranksearch.errors import InfeasibleBudget, InvalidArgument, InvalidModel, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
 from ranksearch.proxies import PROXIES, free_proxies
+from ranksearch.search.events import Stage
 from ranksearch.search.starts import optima
 from ranksearch.space import DENSE, SpaceSpec, mixture, named
 from ranksearch.study import Finished, Planned, Study
+from ranksearch.study.run import portfolio_of
 from ranksearch.tasks import Classification
 
 
@@ -59,6 +61,21 @@ def test_search_fills_the_store_and_goes_on_where_it_stopped(store: str) -> None
     more = _run(make(store=store), trials=16)
     assert sum(isinstance(e, Finished) for e in more) == 4 and Planned(16, 12) in more
     assert len(make(store=store).evaluations()) == 16
+
+
+def test_a_search_begins_with_what_is_best_without_training_unless_proxies_are_named(store: str) -> None:
+    study = make(store=store)
+    told = [e.text for e in _run(study, trials=6) if isinstance(e, Stage)]
+    assert any("answers of rules and proxies without training" in text for text in told)
+    assert not any("answers of rules" in e.text for e in _run(study, trials=8, proxies=["frobenius"]) if isinstance(e, Stage))
+    names = {}
+    for trials in (5, 17, 60):
+        portfolio = portfolio_of(study, trials)
+        assert portfolio is not None and {"balf", "evbmf"} <= {rule.name for rule in portfolio.rules}
+        names[trials] = [proxy.name for proxy in portfolio.proxies()]
+        assert portfolio.measure(study.space.dense) == pytest.approx(0, abs=1e-6)
+    fits = [["activation", "fisher"] if sum(study.space.shape) <= 20 * trials else [] for trials in names]
+    assert list(names.values()) == [fits[0], ["calibrated", *fits[1]], ["calibrated", "single_site_loss", *fits[2]]]
 
 
 def test_interrupted_search_keeps_everything_finished(store: str) -> None:
