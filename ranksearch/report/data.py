@@ -68,7 +68,7 @@ def page_data(facts: Facts) -> dict[str, Any]:
     """JSON data of a page: numbers, text, lists and objects; what is unknown (NaN) is null.
 
     Networks are the rows of ``networks``, in their order; everything else refers to them by their position. ``choices`` has for
-    every site the option of every network, 0 where the layer is dense, else one more than the position in the site's ``options``.
+    every site the option of every network, 0 where the layer is dense, else one more than the row in the site's ``options``.
     Whoever proposed something stands in ``families``, the most frequent first, and is referred to by the position there."""
     networks: Any = facts.networks
     position = {id: at for at, id in enumerate(networks["id"])}
@@ -131,14 +131,16 @@ def _layers(facts: Facts, position: Mapping[str, int]) -> dict[str, Any]:
     parts = [at_site, rows["decomposition"].cat.codes.to_numpy(np.int64), rows["rank"].cat.codes.to_numpy(np.int64)]
     keys = np.ravel_multi_index(parts, [int(part.max(initial=0)) + 1 for part in parts])
     distinct, first, code = np.unique(keys, return_index=True, return_inverse=True)
-    table: list[list[dict[str, Any]]] = [[] for _ in sites]
+    table: list[dict[str, list[Any]]] = [{name: [] for name in ("type", "words", *names)} for _ in sites]
     numbers = np.zeros(len(distinct), dtype=np.int64)
     for at, row in enumerate(rows.iloc[first].to_dict("records")):
         values = row | {"rank_share": facts.rank_shares.get((row["site"], row["decomposition"], row["rank"]), math.nan)}
-        option = {"type": row["decomposition"], "rank": row["rank"], "words": row["description"] or row["rank"]}
+        option = {"type": row["decomposition"], "words": row["description"] or row["rank"]}
+        option |= {name: _number(float(values[name]), 3) for name in names}
         of_site = table[place[row["site"]]]
-        of_site.append(option | {name: _number(float(values[name])) for name in names})
-        numbers[at] = len(of_site)
+        for name, value in option.items():
+            of_site[name].append(value)
+        numbers[at] = len(of_site["type"])
     choices = np.zeros((len(sites), len(position)), dtype=np.int64)
     choices[at_site, networks] = numbers[code]
     return {"sites": sites, "options": table, "choices": choices.tolist(), "cells": names}

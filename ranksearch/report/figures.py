@@ -81,7 +81,7 @@ def _layers(data: dict[str, Any], rows: Sequence[int], labels: Sequence[str], pa
     sites = data["sites"]
     chosen = [[choices[row] for row in rows] for choices in data["choices"]]
     shares = np.array([
-        [np.nan if number == 0 else _or_nan(data["options"][at][number - 1].get("rank_share")) for number in numbers]
+        [np.nan if number == 0 else _or_nan(data["options"][at]["rank_share"][number - 1]) for number in numbers]
         for at, numbers in enumerate(chosen)
     ])  # fmt: skip
     dense = np.array(chosen) == 0
@@ -98,7 +98,7 @@ def _layers(data: dict[str, Any], rows: Sequence[int], labels: Sequence[str], pa
 
 def _types(data: dict[str, Any], rows: Sequence[int], labels: Sequence[str], path: Path) -> None:
     """How many layers of every network of the front have each type."""
-    names = [["dense" if c[row] == 0 else data["options"][at][c[row] - 1]["type"] for at, c in enumerate(data["choices"])] for row in rows]
+    names = [["dense" if c[row] == 0 else data["options"][at]["type"][c[row] - 1] for at, c in enumerate(data["choices"])] for row in rows]
     counts = [Counter(found) for found in names]
     total = Counter(name for found in names for name in found)
     kinds = [*(name for name, _ in total.most_common() if name != "dense"), "dense"]

@@ -28,7 +28,7 @@ def test_a_report_is_written_and_its_commands_rebuild(searched: tuple[str, str, 
     id = next(id for id in data["networks"]["id"] if id != data["networks"]["id"][data["networks"]["dense"][0]])
     command = id.join(data["build"])
     assert command == f"ranksearch build {path} --store {store} {id} --out bright-{id}"
-    assert data["proxies"]["rows"] and all(option["rank_share"] > 0 for options in data["options"] for option in options)
+    assert data["proxies"]["rows"] and all(share > 0 for options in data["options"] for share in options["rank_share"])
     assert (tmp_path / "t.tex").read_text().count(r"\texttt") >= 1
 
 

@@ -33,7 +33,7 @@ def test_choices_are_the_layers_of_the_frame(made: Any) -> None:
     ids, sites = data["networks"]["id"], data["sites"]
     assert sites == list(SITES)
     spelled = {
-        (id, site, data["options"][s][number - 1]["type"], data["options"][s][number - 1]["words"])
+        (id, site, data["options"][s]["type"][number - 1], data["options"][s]["words"][number - 1])
         for s, site in enumerate(sites) for n, id in enumerate(ids) if (number := data["choices"][s][n])
     }  # fmt: skip
     layers = made.layers[(made.layers["id"].isin(ids) & (made.layers["decomposition"] != "dense")).to_numpy()]

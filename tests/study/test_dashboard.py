@@ -59,7 +59,7 @@ def test_a_study_is_served_while_it_is_written(tmp_path: Path) -> None:
                 threading.Event().wait(0.02)
             second: Any = json.loads(gzip.decompress(dashboard.latest[1]))["study"]
             assert set(second["networks"]["id"]) == {DENSE.id, other.id} and second["live"]["evaluations"] == 2
-            assert second["options"][0][0]["words"] == "r=2"
+            assert second["options"][0]["words"] == ["r=2"]
     assert Store.writers(study.store_url) == []
 
 

@@ -38,7 +38,9 @@ function layout(colour, more) {
   };
 }
 
+// Before plotly is there, text and tables are all that is shown.
 function draw(id, figure, onRow) {
+  if (typeof Plotly === "undefined") return;
   const place = byId(id);
   const printing = window.matchMedia("print").matches;
   const size = printing ? { width: PAPER, height: figure.layout.height ?? place.clientHeight, autosize: false } : { autosize: true };
@@ -126,6 +128,7 @@ function proxyPlace(study, view) {
 
 // Move the marks of the selected network; the rest of the figures stays as it is.
 function markSelected(study, view) {
+  if (typeof Plotly === "undefined") return;
   const move = (id, place) => {
     const drawn = byId(id);
     if (drawn.data) Plotly.restyle(drawn, { x: [place.x], y: [place.y] }, [drawn.data.length - 1]);
@@ -187,10 +190,7 @@ function columnsAxis(study, rows, cost, colour, more) {
 
 function heatFigure(study, view, rows) {
   const colour = colours();
-  const chosen = study.sites.map((_, site) => rows.map((row) => {
-    const number = study.choices[site][row];
-    return number ? study.options[site][number - 1] : null;
-  }));
+  const chosen = study.sites.map((_, site) => rows.map((row) => optionOf(study, site, row)));
   const part = (option) => (option ? (option[view.heat] ?? null) : null);
   const text = chosen.map((line, site) => line.map((option, at) =>
     `<b>${plain(middle(study.sites[site], 60))}</b><br>${optionText(option)}${part(option) === null ? "" : `, ${percent(part(option))}`}<br>in ${study.networks.id[rows[at]]}`));
@@ -227,7 +227,12 @@ function selectedColumn(view, rows, colour) {
 // How often each type stands in the networks, the most frequent first.
 function typesOf(study, rows) {
   const total = new Map();
-  for (const row of rows) for (const { option } of layersOf(study, row)) if (option) total.set(option.type, (total.get(option.type) ?? 0) + 1);
+  for (let site = 0; site < study.sites.length; site++) {
+    for (const row of rows) {
+      const type = typeOf(study, site, row);
+      if (type !== null) total.set(type, (total.get(type) ?? 0) + 1);
+    }
+  }
   return [...total.keys()].toSorted((a, b) => total.get(b) - total.get(a));
 }
 
@@ -242,7 +247,10 @@ function typesFigure(study, view, rows) {
   const kinds = typeColours(study, rows);
   const counts = rows.map((row) => {
     const found = new Map();
-    for (const { option } of layersOf(study, row)) found.set(option?.type ?? "dense", (found.get(option?.type ?? "dense") ?? 0) + 1);
+    for (let site = 0; site < study.sites.length; site++) {
+      const type = typeOf(study, site, row) ?? "dense";
+      found.set(type, (found.get(type) ?? 0) + 1);
+    }
     return found;
   });
   const traces = [...kinds].map(([type, fill]) => ({

@@ -54,7 +54,7 @@ function within(study, filter, row) {
 
 // For every site, which of its options are of a type.
 function sitesOfType(study, type) {
-  return study.options.map((options) => new Set(options.flatMap((option, at) => (option.type === type ? [at + 1] : []))));
+  return study.options.map((options) => new Set(options.type.flatMap((name, at) => (name === type ? [at + 1] : []))));
 }
 
 function hasType(study, typed, row) {
@@ -109,8 +109,17 @@ function spread(rows, most) {
 
 // The layers of a network, in its order.
 function layersOf(study, row) {
-  return study.sites.map((site, at) => {
-    const number = study.choices[at][row];
-    return { site, option: number ? study.options[at][number - 1] : null };
-  });
+  return study.sites.map((site, at) => ({ site, option: optionOf(study, at, row) }));
+}
+
+// What a network has at a site: type, rank in words and the cells that are known; null where it is dense.
+function optionOf(study, site, row) {
+  const at = study.choices[site][row] - 1;
+  return at < 0 ? null : Object.fromEntries(Object.entries(study.options[site]).map(([name, values]) => [name, values[at]]));
+}
+
+// The type of a layer alone, which is asked for often.
+function typeOf(study, site, row) {
+  const at = study.choices[site][row] - 1;
+  return at < 0 ? null : study.options[site].type[at];
 }

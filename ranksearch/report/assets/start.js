@@ -32,13 +32,19 @@ function watch() {
   }
 }
 
+// Plotly takes a second to begin; what can be read without it is on the screen by then.
+async function draws() {
+  run(await inflated("plotly"));
+  everything();
+}
+
 async function start() {
   show("kind", "report");
   try {
     if (typeof DecompressionStream === "undefined") throw new Error("this browser is too old to unpack the data; use one of 2023 or later");
-    run(await inflated("plotly"));
     display(JSON.parse(await inflated("data")));
     watch();
+    soon(draws);
   } catch (error) {
     show("problem", `The report could not be shown: ${error.message}`);
     byId("problem").hidden = false;

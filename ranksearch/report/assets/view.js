@@ -70,7 +70,7 @@ function inTurn(parts) {
   const next = () => {
     if (waiting !== others) return; // something else was asked for meanwhile
     const part = others.shift();
-    if (part === undefined) return busy.setAttribute("aria-busy", "false");
+    if (part === undefined) return busy.setAttribute("aria-busy", String(typeof Plotly === "undefined"));
     part();
     soon(next);
   };
