@@ -7,16 +7,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: search test test-numeric numeric-compatible numeric-avx2 docs setup clean
+.PHONY: search test test-layers test-studies test-numeric numeric-compatible numeric-avx2 docs setup clean
 
 search: $(READY)
 	$(BIN)/ranksearch search studies/digits.py
 
+# two processes, a core each: what is computed of layers, and what is done with studies
+LAYERS := $(addprefix tests/,allocators contracts costs decompositions latency networks proxies sites space statistics supernet)
+
 test: $(READY)
-	$(BIN)/python -m pytest -q --durations=10
+	$(MAKE) -j2 -O test-layers test-studies
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+test-layers: $(READY)
+	$(BIN)/python -m pytest -q --durations=10 -o cache_dir=.pytest_cache/layers $(LAYERS)
+
+test-studies: $(READY)
+	$(BIN)/python -m pytest -q --durations=10 -o cache_dir=.pytest_cache/studies tests $(addprefix --ignore=,$(LAYERS))
 
 # MKL_ENABLE_INSTRUCTIONS is of Intel's processors; MKL_CBWR chooses among the code paths of others too. The settings share no state:
 # make -j2 -O test-numeric runs both at once
