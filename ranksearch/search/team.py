@@ -67,9 +67,10 @@ class Team:
     def news(self) -> Mapping[str, Known]:
         """See `Others`."""
         try:
+            # in this order: what ends meanwhile counts twice until the next look, not never
+            self._busy = self.store.others(self.fidelity, self.seed)
             new = self.store.new_ids(self.fidelity, self.seed, self.seen)
             found = self.read(new) if new else {}
-            self._busy = 0 if self.store.claims is None else self.store.claims.others(self.fidelity, self.seed)
         except StoreUnreachable:
             return {}
         self.seen |= found.keys()

@@ -260,12 +260,20 @@ class Store:
                 self.claims.drop(connection, configuration_id, fidelity, seed)
             return False
 
+    def others(self, fidelity: str, seed: int) -> int:
+        """How many evaluations other processes are about at a fidelity and seed.
+
+        Raises:
+            StoreUnreachable: the server does not answer."""
+        if self.claims is None:
+            return 0
+        with self._use("asked"):
+            return self.claims.others(fidelity, seed)
+
     def new_ids(self, fidelity: str, seed: int, seen: Collection[str]) -> set[str]:
         """The configurations that have a fact at a fidelity and seed, but for those that were seen."""
         wanted = (evaluations_table.c.fidelity == fidelity, evaluations_table.c.seed == seed)
         with self._use("read") as engine, engine.connect() as connection:
-            if connection.scalar(sa.select(sa.func.count()).select_from(evaluations_table).where(*wanted)) == len(seen):
-                return set()
             return set(connection.scalars(sa.select(evaluations_table.c.configuration_id).where(*wanted))).difference(seen)
 
     def attempts(self, configuration_id: str, fidelity: str, seed: int) -> list[Record]:
