@@ -6,13 +6,17 @@ import base64
 import gzip
 import json
 import re
+import shutil
 import socket
 import threading
 from pathlib import Path
 
 from cli_cases import error
 
+from ranksearch.cli import dashboard
 from ranksearch.cli import main as cli
+from ranksearch.errors import InvalidArgument
+from ranksearch.study.report import Report
 
 
 def test_a_report_is_written_and_its_commands_rebuild(searched: tuple[str, str, str], tmp_path: Path, capsys, monkeypatch) -> None:
@@ -42,7 +46,25 @@ def test_what_cannot_be_written_is_refused_before_any_work(study: str, tmp_path:
 def test_a_dashboard_is_refused_before_any_work_where_others_could_read_it(study: str, capsys) -> None:
     assert "token" in error(capsys, "dashboard", study, "--host", "0.0.0.0")
     assert "at least 8" in error(capsys, "dashboard", study, "--token", "short")
-    assert "does not exist" in error(capsys, "dashboard", study, "--data", ".", "--store", "none.db")
+
+
+def test_a_dashboard_waits_for_the_first_search(searched: tuple[str, str, str], tmp_path: Path, capsys, monkeypatch) -> None:
+    path, store, _ = searched
+    late, waited = tmp_path / "late.db", []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            shutil.copy(store, late)
+
+    def serve(report: Report, **options) -> None:
+        raise InvalidArgument("served")
+
+    monkeypatch.setattr(dashboard, "sleep", sleep)
+    monkeypatch.setattr(Report, "serve", serve)
+    assert cli.main(["dashboard", path, "--data", str(tmp_path), "--store", str(late)]) == 2
+    said = capsys.readouterr().err
+    assert len(waited) == 3 and said.count("waiting for a search") == 1 and "error: served" in said
 
 
 def test_a_port_that_is_taken_is_told(searched: tuple[str, str, str], capsys) -> None:

@@ -24,7 +24,8 @@ FIDELITY = "full:epochs=1"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SITES = ("stem", "body.0", "body.1", "head")
 HARM = (
-    "<img src=x onerror=\"window.harmed='img'\">", "</script><script>window.harmed='script'</script>", "\"'`&lt;b&gt;<b>${1}%{x}$y$",
+    "<img src=x onerror=\"window.harmed='img'\">", "</script><script>window.harmed='script'</script>", "\"'`&lt;b&gt;<b>${1}%{x}$y$", 
+    "<i>&amp;</i>",
     "слой·層·\u202eright to left·🧅", "a" * 400,
 )  # fmt: skip
 
@@ -37,7 +38,7 @@ def record(configuration: Configuration, accuracy: float, macs: int, at: int, **
 
 
 def records(count: int, sites: Sequence[str] = SITES, *, seed: int = 0, failures: int = 2) -> list[Record]:
-    """The dense network, ``count`` factorized ones of which about every fifth is on the front, and failures."""
+    """The dense network, ``count`` factorized ones, and failures."""
     rng = np.random.default_rng(seed)
     made = [record(DENSE, 0.95, 10_000, 0, origin="dense")]
     for at in range(1, count + 1):
@@ -48,8 +49,8 @@ def records(count: int, sites: Sequence[str] = SITES, *, seed: int = 0, failures
                 choices[site] = ("tucker2", (rank, 4)) if n % 2 else ("svd", (rank,))
         if not choices:
             continue
-        share = 0.1 + 0.8 * rng.random()
-        accuracy = round(0.95 - 0.3 * (1 - share) ** 2 - 0.05 * rng.random(), 6)
+        share = 0.1 + 0.05 * rng.integers(0, 17)  # of few values, so that some are equal
+        accuracy = round(0.95 - 0.3 * (1 - share) ** 2 - 0.05 * rng.random(), 2)
         origin = f"additive:energy:macs<={share:.1g}" if at % 3 == 0 else "nsga2"
         made.append(record(Configuration(choices), accuracy, int(10_000 * share), at, origin=origin))
     kept = list({r.configuration_id: r for r in made}.values())

@@ -137,14 +137,15 @@ def test_the_page_follows_the_study(served: Callable[..., Dashboard], study: Sho
     assert TOKEN not in page.url
     assert "Searching (pid 7 on here) · 23 evaluations of 100" in page.inner_text("#live")
     ids = page.eval_on_selector_all("#front-table tbody tr", "rows => rows.map((row) => row.dataset.id)")
+    page.fill("#most-macs", "90")
     page.focus(f"#front-table tr[data-id='{ids[0]}'] button")
     page.keyboard.press("Enter")
-    page.fill("#most-macs", "90")
     study.rows = [*study.rows, *records(6, seed=1)[1:-2]]
     until(page, "document.getElementById('live').innerText.includes('29 evaluations of 100')")
     page.wait_for_selector("main[aria-busy=false]")
     assert page.evaluate("study.count") == 27 and page.inner_text("aside h3").split()[0] == ids[0], "what was chosen stays"
     assert page.input_value("#most-macs") == "90" and errors == []
+    assert page.evaluate("document.activeElement.dataset.key") == ids[0], "and the focus"
     dashboard.close()
     page.wait_for_selector("#problem:not([hidden])")
     assert "does not answer" in page.inner_text("#problem")

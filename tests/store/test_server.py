@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -61,6 +63,7 @@ def test_an_evaluation_is_claimed_by_one_process(server: str) -> None:
         assert (one.claims.others("full", 0), two.claims.others("full", 0), one.claims.others("full", 1)) == (1, 1, 1)
         assert one.add(record(1)) and two.claims.others("full", 0) == 0, "what is stored is no longer claimed"
         assert not two.claim(*key), "it is made"
+        assert Store.writers(server) == [f"pid {os.getpid()} on {socket.gethostname()}"], "two has claims"
         assert two.claim(*key, again=True) and one.claims.others("full", 0) == 2
         two.close()
         assert one.claims.others("full", 0) == 0, "who ends leaves nothing"

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -31,6 +32,25 @@ def test_one_writer(filled: Path, tmp_path: Path) -> None:
         assert f"pid {os.getpid()} on" in child(code, filled).communicate(timeout=60)[0]
     with Store.open(filled, **STUDY) as store:  # free again
         assert store.count() == 4
+
+
+def test_who_writes_is_told_without_a_lock(filled: Path) -> None:
+    me = f"pid {os.getpid()} on {socket.gethostname()}"
+    assert Store.writers(filled) == []
+    code = "print(*Store.writers(sys.argv[1]))"
+    with Store.open(filled, **STUDY) as store:
+        assert Store.writers(filled) == [me]
+        assert child(code, filled).communicate(timeout=60)[0] == f"{me}\n"
+        before = store.changes()
+        assert store.add(record(8)) and store.changes() == before + 1
+        assert store.add(record(9, status="failed", metrics={}, error="MemoryError", error_kind="machine"))
+        assert store.add_attempt(record(9)) and store.changes() == before + 3
+    dead = child("", filled)
+    dead.communicate(timeout=60)
+    lock = Path(f"{filled}.lock")
+    for text, writers in ((f"pid {dead.pid} on {socket.gethostname()}\n", []), ("pid 1 on elsewhere\n", ["pid 1 on elsewhere"]), ("", [])):
+        lock.write_text(text)
+        assert Store.writers(filled) == writers
 
 
 def test_a_forked_child_does_not_write(filled: Path) -> None:
