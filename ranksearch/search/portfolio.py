@@ -31,13 +31,13 @@ class Portfolio:
         rules: published ways of choosing types and ranks, beside the exact optima of proxies; they take relative errors.
         measure: loss of option indices without training, on a calibration batch, to be minimised; what raises or is not finite is no start,
             and neither is it an evaluation: the search will say of the dense network whether anything can be measured at all.
-        proxies: makes further proxies, whose optima are measured beside those that the search is given. They may measure networks: one that
-            raises has no say.
+        proxies: each makes a further proxy, whose optima are measured beside those that the search is given. They may measure networks:
+            one that raises has no say.
     """
 
     rules: Sequence[Allocator]
     measure: Callable[[np.ndarray], float]
-    proxies: Callable[[], Sequence[TableProxy]] = tuple
+    proxies: Sequence[Callable[[], TableProxy]] = ()
 
     def measured(
         self, space: SearchSpace, proxies: Sequence[TableProxy], limits: Mapping[str, Amount], *, allocator: Allocator | None = None,
@@ -51,7 +51,7 @@ class Portfolio:
         """
         parts = [optima(space, [proxy], limits, allocator=allocator) for proxy in proxies]
         parts += [_unless(InvalidArgument, optima(space, [Frobenius()], limits, allocator=rule)) for rule in self.rules]
-        parts += [_unless(Exception, optima(space, [proxy], limits, allocator=allocator)) for proxy in self.proxies()]
+        parts += [_unless(Exception, _made(make, space, limits, allocator)) for make in self.proxies]
         distinct = list(islice(_distinct(_turns(parts)), most))
         tell(Stage(f"measuring {len(distinct)} answers of rules and proxies without training"))
         dense = self._loss(space.candidate(space.dense))
@@ -73,6 +73,13 @@ def cheap_front(measured: Sequence[tuple[Start, float]], costs: Sequence[str], c
     """
     rows = [[rise, *(float(start.candidate.cost[name]) for name in costs)] for start, rise in measured]
     return [measured[i][0] for i in spread_front(rows, count)]
+
+
+def _made(
+    make: Callable[[], TableProxy], space: SearchSpace, limits: Mapping[str, Amount], allocator: Allocator | None
+) -> Iterator[Start]:
+    """The optima of a proxy that is made when the first is asked for."""
+    yield from optima(space, [make()], limits, allocator=allocator)
 
 
 def _unless(error: type[Exception], starts: Iterator[Start]) -> Iterator[Start]:

@@ -144,22 +144,22 @@ def portfolio_of(study: Study, trials: int) -> Portfolio | None:
     seen = judge(study.model, study.task, batches)
     loss = CalibrationLoss(study.spectra, seen.batches, seen.loss, normalization="batch")
     rules = (*PUBLISHED, EVBMF(study.spectra))
-    return Portfolio(rules, lambda indices: loss(study.space.configuration(indices)), proxies=lambda: _afforded(study, trials))
+    return Portfolio(rules, lambda indices: loss(study.space.configuration(indices)), proxies=_afforded(study, trials))
 
 
-def _afforded(study: Study, trials: int) -> list[TableProxy]:
-    """Proxies that measure networks without training: two measurements per trial go into them, first into `Calibrated`, what is left
-    into single sites. And those of factors made in the weights' metric, where so many options can be put together."""
+def _afforded(study: Study, trials: int) -> list[Callable[[], TableProxy]]:
+    """What makes proxies that measure networks without training: two measurements per trial go into them, first into `Calibrated`, what
+    is left into single sites. And those of factors made in the weights' metric, where so many options can be put together."""
     context = ProxyContext(study.space, study.spectra, study.task, calibration=study.spec.calibration, batches=BATCHES)
-    found: list[TableProxy] = []
+    found: list[Callable[[], TableProxy]] = []
     if context.missing("networks") is None:
         room = PER_TRIAL * trials - (SAMPLE + 1)
         if room >= 0:
-            found.append(Calibrated.make(context))
+            found.append(lambda: Calibrated.make(context))
         if points := min(max(room, 0) // len(study.space.ladders), POINTS):
-            found.append(SingleSiteLoss(context.loss, points=points))
+            found.append(lambda: SingleSiteLoss(context.loss, points=points))
     if study.space.metric == "weight" and context.missing("statistics") is None and sum(study.space.shape) <= OPTIONS_PER_TRIAL * trials:
-        found += [ActivationError.make(context), FisherError.make(context)]
+        found += [lambda: ActivationError.make(context), lambda: FisherError.make(context)]
     return found
 
 

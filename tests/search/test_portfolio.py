@@ -102,7 +102,7 @@ def test_measured_proxies_have_their_say_and_those_that_fail_none(space: SearchS
             columns = (w * np.square(l.column("frobenius")) for w, l in zip((0.1, 1.0, 6.0), space.ladders, strict=True))
             return Table(tuple(columns), "sum")
 
-    measured = Portfolio((), loss(space), proxies=lambda: (Failing(), Measured())).measured(space, [Frobenius()], {})
+    measured = Portfolio((), loss(space), proxies=(Failing, Measured)).measured(space, [Frobenius()], {})
     assert {s.origin.split(":")[1] for s, _ in measured} == {"frobenius", "measured"}
     front = cheap_front(measured, ("params", "macs"), 1000)  # what knows the loss is on it wherever it was asked
     assert sum(s.origin.split(":")[1] == "measured" for s in front) > len(front) / 2

@@ -72,7 +72,7 @@ def test_a_search_begins_with_what_is_best_without_training_unless_proxies_are_n
     for trials in (5, 17, 60):
         portfolio = portfolio_of(study, trials)
         assert portfolio is not None and {"balf", "evbmf"} <= {rule.name for rule in portfolio.rules}
-        names[trials] = [proxy.name for proxy in portfolio.proxies()]
+        names[trials] = [make().name for make in portfolio.proxies]
         assert portfolio.measure(study.space.dense) == pytest.approx(0, abs=1e-6)
     fits = [["activation", "fisher"] if sum(study.space.shape) <= 20 * trials else [] for trials in names]
     assert list(names.values()) == [fits[0], ["calibrated", *fits[1]], ["calibrated", "single_site_loss", *fits[2]]]
