@@ -90,6 +90,14 @@ def language_models(names: dict[str, Any], folder: Path) -> None:
     names |= {"train_inputs": [names["inputs"]], "validation_inputs": [names["more_inputs"]]}
 
 
+def samplers(names: dict[str, Any], folder: Path) -> None:
+    import optuna
+
+    from ranksearch.samplers import Problem
+
+    names |= {"optuna": optuna, "Problem": Problem, "space": names["study"].space}
+
+
 def supernet(names: dict[str, Any], folder: Path) -> None:
     names |= {"space": names["study"].space, "spectra": names["study"].spectra}
 
@@ -113,7 +121,7 @@ def training_methods(names: dict[str, Any], folder: Path) -> None:
     names["optimizer"] = torch.optim.SGD(names["supernet"].parameters(), lr=0.01)
 
 
-_ALL = (analysis, architecture, export, how_to, language_models, report, supernet, surrogate, training_methods)
+_ALL = (analysis, architecture, export, how_to, language_models, report, samplers, supernet, surrogate, training_methods)
 PRELUDES: dict[str, Callable[[dict[str, Any], Path], None]] = {function.__name__: function for function in _ALL}
 
 
