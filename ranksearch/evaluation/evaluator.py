@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.evaluation.fidelity import SEQUENTIAL
+from ranksearch.evaluation.fidelity import RECOVERY, SEQUENTIAL
 from ranksearch.evaluation.request import Outcome, Request, outcome_of
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.recovery import recover
 from ranksearch.networks.surgery import build
 from ranksearch.sites import device_of
 from ranksearch.space.spectra import Spectra
@@ -33,7 +34,10 @@ class Evaluator:
             raise InvalidArgument(f"fidelity={fidelity.key!r}: networks with {fidelity.fit} fitted were made by earlier versions alone")
         if fidelity.reconstruction:
             reconstruct(model, self.spectra, request.configuration, self.task.calibration(fidelity.reconstruction))
-        if fidelity.epochs:
+        if fidelity.training == RECOVERY:
+            dense = self.spectra.model
+            recover(model, dense, self.task, epochs=fidelity.epochs, seed=request.seed, recalibration=fidelity.recalibration)
+        elif fidelity.epochs:
             self.task.fine_tune(model, epochs=fidelity.epochs, seed=request.seed)
         if fidelity.recalibration:
             recalibrate(model, self.task.normalization(fidelity.recalibration))

@@ -10,6 +10,8 @@ from ranksearch.errors import InvalidArgument
 
 FULL, SUPERNET = "full", "supernet"
 SEQUENTIAL, LAST_FACTORS = "sequential", "last_factors"
+PLAIN, RECOVERY = "plain", "recovery"
+TRAININGS = (PLAIN, RECOVERY)
 _FITS = {SEQUENTIAL: "refitted", LAST_FACTORS: "reconstruction"}  # their names in keys
 _SOURCED = (SUPERNET,)  # kinds that are measured with something of which there are several
 
@@ -19,7 +21,7 @@ class Fidelity:
     """How thoroughly a configuration is evaluated. Evaluations of different fidelity are never mixed.
 
     Raises:
-        InvalidArgument: a number that is none, or a ``source`` for a kind that has none.
+        InvalidArgument: a number that is none, an unknown ``training``, or a ``source`` for a kind that has none.
     """
 
     epochs: float = 1.0  # of fine-tuning
@@ -28,6 +30,7 @@ class Fidelity:
     reconstruction: int = 0  # batches that factors are fitted to, see `reconstruct`; 0: they stay as they are
     source: str = ""  # what it is measured with: for "supernet" its method and the beginning of its key
     fit: str = SEQUENTIAL  # how: "sequential"; "last_factors", as earlier versions did, is read from stores alone
+    training: str = PLAIN  # "plain": `Task.fine_tune`; "recovery": `ranksearch.networks.recovery.recover`; without epochs always "plain"
 
     def __post_init__(self) -> None:
         checks.number("epochs", self.epochs, least=0)
@@ -35,6 +38,10 @@ class Fidelity:
         checks.whole("reconstruction", self.reconstruction, least=0, hint="batches")
         if self.fit not in _FITS:
             raise InvalidArgument(f"fit={self.fit!r} is none of {', '.join(_FITS)}")
+        if self.training not in TRAININGS:
+            raise InvalidArgument(f"training={self.training!r} is none of {', '.join(TRAININGS)}")
+        if self.epochs == 0:
+            object.__setattr__(self, "training", PLAIN)  # so that what is the same has one name
         if bool(self.source) != (self.kind in _SOURCED):
             sourced = " and ".join(_SOURCED)
             raise InvalidArgument(f"kind={self.kind!r}, source={self.source!r}: {sourced} needs a source, other kinds have none")
@@ -48,7 +55,8 @@ class Fidelity:
     def key(self) -> str:
         """How the store names it."""
         fitted = f",{_FITS[self.fit]}={self.reconstruction}" if self.reconstruction else ""
-        return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}{fitted}"
+        trained = "" if self.training == PLAIN else f",training={self.training}"
+        return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}{fitted}{trained}"
 
     @staticmethod
     def parse(key: str) -> Fidelity:
@@ -56,7 +64,7 @@ class Fidelity:
 
         Raises:
             InvalidArgument: no key of a fidelity."""
-        found = re.fullmatch(r"(.+):epochs=([^,]+),recalibration=(\d+)(?:,(refitted|reconstruction)=(\d+))?", key)
+        found = re.fullmatch(r"(.+):epochs=([^,]+),recalibration=(\d+)(?:,(refitted|reconstruction)=(\d+))?(?:,training=(\w+))?", key)
         try:
             if found is None:
                 raise ValueError(key)
@@ -64,6 +72,6 @@ class Fidelity:
             if not (dash and kind in _SOURCED):
                 kind, source = found[1], ""
             fit = LAST_FACTORS if found[4] == _FITS[LAST_FACTORS] else SEQUENTIAL
-            return Fidelity(float(found[2]), int(found[3]), kind, int(found[5] or 0), source, fit)
+            return Fidelity(float(found[2]), int(found[3]), kind, int(found[5] or 0), source, fit, found[6] or PLAIN)
         except ValueError as error:
             raise InvalidArgument(f"fidelity={key!r} is none; one is written like {Fidelity().key}") from error

@@ -1,0 +1,154 @@
+"""What training after compression is worth: one network, the exact optimum of the Fisher error at a share of the MACs, reconstructed and then
+trained for a few epochs in several ways, with the same batches in the same order. Writes a JSON line per way and seed to ``--out`` as it goes
+(what is there is not made again), and prints a markdown table: means over seeds and their spread.
+
+    python analysis/recovery.py --data SHARED/data/cifar10 --weights SHARED/models/resnet20_cifar10.safetensors --out FILE.jsonl --test
+
+``plain`` is `Task.fine_tune` at the learning rate of the dense network, ``slow`` the same at ``--slow``; ``recovery`` is
+`ranksearch.networks.recovery.recover`, ``no teacher`` without distillation, ``one rate`` with the rate of the dense network for all factors.
+Accuracy on the validation images decides which epoch `recover` keeps; plain training keeps its last."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+
+from ranksearch.allocators import Additive, Problem
+from ranksearch.home import user_path
+from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.recovery import recover
+from ranksearch.networks.surgery import build
+from ranksearch.proxies import Energy
+from ranksearch.space import mixture, svd_only
+from ranksearch.study import Study
+from ranksearch.tasks import Classification
+from ranksearch.tasks.images import CropAndFlip, cifar10
+from ranksearch.tasks.networks import cifar_resnet, load_weights
+
+SPACES = {"svd": svd_only, "all": mixture}
+Train = Callable[[nn.Module, "Subject", int], None]
+
+
+class Subject:
+    """The dense network, its task, and the compressed network that every way begins with."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.task = self.at(given.learning_rate)
+        self.dense = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)
+        study = Study("recovery", model=self.dense, task=self.task, space=SPACES[given.types]().replace(metric="fisher"))
+        found = Additive().allocate(Problem(study.space, Energy().table(study.space), {given.cost: given.budget}))
+        configuration = study.space.configuration(found.indices)
+        self.start = build(study.spectra, configuration)
+        reconstruct(self.start, study.spectra, configuration, self.task.calibration(given.reconstruction))
+
+    def at(self, learning_rate: float) -> Classification:
+        """The task at another peak of the learning rate."""
+        return cifar10(self.given.data, learning_rate=learning_rate, augment=CropAndFlip() if self.given.augment else None)
+
+
+def _plain(network: nn.Module, subject: Subject, seed: int) -> None:
+    subject.task.fine_tune(network, epochs=subject.given.epochs, seed=seed)
+
+
+def _slow(network: nn.Module, subject: Subject, seed: int) -> None:
+    subject.at(subject.given.slow).fine_tune(network, epochs=subject.given.epochs, seed=seed)
+
+
+def _recovery(**options: Any) -> Train:
+    def train(network: nn.Module, subject: Subject, seed: int) -> None:
+        print(recover(network, subject.dense, subject.task, epochs=subject.given.epochs, seed=seed, **options), file=sys.stderr, flush=True)
+
+    return train
+
+
+def _one_rate(network: nn.Module, subject: Subject, seed: int) -> None:
+    with mock.patch("ranksearch.networks.recovery.recover.factor_rates", lambda *given, **options: {}):
+        _recovery()(network, subject, seed)
+
+
+WAYS: dict[str, Train] = {
+    "as it is": lambda *given: None, "plain": _plain, "slow": _slow, "one rate": _one_rate, "no teacher": _recovery(distillation=0.0),
+    "recovery": _recovery(),
+}  # fmt: skip
+
+
+def run(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows, those of the file first."""
+    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    names = ("depth", "types", "cost", "budget", "epochs", "augment", "reconstruction", "learning_rate", "slow")
+    key = {name: getattr(given, name) for name in names}
+    subject: Subject | None = None
+    for seed in range(given.seeds):
+        for way in given.ways:
+            if any({**key, "seed": seed, "way": way}.items() <= row.items() for row in rows):
+                continue
+            subject = subject or Subject(given)
+            network, start = copy.deepcopy(subject.start), time.process_time()
+            WAYS[way](network, subject, seed)
+            seconds = time.process_time() - start
+            recalibrate(network, subject.task.normalization(16))
+            splits = ("validation", "test") if given.test else ("validation",)
+            found = {split: subject.task.measure(network, split) for split in splits}  # type: ignore[arg-type]
+            rows.append({**key, "seed": seed, "way": way, "seconds": round(seconds), **found})
+            with given.out.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            print(rows[-1], file=sys.stderr, flush=True)
+    return [row for row in rows if key.items() <= row.items()]
+
+
+def table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
+    """One line per way: accuracy in %, loss, and processor seconds; mean and, of several seeds, standard deviation."""
+    splits = [split for split in ("validation", "test") if split in rows[0]]
+    lines = ["| way | seeds | " + " | ".join(f"{s} accuracy | {s} loss" for s in splits) + " | seconds |", "|---" * (2 * len(splits) + 3) + "|"]
+    for way in ways:
+        found = [row for row in rows if row["way"] == way]
+        cells = [str(len(found))]
+        for split in splits:
+            cells += [_spread([100 * row[split]["accuracy"] for row in found], 1), _spread([row[split]["loss"] for row in found], 3)]
+        lines.append(f"| {way} | " + " | ".join(cells) + f" | {_spread([row['seconds'] for row in found], 0)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "-"
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=user_path, required=True)
+    parser.add_argument("--weights", type=user_path, required=True)
+    parser.add_argument("--out", type=user_path, required=True, help="file of JSON lines")
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--types", choices=list(SPACES), default="all")
+    parser.add_argument("--cost", default="macs")
+    parser.add_argument("--budget", type=float, default=0.27)
+    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--learning-rate", type=float, default=0.02, help="peak; what suits the dense network")
+    parser.add_argument("--slow", type=float, default=0.002, help="peak of the way `slow`")
+    parser.add_argument("--reconstruction", type=int, default=4, help="batches that the network is fitted to before")
+    parser.add_argument("--no-augment", dest="augment", action="store_false", help="without crops and mirroring")
+    parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--seeds", type=int, default=1, help="of training")
+    parser.add_argument("--test", action="store_true", help="measure on the test set, too")
+    given = parser.parse_args()
+    print(table(run(given), given.ways))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""Training of a compressed network that ends no worse than it began: rates per factor, the dense network as a teacher, the best state
+kept."""
+
+from __future__ import annotations
+
+from ranksearch.networks.recovery.rates import factor_rates
+from ranksearch.networks.recovery.recover import Recovered, recover
+
+__all__ = ["Recovered", "factor_rates", "recover"]
