@@ -1,11 +1,11 @@
-"""What training after compression is worth: one network, the exact optimum of the Fisher error at a share of the MACs, reconstructed and then
-trained for a few epochs in several ways, with the same batches in the same order. Writes a JSON line per way and seed to ``--out`` as it goes
-(what is there is not made again), and prints a markdown table: means over seeds and their spread.
+"""What training after compression is worth: one network, the exact optimum of the Fisher error at a share of the MACs, is reconstructed
+and then trained for a few epochs in several ways, with the same batches in the same order. Writes a JSON line per way and seed to
+``--out`` as it goes (what is there is not made again), and prints a markdown table: means over seeds and their spread.
 
     python analysis/recovery.py --data SHARED/data/cifar10 --weights SHARED/models/resnet20_cifar10.safetensors --out FILE.jsonl --test
 
 ``plain`` is `Task.fine_tune` at the learning rate of the dense network, ``slow`` the same at ``--slow``; ``recovery`` is
-`ranksearch.networks.recovery.recover`, ``no teacher`` without distillation, ``one rate`` with the rate of the dense network for all factors.
+`ranksearch.networks.recovery.recover`, ``no teacher`` the same without distillation, ``one rate`` with the dense network's rate for all.
 Accuracy on the validation images decides which epoch `recover` keeps; plain training keeps its last."""
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -112,7 +111,8 @@ def run(given: argparse.Namespace) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
     """One line per way: accuracy in %, loss, and processor seconds; mean and, of several seeds, standard deviation."""
     splits = [split for split in ("validation", "test") if split in rows[0]]
-    lines = ["| way | seeds | " + " | ".join(f"{s} accuracy | {s} loss" for s in splits) + " | seconds |", "|---" * (2 * len(splits) + 3) + "|"]
+    columns = ["way", "seeds", *(f"{split} {what}" for split in splits for what in ("accuracy", "loss")), "seconds"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for way in ways:
         found = [row for row in rows if row["way"] == way]
         cells = [str(len(found))]

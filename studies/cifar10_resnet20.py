@@ -21,6 +21,7 @@ def study(
     data: Annotated[Path, "folder with train-*.parquet and test-*.parquet (Hugging Face layout: img, label)"],
     weights: Annotated[Path, "trained weights of the ResNet-20, a safetensors file"],
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
+    training: Annotated[Literal["plain", "recovery"], "of candidates: as the task does, or with a rate per factor and a teacher"] = "plain",
     reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 4,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning; layers of cp bear little"] = 0.002,
     augment: Annotated[bool, "random crops and mirroring in fine-tuning; pays only over many epochs"] = False,
@@ -31,6 +32,6 @@ def study(
     model = load_weights(cifar_resnet(20), weights).eval()
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     task = cifar10(data, learning_rate=learning_rate, augment=CropAndFlip() if augment else None)
-    fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction)
+    fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction, training=training)
     spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results.md
     return Study("cifar10_resnet20", model=model, task=task, space=spec, fidelity=fidelity, seed=seed)

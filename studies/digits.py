@@ -16,6 +16,7 @@ from search_spaces.cifar_resnet import space
 def study(
     *,
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 2.0,
+    training: Annotated[Literal["plain", "recovery"], "of candidates: as the task does, or with a rate per factor and a teacher"] = "plain",
     reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 0,
     training_epochs: Annotated[float, "epochs in which the network to be compressed is trained"] = 12.0,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
@@ -25,6 +26,6 @@ def study(
     schooling = digits(learning_rate=0.1, schedule="one_cycle")
     model = trained(digits_net, schooling, epochs=training_epochs, seed=seed, cache=home() / "cache")
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
-    fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction)
+    fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction, training=training)
     spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results.md
     return Study("digits", model=model, task=digits(), space=spec, fidelity=fidelity, seed=seed)

@@ -20,6 +20,7 @@ def study(
     weights: Annotated[Path, "trained weights of the ResNet-20 with one input channel, a safetensors file"],
     data: Annotated[Path, "folder with the idx.gz files of Fashion-MNIST"] = Path("/usr/share/datasets/fashion-mnist"),
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
+    training: Annotated[Literal["plain", "recovery"], "of candidates: as the task does, or with a rate per factor and a teacher"] = "plain",
     reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 4,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning; layers of cp bear little"] = 0.002,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
@@ -29,6 +30,6 @@ def study(
     model = load_weights(cifar_resnet(20, in_channels=1), weights).eval()
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     task = fashion_mnist(data, learning_rate=learning_rate)
-    fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction)
+    fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction, training=training)
     spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results.md
     return Study("fashion_mnist_resnet20", model=model, task=task, space=spec, fidelity=fidelity, seed=seed)

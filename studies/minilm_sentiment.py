@@ -21,6 +21,7 @@ def study(
     source: Annotated[str, "name of the parquet file in the folder, without .parquet"] = "tweets",
     length: Annotated[int, "tokens per sentence; longer ones are cut"] = 48,
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
+    training: Annotated[Literal["plain", "recovery"], "of candidates: as the task does, or with a rate per factor and a teacher"] = "plain",
     reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 8,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
@@ -32,5 +33,5 @@ def study(
     model = SentenceClassifier(network, task.classes).eval()
     fit_probe(model, task, cache=home() / "cache")
     spec = space(tables=True, head=True, round_to=1).replace(metric=metric, calibration=32)  # every layer, as in docs/results.md
-    fidelity = Fidelity(epochs=epochs, recalibration=0, reconstruction=reconstruction)
+    fidelity = Fidelity(epochs=epochs, recalibration=0, reconstruction=reconstruction, training=training)
     return Study(f"minilm_{source}", model=model, task=task, space=spec, fidelity=fidelity, seed=seed)

@@ -62,7 +62,7 @@ def root() -> click.Group:
         ("proxies", proxies, parameters.proxies, "How well cheap scores predicted what was measured."),
         ("report", report, parameters.report, "All that a study came to, as one page to read."),
         ("dashboard", dashboard, parameters.dashboard, "The same page, live while a search goes on."),
-        ("compress", compress, parameters.compress, "A smaller network at once, without training."),
+        ("compress", compress, parameters.compress, "A smaller network at once, without a search."),
         ("build", build, parameters.build, "One of them as plain PyTorch, on disk."),
         ("replay", replay, parameters.replay, "Make an evaluation again, and compare."),
     ):
@@ -221,11 +221,12 @@ def dashboard(
 
 
 def compress(
-    asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], refits: int | None, polish: int, onnx: bool,
-    torch_export: bool, force: bool, cost: tuple[str, ...], store: str | None,
+    asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], refits: int | None, polish: int, recover: float,
+    onnx: bool, torch_export: bool, force: bool, cost: tuple[str, ...], store: str | None,
 ) -> None:  # fmt: skip
-    """Make the network smaller at once, without training: every rule chooses types and ranks, their networks are reconstructed and measured
-    on training data that none of them has seen, and the best one is written as plain PyTorch. The study's store is not touched."""
+    """Make the network smaller at once, without a search: every rule chooses types and ranks, their networks are reconstructed and measured
+    on training data that none of them has seen, and the best one is written as plain PyTorch, with --recover after training. The study's
+    store is not touched."""
     from ranksearch.cli import compression
     from ranksearch.cli.progress import SiteProgress
     from ranksearch.networks import export
@@ -235,7 +236,7 @@ def compress(
     study = opened(asked, store, session=session_of(), stored=True, cost=cost)
     budgets = compression.budgets(study, to)
     with SiteProgress() as progress:
-        found = study.compress(rules=rule or None, refits=refits, polished=polish, on_event=progress.event, **budgets)
+        found = study.compress(rules=rule or None, refits=refits, polished=polish, epochs=recover, on_event=progress.event, **budgets)
     compression.written(study, found, out, onnx=onnx, torch_export=torch_export, force=force)
 
 

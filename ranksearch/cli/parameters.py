@@ -230,6 +230,10 @@ def compress() -> list[click.Parameter]:
             ["--polish"], type=click.IntRange(min=0), default=0, metavar="N",
             help="Measured exchanges from the best answer on.  [default: 0]",
         ),
+        click.Option(
+            ["--recover"], type=click.FloatRange(min=0), default=0.0, metavar="EPOCHS",
+            help="Train it for so long afterwards, with the dense network as a teacher; what measures best is kept.  [default: 0]",
+        ),
         click.Option(["--onnx"], is_flag=True, help="Write model.onnx too."),
         click.Option(["--torch-export"], is_flag=True, help="Write program.pt2 too (torch.export)."),
         click.Option(["--force"], is_flag=True, help="Replace an earlier export in DIR."),

@@ -22,6 +22,7 @@ from ranksearch.home import home
 from ranksearch.networks import export
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.recovery import Recovered, recover
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss, Energy
 from ranksearch.search.events import Stage
@@ -85,6 +86,7 @@ class Compressed:
         tried: every rule's answer.
         baseline: costs of the dense network.
         dense_loss: what the dense network measures on the held-out batches: 0 where the divergence from it is measured.
+        recovered: how training went, where there was any.
     """
 
     model: nn.Module
@@ -92,6 +94,7 @@ class Compressed:
     tried: tuple[Tried, ...]
     baseline: Cost
     dense_loss: float
+    recovered: Recovered | None = None
 
     @property
     def configuration(self) -> Configuration:
@@ -127,6 +130,8 @@ class Compressed:
             "rule": self.chosen.rule, "reconstruction": self.reconstructed,
             "held_out": {name: value for name, value in losses.items() if math.isfinite(value)},
         }  # fmt: skip
+        if self.recovered is not None:
+            facts["epochs"] = self.recovered.epochs
         return export.save(self.model, directory, manifest=facts, example=example, onnx=onnx, torch_export=torch_export, force=force)
 
     def report(self) -> pd.DataFrame:
@@ -152,11 +157,12 @@ def compress(
     recalibration: int = 16,
     refits: int | None = None,
     polished: int = 0,
+    epochs: float = 0.0,
     costs: Sequence[CostModel] = COSTS,
     on_event: Callable[[Stage], None] | None = None,
     **budgets: float,
 ) -> Compressed:
-    """Make a trained network smaller without training it.
+    """Make a trained network smaller, without training unless ``epochs`` are given.
 
     Every rule of the portfolio (`ranksearch.compression.RULES`) chooses types and ranks within the budgets; each network is
     built, its factors are fitted to the dense network's answers layer by layer, and the loss is measured before and after the fit on
@@ -167,6 +173,7 @@ def compress(
         small = compress(model, task, macs=0.5).model
         small = compress(model, task, params=0.3, macs=0.5, polished=100).model
         small = compress(model, [inputs, more_inputs], macs=0.5).model
+        small = compress(model, task, macs=0.2, epochs=4).model
 
     Price: one pass forward and back over ``space.calibration`` batches for the metrics; per rule a reconstruction on ``reconstruction``
     batches and two forward passes over four held-out ones; and the model of the loss, of at most 26 networks and one per rule, each one
@@ -187,6 +194,8 @@ def compress(
         polished: so many measured exchanges from the best answer on (`ranksearch.search.local_search.polish`), each one forward pass over
             ``reconstruction`` batches, four where that is 0; 0: none. What they find counts only where it is better on the held-out
             batches.
+        epochs: of training afterwards (`ranksearch.networks.recovery.recover`): the dense network teaches, and the best state on the
+            task's validation split is kept; 0: none. The task must train step by step (`Task.training`).
         costs: what networks are counted by.
         on_event: called with progress.
         budgets: upper bounds by the names of costs, such as ``macs=0.5``: up to 1 a share of the dense network's, above it an amount.
@@ -195,6 +204,7 @@ def compress(
         InvalidArgument: no budget, one that is no cost, an unknown rule, options out of range.
         InfeasibleBudget: no configuration of the space is within the budgets.
         EmptySpace: nothing can be factorized.
+        InvalidModel, InvalidMetrics: as `recover`.
     """
     checks.whole("reconstruction", reconstruction, least=0, hint="batches")
     checks.whole("recalibration", recalibration, least=1, hint="batches")
@@ -205,6 +215,8 @@ def compress(
     _check_budgets(budgets, costs)
     model = unwrapped(model)
     task = task if isinstance(task, Task) else _without_labels(task, model)
+    if checks.number("epochs", epochs, least=0):
+        task.training(model, epochs=epochs, seed=0)  # one that does not train says so before any work
     data = _Data.of(task, (space or mixture()).calibration)
     spec = (space or mixture()).replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
@@ -217,7 +229,7 @@ def compress(
         tried.append(portfolio.refitted(tried, refits))
     if polished:
         tried.append(portfolio.polished(min(tried, key=lambda one: one.least), polished))
-    return portfolio.result(tried)
+    return portfolio.result(tried, epochs)
 
 
 def _without_labels(batches: Iterable[Any] | Callable[[], Iterable[Any]], model: nn.Module) -> Task:
@@ -405,11 +417,15 @@ class _Portfolio:
             reconstruct(network, spectra, configuration, batches, moments=self.outputs if self.two_sided else None)
         return network
 
-    def result(self, tried: Sequence[Tried]) -> Compressed:
-        """The best of what was tried, made again."""
+    def result(self, tried: Sequence[Tried], epochs: float) -> Compressed:
+        """The best of what was tried, made again, and trained."""
         best = min(tried, key=lambda one: one.least)
         assert best.configuration is not None
         model = self.network(best.metric, best.configuration, fitted=best.reconstructed < best.loss)
         recalibrate(model, self.task.normalization(self.recalibration))
         baseline = network_cost(self.counts, self.dense_network)
-        return Compressed(model, best, tuple(tried), baseline, self.judge(self.model))
+        recovered = None
+        if epochs:
+            self.tell(Stage(f"training it for {epochs:g} epochs"))
+            recovered = recover(model, self.model, self.task, epochs=epochs, recalibration=self.recalibration)
+        return Compressed(model.eval(), best, tuple(tried), baseline, self.judge(self.model), recovered)

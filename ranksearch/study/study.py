@@ -460,13 +460,14 @@ class Study:
 
     def compress(
         self, *, rules: Sequence[str | Rule] | None = None, reconstruction: int = 4, recalibration: int = 16,
-        refits: int | None = None, polished: int = 0, on_event: Callable[[Stage], None] | None = None, **budgets: float,
+        refits: int | None = None, polished: int = 0, epochs: float = 0.0, on_event: Callable[[Stage], None] | None = None,
+        **budgets: float,
     ) -> Compressed:  # fmt: skip
-        """The best network within budgets that is known without training, in the study's space, see `ranksearch.compression.compress`.
+        """The best network within budgets that is known without a search, in the study's space, see `ranksearch.compression.compress`.
         It is no evaluation: the store neither has nor gets it."""
         return compress(
             self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, recalibration=recalibration,
-            refits=refits, polished=polished, costs=self.counts, on_event=on_event, **budgets,
+            refits=refits, polished=polished, epochs=epochs, costs=self.counts, on_event=on_event, **budgets,
         )  # fmt: skip
 
     def train_supernet(

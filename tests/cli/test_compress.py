@@ -60,7 +60,9 @@ def test_one_rule(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     assert "frobenius *" in text and "balf" not in text and "refit" not in text
     again = ["compress", study, "--to", "macs <= 0.7", "--out", str(tmp_path / "other"), "--rule", "uniform", "--refits", "1"]
+    again += ["--recover", "0.5"]
     assert cli.main(again) == 0 and "\nrefit" in capsys.readouterr().out
+    assert json.loads((tmp_path / "other" / "manifest.json").read_text())["epochs"] in (0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,7 @@ def test_one_rule(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (("--to", "macs <= 0.5", "--rule", "fishr"), "'fishr' is not one of fisher"),
         (("--to", "macs <= 0.5", "--polish", "-1"), "-1"),
         (("--to", "macs <= 0.5", "--refits", "-1"), "-1"),
+        (("--to", "macs <= 0.5", "--recover", "-1"), "-1"),
     ],
 )
 def test_bad_input_ends_with_2(study: str, tmp_path: Path, arguments: tuple[str, ...], message: str, capsys) -> None:

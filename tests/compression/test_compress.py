@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from ranksearch.allocators import Additive, Allocation, Allocator, Problem
 from ranksearch.compression import RULES, Compressed, Rule, judge
 from ranksearch.errors import EmptySpace, InfeasibleBudget, InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.export import read_manifest
 from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.recovery import recover
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Frobenius
 from ranksearch.search.events import Stage
@@ -238,6 +241,7 @@ def test_little_data_is_parted_too(batches: int) -> None:
         ({"macs": 0.5, "recalibration": 0}, "recalibration=0"),
         ({"macs": 0.5, "polished": 1.5}, "polished=1.5"),
         ({"macs": 0.5, "refits": -1}, "refits=-1"),
+        ({"macs": 0.5, "epochs": -1}, "epochs=-1"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +249,24 @@ def test_bad_arguments_are_refused_before_any_work(arguments: dict[str, Any], me
     monkeypatch.setattr(type(data), "labelled", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(InvalidArgument, match=message):
         compress(network(), data, **arguments)
+
+
+def test_a_task_that_cannot_train_says_so_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("ranksearch.compression.compress"), "_Portfolio", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises(InvalidArgument, match="learning_rate"):
+        compress(network(), [x for x, _ in task().labelled(4)], macs=0.6, epochs=1)
+
+
+def test_training_goes_on_from_the_best_answer_and_is_in_the_manifest(tmp_path: Path) -> None:
+    model, data = network(), task()
+    options: dict[str, Any] = {"rules": ["frobenius"], "space": svd_only(), "macs": 0.6}
+    alone, trained = compress(model, data, **options), compress(model, data, epochs=1, **options)
+    assert alone.recovered is None and trained.configuration == alone.configuration
+    expected = copy.deepcopy(alone.model)
+    assert recover(expected, model, data, epochs=1) == trained.recovered
+    assert all(torch.equal(value, trained.model.state_dict()[name]) for name, value in expected.state_dict().items())
+    folder = trained.save(tmp_path / "small", example=data.example())
+    assert read_manifest(folder)["epochs"] == trained.recovered.epochs  # type: ignore[union-attr]
 
 
 def test_a_budget_below_the_least_is_said() -> None:
