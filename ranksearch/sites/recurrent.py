@@ -68,7 +68,7 @@ class UnpackedRecurrent(nn.Module):
         given: Any = input if packed is None else packed.data
         batched = packed is not None or given.dim() == 3
         rows = given if packed is not None or (batched and self.batch_first) else given.transpose(0, 1) if batched else given.unsqueeze(0)
-        states = self._states(hx, rows, len(rows) if sizes is None else sizes[0], batched)
+        states = self._states(hx, rows, rows.shape[0] if sizes is None else sizes[0], batched)
         if packed is not None and packed.sorted_indices is not None and hx is not None:
             states = [state.index_select(1, packed.sorted_indices) for state in states]
         if self.kernel:
@@ -120,9 +120,13 @@ class UnpackedRecurrent(nn.Module):
         backwards = end.endswith("_reverse")
         outputs = []
         for step in reversed(steps) if backwards else steps:
-            new = self._cell(end, step, tuple(each[: len(step)] for each in state))
-            outputs.append(new[0])
-            state = tuple(torch.cat([one, each[len(step) :]]) for one, each in zip(new, state, strict=True)) if sizes else new
+            if sizes is None:
+                state = self._cell(end, step, state)
+                outputs.append(state[0])
+            else:
+                new = self._cell(end, step, tuple(each[: len(step)] for each in state))
+                outputs.append(new[0])
+                state = tuple(torch.cat([one, each[len(step) :]]) for one, each in zip(new, state, strict=True))
         return outputs[::-1] if backwards else outputs, state
 
     def _cell(self, end: str, step: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

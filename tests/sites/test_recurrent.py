@@ -198,6 +198,15 @@ def test_a_folder_loads_onto_the_dense_network_without_ranksearch(tmp_path: Path
     assert type(loaded.rnn).__module__ == "written"
 
 
+@pytest.mark.parametrize("kernel", [False, True])
+def test_a_program_takes_any_batch(kernel: bool) -> None:
+    unpacked: Any = unpack_recurrent(tagger())
+    unpacked.rnn.kernel = kernel
+    program = torch.export.export(unpacked, (TOKENS,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    more = torch.cat([TOKENS, TOKENS.flip(1)])
+    torch.testing.assert_close(program(more), unpacked(more), rtol=1e-11, atol=1e-11)
+
+
 class Doubled(nn.LSTM):
     def forward(self, input: Any, hx: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(2 * input, hx)
