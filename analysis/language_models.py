@@ -1,22 +1,30 @@
-"""Factorized language models without any training: rules of choosing ranks, all with `svd`, on real text. Writes a markdown table of
-perplexities, dense network first; ``--shrinkage`` instead the held-out error of layers by the weight that shrinkage gives the diagonal.
+"""Factorized language models without any training, all with `svd`, on real text: ours against the rules of others. Every network that is
+measured goes into FOLDER at once, so that a run that was ended goes on where it was, and several runs fill one table; ``--table`` writes
+it. ``--shrinkage`` instead gives the held-out error of layers by the weight that shrinkage gives the diagonal.
 
-    python analysis/language_models.py --model FOLDER --calibration TEXT --text TEXT [TEXT ...] [--layers '*mlp*'] [--shares 0.95 0.9]
+    python analysis/language_models.py --model MODEL --calibration TEXT --text TEXT [TEXT ...] --folder FOLDER [--minutes 9] [--table]
 
-FOLDER is any causal model in the layout of transformers, with its tokenizer."""
+MODEL is any causal model in the layout of transformers, with its tokenizer."""
 
 from __future__ import annotations
 
 import argparse
+import bz2
+import html
+import json
+import math
+import re
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import lems
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ranksearch.allocators import BALF, Additive, Allocator, Problem, Uniform
 from ranksearch.decompositions import SVD, Moments
@@ -24,134 +32,320 @@ from ranksearch.decompositions.metric import floored, half
 from ranksearch.home import user_path
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
-from ranksearch.proxies import Energy, Frobenius, TableProxy
-from ranksearch.sites import find_sites
+from ranksearch.proxies import CalibrationLoss, Energy, Frobenius, TableProxy
+from ranksearch.search.refit import refit
+from ranksearch.sites import evaluating, find_sites, map_tensors, run
 from ranksearch.space import Configuration, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import SampledLabels, Statistics, collect
 from ranksearch.statistics.shrinkage import shrunk
+from ranksearch.surrogate import curves
 from ranksearch.tasks import LanguageModel
+
+BATCH = 1  # sequences of a forward pass; networks are compared on the first batch of the calibration
+PROMPTS = ("The weather in the mountains", "In the year 1969, scientists", "The government announced on Monday that")
+
+
+class OutOfTime(Exception):
+    """The minutes of this run are over; the next one goes on."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How ranks are chosen, and in which metric factors are made."""
+    """How ranks are chosen, in which metric factors are made, and whether they are fitted afterwards.
+
+    Attributes:
+        metric: ``weight``, ``activation`` (inputs as they are), ``fisher`` (inputs and output gradients, shrunk), ``kfac`` (`lems`).
+        choose: of a `Prepared` and budgets.
+    """
 
     metric: str
-    allocator: Allocator
-    proxy: TableProxy
-    shrink: bool = True
+    choose: Callable[[Prepared, Mapping[str, float]], Configuration]
     fit: bool = False
 
 
+def _solved(allocator: Allocator, proxy: TableProxy) -> Callable[[Prepared, Mapping[str, float]], Configuration]:
+    def choose(prepared: Prepared, budgets: Mapping[str, float]) -> Configuration:
+        space = prepared.space
+        return space.configuration(allocator.allocate(Problem(space, proxy.table(space), budgets)).indices)
+
+    return choose
+
+
+def _lems(prepared: Prepared, budgets: Mapping[str, float]) -> Configuration:
+    return lems.allocate(prepared.space, prepared.spectra, prepared.subject.anchors(prepared.spectra), budgets, prepared.loss)
+
+
+def _refitted(prepared: Prepared, budgets: Mapping[str, float]) -> Configuration:
+    """The exact optimum, then a model of the loss that is fitted to measured networks and solved again (`ranksearch.search.refit`)."""
+    space, rounds, each = prepared.space, *prepared.subject.given.refit
+    found = refit(
+        space, curves(space, Energy().table(space)), lambda indices: prepared.loss(space.configuration(indices)), budgets,
+        rounds=rounds, each=each,
+    )  # fmt: skip
+    return space.configuration(found.indices)
+
+
 RULES = {
-    "plain_svd": Rule("weight", Uniform(), Frobenius()),
-    "svd_llm": Rule("activation", Uniform(), Frobenius(), shrink=False),
-    "balf": Rule("activation", BALF(), Frobenius(), shrink=False),
-    "rocket": Rule("activation", Additive(), Frobenius(), shrink=False),  # dynamic programming on relative output error
-    "activation_uniform": Rule("activation", Uniform(), Frobenius()),
-    "activation": Rule("activation", Additive(), Frobenius()),
-    "fisher_uniform": Rule("fisher", Uniform(), Frobenius()),
-    "fisher": Rule("fisher", Additive(), Energy()),
-    "fisher_reconstructed": Rule("fisher", Additive(), Energy(), fit=True),
+    "plain_svd": Rule("weight", _solved(Uniform(), Frobenius())),
+    "svd_llm": Rule("activation", _solved(Uniform(), Frobenius())),
+    "balf": Rule("activation", _solved(BALF(), Frobenius())),
+    "rocket": Rule("activation", _solved(Additive(), Frobenius())),  # its knapsack, solved exactly: the sum of relative output errors
+    "lems": Rule("kfac", _lems),
+    "fisher": Rule("fisher", _solved(Additive(), Energy())),
+    "refit": Rule("fisher", _refitted),
+    "ours": Rule("fisher", _refitted, fit=True),
 }
 
 
 class Subject:
-    """One network, its calibration, and the spaces of each metric, made once."""
+    """One network and its calibration."""
 
-    def __init__(self, given: argparse.Namespace, seed: int) -> None:
+    def __init__(self, given: argparse.Namespace, seed: int, results: Results) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.given = given
+        self.given, self.seed, self.results = given, seed, results
         self.model: nn.Module = AutoModelForCausalLM.from_pretrained(given.model, local_files_only=True).float().eval()
         self.model.requires_grad_(False)
-        tokenizer = AutoTokenizer.from_pretrained(given.model, local_files_only=True)
-        self.tasks = {text.name: self._task(tokenizer, text) for text in given.text}
-        stream = self._stream(tokenizer, given.calibration)
+        self.tokenizer = AutoTokenizer.from_pretrained(given.model, local_files_only=True)
+        self.tasks = {text.name: self._task(text) for text in given.text}
         count, length = given.sequences, given.length
         start = seed * count * length
-        self.batches = list(self._calibration(stream[start : start + count * length].reshape(count, length)).calibration(count))
-        self.sites = find_sites(self.model, self.batches[0], include=given.layers)
-        self.kept: dict[tuple[str, bool], tuple[Spectra, SearchSpace]] = {}
+        tokens = self._stream(given.calibration)[start : start + count * length].reshape(count, length)
+        self.task = LanguageModel(train=tokens, validation=tokens, batch_size=BATCH)
+        self.batches = list(self.task.labelled(-(-count // BATCH)))
+        self.sites = find_sites(self.model, self.batches[0][0], include=given.layers)
+        self.kept: tuple[str, Spectra] | None = None
 
-    def _stream(self, tokenizer: Any, text: Path) -> torch.Tensor:
-        return torch.tensor(tokenizer(text.read_bytes().decode("utf-8", errors="replace"))["input_ids"])
+    def _stream(self, text: Path) -> Tensor:
+        needed = max(self.given.sequences * self.given.length * (max(self.given.seeds) + 1), math.prod(self.given.evaluated))
+        return torch.tensor(self.tokenizer(read(text)[: 32 * needed])["input_ids"])
 
-    def _task(self, tokenizer: Any, text: Path) -> LanguageModel:
+    def _task(self, text: Path) -> LanguageModel:
         count, length = self.given.evaluated
-        tokens = self._stream(tokenizer, text)[: count * length]
-        reference = self.model if self.given.divergence else None
-        return LanguageModel(train=tokens, validation=tokens, length=length, batch_size=2, reference=reference)
+        tokens = self._stream(text)[: count * length]
+        return LanguageModel(train=tokens, validation=tokens, length=length, batch_size=BATCH)
 
-    def _calibration(self, tokens: torch.Tensor) -> LanguageModel:
-        return LanguageModel(train=tokens, validation=tokens, batch_size=4)
+    @property
+    def inputs(self) -> list[Any]:
+        return [inputs for inputs, _ in self.batches]
 
     @cached_property
     def statistics(self) -> Statistics:
-        task = next(iter(self.tasks.values()))
-        fisher = any(RULES[name].metric == "fisher" for name in self.given.rules)
-        labels = SampledLabels(loss=task.loss, sample=task.sample_targets) if fisher else None
-        return collect(self.model, self.sites, self.batches, labels=labels)
+        labels = SampledLabels(samples=2, loss=self.task.loss, sample=self.task.sample_targets)
+        return collect(self.model, self.sites, self.inputs, labels=labels, cache=self.given.folder / "statistics")
 
-    def space(self, metric: str, shrink: bool) -> tuple[Spectra, SearchSpace]:
-        key = metric, shrink or metric == "weight"
-        if key not in self.kept:
-            self.kept.clear()  # one at a time: the spectra are large
-            moments: dict[str, Moments] | None = None
-            if metric != "weight":
-                moments = self.statistics.moments(metric, shrink=shrink)  # type: ignore[arg-type]
-            spectra = Spectra(self.model, self.sites, [SVD()], moments=moments)
-            self.kept[key] = spectra, build_space(spectra, round_to=self.given.round_to, example=self.batches[0])
-        return self.kept[key]
+    def moments(self, metric: str) -> dict[str, Moments] | None:
+        if metric == "weight":
+            return None
+        if metric == "kfac":
+            return lems.kfac_moments(self.model, self.sites, self.batches, self.task.loss, self.statistics)
+        return self.statistics.moments(metric, shrink=metric == "fisher")  # type: ignore[arg-type]
 
-    def choose(self, rule: Rule, share: float) -> tuple[Spectra, Configuration]:
-        """The configuration of a rule at a share of the parameters of the layers that may be factorized."""
-        spectra, space = self.space(rule.metric, rule.shrink)
-        dense = space.baseline["params"]
-        sites = dense - space.fixed["params"]
-        problem = Problem(space, rule.proxy.table(space), {"params": (dense - (1 - share) * sites) / dense})
-        return spectra, space.configuration(rule.allocator.allocate(problem).indices)
+    def prepared(self, metric: str, round_to: int) -> Prepared:
+        if self.kept is None or self.kept[0] != metric:
+            self.kept = None  # one at a time: spectra are large
+            self.kept = metric, Spectra(self.model, self.sites, [SVD()], moments=self.moments(metric), cache_bytes=8 << 30)
+        spectra = self.kept[1]
+        return Prepared(self, spectra, build_space(spectra, round_to=round_to, example=self.inputs[0]))
 
-    def network(self, rule: Rule, share: float) -> nn.Module:
-        spectra, configuration = self.choose(rule, share)
-        network = build(spectra, configuration).eval()
-        if rule.fit:
-            reconstruct(network, spectra, configuration, self.batches)
+    def anchors(self, spectra: Spectra) -> dict[str, float]:
+        """`lems.anchors`, of which every one is kept."""
+        known = self.results.anchors(self.seed)
+        for name in lems.anchors(spectra, self.inputs[:1], self.task.divergence, known):
+            self.results.add_anchor(self.seed, name, known[name])
+        return known
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        return {name: task.measure(network)["perplexity"] for name, task in self.tasks.items()}
+
+    def says(self, network: Any) -> list[str]:
+        """How it goes on, greedily."""
+        found = []
+        for prompt in PROMPTS:
+            given = self.tokenizer(prompt, return_tensors="pt")
+            out = network.generate(**given, max_new_tokens=24, do_sample=False, pad_token_id=self.tokenizer.eos_token_id)
+            found.append(self.tokenizer.decode(out[0], skip_special_tokens=True))
+        return found
+
+
+def read(text: Path) -> str:
+    """A text file; of a dump of Wikipedia (.bz2) the articles without their markup."""
+    if text.suffix != ".bz2":
+        return text.read_bytes().decode("utf-8", errors="replace")
+    articles = re.findall(r"<text[^>]*>(?!#REDIRECT)(.*?)</text>", bz2.decompress(text.read_bytes()).decode("utf-8"), flags=re.S | re.I)
+    return "\n\n".join(map(_plain, articles))
+
+
+def _plain(article: str) -> str:
+    found = html.unescape(html.unescape(article))
+    found = re.sub(r"<!--.*?-->|<ref[^>/]*/>|<ref.*?</ref>|<math.*?</math>", "", found, flags=re.S)
+    for brackets in (r"\{\{[^{}]*\}\}", r"\{\|[^{}]*?\|\}", r"\[\[(?:File|Image|Category):[^\[\]]*\]\]"):
+        while (shorter := re.sub(brackets, "", found, flags=re.S)) != found:
+            found = shorter
+    found = re.sub(r"\[\[(?:[^|\]]*\|)?([^\]]*)\]\]", r"\1", found)
+    found = re.sub(r"\[https?:\S+ ?([^\]]*)\]|'{2,}|<[^>]*>|^[*#:;|!=].*$", r"\1", found, flags=re.M)
+    return re.sub(r"\n{2,}", "\n\n", found).strip()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A subject in a metric."""
+
+    subject: Subject
+    spectra: Spectra
+    space: SearchSpace
+
+    def budgets(self, share: float) -> dict[str, float]:
+        """A share of the parameters of the layers that may be factorized, as a share of the network's."""
+        dense = self.space.baseline["params"]
+        return {"params": (dense - (1 - share) * (dense - self.space.fixed["params"])) / dense}
+
+    @cached_property
+    def loss(self) -> Callable[[Configuration], float]:
+        """The divergence from the dense network on the first batch of the calibration, in nats per token."""
+        model, inputs = self.subject.model, self.subject.inputs[0]
+        with evaluating(model):
+            answers = map_tensors(lambda t: t.detach(), run(model, inputs))
+        measured = CalibrationLoss(self.spectra, [(inputs, answers)], self.subject.task.divergence, cache_bytes=2 << 30)
+
+        def loss(configuration: Configuration) -> float:
+            self.subject.results.check_time()
+            return measured(configuration)
+
+        return loss
+
+    def network(self, configuration: Configuration, *, fit: bool) -> nn.Module:
+        network = build(self.spectra, configuration).eval()
+        if fit:
+            reconstruct(network, self.spectra, configuration, self.subject.inputs)
         return network
 
-    def measure(self, network: nn.Module) -> dict[str, dict[str, float]]:
-        return {name: task.measure(network) for name, task in self.tasks.items()}
+
+# -- what was measured -----------------------------------------------------------------------------------------------------
 
 
-def table(given: argparse.Namespace) -> str:
-    """Rules down, shares and texts across: perplexity, and with ``--divergence`` the KL divergence from the dense network."""
-    rows: dict[str, list[str]] = {"dense": []}
-    heads = [f"{share:g}, {text.name}, seed {seed}" for seed in range(given.seeds) for share in given.shares for text in given.text]
-    for seed in range(given.seeds):
-        subject = Subject(given, seed)
-        dense = subject.measure(subject.model)
-        rows["dense"] += [_cell(found) for _ in given.shares for found in dense.values()]
-        for name in given.rules:
-            for share in given.shares:
-                start = time.perf_counter()
-                found = subject.measure(subject.network(RULES[name], share))
-                rows.setdefault(name, []).extend(_cell(one) for one in found.values())
-                print(f"{name} {share:g}: {' | '.join(map(_cell, found.values()))} ({time.perf_counter() - start:.0f} s)", flush=True)
-    lines = ["| rule | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    return "\n".join([*lines, *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items())])
+class Results:
+    """A folder of what was measured, one JSON line each, that several runs write to, one after the other."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self._folder, self._end = given.folder, time.monotonic() + 60 * given.minutes
+        self._folder.mkdir(parents=True, exist_ok=True)
+        names = ("layers", "sequences", "length", "evaluated", "refit")
+        settings = {name: getattr(given, name) for name in names} | {"texts": [t.name for t in (given.calibration, *given.text)]}
+        kept = self._folder / "settings.json"
+        if kept.exists() and json.loads(kept.read_text()) != json.loads(json.dumps(settings)):
+            raise SystemExit(f"--folder {self._folder}: holds results of other settings, {kept.read_text().strip()}; name another one")
+        kept.write_text(json.dumps(settings) + "\n")
+
+    def check_time(self) -> None:
+        """Raises OutOfTime when the minutes of this run are over."""
+        if time.monotonic() > self._end:
+            raise OutOfTime
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        path = self._folder / f"{name}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def _add(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self._folder / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def networks(self) -> list[dict[str, Any]]:
+        """What was measured: ``seed``, ``share``, ``round_to``, ``rule``, ``perplexity`` by text, ``said``."""
+        return self._rows("networks")
+
+    def add_network(self, row: Mapping[str, Any]) -> None:
+        self._add("networks", row)
+
+    def choice(self, key: Mapping[str, Any]) -> Configuration | None:
+        """A configuration that a rule chose before."""
+        found = [row for row in self._rows("choices") if all(row[name] == value for name, value in key.items())]
+        return Configuration({name: (kind, tuple(rank)) for name, kind, rank in found[0]["choices"]}) if found else None
+
+    def add_choice(self, key: Mapping[str, Any], configuration: Configuration) -> None:
+        self._add("choices", {**key, "choices": [[name, kind, list(rank)] for name, kind, rank in configuration.choices]})
+
+    def anchors(self, seed: int) -> dict[str, float]:
+        """What `lems.anchors` measured."""
+        return {row["site"]: row["divergence"] for row in self._rows("anchors") if row["seed"] == seed}
+
+    def add_anchor(self, seed: int, site: str, divergence: float) -> None:
+        """Keep one, unless the run is over."""
+        self._add("anchors", {"seed": seed, "site": site, "divergence": divergence})
+        self.check_time()
 
 
-def _cell(found: dict[str, float]) -> str:
-    return f"{found['perplexity']:.1f}" + (f" ({found['divergence']:.3f})" if "divergence" in found else "")
+def measured(given: argparse.Namespace, results: Results) -> Iterator[str]:
+    """Measure what is not there yet, seed by seed and metric by metric; a line for each network."""
+    for seed in given.seeds:
+        done = [{name: row[name] for name in ("seed", "share", "round_to", "rule")} for row in results.networks()]
+        wanted = [
+            {"seed": seed if RULES[rule].metric != "weight" else 0, "share": share, "round_to": round_to, "rule": rule}
+            for rule in RULES if rule in given.rules for share in given.shares for round_to in given.round_to
+        ]  # fmt: skip
+        wanted = [key for key in wanted if key not in done]
+        dense = {"seed": 0, "share": 1.0, "round_to": 1, "rule": "dense"}
+        if not wanted and dense in done:
+            continue
+        subject = Subject(given, seed, results)
+        if dense not in done:
+            results.add_network({**dense, "perplexity": subject.measure(subject.model), "said": subject.says(subject.model)})
+        for key in wanted:
+            results.check_time()
+            start = time.perf_counter()
+            rule, prepared = RULES[key["rule"]], subject.prepared(RULES[key["rule"]].metric, key["round_to"])
+            configuration = results.choice(chosen := key | {"rule": _chooser(key["rule"])})
+            if configuration is None:
+                configuration = rule.choose(prepared, prepared.budgets(key["share"]))
+                results.add_choice(chosen, configuration)
+            network = prepared.network(configuration, fit=rule.fit)
+            row = {**key, "perplexity": subject.measure(network), "id": configuration.id}
+            if key["rule"] == "ours":
+                row["said"] = subject.says(network)
+            results.add_network(row)
+            yield f"{key}: {row['perplexity']} ({time.perf_counter() - start:.0f} s)"
+
+
+def _chooser(rule: str) -> str:
+    """The first rule that chooses as this one does."""
+    return next(name for name, other in RULES.items() if other.choose is RULES[rule].choose)
+
+
+def table(results: Results) -> str:
+    """Rules down, shares and texts across: the mean over seeds of the perplexity, and the least and the largest where there are several;
+    one table for free ranks and one for every multiple; then what networks say."""
+    rows, lines = results.networks(), []
+    dense = next(row for row in rows if row["rule"] == "dense")
+    for round_to in sorted({row["round_to"] for row in rows}):
+        shares = sorted({row["share"] for row in rows if row["round_to"] == round_to and row["share"] < 1}, reverse=True)
+        columns = [(share, text) for share in shares for text in dense["perplexity"]]
+        heads = " | ".join(f"{share:g}, {text}" for share, text in columns)
+        title = "free" if round_to == 1 else f"multiples of {round_to}"
+        lines += [f"Ranks: {title}", "", f"| rule | {heads} |", "|---" * (len(columns) + 1) + "|"]
+        lines.append("| dense | " + " | ".join(f"{dense['perplexity'][text]:.1f}" for _, text in columns) + " |")
+        for rule in RULES:
+            cells = [_cell([r["perplexity"][text] for r in rows if (r["rule"], r["share"], r["round_to"]) == (rule, share, round_to)])
+                     for share, text in columns]  # fmt: skip
+            lines += [f"| {rule} | {' | '.join(cells)} |"] if any(cells) else []
+        lines.append("")
+    for row in rows:
+        if row["rule"] in ("dense", "ours") and row["seed"] == 0:
+            lines += [f"{row['rule']}, {row['share']:g}, multiples of {row['round_to']}:", "", *(f"> {said!r}" for said in row["said"]), ""]
+    return "\n".join(lines)
+
+
+def _cell(found: list[float]) -> str:
+    spread = f" ({min(found):,.1f} to {max(found):,.1f})" if len(found) > 1 else ""
+    return f"{statistics.mean(found):,.1f}{spread}" if found else ""
 
 
 def shrinkage(given: argparse.Namespace) -> str:
     """Geometric mean over layers of the relative error of outputs on other text, when each is cut to the first share at uniform ranks by
     a whitened SVD, by the weight of the diagonal; ``noise`` is the weight that `Statistics` finds."""
-    subject = Subject(given, 0)
+    subject = Subject(given, 0, Results(given))
     task = next(iter(subject.tasks.values()))
-    seen = collect(subject.model, subject.sites, subject.batches, labels=None)
+    seen = collect(subject.model, subject.sites, subject.inputs, labels=None)
     fresh = collect(subject.model, subject.sites, list(task.calibration(given.sequences)), labels=None)
     tried = (0, 0.01, 0.1, 0.3, 0.6, 1)
     weights: dict[str, Callable[[str], torch.Tensor]] = {f"{w:g}": lambda _name, w=w: torch.tensor([w]) for w in tried}
@@ -186,25 +380,33 @@ def main() -> None:
     parser.add_argument("--model", type=user_path, required=True)
     parser.add_argument("--calibration", type=user_path, required=True, help="text file for second moments")
     parser.add_argument("--text", type=user_path, nargs="+", required=True, help="text files to measure on")
-    parser.add_argument("--layers", default="*mlp*", help="glob of the layers that may be factorized")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.95], help="of the parameters of these layers")
+    parser.add_argument("--folder", type=user_path, required=True, help="for what is measured")
+    parser.add_argument("--layers", default="*.layers.*", help="glob of the layers that may be factorized")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.9, 0.8, 0.6], help="of the parameters of these layers")
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
-    parser.add_argument("--sequences", type=int, default=16, help="of calibration")
-    parser.add_argument("--length", type=int, default=128, help="tokens of each")
-    parser.add_argument("--evaluated", type=int, nargs=2, default=(8, 256), help="sequences of each text, and their length")
-    parser.add_argument("--round-to", type=int, default=1, help="ranks are multiples of this")
-    parser.add_argument("--seeds", type=int, default=1, help="calibrations on different parts of the text")
-    parser.add_argument("--divergence", action="store_true", help="the KL divergence from the dense network as well, in nats")
+    parser.add_argument("--round-to", type=int, nargs="+", default=[1], help="ranks are multiples of this")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each is a calibration on another part of the text")
+    parser.add_argument("--sequences", type=int, default=8, help="of calibration")
+    parser.add_argument("--length", type=int, default=256, help="tokens of each")
+    parser.add_argument("--evaluated", type=int, nargs=2, default=(4, 256), help="sequences of each text, and their length")
+    parser.add_argument("--refit", type=int, nargs=2, default=(1, 6), help="rounds of measured networks, and how many in each")
+    parser.add_argument("--minutes", type=float, default=1e6, help="end the run after these; the next one goes on")
+    parser.add_argument("--table", action="store_true", help="write the table of what is there, and measure nothing")
     parser.add_argument("--shrinkage", action="store_true", help="held-out errors by the weight of the diagonal instead")
     parser.add_argument("--every", type=int, default=1, help="with --shrinkage: every so many layers")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=user_path, default=None, help="markdown file")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    text = shrinkage(given) if given.shrinkage else table(given)
-    print(text)
-    if given.out is not None:
-        given.out.write_text(text + "\n")
+    if given.table:
+        print(table(Results(given)))
+    elif given.shrinkage:
+        print(shrinkage(given))
+    else:
+        try:
+            for line in measured(given, Results(given)):
+                print(line, flush=True)
+        except OutOfTime:
+            print("out of time: run the same command again", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from ranksearch import __version__
 from ranksearch.decompositions.tensor_train import TrainLinear
 from ranksearch.errors import InvalidModel
 from ranksearch.networks.layers import ReadableChain, TransposedLinear, last_bias
-from ranksearch.sites import WINDOWED, Scale, UnpackedExperts
+from ranksearch.sites import WINDOWED, Scale, UnpackedExperts, UnpackedRecurrent
 from ranksearch.sites.attention import PlainAttention, SplitLinear
 
 VARIANT = "factorized"  # weights are in model.factorized.safetensors
+UNPACKED = (UnpackedExperts, UnpackedRecurrent)  # forms that a folder makes of the modules of the dense network again
 _MODULE_STATE = frozenset(vars(nn.Module()))
 # what the source of a module of ours needs besides torch
 _SOURCES: dict[type[nn.Module], tuple[Any, ...]] = {
@@ -50,7 +51,7 @@ def layers() -> dict[str, nn.Module]:
     }}
 
 
-EXPERTS = {experts}  # fused in {base}, one by one here
+UNPACKED = {unpacked}  # modules of {base} in a form of layers
 ATTRIBUTES = {attributes}
 SAME = {same}  # modules that are one, by path
 PATHS = {paths}
@@ -62,8 +63,8 @@ class {name}({base}):
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
-        for path in EXPERTS:
-            self.set_submodule(path, UnpackedExperts(self.get_submodule(path)))
+        for path, form in UNPACKED.items():
+            self.set_submodule(path, form(self.get_submodule(path)))
         for path, layer in layers().items():
             vars(layer).update(ATTRIBUTES.get(path, {{}}))
             self.set_submodule(path, layer)
@@ -148,7 +149,7 @@ def layers() -> dict[str, nn.Module]:
     }}
 
 
-EXPERTS = {experts}  # fused in the dense network, one by one here
+UNPACKED = {unpacked}  # modules of the dense network in a form of layers
 ATTRIBUTES = {attributes}
 SAME = {same}  # modules that are one, by path
 TIED = {tied}  # parameters that are one, by name
@@ -158,8 +159,8 @@ ALIASES = {aliases}  # further names of stored tensors
 def load(network: nn.Module, folder: Path = Path(__file__).parent) -> nn.Module:
     """``network`` with factorized layers in the places of its own and the stored weights, in evaluation mode. It is changed in place;
     keys and shapes that do not fit are an error."""
-    for path in EXPERTS:
-        network.set_submodule(path, UnpackedExperts(network.get_submodule(path)))
+    for path, form in UNPACKED.items():
+        network.set_submodule(path, form(network.get_submodule(path)))
     for path, layer in layers().items():
         vars(layer).update(ATTRIBUTES.get(path, {{}}))
         network.set_submodule(path, layer)
@@ -229,8 +230,8 @@ def _parts(model: nn.Module, paths: Sequence[str], first_names: Mapping[str, str
     attributes: dict[str, dict[str, Any]] = {}
     same: dict[str, str] = {}
     first: dict[int, str] = {}
-    experts = [path for path, module in model.named_modules() if isinstance(module, UnpackedExperts)]
-    used: dict[str, Any] = {"UnpackedExperts": UnpackedExperts} if experts else {}
+    unpacked = {path: type(module) for path, module in model.named_modules() if isinstance(module, UNPACKED)}
+    used: dict[str, Any] = {form.__name__: form for form in unpacked.values()}
     for path in paths:
         layer = model.get_submodule(path)
         if id(layer) in first:
@@ -242,8 +243,9 @@ def _parts(model: nn.Module, paths: Sequence[str], first_names: Mapping[str, str
         if extra := _attributes(path, layer, expression):
             attributes[path] = extra
     tied = {name: one for name, one in first_names.items() if name != one}
+    forms = ", ".join(f"{path!r}: {form.__name__}" for path, form in unpacked.items())
     return {
-        "layers": "\n".join(lines), "paths": tuple(first.values()), "experts": experts, "attributes": _pretty(attributes),
+        "layers": "\n".join(lines), "paths": tuple(first.values()), "unpacked": f"{{{forms}}}", "attributes": _pretty(attributes),
         "same": _pretty(same), "tied": _pretty(tied), "sources": "".join(f"\n\n{inspect.getsource(each)}" for each in used.values()),
     }  # fmt: skip
 

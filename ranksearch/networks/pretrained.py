@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.home import user_path
-from ranksearch.networks.modeling import VARIANT, source
-from ranksearch.sites import UnpackedExperts
+from ranksearch.networks.modeling import UNPACKED, VARIANT, source
 
 MODULE = "modeling_factorized"
 FOREIGN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -42,13 +41,13 @@ def saves_itself(network: nn.Module) -> bool:
 
 def mark(network: nn.Module, layers: Collection[nn.Module]) -> None:
     """Note in ``network`` where any of ``layers`` are, which were put in the place of its own. Make ``save_pretrained`` of every network
-    of transformers in it the one below, where it holds such, or experts that were unpacked."""
+    of transformers in it the one below, where it holds such, or what was unpacked."""
     new = {id(layer) for layer in layers}
     _note(network, new)
     for module in network.modules():
         if not is_pretrained(module):
             continue
-        if _note(module, new) or any(isinstance(each, UnpackedExperts) for each in module.modules()):
+        if _note(module, new) or any(isinstance(each, UNPACKED) for each in module.modules()):
             vars(module)["save_pretrained"] = types.MethodType(save_pretrained, module)
 
 

@@ -110,6 +110,7 @@ def objection(path: str, module: nn.Module) -> str | None:
     if kind is None:
         hint = ": see ranksearch.sites.attention.unpack_attention" if isinstance(module, nn.MultiheadAttention) else ""
         hint = ": see ranksearch.sites.unpack_experts" if fused_experts(module) else hint
+        hint = ": see ranksearch.sites.unpack_recurrent" if isinstance(module, nn.RNNBase) else hint
         return f"no decomposition is defined for {type(module).__name__}{hint}"
     if multiplier(module) is None:
         own = "a forward set on it" if "forward" in vars(module) else "a forward pass of its own"
