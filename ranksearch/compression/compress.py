@@ -345,7 +345,7 @@ class _Portfolio:
         if metric not in self.spaces:
             moments = None
             if metric != "weight":
-                self.tell(Stage(f"collecting statistics of {self.data.seen} batches for the {metric} metric"))
+                self.tell(Stage(space_metric.announced(self.sites, metric, self.data.seen)))
                 gradients = metric == "fisher"
                 found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=gradients)
                 moments = space_metric.moments(found, metric)

@@ -111,7 +111,9 @@ def objection(path: str, module: nn.Module) -> str | None:
         hint = ": see ranksearch.sites.attention.unpack_attention" if isinstance(module, nn.MultiheadAttention) else ""
         hint = ": see ranksearch.sites.unpack_experts" if fused_experts(module) else hint
         hint = ": see ranksearch.sites.unpack_recurrent" if isinstance(module, nn.RNNBase) else hint
-        return f"no decomposition is defined for {type(module).__name__}{hint}"
+        own = [name for name, value in module._parameters.items() if value is not None and name not in ("weight", "bias")]
+        held = f", which holds {', '.join(map(repr, own))} itself, in no layer" if own and not hint else ""
+        return f"no decomposition is defined for {type(module).__name__}{held}{hint}"
     if multiplier(module) is None:
         own = "a forward set on it" if "forward" in vars(module) else "a forward pass of its own"
         return f"{type(module).__name__} has {own}, which a factorized layer would not have"

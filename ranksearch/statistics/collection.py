@@ -155,7 +155,7 @@ def collect(
             then held at once.
 
     Raises:
-        InvalidArgument: no batch, or ``diagonal`` without labels.
+        InvalidArgument: no batch, ``diagonal`` without labels, or moments that the machine has no memory for.
     """
     if diagonal and labels is None:
         raise InvalidArgument("diagonal=True needs gradients: give labels, SampledLabels() or GivenLabels()")
@@ -173,6 +173,7 @@ def collect(
 def _collected(
     model: nn.Module, sites: Sites, batches: Iterable[Any], labels: Labels | None, diagonal: bool, chunk_bytes: int
 ) -> Statistics:
+    _check_room(sites, gradients=labels is not None, diagonal=diagonal)
     collectors = {site.name: Collector(site, chunk_bytes, gradient=labels is not None, diagonal=diagonal) for site in sites}
     differentiate = None if labels is None else _Differentiation(labels, collectors.values())
     seen = 0
@@ -208,14 +209,25 @@ class _Differentiation:
                 collector.end_sample()
 
 
+def _check_room(sites: Sites, *, gradients: bool, diagonal: bool) -> None:
+    """Refuses, before any work, moments that the machine could not hold while they are read out."""
+    needed, memory = 2 * accumulator_bytes(sites, gradients=gradients, diagonal=diagonal), _memory()
+    if needed > memory:
+        largest = max(sites, key=lambda site: accumulator_bytes([site], gradients=gradients, diagonal=diagonal))
+        raise InvalidArgument(
+            f"sites: the moments of {len(sites)} layers take {needed / 2**30:.1f} GiB, and this machine has {memory / 2**30:.1f}; leave "
+            f"out the largest, such as exclude={largest.name!r}, or take metric='weight'"
+        )
+
+
 def _memory() -> float:
     """Bytes of the machine; infinite where it does not say."""
     known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(getattr(os, "sysconf_names", ()))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else float("inf")
 
 
-def accumulator_bytes(sites: Iterable[Site], *, diagonal: bool = False) -> int:
-    """Bytes that the float64 accumulators of `collect` hold."""
+def accumulator_bytes(sites: Iterable[Site], *, gradients: bool = True, diagonal: bool = False) -> int:
+    """Bytes that the float64 accumulators of `collect` hold, all sites together; ``gradients``: with those of output moments."""
     total = 0
     for site in sites:
         c, taps = site.c_in // site.groups, site.kernel[0] * site.kernel[1]
@@ -225,7 +237,7 @@ def accumulator_bytes(sites: Iterable[Site], *, diagonal: bool = False) -> int:
             inner = site.groups * (c * c + taps * taps)
         else:
             inner = site.groups * (c * taps) ** 2
-        total += 8 * (inner + site.groups * (site.c_out // site.groups) ** 2)
+        total += 8 * (inner + (site.groups * (site.c_out // site.groups) ** 2 if gradients else 0))
         total += 8 * site.c_out * c * taps if diagonal else 0
     return total
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ranksearch.decompositions import Moments
 from ranksearch.home import home
 from ranksearch.sites import Sites
-from ranksearch.statistics.collection import Statistics, collect
+from ranksearch.statistics.collection import Statistics, accumulator_bytes, collect
 from ranksearch.statistics.labels import UNIT, GivenLabels, SampledLabels
 from ranksearch.statistics.shrinkage import SHRINKAGE
 from ranksearch.tasks import Task
@@ -58,6 +58,12 @@ def statistics(model: nn.Module, sites: Sites, task: Task, *, calibration: int, 
     else:
         labels = SampledLabels(SAMPLES, loss=task.loss, sample=task.sample_targets, seed=SEED)
     return collect(model, sites, task.calibration(calibration), labels=labels, diagonal=diagonal, cache=cache)
+
+
+def announced(sites: Sites, metric: MetricName, calibration: int) -> str:
+    """What `statistics` is about to do, in words, with the memory that it takes."""
+    size = accumulator_bytes(sites, gradients=metric == "fisher") / 2**30
+    return f"collecting statistics of {calibration} batches for the {metric} metric: {size:.2g} GiB of moments of {len(sites)} layers"
 
 
 def moments(found: Statistics, metric: MetricName) -> dict[str, Moments]:

@@ -204,7 +204,7 @@ class Study:
         """`space`, each stage of its computation told before it begins, each site when it is done."""
         if not self.profiled:
             if self.spec.metric != "weight":
-                tell(Stage(f"collecting statistics of {self.spec.calibration} batches for the {self.spec.metric} metric"))
+                tell(Stage(space_metric.announced(self.sites, self.spec.metric, self.spec.calibration)))
                 _ = self.spectra
             tell(Stage(f"profiling {len(self.sites)} sites"))
             self.spectra.profile_all(tell)

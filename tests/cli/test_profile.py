@@ -48,7 +48,7 @@ def test_profile_tells_that_statistics_are_collected(study, tmp_path, capsys):
     edited(study, "import time\n", "from ranksearch.space import mixture\n")
     assert cli.main(["profile", study, "--data", str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert "collecting statistics of 2 batches for the fisher metric ..." in printed.err and "errors in the fisher metric" in printed.out
+    assert "collecting statistics of 2 batches for the fisher metric: " in printed.err and "errors in the fisher metric" in printed.out
 
 
 def test_profile_shows_every_path_of_a_site_and_tied_heads(tmp_path: Path, capsys) -> None:

@@ -386,6 +386,19 @@ def test_accumulator_bytes_is_what_they_hold():
     statistics = collect(model, sites, [x], diagonal=True)
     held = sum(8 * getattr(s, k).numel() for s in statistics.of.values() for k in ("input", "gradient", "fisher_diagonal"))
     assert accumulator_bytes(sites, diagonal=True) == held
+    inputs = sum(8 * s.input.numel() for s in statistics.of.values() if s.input is not None)
+    assert accumulator_bytes(sites, gradients=False) == inputs < held
+
+
+def test_moments_that_the_machine_cannot_hold_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = small()
+    sites = find_sites(model, x[:1])
+    needed = 2 * accumulator_bytes(sites, gradients=False)
+    monkeypatch.setattr("ranksearch.statistics.collection._memory", lambda: float(needed))
+    collect(model, sites, [x], labels=None)
+    largest = max(sites, key=lambda site: accumulator_bytes([site]))
+    with pytest.raises(InvalidArgument, match=rf"the moments of {len(sites)} layers take .* exclude='{largest.name}'"):
+        collect(model, sites, [object()])
 
 
 class Positions(nn.Module):
