@@ -215,6 +215,11 @@ class Prepared:
 
         return loss
 
+    def kept(self, configuration: Configuration) -> float:
+        """Which share of the parameters of the layers that may be factorized is left."""
+        fixed, dense = self.space.fixed["params"], self.space.baseline["params"]
+        return (self.space.cost(self.space.indices(configuration))["params"] - fixed) / (dense - fixed)
+
     def network(self, configuration: Configuration, *, fit: bool) -> nn.Module:
         network = build(self.spectra, configuration).eval()
         if fit:
@@ -252,7 +257,8 @@ class Results:
             file.write(json.dumps(row) + "\n")
 
     def networks(self) -> list[dict[str, Any]]:
-        """What was measured: ``seed``, ``share``, ``round_to``, ``rule``, ``perplexity`` by text, ``said``."""
+        """What was measured: ``seed``, ``share``, ``round_to``, ``rule``, ``kept`` (share of the parameters), ``perplexity`` by text,
+        and of some ``said``."""
         return self._rows("networks")
 
     def add_network(self, row: Mapping[str, Any]) -> None:
@@ -290,7 +296,7 @@ def measured(given: argparse.Namespace, results: Results) -> Iterator[str]:
             continue
         subject = Subject(given, seed, results)
         if dense not in done:
-            results.add_network({**dense, "perplexity": subject.measure(subject.model), "said": subject.says(subject.model)})
+            results.add_network({**dense, "kept": 1.0, "perplexity": subject.measure(subject.model), "said": subject.says(subject.model)})
         for key in wanted:
             results.check_time()
             start = time.perf_counter()
@@ -300,7 +306,7 @@ def measured(given: argparse.Namespace, results: Results) -> Iterator[str]:
                 configuration = rule.choose(prepared, prepared.budgets(key["share"]))
                 results.add_choice(chosen, configuration)
             network = prepared.network(configuration, fit=rule.fit)
-            row = {**key, "perplexity": subject.measure(network), "id": configuration.id}
+            row = {**key, "perplexity": subject.measure(network), "kept": prepared.kept(configuration), "id": configuration.id}
             if key["rule"] == "ours":
                 row["said"] = subject.says(network)
             results.add_network(row)
