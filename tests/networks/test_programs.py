@@ -63,6 +63,20 @@ def test_sizes_that_the_network_does_not_take_are_fixed_and_the_batch_is_not() -
     assert {probe.shape[0] for probe in found.probes} == {2, 4}
 
 
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.embed(tokens.view(-1, tokens.shape[-1]))
+
+
+def test_an_example_that_is_a_part_of_a_larger_tensor_gives_a_program_for_any_batch() -> None:
+    found = exported(Flat().eval(), torch.randint(0, 20, (2, 12))[:, :5])
+    assert found.shapes[0][0] == "batch"
+
+
 def test_a_size_at_which_the_program_answers_otherwise_is_fixed() -> None:
     example = {"tokens": torch.arange(12).reshape(2, 6) % 9, "mask": torch.ones(2, 6)}
     found = exported(Sized().eval(), example)
