@@ -288,7 +288,7 @@ def measured(given: argparse.Namespace, results: Results) -> Iterator[str]:
         done = [{name: row[name] for name in ("seed", "share", "round_to", "rule")} for row in results.networks()]
         wanted = [
             {"seed": seed if RULES[rule].metric != "weight" else 0, "share": share, "round_to": round_to, "rule": rule}
-            for rule in RULES if rule in given.rules for share in given.shares for round_to in given.round_to
+            for rule in given.rules for share in given.shares for round_to in given.round_to
         ]  # fmt: skip
         wanted = [key for key in wanted if key not in done]
         dense = {"seed": 0, "share": 1.0, "round_to": 1, "rule": "dense"}
