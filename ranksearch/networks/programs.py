@@ -113,8 +113,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _batched(example: Any) -> Any:
-    """The example with a batch of at least 2, since a batch of 1 would be taken for a constant, and contiguous: a program is for inputs that
-    lie in memory as its example did, and an example that is a part of a larger tensor has rows further apart than they are long."""
+    """The example with a batch of at least 2, since a batch of 1 would be taken for a constant, and contiguous: a program is for inputs
+    that lie in memory as its example did, and one that is a part of a larger tensor has rows further apart than they are long."""
 
     def whole(tensor: Tensor) -> Tensor:
         return (torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == 1 else tensor).contiguous()
