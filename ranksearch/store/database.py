@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -27,6 +27,7 @@ from ranksearch.home import home, move
 from ranksearch.printable import without_password
 
 SCHEMA = 4  # of stores that are made; earlier ones are read as they are, and brought to it when they are written
+RACE = 100_000_000  # nanoseconds: two writes closer together may have the same time
 PATIENCE = 10  # seconds for a connection to a server
 SINCE = {"costs": 2, "error_kind": 3, "provenance": 4}  # the version of stores in which a column is for the first time
 APPLICATION_ID = 0x52414E4B  # "RANK", in the header of every SQLite store: tells a store from any other database
@@ -137,6 +138,19 @@ class Place:
         if self.shared.dialect.name == "sqlite":
             return None
         return home().absolute() / "spool" / hashlib.sha256(self.shown.encode()).hexdigest()[:16]
+
+    def stamp(self) -> Hashable:
+        """What a file and its log look like from outside; None where there is no file, or times do not tell its last two writes apart."""
+        if self.path is None:
+            return None
+        found = []
+        for path in (self.path, Path(f"{self.path}-wal")):
+            with suppress(FileNotFoundError):
+                state = path.stat()
+                if state.st_size:
+                    found.append((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+        latest = max((max(times) for *_, times in ((*state[:3], state[3:]) for state in found)), default=0)
+        return tuple(found) if time.time_ns() - latest > RACE else None
 
     def exists(self) -> bool:
         """Whether there is a store, or, for a path, anything."""

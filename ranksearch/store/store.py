@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy import exc
 
@@ -47,6 +48,7 @@ class Store:
     def __init__(self, engine: sa.Engine, shown: str, lock: WriterLock | None, row: sa.Row[Any]) -> None:
         self._engine, self._lock, self._closed = engine, lock, False
         self.claims = lock if isinstance(lock, Claims) else None
+        self._stamp: Callable[[], Hashable] = lambda: None
         self._complete: Callable[[Record], Record] = lambda record: record
         self._damaged: set[int] = set()  # rows that were told of
         # a store of an earlier version that is read lacks columns, and has nothing that was tried again
@@ -123,7 +125,7 @@ class Store:
         wanted = _Wanted(study, fingerprint, formerly, details)
         place = Place(url)
         store = cls._open(place, wanted, create, create if write is None else write)
-        store.spool = place.spool
+        store.spool, store._stamp = place.spool, place.stamp
         store._complete = complete or store._complete
         return store
 
@@ -294,13 +296,13 @@ class Store:
     def columns(
         self, names: Sequence[str], *, fidelity: str | None = None, ids: Sequence[str] | None = None, every_attempt: bool = False,
         whole: bool = False,
-    ) -> dict[str, list[Any]]:  # fmt: skip
-        """Facts column by column, in the order they were added, as the database has them: ``metrics`` and ``costs`` (those without a
+    ) -> columns.Columns:  # fmt: skip
+        """Facts column by column, in the order they were added, as Arrow arrays: ``metrics`` and ``costs`` (those without a
         column of their own, None if there are none) are JSON, ``created`` is ISO 8601, ``configuration_id`` names the configuration.
         Costs that the study has gained since are not added, as `records` does.
 
         Args:
-            names: columns of the table ``ranksearch_evaluations``; one that a store of an earlier version lacks is None throughout.
+            names: columns of the table ``ranksearch_evaluations``; one that a store of an earlier version lacks is missing throughout.
             fidelity: of one only.
             ids: of these configurations only, some hundreds at most.
             every_attempt: a row for each attempt at an evaluation that was tried again, with the columns ``attempt`` (from 1) and
@@ -309,6 +311,7 @@ class Store:
 
         Raises:
             StoreError: the database cannot be read.
+            Damaged: a value is not of the type of its column.
         """
         listed = [*names, *(("attempt", "last") if every_attempt else ())]
         conditions = [] if fidelity is None else [evaluations_table.c.fidelity == fidelity]
@@ -318,15 +321,16 @@ class Store:
         wanted = list(dict.fromkeys([*names, "number"]))
         tried = [name for name in wanted if name in RESULT]  # what another attempt may have changed
         with self._use("read") as engine, engine.connect() as connection:
-            later: columns.Columns = {"evaluation": []}
+            later: columns.Columns | None = None
             if self._has_attempts:  # first: what it refers to is then among the facts
                 known = {column.name for column in self._attempt_columns}
                 later = columns.attempts(connection, known, ["evaluation", *tried])
             first = columns.facts(connection, {column.name for column in self._columns}, wanted, conditions)
-        found = columns.merged(first, later, tried, every=every_attempt) if later["evaluation"] or every_attempt else first
+        again = later is not None and len(later["evaluation"])
+        found = columns.merged(first, later, tried, every=every_attempt) if again or every_attempt else first
         return {name: found[name] for name in listed}
 
-    def configurations(self, ids: Collection[str] | None = None) -> Iterator[tuple[list[str], list[str]]]:
+    def configurations(self, ids: Collection[str] | None = None) -> Iterator[tuple[pa.Array, pa.Array]]:
         """Blocks of ids and the canonical JSON of their configurations: of all in the store, or of those that are named, in no order.
 
         Raises:
@@ -350,6 +354,12 @@ class Store:
         tables = (evaluations_table, attempts_table) if self._has_attempts else (evaluations_table,)
         with self._use("read") as engine, engine.connect() as connection:
             return sum(int(connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0) for table in tables)
+
+    def stamp(self) -> Hashable:
+        """Another value once anybody has written to the store since; None where that cannot be told without reading it: of a server, of a
+        database in memory, and of a file that was written only just now."""
+        with refusing(self.url, "read"):
+            return self._stamp()
 
     def configuration(self, id_prefix: str) -> str:
         """Canonical JSON of the configuration with this id, or with an id that begins so.
