@@ -3,9 +3,9 @@
     python analysis/benchmarks/frames.py [--evaluations 100000] [--sites 60] [--optuna 500] [--repeats 3] [--folder DIR]
 
 A study of ``--sites`` layers is made up, with ``--evaluations`` evaluations in a SQLite store: random configurations, metrics and costs.
-Measured is what a user calls, ``front()``, ``evaluations()``, ``layers()``, ``history()``: seconds of wall clock (median) and of processor time
-(least), the size of the frame, and what making it added to the memory of the process at its peak (Linux). ``first`` reads the store anew every
-time; ``again`` is the same question of a store that nobody has written to since.
+Measured is what a user calls, ``front()``, ``evaluations()``, ``layers()``, ``history()``: seconds of wall clock (median) and of
+processor time (least), the size of the frame, and what making it added to the memory of the process at its peak (Linux). ``first``
+reads the store anew every time; ``again`` is the same question of a store that nobody has written to since.
 Baseline, in the same run: the first ``--optuna`` of these evaluations as trials of Optuna (`Study.to_optuna`) in SQLite, read anew by
 ``load_study(...).trials_dataframe()``, which says what evaluations and layers say, and ``best_trials``; and ours of as many.
 """
