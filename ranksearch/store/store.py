@@ -9,8 +9,6 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,16 @@ from ranksearch.store.database import (
     SCHEMA,
     SINCE,
     Place,
-    WriterLock,
     attempts_table,
     configurations_table,
     evaluations_table,
-    file_writers,
     refusing,
     study_table,
     upgrade,
 )
-from ranksearch.store.record import COLUMNS, RESULT, Record, Status, further_costs, is_object, result_of
+from ranksearch.store.lock import WriterLock, file_writers
+from ranksearch.store.opening import Wanted, as_json, checked_row, let_go, quick_check
+from ranksearch.store.record import COLUMNS, RESULT, Record, Status, further_costs, is_object, record_of, result_of
 
 
 class Store:
@@ -121,8 +119,8 @@ class Store:
         if create and (study is None or fingerprint is None):
             raise InvalidArgument(f"study={study!r}, fingerprint={fingerprint!r}: create=True needs both")
         if not callable(details):
-            _json(details)
-        wanted = _Wanted(study, fingerprint, formerly, details)
+            as_json(details)
+        wanted = Wanted(study, fingerprint, formerly, details)
         place = Place(url)
         store = cls._open(place, wanted, create, create if write is None else write)
         store.spool, store._stamp = place.spool, place.stamp
@@ -130,7 +128,7 @@ class Store:
         return store
 
     @classmethod
-    def _open(cls, place: Place, wanted: _Wanted, create: bool, write: bool) -> Store:
+    def _open(cls, place: Place, wanted: Wanted, create: bool, write: bool) -> Store:
         missing = not place.exists()
         if not (missing and create):
             reader = cls._open_to_read(place, wanted)
@@ -144,18 +142,18 @@ class Store:
         return cls._open_to_read(place, wanted)
 
     @classmethod
-    def _open_to_read(cls, place: Place, wanted: _Wanted) -> Store:
+    def _open_to_read(cls, place: Place, wanted: Wanted) -> Store:
         place.check()
         engine = place.engine(write=False)
         try:
             with refusing(place.shown, "opened"):
-                return cls(engine, place.shown, None, _checked_row(engine, place.shown, wanted))
+                return cls(engine, place.shown, None, checked_row(engine, place.shown, wanted))
         except BaseException:
             engine.dispose()
             raise
 
     @classmethod
-    def _open_to_write(cls, place: Place, wanted: _Wanted) -> Store:
+    def _open_to_write(cls, place: Place, wanted: Wanted) -> Store:
         engine: sa.Engine | None = None
         lock: WriterLock | None = None
         try:
@@ -165,21 +163,21 @@ class Store:
                     named = {"name": wanted.study, "fingerprint": wanted.fingerprint, "details": wanted.described({}) or "{}"}
                     place.create({"id": 1, "schema_version": SCHEMA, **named})
                 engine = place.engine(write=True)
-                row = _checked_row(engine, place.shown, wanted)
+                row = checked_row(engine, place.shown, wanted)
                 if place.path is not None:
-                    _quick_check(engine, place.shown)
+                    quick_check(engine, place.shown)
                 if row.schema_version < SCHEMA:
                     upgrade(engine)
-                    row = _checked_row(engine, place.shown, wanted)
+                    row = checked_row(engine, place.shown, wanted)
                 lock = lock or Claims(engine)
                 details = wanted.described(json.loads(row.details))
                 if details is not None and details != row.details:
                     with engine.begin() as connection:
                         connection.execute(study_table.update().where(study_table.c.id == 1).values(details=details))
-                    row = _checked_row(engine, place.shown, wanted)
+                    row = checked_row(engine, place.shown, wanted)
                 return cls(engine, place.shown, lock, row)
         except BaseException:
-            _let_go(engine, lock)
+            let_go(engine, lock)
             raise
 
     def add(self, record: Record) -> bool:
@@ -383,7 +381,7 @@ class Store:
         """Let go of the database and of the right to write. Doing it twice is fine."""
         if not self._closed:
             self._closed = True
-            _let_go(self._engine, self._lock)
+            let_go(self._engine, self._lock)
 
     def __enter__(self) -> Store:
         return self
@@ -413,7 +411,7 @@ class Store:
         found = []
         for result in results:
             try:
-                found.append(_record(row, result))
+                found.append(record_of(row, result))
             except (ValueError, TypeError, AttributeError) as error:
                 self._tell_damaged(row, error)
         return [self._complete(record) for record in found]
@@ -441,82 +439,9 @@ class Store:
             yield self._engine
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a store is to be of, see `Store.open`."""
-
-    study: str | None
-    fingerprint: str | None
-    formerly: str | None
-    details: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
-
-    def described(self, known: Mapping[str, Any]) -> str | None:
-        """The details that a store is to have which has those that are known, as text."""
-        return _json(self.details(known) if callable(self.details) else self.details)
-
-
-def _json(details: Mapping[str, Any] | None) -> str | None:
-    try:
-        return None if details is None else json.dumps(details, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"details: must be JSON: {error}") from error
-
-
-def _checked_row(engine: sa.Engine, shown: str, wanted: _Wanted) -> sa.Row[Any]:
-    """The study's row, if schema, study and fingerprint are those asked for."""
-    study, fingerprint = wanted.study, wanted.fingerprint
-    with engine.connect() as connection:
-        version = sa.select(study_table.c.schema_version).where(study_table.c.id == 1)
-        if not sa.inspect(connection).has_table(study_table.name) or (found := connection.scalar(version)) is None:
-            raise StoreError(f"store {shown!r} is a database without a study in it; give another --store")
-        if not 1 <= found <= SCHEMA:
-            raise StoreError(
-                f"store {shown!r} has schema version {found}, this ranksearch reads versions 1 to {SCHEMA}; "
-                f"use the {'newer' if found > SCHEMA else 'older'} ranksearch that wrote it, or another --store"
-            )
-        row = connection.execute(study_table.select().where(study_table.c.id == 1)).one()
-    if study is not None and row.name != study:
-        raise StoreError(f"store {shown!r} belongs to study {row.name!r}, not to {study!r}; use another --store")
-    if not is_object(row.details):
-        raise StoreError(f"store {shown!r} is damaged: its details are not a JSON object; restore a copy, or use another --store")
-    wanted.described(json.loads(row.details))
-    if fingerprint is not None and row.fingerprint not in (fingerprint, wanted.formerly):
-        raise StoreError(
-            f"store {shown!r} belongs to study {row.name!r} with fingerprint {row.fingerprint}, but study {row.name!r} now has fingerprint "
-            f"{fingerprint}: weights, data, fine-tuning or the metric of the space differ; use another --store, or what it was made with"
-        )
-    return row
-
-
-def _let_go(engine: sa.Engine | None, lock: WriterLock | None) -> None:
-    if isinstance(lock, Claims):  # it needs the connections
-        lock.release()
-    if engine is not None:
-        engine.dispose()
-    if lock is not None:  # a file's lock outlives the last checkpoint
-        lock.release()
-
-
-def _quick_check(engine: sa.Engine, shown: str) -> None:
-    with engine.connect() as connection:
-        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-    if verdict != "ok":
-        raise StoreError(f"store {shown!r} is corrupt: {verdict}; restore a copy, or use another --store")
-
-
 def _key(configuration_id: str, fidelity: str, seed: int, fingerprint: str) -> list[sa.ColumnElement[bool]]:
     columns = evaluations_table.c
     return [
         columns.configuration_id == configuration_id, columns.fidelity == fidelity,
         columns.seed == seed, columns.fingerprint == fingerprint,
     ]  # fmt: skip
-
-
-def _record(row: sa.Row[Any], result: sa.Row[Any]) -> Record:
-    """An attempt at an evaluation: the row itself, or a later one."""
-    costs = {name: getattr(row, name) for name in COLUMNS} | json.loads(getattr(row, "costs", None) or "{}")
-    return Record(
-        row.configuration_id, row.json, row.fidelity, row.seed, result.status, json.loads(result.metrics), costs,
-        result.error, result.seconds, result.origin, datetime.fromisoformat(result.created), getattr(result, "error_kind", None),
-        json.loads(getattr(result, "provenance", None) or "null"),
-    )  # fmt: skip
