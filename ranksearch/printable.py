@@ -24,6 +24,11 @@ def printable(text: str, *, limit: int | None = None) -> str:
     return text[: room - room // 3] + mark + text[-(room // 3) :]
 
 
+def shortened(text: str, longest: int) -> str:
+    """The text with its middle left out where it is longer: names of layers differ at their ends."""
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest - longest // 2 - 1) :]}"
+
+
 def error_text(error: BaseException, *, limit: int = ERROR) -> str:
     """Type and message of an exception, `printable` and bounded; also of one whose message cannot be had."""
     try:

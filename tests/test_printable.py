@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ranksearch.printable import printable, without_password
+from ranksearch.printable import printable, shortened, without_password
 
 
 @pytest.mark.parametrize("text", ["", "plain", "two\nlines\tand a tab", "Größe 模型 été", "a\\x1b"])
@@ -17,6 +17,14 @@ def test_what_is_no_character_of_a_text_is_written_as_an_escape(odd: str) -> Non
     shown = printable(f"a{odd}b")
     assert shown.isprintable() and shown.isascii() and shown.encode().decode("unicode_escape") == f"a{odd}b"
     assert printable(shown) == shown
+
+
+@pytest.mark.parametrize("longest", [10, 11])
+def test_names_are_told_apart_by_their_ends(longest: int) -> None:
+    for length in range(1, 40):
+        name = "".join(chr(ord("a") + i % 26) for i in range(length))
+        short = shortened(name, longest)
+        assert (short == name) if length <= longest else (len(short) == longest and short[:5] == name[:5] and short[-4:] == name[-4:])
 
 
 @pytest.mark.parametrize("length", [99, 100, 101, 10**6])

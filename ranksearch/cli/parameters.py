@@ -198,7 +198,10 @@ def dashboard() -> list[click.Parameter]:
             ["--token"], envvar="RANKSEARCH_TOKEN", metavar="TEXT",
             help="Who opens the page must know it; also from RANKSEARCH_TOKEN, which other users of this machine do not see.",
         ),
-        click.Option(["--trials"], type=click.IntRange(min=1), metavar="N", help="Evaluations the search is to have: shows the time left."),
+        click.Option(
+            ["--trials"], type=click.IntRange(min=1), metavar="N",
+            help="Evaluations the study is to have: shows the time left.  [default: those of the last search]",
+        ),
         click.Option(["--proxies"], is_flag=True, help="Judge proxies too, again and again: takes processor time from the search."),
         fidelity_option(),
         space_option(),

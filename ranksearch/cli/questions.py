@@ -13,6 +13,7 @@ from ranksearch.cli.arguments import StudyArguments, UserPath
 from ranksearch.cli.opening import opened, output_format, session_of
 from ranksearch.cli.parameters import fidelity_option, formats_option, space_option, store_option, study_argument
 from ranksearch.errors import InvalidArgument
+from ranksearch.printable import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ranksearch.study import Study
 
 FRAMES = ("evaluations", "front", "layers", "proxies", "history", "failures")
+CELL = 60  # characters of a text in a table
 FEW = 40  # rows of a frame that are printed as a table
 
 
@@ -171,7 +173,7 @@ def _diff_table(study: Study, frame: pd.DataFrame) -> str:
     for row in frame.to_dict("records"):
         options = [" ".join(filter(None, (row[f"decomposition_{end}"], row[f"rank_{end}"]))) for end in ("before", "after")]
         amounts = [f"{row[f'{c.name}_{end}']:,.6g}" for c in costs for end in ("before", "after")]
-        cells.append([row["site"], *options, *amounts, *(_digits(row[f"relative_error_{end}"]) for end in ("before", "after"))])
+        cells.append([shortened(row["site"], CELL), *options, *amounts, *(_digits(row[f"relative_error_{end}"]) for end in ("before", "after"))])
     sums = [f"{c.label} {frame[f'{c.name}_change'].sum():+,.6g}" for c in costs]
     return aligned(header, cells, left=("site", "before", "after")) + f"\n\n{len(frame)} sites; in all: {', '.join(sums)}"
 
@@ -212,7 +214,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
-    return " ".join(str(value).split())[:60]
+    return shortened(" ".join(str(value).split()), CELL)
 
 
 def _digits(value: float) -> str:

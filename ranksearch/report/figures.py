@@ -11,9 +11,11 @@ import numpy as np
 
 from ranksearch.errors import InvalidArgument, MissingDependency
 from ranksearch.home import user_path
+from ranksearch.printable import shortened
 from ranksearch.report.data import Facts, Proxies, page_data
 from ranksearch.results.plots import canvas, plot_front, plot_proxies
 
+NAME = 32  # characters of a name that a figure has room for
 SUFFIXES = (".svg", ".png")
 COLOURS = ("#3f78bf", "#cf7f35", "#4b9a6a", "#a8629c", "#98912e", "#b5544d", "#4a9fae", "#8c6d4f", "#6f6ab8", "#c77b9b")
 DENSE = "#b4bac2"
@@ -90,7 +92,7 @@ def _layers(data: dict[str, Any], rows: Sequence[int], labels: Sequence[str], pa
     axes.imshow(np.where(dense, 1.0, np.nan), cmap=_one(DENSE), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     step = -(-len(sites) // 60)
-    axes.set_yticks(range(0, len(sites), step), [_short(name) for name in sites[::step]], fontsize=7)
+    axes.set_yticks(range(0, len(sites), step), [shortened(name, NAME) for name in sites[::step]], fontsize=7)
     _columns(axes, labels)
     figure.colorbar(drawn, ax=axes, label="rank, share of full rank (grey: dense)", shrink=0.8)
     _save(figure, path)
@@ -126,7 +128,7 @@ def _history(frame: Any, path: Path) -> None:
     order = better.groupby("finder", observed=True)["gain"].sum().sort_values(ascending=False).index
     for at, name in enumerate(order):
         mine = better[better["finder"] == name]
-        axes.scatter(mine["number"], mine["hypervolume"], s=20, color=COLOURS[at % len(COLOURS)], label=_short(name), zorder=2)
+        axes.scatter(mine["number"], mine["hypervolume"], s=20, color=COLOURS[at % len(COLOURS)], label=shortened(name, NAME), zorder=2)
     axes.set(xlabel="evaluations", ylabel="hypervolume")
     axes.spines[["top", "right"]].set_visible(False)
     if len(order):
@@ -148,10 +150,6 @@ def _one(colour: str) -> Any:
 
 def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def _short(name: str, longest: int = 32) -> str:
-    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 + 1 :]}"
 
 
 def _save(figure: Any, path: Path) -> None:

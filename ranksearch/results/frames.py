@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 
-from ranksearch.errors import InvalidArgument, StoreError
+from ranksearch.errors import InvalidArgument
 from ranksearch.results.conditions import Condition
 from ranksearch.results.names import (
     COST,
@@ -31,6 +32,7 @@ from ranksearch.results.names import (
     check_metrics,
 )
 from ranksearch.results.pareto import non_dominated
+from ranksearch.store import Damaged
 
 STATUSES, ERROR_KINDS = ("done", "failed"), ("configuration", "machine", "limit", "code")  # categories that are always there, in this order
 TYPES = {
@@ -51,16 +53,14 @@ COSTED = ("configuration_id", "fidelity", "seed", "status", "params", "macs", "c
 """What `ranksearch.results.layers.layers` needs of a store."""
 MEASURED = ("configuration_id", "fidelity", "seed", "status", "metrics", "params", "macs", "costs", "seconds", "origin")
 """What `front` needs of a store."""
+_KEY = ("configuration_id", "fidelity", "seed")
 _STORED = ("params", "macs")  # costs that have columns of their own in a store
 _SOURCE = {"id": "configuration_id"}  # of a column, where it has another name in the store
-
-
-class Damaged(StoreError):
-    """Columns of a store hold what ranksearch did not write. `ranksearch.store.Store.columns` leaves such rows out on request."""
+Facts = Mapping[str, Any]  # columns: Arrow arrays as `ranksearch.store.Store.columns` gives them, or lists of the same
 
 
 def evaluations(
-    facts: Mapping[str, Sequence[Any]], baseline: Mapping[str, int | float], metrics: Sequence[tuple[str, Direction]]
+    facts: Facts, baseline: Mapping[str, int | float], metrics: Sequence[tuple[str, Direction]]
 ) -> pd.DataFrame:
     """One row per evaluation, in the order they were added; columns: ``docs/analysis.md``.
 
@@ -82,23 +82,23 @@ def evaluations(
         raise Damaged(f"the store holds a row that ranksearch did not write: {error}; restore a copy, or use another --store") from error
 
 
-def _evaluations(facts: Mapping[str, Sequence[Any]], baseline: Mapping[str, int | float], names: Sequence[str]) -> pd.DataFrame:
-    if unknown := set(facts["status"]) - set(STATUSES):
+def _evaluations(facts: Facts, baseline: Mapping[str, int | float], names: Sequence[str]) -> pd.DataFrame:
+    if unknown := set(texts_of(facts["status"]).unique().to_pylist()) - set(STATUSES):
         raise ValueError(f"status {unknown.pop()!r}")
-    done = np.array(facts["status"], dtype=object) == "done"
+    done = _equal(facts["status"], "done")
     found: dict[str, Any] = {
         column: typed(column, facts[source])
         for column in EVALUATION_COLUMNS
         if column in TYPES and (source := _SOURCE.get(column, column)) in facts
     }
     if "seconds" in facts:
-        found["seconds"] = np.array(facts["seconds"], dtype=np.float64)
+        found["seconds"] = floats(facts["seconds"])
     found |= _costs(facts, baseline)
-    texts = facts.get("metrics", ())
-    if names and not done.all():
-        texts = [text if finished else None for text, finished in zip(texts, done.tolist(), strict=True)]
-    found |= numbers(texts, dict.fromkeys(names, False))
-    dense = (np.array(facts["configuration_id"], dtype=object) == DENSE_ID) & done
+    if names:
+        texts = texts_of(facts["metrics"])
+        texts = texts if done.all() else pc.if_else(done, texts, pa.scalar(None, pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
+        found |= numbers(texts, dict.fromkeys(names, False))
+    dense = _equal(facts["configuration_id"], DENSE_ID) & done
     codes = found["fidelity"].codes
     for name in names:
         values = found[name]
@@ -190,19 +190,20 @@ def candidates(frame: pd.DataFrame, metrics: Sequence[str], costs: Sequence[str]
     return pd.concat([rows, dense], ignore_index=True) if len(rows) else dense
 
 
-def failures(facts: Mapping[str, Sequence[Any]], may_be_retried: Callable[[str | None], bool]) -> pd.DataFrame:
+def failures(facts: Facts, may_be_retried: Callable[[str | None], bool]) -> pd.DataFrame:
     """One row per attempt that failed; columns: ``docs/analysis.md``.
 
     Args:
         facts: columns of a store, `FACTS`, every attempt with ``attempt`` and ``last``.
         may_be_retried: whether what failed so may come to something else.
     """
-    failed = np.array([status != "done" for status in facts["status"]], dtype=bool)
-    keys = list(zip(facts["configuration_id"], facts["fidelity"], facts["seed"], strict=True))
-    finished = {key for key, fails in zip(keys, failed.tolist(), strict=True) if not fails}
-    rows = np.flatnonzero(failed).tolist()
-    kept = {name: [values[row] for row in rows] for name, values in facts.items()}
-    resolved = [keys[row] in finished for row in rows]
+    tried = ~facts["last"].to_numpy(zero_copy_only=False) | (facts["attempt"].to_numpy() > 1)  # of evaluations that have several attempts
+    failed = ~_equal(facts["status"], "done")
+    keys = zip(*(facts[name].filter(tried & ~failed).to_pylist() for name in _KEY), strict=True)
+    finished = set(keys)
+    needed = {*_KEY, "last", *(_SOURCE.get(column, column) for column in FAILURE_COLUMNS)}
+    kept = {name: values.filter(failed).to_pylist() for name, values in facts.items() if name in needed}
+    resolved = [key in finished for key in zip(*(kept[name] for name in _KEY), strict=True)]
     again = zip(resolved, kept["last"], kept["error_kind"], strict=True)
     kept |= {"resolved": resolved, "retry": [last and not done and may_be_retried(kind) for done, last, kind in again]}
     found = {column: typed(column, kept[_SOURCE.get(column, column)]) for column in FAILURE_COLUMNS}
@@ -242,27 +243,50 @@ def columns(template: Sequence[str], metrics: Sequence[str], costs: Iterable[str
     return [name for column in template for name in named.get(column, [column])]
 
 
-def typed(column: str, values: Sequence[Any]) -> Any:
+def typed(column: str, values: Any) -> Any:
     """The values of a column that every study has, as `TYPES` says; None is a missing value."""
     kind = TYPES.get(column, "float64")
     if kind == "category":
         fixed = {"status": STATUSES, "error_kind": ERROR_KINDS}.get(column, ())
         return category(values, fixed)
     if kind == "string":
-        return pd.array(list(values), dtype="string")  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return pd.array(texts_of(values), dtype="string")  # pyright: ignore[reportArgumentType, reportCallIssue]
     if kind.startswith("datetime"):
-        return pd.to_datetime(pd.Series(values, dtype="object"), utc=True, format="ISO8601").astype(kind).array
+        return _times(texts_of(values)).astype(kind)
     return np.asarray(values, dtype=kind)
 
 
-def category(values: Sequence[str | None], fixed: Sequence[str] = ()) -> pd.Categorical:
-    """Words of which there are few, as categories in alphabetical order behind those that are always there."""
-    codes, found = pd.factorize(np.array(values, dtype=object))
-    names = [*fixed, *sorted({str(name) for name in found} - set(fixed))]
-    place = np.array([names.index(str(name)) for name in found], dtype=np.int64)
-    known = codes >= 0
-    codes[known] = place[codes[known]]
-    return pd.Categorical.from_codes(codes, categories=pd.Index(names, dtype="str"))
+def category(values: Any, fixed: Sequence[str] = ()) -> pd.Categorical:
+    """Words of which there are few, as categories in alphabetical order behind those that are always there; None is a missing value."""
+    encoded = texts_of(values).dictionary_encode()
+    found = encoded.dictionary.to_pylist()
+    names = [*fixed, *sorted(set(found) - set(fixed))]
+    place = np.array([*(names.index(name) for name in found), -1], dtype=np.int64)
+    codes = encoded.indices.fill_null(len(found)).to_numpy()
+    return pd.Categorical.from_codes(place[codes], categories=pd.Index(names, dtype="str"))
+
+
+def texts_of(values: Any) -> pa.Array:
+    """Texts, a column of a frame among them, as an Arrow array."""
+    made = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+    return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
+
+
+def among(values: Any, wanted: Any) -> np.ndarray:
+    """Which texts are among others, bool. `pandas.Series.isin` takes a second for 100,000."""
+    return pc.is_in(texts_of(values), value_set=texts_of(wanted)).to_numpy(zero_copy_only=False)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _equal(values: Any, text: str) -> np.ndarray:
+    return pc.equal(texts_of(values), text).to_numpy(zero_copy_only=False)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _times(texts: pa.Array) -> Any:
+    """Points in time, of ISO 8601."""
+    try:
+        return texts.cast(pa.timestamp("us", "UTC")).to_pandas()
+    except pa.ArrowInvalid:  # forms of it that Arrow does not read
+        return pd.to_datetime(pd.Series(texts.to_pylist(), dtype="object"), utc=True, format="ISO8601")
 
 
 def framed(found: Mapping[str, Any]) -> pd.DataFrame:
@@ -270,34 +294,44 @@ def framed(found: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(dict(found), copy=False)
 
 
-def numbers(texts: Sequence[str | None], names: Mapping[str, bool]) -> dict[str, Any]:
+def numbers(texts: Any, names: Mapping[str, bool]) -> dict[str, Any]:
     """The numbers of JSON objects, one array for every name: Int64 where the name is of whole numbers, else float64. What an object
-    lacks is missing. Everything else in the objects is passed over.
+    lacks is missing, and so is everything of a missing object. Everything else in the objects is passed over.
 
     Raises:
         Damaged: a text that is no JSON object, or a value that is no such number.
     """
-    if not texts or not names:
-        return {name: pd.array([], dtype="Int64") if whole else np.zeros(0) for name, whole in names.items()} if not texts else {}
+    texts = texts_of(texts)
+    if not len(texts):
+        return {name: pd.array([], dtype="Int64") if whole else np.zeros(0) for name, whole in names.items()}
     schema = pa.schema([(name, pa.int64() if whole else pa.float64()) for name, whole in names.items()])
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    lines = "\n".join(texts if None not in texts else [text or "{}" for text in texts]).encode()  # pyright: ignore[reportArgumentType, reportCallIssue]
+    lines = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts.fill_null("{}"))
+    joined = pc.binary_join(lines, "\n")[0].as_buffer()  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        if b"NaN" in lines or b"Infinity" in lines:  # which are no JSON, but which Python writes and Arrow reads
+        unread = pc.match_substring_regex(texts, "NaN|Infinity")  # pyright: ignore[reportAttributeAccessIssue]
+        if pc.any(unread).as_py():  # which are no JSON, but which Python writes and Arrow reads  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError("a number is not finite")
-        table = pyarrow.json.read_json(pa.BufferReader(lines), parse_options=options)
+        table = pyarrow.json.read_json(pa.BufferReader(joined), parse_options=options)
+        if len(table) != len(texts):
+            raise ValueError("a text is not one object")
     except ValueError as error:  # Arrow's is one
         raise Damaged(f"metrics or costs of the store are not what ranksearch wrote: {error}; restore a copy") from error
-    found = {}
-    for name, whole in names.items():
-        column = table.column(name)
-        found[name] = pd.array(column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)) if whole else floats(column.to_pandas())
-    return found
+    return {name: _wholes(table.column(name)) if whole else floats(table.column(name)) for name, whole in names.items()}
 
 
 def floats(values: Any) -> np.ndarray:
     """A column as float64, NaN where it is missing."""
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return np.array(values.cast(pa.float64(), safe=False))
     return pd.Series(values).to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _wholes(values: Any) -> Any:
+    """A column as Int64."""
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        values = values.to_numpy() if not values.null_count else values.to_pylist()
+    return pd.array(values, dtype="Int64")  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def metric_names(frame: pd.DataFrame) -> list[str]:
@@ -324,7 +358,7 @@ def _costs(facts: Mapping[str, Sequence[Any]], baseline: Mapping[str, int | floa
     found: dict[str, Any] = {}
     for name, dense in baseline.items():
         values = stored[name] if name in stored else facts[name]
-        found[name] = pd.array(values, dtype="Int64") if isinstance(dense, int) else floats(values)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        found[name] = _wholes(values) if isinstance(dense, int) else floats(values)
         found[f"{name}_rel"] = floats(found[name]) / (dense or np.nan)
     return found
 

@@ -34,10 +34,10 @@ def layers(evaluations: pd.DataFrame, choices: Choices, table: OptionTable) -> p
 
     O(evaluations x sites), 13 bytes and 24 for every cost per row.
     """
-    rows, sites = choices.rows(evaluations["id"].tolist()), len(choices.sites)
+    rows, sites = choices.rows(evaluations["id"]), len(choices.sites)
     codes = choices.codes[rows].ravel()
     found: dict[str, Any] = {
-        "id": _taken(choices.ids, np.repeat(rows.astype(np.int32), sites)),
+        "id": _taken(choices.ids.to_pylist(), np.repeat(rows.astype(np.int32), sites)),
         "fidelity": _repeated(evaluations["fidelity"].array, sites),
         "seed": np.repeat(evaluations["seed"].to_numpy(), sites),
         "site": _taken(choices.sites, np.tile(np.arange(sites, dtype=np.int32), len(rows))),

@@ -53,7 +53,7 @@ def to_optuna(
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         made.set_metric_names(list(objectives))
     words = np.array([" ".join(filter(None, (kind, "x".join(map(str, rank))))) for _, kind, rank in choices.options], dtype=object)
-    rows = choices.rows(frame["id"].tolist())
+    rows = choices.rows(frame["id"])
     codes = choices.codes[rows]
     distributions: dict[str, Any] = {
         site: CategoricalDistribution(sorted(set(words[np.unique(codes[:, at])].tolist()))) for at, site in enumerate(choices.sites)

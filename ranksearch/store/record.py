@@ -78,6 +78,19 @@ def result_of(record: Record) -> dict[str, Any]:
     return found | {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat(), "provenance": provenance}
 
 
+def record_of(row: Any, result: Any) -> Record:
+    """An attempt at an evaluation, of the row of the evaluation, with its configuration, and of that row or a later one's results.
+
+    Raises:
+        ValueError, TypeError, AttributeError: it is damaged."""
+    costs = {name: getattr(row, name) for name in COLUMNS} | json.loads(getattr(row, "costs", None) or "{}")
+    return Record(
+        row.configuration_id, row.json, row.fidelity, row.seed, result.status, json.loads(result.metrics), costs,
+        result.error, result.seconds, result.origin, datetime.fromisoformat(result.created), getattr(result, "error_kind", None),
+        json.loads(getattr(result, "provenance", None) or "null"),
+    )  # fmt: skip
+
+
 def _amount(name: str, value: Any) -> Any:
     """A number as a database takes it: numpy's are none."""
     if not isinstance(value, numbers.Integral):

@@ -7,13 +7,12 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy import exc
 
@@ -25,16 +24,16 @@ from ranksearch.store.database import (
     SCHEMA,
     SINCE,
     Place,
-    WriterLock,
     attempts_table,
     configurations_table,
     evaluations_table,
-    file_writers,
     refusing,
     study_table,
     upgrade,
 )
-from ranksearch.store.record import COLUMNS, RESULT, Record, Status, further_costs, is_object, result_of
+from ranksearch.store.lock import WriterLock, file_writers
+from ranksearch.store.opening import Wanted, as_json, checked_row, let_go, quick_check
+from ranksearch.store.record import COLUMNS, RESULT, Record, Status, further_costs, is_object, record_of, result_of
 
 
 class Store:
@@ -47,6 +46,7 @@ class Store:
     def __init__(self, engine: sa.Engine, shown: str, lock: WriterLock | None, row: sa.Row[Any]) -> None:
         self._engine, self._lock, self._closed = engine, lock, False
         self.claims = lock if isinstance(lock, Claims) else None
+        self._stamp: Callable[[], Hashable] = lambda: None
         self._complete: Callable[[Record], Record] = lambda record: record
         self._damaged: set[int] = set()  # rows that were told of
         # a store of an earlier version that is read lacks columns, and has nothing that was tried again
@@ -119,16 +119,16 @@ class Store:
         if create and (study is None or fingerprint is None):
             raise InvalidArgument(f"study={study!r}, fingerprint={fingerprint!r}: create=True needs both")
         if not callable(details):
-            _json(details)
-        wanted = _Wanted(study, fingerprint, formerly, details)
+            as_json(details)
+        wanted = Wanted(study, fingerprint, formerly, details)
         place = Place(url)
         store = cls._open(place, wanted, create, create if write is None else write)
-        store.spool = place.spool
+        store.spool, store._stamp = place.spool, place.stamp
         store._complete = complete or store._complete
         return store
 
     @classmethod
-    def _open(cls, place: Place, wanted: _Wanted, create: bool, write: bool) -> Store:
+    def _open(cls, place: Place, wanted: Wanted, create: bool, write: bool) -> Store:
         missing = not place.exists()
         if not (missing and create):
             reader = cls._open_to_read(place, wanted)
@@ -142,18 +142,18 @@ class Store:
         return cls._open_to_read(place, wanted)
 
     @classmethod
-    def _open_to_read(cls, place: Place, wanted: _Wanted) -> Store:
+    def _open_to_read(cls, place: Place, wanted: Wanted) -> Store:
         place.check()
         engine = place.engine(write=False)
         try:
             with refusing(place.shown, "opened"):
-                return cls(engine, place.shown, None, _checked_row(engine, place.shown, wanted))
+                return cls(engine, place.shown, None, checked_row(engine, place.shown, wanted))
         except BaseException:
             engine.dispose()
             raise
 
     @classmethod
-    def _open_to_write(cls, place: Place, wanted: _Wanted) -> Store:
+    def _open_to_write(cls, place: Place, wanted: Wanted) -> Store:
         engine: sa.Engine | None = None
         lock: WriterLock | None = None
         try:
@@ -163,21 +163,21 @@ class Store:
                     named = {"name": wanted.study, "fingerprint": wanted.fingerprint, "details": wanted.described({}) or "{}"}
                     place.create({"id": 1, "schema_version": SCHEMA, **named})
                 engine = place.engine(write=True)
-                row = _checked_row(engine, place.shown, wanted)
+                row = checked_row(engine, place.shown, wanted)
                 if place.path is not None:
-                    _quick_check(engine, place.shown)
+                    quick_check(engine, place.shown)
                 if row.schema_version < SCHEMA:
                     upgrade(engine)
-                    row = _checked_row(engine, place.shown, wanted)
+                    row = checked_row(engine, place.shown, wanted)
                 lock = lock or Claims(engine)
                 details = wanted.described(json.loads(row.details))
                 if details is not None and details != row.details:
                     with engine.begin() as connection:
                         connection.execute(study_table.update().where(study_table.c.id == 1).values(details=details))
-                    row = _checked_row(engine, place.shown, wanted)
+                    row = checked_row(engine, place.shown, wanted)
                 return cls(engine, place.shown, lock, row)
         except BaseException:
-            _let_go(engine, lock)
+            let_go(engine, lock)
             raise
 
     def add(self, record: Record) -> bool:
@@ -294,13 +294,13 @@ class Store:
     def columns(
         self, names: Sequence[str], *, fidelity: str | None = None, ids: Sequence[str] | None = None, every_attempt: bool = False,
         whole: bool = False,
-    ) -> dict[str, list[Any]]:  # fmt: skip
-        """Facts column by column, in the order they were added, as the database has them: ``metrics`` and ``costs`` (those without a
+    ) -> columns.Columns:  # fmt: skip
+        """Facts column by column, in the order they were added, as Arrow arrays: ``metrics`` and ``costs`` (those without a
         column of their own, None if there are none) are JSON, ``created`` is ISO 8601, ``configuration_id`` names the configuration.
         Costs that the study has gained since are not added, as `records` does.
 
         Args:
-            names: columns of the table ``ranksearch_evaluations``; one that a store of an earlier version lacks is None throughout.
+            names: columns of the table ``ranksearch_evaluations``; one that a store of an earlier version lacks is missing throughout.
             fidelity: of one only.
             ids: of these configurations only, some hundreds at most.
             every_attempt: a row for each attempt at an evaluation that was tried again, with the columns ``attempt`` (from 1) and
@@ -309,6 +309,7 @@ class Store:
 
         Raises:
             StoreError: the database cannot be read.
+            Damaged: a value is not of the type of its column.
         """
         listed = [*names, *(("attempt", "last") if every_attempt else ())]
         conditions = [] if fidelity is None else [evaluations_table.c.fidelity == fidelity]
@@ -318,15 +319,16 @@ class Store:
         wanted = list(dict.fromkeys([*names, "number"]))
         tried = [name for name in wanted if name in RESULT]  # what another attempt may have changed
         with self._use("read") as engine, engine.connect() as connection:
-            later: columns.Columns = {"evaluation": []}
+            later: columns.Columns | None = None
             if self._has_attempts:  # first: what it refers to is then among the facts
                 known = {column.name for column in self._attempt_columns}
                 later = columns.attempts(connection, known, ["evaluation", *tried])
             first = columns.facts(connection, {column.name for column in self._columns}, wanted, conditions)
-        found = columns.merged(first, later, tried, every=every_attempt) if later["evaluation"] or every_attempt else first
+        again = later is not None and len(later["evaluation"])
+        found = columns.merged(first, later, tried, every=every_attempt) if again or every_attempt else first
         return {name: found[name] for name in listed}
 
-    def configurations(self, ids: Collection[str] | None = None) -> Iterator[tuple[list[str], list[str]]]:
+    def configurations(self, ids: Collection[str] | None = None) -> Iterator[tuple[pa.Array, pa.Array]]:
         """Blocks of ids and the canonical JSON of their configurations: of all in the store, or of those that are named, in no order.
 
         Raises:
@@ -351,6 +353,12 @@ class Store:
         with self._use("read") as engine, engine.connect() as connection:
             return sum(int(connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0) for table in tables)
 
+    def stamp(self) -> Hashable:
+        """Another value once anybody has written to the store since; None where that cannot be told without reading it: of a server, of a
+        database in memory, and of a file that was written only just now."""
+        with refusing(self.url, "read"):
+            return self._stamp()
+
     def configuration(self, id_prefix: str) -> str:
         """Canonical JSON of the configuration with this id, or with an id that begins so.
 
@@ -373,7 +381,7 @@ class Store:
         """Let go of the database and of the right to write. Doing it twice is fine."""
         if not self._closed:
             self._closed = True
-            _let_go(self._engine, self._lock)
+            let_go(self._engine, self._lock)
 
     def __enter__(self) -> Store:
         return self
@@ -403,7 +411,7 @@ class Store:
         found = []
         for result in results:
             try:
-                found.append(_record(row, result))
+                found.append(record_of(row, result))
             except (ValueError, TypeError, AttributeError) as error:
                 self._tell_damaged(row, error)
         return [self._complete(record) for record in found]
@@ -431,82 +439,9 @@ class Store:
             yield self._engine
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a store is to be of, see `Store.open`."""
-
-    study: str | None
-    fingerprint: str | None
-    formerly: str | None
-    details: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
-
-    def described(self, known: Mapping[str, Any]) -> str | None:
-        """The details that a store is to have which has those that are known, as text."""
-        return _json(self.details(known) if callable(self.details) else self.details)
-
-
-def _json(details: Mapping[str, Any] | None) -> str | None:
-    try:
-        return None if details is None else json.dumps(details, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"details: must be JSON: {error}") from error
-
-
-def _checked_row(engine: sa.Engine, shown: str, wanted: _Wanted) -> sa.Row[Any]:
-    """The study's row, if schema, study and fingerprint are those asked for."""
-    study, fingerprint = wanted.study, wanted.fingerprint
-    with engine.connect() as connection:
-        version = sa.select(study_table.c.schema_version).where(study_table.c.id == 1)
-        if not sa.inspect(connection).has_table(study_table.name) or (found := connection.scalar(version)) is None:
-            raise StoreError(f"store {shown!r} is a database without a study in it; give another --store")
-        if not 1 <= found <= SCHEMA:
-            raise StoreError(
-                f"store {shown!r} has schema version {found}, this ranksearch reads versions 1 to {SCHEMA}; "
-                f"use the {'newer' if found > SCHEMA else 'older'} ranksearch that wrote it, or another --store"
-            )
-        row = connection.execute(study_table.select().where(study_table.c.id == 1)).one()
-    if study is not None and row.name != study:
-        raise StoreError(f"store {shown!r} belongs to study {row.name!r}, not to {study!r}; use another --store")
-    if not is_object(row.details):
-        raise StoreError(f"store {shown!r} is damaged: its details are not a JSON object; restore a copy, or use another --store")
-    wanted.described(json.loads(row.details))
-    if fingerprint is not None and row.fingerprint not in (fingerprint, wanted.formerly):
-        raise StoreError(
-            f"store {shown!r} belongs to study {row.name!r} with fingerprint {row.fingerprint}, but study {row.name!r} now has fingerprint "
-            f"{fingerprint}: weights, data, fine-tuning or the metric of the space differ; use another --store, or what it was made with"
-        )
-    return row
-
-
-def _let_go(engine: sa.Engine | None, lock: WriterLock | None) -> None:
-    if isinstance(lock, Claims):  # it needs the connections
-        lock.release()
-    if engine is not None:
-        engine.dispose()
-    if lock is not None:  # a file's lock outlives the last checkpoint
-        lock.release()
-
-
-def _quick_check(engine: sa.Engine, shown: str) -> None:
-    with engine.connect() as connection:
-        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-    if verdict != "ok":
-        raise StoreError(f"store {shown!r} is corrupt: {verdict}; restore a copy, or use another --store")
-
-
 def _key(configuration_id: str, fidelity: str, seed: int, fingerprint: str) -> list[sa.ColumnElement[bool]]:
     columns = evaluations_table.c
     return [
         columns.configuration_id == configuration_id, columns.fidelity == fidelity,
         columns.seed == seed, columns.fingerprint == fingerprint,
     ]  # fmt: skip
-
-
-def _record(row: sa.Row[Any], result: sa.Row[Any]) -> Record:
-    """An attempt at an evaluation: the row itself, or a later one."""
-    costs = {name: getattr(row, name) for name in COLUMNS} | json.loads(getattr(row, "costs", None) or "{}")
-    return Record(
-        row.configuration_id, row.json, row.fidelity, row.seed, result.status, json.loads(result.metrics), costs,
-        result.error, result.seconds, result.origin, datetime.fromisoformat(result.created), getattr(result, "error_kind", None),
-        json.loads(getattr(result, "provenance", None) or "null"),
-    )  # fmt: skip

@@ -72,7 +72,7 @@ class Exports:
         networks = results.front(fidelity=fidelity, all=all)
         with study.open_store(write=False) as store:
             blocks = store.configurations(networks["id"].tolist())
-            texts = {id: text for ids, found in blocks for id, text in zip(ids, found, strict=True)}
+            texts = {id: text for ids, found in blocks for id, text in zip(ids.to_pylist(), found.to_pylist(), strict=True)}
             shown = store.url
         key = str(networks["fidelity"].iloc[0]) if len(networks) else study.fidelity.key
         params = {"study": study.name, "store": shown, "fingerprint": study.fingerprint, "fidelity": key, "seed": str(study.seed)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ranksearch.report.data import Proxies, page_data
 from ranksearch.report.pace import pace
 from ranksearch.store import Store
+from ranksearch.study.storage import PLANNED
 
 if TYPE_CHECKING:
     from ranksearch.study.study import Study
@@ -28,9 +29,13 @@ class Live:
         self._judged_at = 0
 
     def version(self) -> Hashable:
-        """Another value when there is something new: an evaluation, or another writer."""
+        """Another value when there is something new: an evaluation, another writer, or a search that is to go further."""
         with self._study.open_store(write=False) as store:
-            return store.changes(), tuple(Store.writers(self._study.store_url))
+            return store.changes(), self._planned(store), tuple(Store.writers(self._study.store_url))
+
+    def _planned(self, store: Store) -> int | None:
+        """How many evaluations the study is to have: what was asked for here, else what the search that began last was asked for."""
+        return self._trials or store.details.get(PLANNED)
 
     def data(self) -> dict[str, Any]:
         """The data of the report, and ``live``: how the search goes."""
@@ -39,12 +44,14 @@ class Live:
         if self._wants_proxies and len(found) >= GROWTH * self._judged_at:
             judged = self._study.report.facts(fidelity=self._fidelity, calibrate=False, build=self._build)
             self._judged, self._judged_at = judged.proxies, len(found)
+        with self._study.open_store(write=False) as store:
+            planned = self._planned(store)
         created = found["created"].astype("int64").to_numpy() / 1e6  # seconds since the epoch
-        going = pace(created.tolist(), found["seconds"].tolist(), planned=self._trials)
+        going = pace(created.tolist(), found["seconds"].tolist(), planned=planned)
         return page_data(replace(facts, proxies=self._judged)) | {
             "live": {
                 "writers": Store.writers(self._study.store_url), "evaluations": len(found),
-                "failed": int((found["status"] != "done").sum()), "planned": self._trials,
+                "failed": int((found["status"] != "done").sum()), "planned": planned,
                 "last": float(created.max()) if len(created) else None, "per_minute": going.per_minute,
                 "at_a_time": going.at_a_time, "left": going.left,
             }

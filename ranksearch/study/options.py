@@ -13,7 +13,7 @@ from ranksearch.results import frames
 from ranksearch.results.choices import Choices, read
 from ranksearch.results.layers import OptionTable
 from ranksearch.space import Configuration
-from ranksearch.store import Store
+from ranksearch.store import Columns, Store
 
 if TYPE_CHECKING:
     from ranksearch.study.study import Study
@@ -36,18 +36,18 @@ def table(study: Study, found: Choices, *, errors: bool) -> OptionTable:
     return OptionTable(costs, dense, _errors(study, found, known=errors), words)
 
 
-def completed(study: Study, store: Store, facts: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def completed(study: Study, store: Store, facts: Columns) -> dict[str, Any]:
     """Columns of a store with those costs that have no column of their own there; what the study has gained since an evaluation was
     written is computed of its configuration."""
     further = [model for model in study.counts if model.name not in facts]
-    if not further or not facts["configuration_id"]:
-        return facts
+    if not further or not len(facts["configuration_id"]):
+        return dict(facts)
     stored = frames.numbers(facts["costs"], {model.name: isinstance(study.baseline[model.name], int) for model in further})
     lacking = {name: np.isnan(frames.floats(values)) for name, values in stored.items()}
     rows = np.flatnonzero(np.any(list(lacking.values()), axis=0))
     found: dict[str, list[Any]] = {name: list(values) for name, values in stored.items()}
     if len(rows):
-        ids = [facts["configuration_id"][row] for row in rows]
+        ids = facts["configuration_id"].take(rows).to_pylist()
         chosen = choices(study, store, ids)
         costs = _network_costs(_covering(study, chosen), chosen, further)
         for row, place in zip(rows.tolist(), chosen.rows(ids).tolist(), strict=True):

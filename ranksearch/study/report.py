@@ -82,7 +82,8 @@ class Report:
 
         Args:
             host, port, token: see `ranksearch.report.server.Dashboard`.
-            trials: how many evaluations the study is to have, which gives the time left.
+            trials: how many evaluations the study is to have, which gives the time left; default: what the search was asked for that began
+                last.
             proxies: judge proxies too, those that need the space alone, each time the evaluations have grown by a tenth; where the space is
                 not profiled yet, this does it, in this process.
             every: seconds between two looks at the store.

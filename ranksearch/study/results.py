@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 from torch import nn
 
 from ranksearch.errors import InvalidArgument
@@ -22,7 +24,7 @@ from ranksearch.results.history import history
 from ranksearch.results.layers import layers
 from ranksearch.results.names import Direction
 from ranksearch.space import DENSE, Configuration
-from ranksearch.store import Store
+from ranksearch.store import Damaged, Store
 from ranksearch.study import options
 from ranksearch.study.questions import Questions
 from ranksearch.study.replay import Replay, replay
@@ -41,7 +43,7 @@ _NAMED = 500  # rows of a front that are asked for by name; databases limit how 
 
 @dataclass(frozen=True)
 class Results:
-    """The evaluations of a study. Every call reads the store anew.
+    """The evaluations of a study. Every call asks the store, and reads it anew unless nobody has written to it since.
 
     Raises:
         StoreError: by every call, where there is no store or it is another study's.
@@ -59,25 +61,37 @@ class Results:
         study = self.study
         with study.open_store(write=False) as store:
             key = None if fidelity is None else self._fidelity(fidelity, store.fidelities()).key
-            return self._frame(store, frames.FACTS, key, factorized=True)
+            return self._frame(store, frames.FACTS, key, factorized=True).copy()
 
     def _frame(
         self, store: Store, names: Sequence[str], fidelity: str | None, *, factorized: bool = False, ids: Sequence[str] | None = None,
         whole: bool = False,
     ) -> pd.DataFrame:  # fmt: skip
-        """A frame of evaluations of these columns of the store. Where rows are damaged they are left out, which takes longer."""
-        study = self.study
+        """A frame of evaluations of these columns of the store, which nobody may change: it may be kept. Where rows are damaged they are
+        left out, which takes longer."""
+
+        def read(*, whole: bool = whole) -> pd.DataFrame:
+            return self._read(store, names, fidelity, factorized=factorized, ids=ids, whole=whole)
+
         try:
-            facts = options.completed(study, store, store.columns(names, fidelity=fidelity, ids=ids, whole=whole))
-            if "fidelity" not in facts:
-                facts["fidelity"] = [fidelity] * len(facts["status"])
-            if factorized:
-                facts["factorized"] = _factorized(store, facts["configuration_id"], every=ids is None)
-            return frames.evaluations(facts, study.baseline, [(m.name, m.direction) for m in study.task.metrics])
-        except frames.Damaged:
+            if whole or ids is not None:
+                return read()
+            return self.study.kept.value(store, (tuple(names), fidelity, factorized), read)
+        except Damaged:
             if whole:
                 raise
-            return self._frame(store, names, fidelity, factorized=factorized, ids=ids, whole=True)
+            return read(whole=True)
+
+    def _read(
+        self, store: Store, names: Sequence[str], fidelity: str | None, *, factorized: bool, ids: Sequence[str] | None, whole: bool
+    ) -> pd.DataFrame:
+        study = self.study
+        facts = options.completed(study, store, store.columns(names, fidelity=fidelity, ids=ids, whole=whole))
+        if "fidelity" not in facts:
+            facts["fidelity"] = pa.repeat(fidelity, len(facts["status"]))
+        if factorized:
+            facts["factorized"] = _factorized(store, facts["configuration_id"], every=ids is None)
+        return frames.evaluations(facts, study.baseline, [(m.name, m.direction) for m in study.task.metrics])
 
     def front(
         self, where: str | Sequence[str] | None = None, objectives: str | Sequence[str] | None = None, *, all: bool = False,
@@ -106,7 +120,7 @@ class Results:
                 return front
             # what does not say who is on the front is read of those alone that are, if they are few
             ids = front["id"].tolist()
-            frame = self._frame(store, frames.MEASURED, key, factorized=True, ids=ids if len(ids) <= _NAMED else None)
+            frame = self._frame(store, frames.MEASURED, key, factorized=True, ids=_few(ids))
             return frames.front(frame, wanted, condition, self._baseline_values(frame))
 
     def layers(self, ids: Iterable[str] | None = None, *, fidelity: str | None = None, errors: bool = True) -> pd.DataFrame:
@@ -121,15 +135,18 @@ class Results:
         study = self.study
         with study.open_store(write=False) as store:
             key = None if fidelity is None else self._fidelity(fidelity, store.fidelities()).key
-            frame: Any = self._frame(store, frames.COSTED, key)
             named = None if ids is None else list(ids)
+            frame: Any = self._frame(store, frames.COSTED, key, ids=_few(named))
             try:
-                chosen = options.choices(study, store, named)
-            except frames.Damaged:
+                chosen = self._choices(store) if named is None else options.choices(study, store, named)
+            except Damaged:
                 frame = self._frame(store, frames.COSTED, key, whole=True)
                 chosen = options.choices(study, store, frame["id"].tolist())
-        frame = frame[frame["id"].isin(chosen.ids if named is None else named).to_numpy()]
+        frame = frame[frames.among(frame["id"], chosen.ids if named is None else named)]
         return layers(frame, chosen, options.table(study, chosen, errors=errors))
+
+    def _choices(self, store: Store) -> choices.Choices:
+        return self.study.kept.value(store, "choices", lambda: options.choices(self.study, store))
 
     def history(self, objectives: str | Sequence[str] | None = None, *, fidelity: str | None = None) -> pd.DataFrame:
         """How the study came to its front: one row per evaluation, in the order they were added, with the hypervolume so far and who
@@ -142,7 +159,7 @@ class Results:
         wanted = self._directions(objectives)
         with self.study.open_store(write=False) as store:
             key = self._fidelity(fidelity, [] if fidelity is None else store.fidelities()).key
-            return history(self._frame(store, frames.FACTS, key), wanted)
+            return history(self._frame(store, frames.FACTS, key).copy(), wanted)
 
     def failures(self) -> pd.DataFrame:
         """Everything that failed, an attempt a row, whether or not it came to something later."""
@@ -264,8 +281,12 @@ class Results:
         )
 
 
-def _factorized(store: Store, ids: Sequence[str], *, every: bool) -> list[int]:
+def _few(ids: list[str] | None) -> list[str] | None:
+    """The ids, where they are few enough to be asked for by name."""
+    return None if ids is None or len(ids) > _NAMED else ids
+
+
+def _factorized(store: Store, ids: Any, *, every: bool) -> np.ndarray:
     """How many sites each configuration factorizes. ``every``: they are most of those in the store, which is then read through."""
-    blocks = store.configurations(None if every else ids)
-    counts = {id: choices.factorized(text) for found, texts in blocks for id, text in zip(found, texts, strict=True)}
-    return [counts[id] for id in ids]
+    known, counts = choices.factorized(store.configurations(None if every else ids.to_pylist()))
+    return counts[choices.places(ids, known)]

@@ -31,7 +31,7 @@ from ranksearch.search.events import Planned, SearchEvent
 from ranksearch.search.known import Known
 from ranksearch.search.portfolio import PUBLISHED, Portfolio
 from ranksearch.search.run import Objectives, SearchRun, failed_before, upper_limits
-from ranksearch.study import queue
+from ranksearch.study import queue, storage
 
 if TYPE_CHECKING:
     from ranksearch.study.study import Study
@@ -110,7 +110,7 @@ def run(
         retry_failed=retry_failed, portfolio=portfolio, take_over=take_over,
     )  # fmt: skip
     screened = None if screening is None else _screening(study, screening, conditions, search)
-    with study.open_store(write=True) as store:
+    with storage.open_store(study, write=True, planned=trials) as store:
         if screened is not None:
             screened.run(store, runner, tell)
         first = [] if screened is None else screened.best(store, space, search.sampler.starts(trials))

@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from ranksearch.study.study import Study
 
 
-def open_store(study: Study, *, write: bool, wanted: Sequence[Mapping[str, Any]] = ()) -> Store:
-    """See `Study.open_store`. With ``wanted``, JSON data, entries that are added to the queue (`ranksearch.study.queue`)."""
+PLANNED = "planned"  # of a store's details: how many evaluations the search that began last is to end with
+
+
+def open_store(study: Study, *, write: bool, wanted: Sequence[Mapping[str, Any]] = (), planned: int | None = None) -> Store:
+    """See `Study.open_store`.
+
+    Args:
+        wanted: JSON data, entries that are added to the queue (`ranksearch.study.queue`).
+        planned: how many evaluations the study is to have, which others that read the store then know; None leaves what it has."""
     details: dict[str, Any] = {"options": study.options, "space": study.space_choice, "objectives": list(study.objectives)}
     details["baseline"] = dict(study.baseline)
     details["costs"] = counts.records(study.counts)
@@ -33,7 +40,9 @@ def open_store(study: Study, *, write: bool, wanted: Sequence[Mapping[str, Any]]
         counts.check(study.store_url, known.get("costs") or {}, details["costs"])
         if known and not stored:
             adopted.append(True)
-        queued = {"queue": _queued(known, wanted)}
+        queued: dict[str, Any] = {"queue": _queued(known, wanted)}
+        aim = planned if planned is not None else known.get(PLANNED)
+        queued |= {} if aim is None else {PLANNED: aim}
         return {**details, **queued, "network": mine | {name: value for name, value in stored.items() if value is not None}}
 
     named = {"study": study.name, "fingerprint": study.fingerprint, "formerly": study.former_fingerprint}

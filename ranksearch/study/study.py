@@ -32,6 +32,7 @@ from ranksearch.statistics import metric as space_metric
 from ranksearch.store import Record, Store
 from ranksearch.study import counts, identity, queue, storage
 from ranksearch.study.exports import Exports
+from ranksearch.study.kept import Kept
 from ranksearch.study.questions import Questions, Where
 from ranksearch.study.report import Report
 from ranksearch.study.results import Results
@@ -123,7 +124,7 @@ class Study:
         fixed = not {"model", "task", "space", "costs"} & set(changes)
         of_these = ("sites", "spectra", "fingerprint", "former_fingerprint", "network", "outputs")
         counted = () if fixed and not ("store" in changes and counts.measures(self.costs)) else ("counts", "space", "baseline")
-        for name in ("report", *counted, *(() if fixed else of_these)):
+        for name in ("report", "kept", *counted, *(() if fixed else of_these)):
             vars(other).pop(name, None)
         Study.__init__(other, **arguments | changes)
         return other
@@ -308,6 +309,11 @@ class Study:
         return storage.open_store(self, write=write)
 
     # -- what a user does with it ------------------------------------------------------------------------------
+
+    @cached_property
+    def kept(self) -> Kept:
+        """What was read of the store."""
+        return Kept()
 
     @property
     def results(self) -> Results:

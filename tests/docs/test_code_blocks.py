@@ -3,6 +3,7 @@ The tutorial and the README have tests of their own."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from torch import nn
 
 import ranksearch as rs
 from ranksearch.cli import main as cli
-from ranksearch.space import DENSE
+from ranksearch.networks.surgery import build
+from ranksearch.sites import find_sites
+from ranksearch.space import DENSE, named
+from ranksearch.space.spectra import Spectra
 from ranksearch.study import Screening, Study
 from ranksearch.study import study as study_module
 
@@ -54,9 +58,21 @@ def architecture(names: dict[str, Any], folder: Path) -> None:
 
 
 def export(names: dict[str, Any], folder: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the page writes ONNX: pip install 'ranksearch[onnx]'")
+    transformers = pytest.importorskip("transformers", reason="the page loads a model of transformers")
     names["study"].evaluate(names["configuration"])
-    names["study"].export(names["configuration"].id, folder / "small")
+    names["study"].export(names["configuration"].id, folder / "small", onnx=True)
     names["MyNetwork"] = network
+    built_llama(transformers).save_pretrained(folder / "small_llama")
+
+
+def built_llama(transformers: Any) -> Any:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    dense = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=31, max_position_embeddings=16, **sizes)).eval()
+    sites = find_sites(dense, {"input_ids": torch.arange(8).reshape(1, 8)})
+    choice = rs.Configuration({"model.layers.0.mlp.up_proj": ("svd", (4,))})
+    return build(Spectra(dense, sites, named("svd")), choice).eval()
 
 
 def how_to(names: dict[str, Any], folder: Path) -> None:
@@ -134,10 +150,19 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(study_module, "run", few)  # the same search, shorter and in this process
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path / "home"))
+    with contextlib.suppress(ImportError):  # transformers copies the code of a folder before it runs it
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     names = reader(tmp_path)
     PRELUDES.get(page.stem, lambda names, folder: None)(names, tmp_path)
     for number, text in enumerate(blocks(page), start=1):
         exec(compile(text, f"{page.name}, block {number}", "exec"), names)
+
+
+def test_no_block_of_python_goes_by_another_name() -> None:
+    """What a page shows as Python is run: a block that cannot be is plain text, and the page says why."""
+    for page in SHOWN:
+        kinds = set(re.findall(r"^ *```(\w+)", page.read_text(), flags=re.MULTILINE))
+        assert kinds <= {"python", "text", "console", "bash", "yaml", "toml", "mermaid"}, page
 
 
 def commands() -> list[tuple[str, str]]:

@@ -67,9 +67,8 @@ def facts(rows: Sequence[Record], *, study: str = "made up", sites: Sequence[str
             assert store.add(row)
         columns, attempts = store.columns(frames.FACTS), store.columns(frames.FACTS, every_attempt=True)
         chosen = read(store.configurations(), {site: site for site in sites})
-    factorized = dict(zip(chosen.ids, (chosen.codes >= len(chosen.sites)).sum(axis=1).tolist(), strict=True))
-    columns["factorized"] = [factorized[id] for id in columns["configuration_id"]]
-    evaluated = frames.evaluations(columns, BASELINE, [*DIRECTIONS.items()])
+    factorized = (chosen.codes >= len(chosen.sites)).sum(axis=1)[chosen.rows(columns["configuration_id"])]
+    evaluated = frames.evaluations(columns | {"factorized": factorized}, BASELINE, [*DIRECTIONS.items()])
     number = len(chosen.options)
     words = ["" if name == "dense" else f"r={rank[0]}" for _, name, rank in chosen.options]
     costs = {name: np.array([4 if kind == "dense" else 1 for _, kind, _ in chosen.options]) for name in BASELINE}

@@ -52,8 +52,8 @@ def facts(records, columns=frames.FACTS, **options) -> dict:
         for each in records:
             assert store.add(each) or store.add_attempt(each)
         found = store.columns(columns, **options)
-        counts = {id: chosen.factorized(text) for ids, texts in store.configurations() for id, text in zip(ids, texts, strict=True)}
-    return found | {"factorized": [counts[id] for id in found["configuration_id"]]}
+        known, counts = chosen.factorized(store.configurations())
+    return found | {"factorized": counts[chosen.places(found["configuration_id"], known)]}
 
 
 def evaluations(records=RECORDS) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from ranksearch.errors import StoreError, StoreUnreachable
 from ranksearch.store import Store
 from ranksearch.store import claims as _claims
 from ranksearch.store import database as _database
+from ranksearch.store.lock import NoLock
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -162,7 +163,7 @@ def test_a_store_of_an_earlier_version_is_brought_to_this_one(server: str) -> No
 
 def test_only_what_others_cannot_see_needs_no_place() -> None:
     memory = _database.Place("sqlite://")
-    assert isinstance(memory.lock(), _database._NoLock)
+    assert isinstance(memory.lock(), NoLock)
     memory.shared = sa.create_mock_engine("postgresql://", lambda *_: None)  # type: ignore[assignment]
     assert memory.lock() is None
 

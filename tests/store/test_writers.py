@@ -17,6 +17,7 @@ from store_cases import STUDY, child, record, snapshot
 from ranksearch.errors import StoreError
 from ranksearch.store import Store
 from ranksearch.store import database as _database
+from ranksearch.store.lock import FileLock
 
 
 def test_one_writer(filled: Path, tmp_path: Path) -> None:
@@ -84,9 +85,9 @@ def test_a_lost_lock_is_noticed(filled: Path) -> None:
 
 def test_the_place_is_given_back_once(tmp_path: Path) -> None:
     place = tmp_path / "x.db"
-    first = _database.FileLock(place, "x.db")
+    first = FileLock(place, "x.db")
     first.release()
-    second = _database.FileLock(place, "x.db")  # its file may have the number that the first one's had
+    second = FileLock(place, "x.db")  # its file may have the number that the first one's had
     first.release()
     second.check(None)  # type: ignore[arg-type]
     os.fstat(second._file)

@@ -63,6 +63,22 @@ def test_a_study_is_served_while_it_is_written(tmp_path: Path) -> None:
     assert Store.writers(study.store_url) == []
 
 
+def test_progress_is_towards_what_the_search_was_asked_for(tmp_path: Path) -> None:
+    study = _study(tmp_path)
+    reading = study.replace()
+    study.run(3, runner="local")
+    live = Live(reading, fidelity=None, trials=None, proxies=False, build=None)
+    version = live.version()
+    assert live.data()["live"]["planned"] == 3 and live.data()["live"]["left"] == 0
+    study.run(2, runner="local")  # which it has
+    study.enqueue(Configuration({"0": ("svd", (1,))}))  # opens the store for writing, and knows of no plan
+    assert live.data()["live"]["planned"] == 3
+    study.run(4, runner="local")
+    assert live.version() != version and live.data()["live"]["planned"] == 4
+    asked = Live(reading, fidelity=None, trials=10, proxies=False, build=None)
+    assert asked.data()["live"]["planned"] == 10
+
+
 def test_reading_changes_nothing(tmp_path: Path) -> None:
     study = _study(tmp_path)
     with study.open_store(write=True) as store:
