@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from ranksearch.allocators import Additive, Problem
 from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
-from ranksearch.networks.recovery import recover
+from ranksearch.networks.recovery import Recovery, recover
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
 from ranksearch.space import mixture, svd_only
@@ -73,9 +72,19 @@ def _recovery(**options: Any) -> Train:
     return train
 
 
+class _OneRate(Recovery):
+    """All factors learn at the rate of the dense network."""
+
+    def scale(self) -> None:
+        pass
+
+
 def _one_rate(network: nn.Module, subject: Subject, seed: int) -> None:
-    with mock.patch("ranksearch.networks.recovery.recover.factor_rates", lambda *given, **options: {}):
-        _recovery()(network, subject, seed)
+    epochs = subject.given.epochs
+    training = _OneRate(network, subject.dense, subject.task, epochs=epochs, seed=seed)
+    training.advance(epochs)
+    training.settle(network)
+    print(training.report(), file=sys.stderr, flush=True)
 
 
 WAYS: dict[str, Train] = {
