@@ -48,9 +48,9 @@ class Subject:
         self.dense = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)
         study = Study("recovery", model=self.dense, task=self.task, space=SPACES[given.types]().replace(metric="fisher"))
         found = Additive().allocate(Problem(study.space, Energy().table(study.space), {given.cost: given.budget}))
-        configuration = study.space.configuration(found.indices)
-        self.start = build(study.spectra, configuration)
-        reconstruct(self.start, study.spectra, configuration, self.task.calibration(given.reconstruction))
+        self.spectra, self.configuration = study.spectra, study.space.configuration(found.indices)
+        self.start = build(self.spectra, self.configuration)
+        reconstruct(self.start, self.spectra, self.configuration, self.task.calibration(given.reconstruction))
 
     def at(self, learning_rate: float) -> Classification:
         """The task at another peak of the learning rate."""
@@ -67,7 +67,8 @@ def _slow(network: nn.Module, subject: Subject, seed: int) -> None:
 
 def _recovery(**options: Any) -> Train:
     def train(network: nn.Module, subject: Subject, seed: int) -> None:
-        print(recover(network, subject.dense, subject.task, epochs=subject.given.epochs, seed=seed, **options), file=sys.stderr, flush=True)
+        given = network, subject.spectra, subject.configuration, subject.task
+        print(recover(*given, epochs=subject.given.epochs, seed=seed, **options), file=sys.stderr, flush=True)
 
     return train
 
@@ -81,7 +82,7 @@ class _OneRate(Recovery):
 
 def _one_rate(network: nn.Module, subject: Subject, seed: int) -> None:
     epochs = subject.given.epochs
-    training = _OneRate(network, subject.dense, subject.task, epochs=epochs, seed=seed)
+    training = _OneRate(network, subject.spectra, subject.configuration, subject.task, epochs=epochs, seed=seed)
     training.advance(epochs)
     training.settle(network)
     print(training.report(), file=sys.stderr, flush=True)

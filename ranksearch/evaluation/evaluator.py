@@ -40,10 +40,11 @@ class Evaluator:
 
     def tuning(self, model: nn.Module, request: Request) -> FineTuning:
         """The fine-tuning of a network that `untrained` gave, to be taken in parts."""
-        fidelity, options = request.fidelity, {"epochs": request.fidelity.epochs, "seed": request.seed}
+        fidelity, seed = request.fidelity, request.seed
         if fidelity.training == RECOVERY:
-            return Recovery(model, self.spectra.model, self.task, recalibration=fidelity.recalibration, **options)
-        return FineTuning(self.task, model, **options)
+            given = model, self.spectra, request.configuration, self.task
+            return Recovery(*given, epochs=fidelity.epochs, seed=seed, recalibration=fidelity.recalibration)
+        return FineTuning(self.task, model, epochs=fidelity.epochs, seed=seed)
 
     def untrained(self, request: Request) -> nn.Module:
         """The network of a request as its fine-tuning begins: built, and reconstructed. Torch's random numbers begin with the seed."""

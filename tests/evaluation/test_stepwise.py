@@ -84,6 +84,7 @@ def test_rungs_change_nothing_of_what_it_comes_to(evaluator: Evaluator, fidelity
 def test_it_goes_on_from_its_checkpoint_in_another_process(evaluator: Evaluator, tmp_path: Path, fidelity: Fidelity) -> None:
     request, place = Request(LOW, fidelity, 5), Folder(tmp_path)
     whole = parts(Stepwise(evaluator, (1.0, 2.0))(request))
+    advance = FineTuning.advance
     for rungs in (1, 2):
         place(request).unlink(missing_ok=True)
         cut = Stepwise(evaluator, (1.0, 2.0), place)(request)
@@ -93,8 +94,6 @@ def test_it_goes_on_from_its_checkpoint_in_another_process(evaluator: Evaluator,
         torch.randn(7)  # whatever happens meanwhile
         elsewhere = cloudpickle.loads(cloudpickle.dumps(Stepwise(evaluator, (1.0, 2.0), place)))
         trained: list[int] = []
-
-        advance = FineTuning.advance
 
         def counting(tuning: FineTuning, epochs: float, trained: list[int] = trained) -> None:
             before = tuning.done

@@ -18,13 +18,14 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.recovery.rates import factor_rates
 from ranksearch.sites import device_of, evaluating, run
+from ranksearch.space import Configuration
+from ranksearch.space.spectra import Spectra
 from ranksearch.tasks import Diverged, FineTuning, Task, measured
 
 log = logging.getLogger(__name__)
 
 DISTILLATION = 0.9  # weight of the dense network's answers beside the labels
 RECALIBRATION = 16  # batches
-RATE_BATCHES = 8  # that curvatures are taken on
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Recovered:
 
 def recover(
     network: nn.Module,
-    dense: nn.Module,
+    spectra: Spectra,
+    configuration: Configuration,
     task: Task,
     *,
     epochs: float,
@@ -54,8 +56,9 @@ def recover(
 ) -> Recovered:
     """Train a compressed network in place, so that it ends no worse than it began.
 
-    * Every factor learns at a rate of its own, scaled by its curvature (`factor_rates`), so that the learning rate of the dense network
-      suits the factorized one. Gradients are scaled for it: optimisers that normalize these, such as Adam's, find a scale of their own.
+    * Every factor learns at a rate of its own, by what the others make of its steps (`factor_rates`), so that the learning rate of the
+      dense network suits the factorized one. Gradients are scaled for it: optimisers that normalize these, such as Adam's, find a scale of
+      their own.
     * The loss is (1 - distillation) times the task's and distillation times the divergence from the answers of the dense network to the
       same, augmented, examples (`Task.divergence`; Hinton et al., arXiv 1503.02531). Where a task has no divergence, its loss alone counts.
     * Batch norms are in training mode, and re-estimated before each measurement.
@@ -63,16 +66,17 @@ def recover(
       first metric of the task; the others decide between equals.
 
     Args:
-        network: from `ranksearch.networks.surgery.build`, reconstructed or not.
-        dense: what it was made from; unchanged.
+        network: from `ranksearch.networks.surgery.build`, with the same ``spectra`` and ``configuration``, reconstructed or not.
+        spectra: the dense network, which stays as it is, and its types.
+        configuration: types and ranks.
         task: whose `Task.training` gives batches, optimiser and schedule.
         epochs: passes over the training data, may be fractional; 0 changes nothing.
-        seed: of batches, dropout and drawn targets.
+        seed: of batches, dropout and the like.
         distillation: in [0, 1].
         recalibration: batches that batch norms are re-estimated on before every measurement; 0: they keep the statistics of training.
 
     Raises:
-        InvalidArgument: options out of range, or a task that does not train step by step.
+        InvalidArgument: options out of range, another configuration than the network's, or a task that does not train step by step.
         InvalidModel: nothing to train, or outputs that do not fit the task.
         InvalidMetrics: as `ranksearch.tasks.measured`.
     """
@@ -82,7 +86,8 @@ def recover(
         raise InvalidArgument(f"distillation={distillation}: must be in [0, 1], the dense network's share of the loss")
     if epochs == 0:
         return Recovered(0.0, {})
-    recovery = Recovery(network, dense, task, epochs=epochs, seed=seed, distillation=distillation, recalibration=recalibration)
+    options = {"distillation": distillation, "recalibration": recalibration}
+    recovery = Recovery(network, spectra, configuration, task, epochs=epochs, seed=seed, **options)
     recovery.advance(epochs)
     recovery.settle(network)
     return recovery.report()
@@ -92,12 +97,12 @@ class Recovery(FineTuning):
     """`recover` in parts. The network is measured where it begins and at the end of every epoch, whatever the parts."""
 
     def __init__(
-        self, network: nn.Module, dense: nn.Module, task: Task, *, epochs: float, seed: int, distillation: float = DISTILLATION,
-        recalibration: int = RECALIBRATION,
+        self, network: nn.Module, spectra: Spectra, configuration: Configuration, task: Task, *, epochs: float, seed: int,
+        distillation: float = DISTILLATION, recalibration: int = RECALIBRATION,
     ) -> None:  # fmt: skip
         super().__init__(task, network, epochs=epochs, seed=seed)
-        self._dense, self._distillation, self._recalibration = dense, distillation, recalibration
-        self._rates: Mapping[str, float] | None = None
+        self._rates: Mapping[str, float] = factor_rates(network, spectra, configuration)
+        self._dense, self._distillation, self._recalibration = spectra.model, distillation, recalibration
         self._measured: dict[float, dict[str, float]] = {}
         self._best = 0.0
         self._state: dict[str, Any] = {}  # of the network, where it was best
@@ -105,9 +110,7 @@ class Recovery(FineTuning):
 
     def advance(self, epochs: float) -> None:
         """See `FineTuning.advance`. A loss that is no longer finite ends training."""
-        if self._rates is None:
-            with self._aside():
-                self._rates = factor_rates(self.model, self._dense, self.task, self.task.labelled(RATE_BATCHES), seed=self._seed)
+        if not self._measured:
             self._measure(0.0)
         pieces = max(1, math.ceil(self.epochs))
         ends = [self.epochs * (piece + 1) / pieces for piece in range(pieces)]
@@ -137,7 +140,6 @@ class Recovery(FineTuning):
 
     def scale(self) -> None:
         """Every factor's gradient by its rate."""
-        assert self._rates is not None
         named = dict(self.model.named_parameters())
         for name, rate in self._rates.items():
             gradient = named[name].grad
@@ -155,7 +157,7 @@ class Recovery(FineTuning):
     def state_dict(self) -> dict[str, Any]:
         """See `FineTuning.state_dict`."""
         mine = {
-            "rates": None if self._rates is None else dict(self._rates), "measured": [[end, found] for end, found in self._measured.items()],
+            "rates": dict(self._rates), "measured": [[end, found] for end, found in self._measured.items()],
             "best": self._best, "state": self._state, "diverged": self._diverged,
         }  # fmt: skip
         return {**super().state_dict(), "recovery": mine}
