@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from ranksearch.allocators import Additive, Problem
 from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
-from ranksearch.networks.recovery import recover
+from ranksearch.networks.recovery import Recovery, recover
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
 from ranksearch.space import mixture, svd_only
@@ -49,9 +48,9 @@ class Subject:
         self.dense = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)
         study = Study("recovery", model=self.dense, task=self.task, space=SPACES[given.types]().replace(metric="fisher"))
         found = Additive().allocate(Problem(study.space, Energy().table(study.space), {given.cost: given.budget}))
-        configuration = study.space.configuration(found.indices)
-        self.start = build(study.spectra, configuration)
-        reconstruct(self.start, study.spectra, configuration, self.task.calibration(given.reconstruction))
+        self.spectra, self.configuration = study.spectra, study.space.configuration(found.indices)
+        self.start = build(self.spectra, self.configuration)
+        reconstruct(self.start, self.spectra, self.configuration, self.task.calibration(given.reconstruction))
 
     def at(self, learning_rate: float) -> Classification:
         """The task at another peak of the learning rate."""
@@ -68,14 +67,25 @@ def _slow(network: nn.Module, subject: Subject, seed: int) -> None:
 
 def _recovery(**options: Any) -> Train:
     def train(network: nn.Module, subject: Subject, seed: int) -> None:
-        print(recover(network, subject.dense, subject.task, epochs=subject.given.epochs, seed=seed, **options), file=sys.stderr, flush=True)
+        given = network, subject.spectra, subject.configuration, subject.task
+        print(recover(*given, epochs=subject.given.epochs, seed=seed, **options), file=sys.stderr, flush=True)
 
     return train
 
 
+class _OneRate(Recovery):
+    """All factors learn at the rate of the dense network."""
+
+    def scale(self) -> None:
+        pass
+
+
 def _one_rate(network: nn.Module, subject: Subject, seed: int) -> None:
-    with mock.patch("ranksearch.networks.recovery.recover.factor_rates", lambda *given, **options: {}):
-        _recovery()(network, subject, seed)
+    epochs = subject.given.epochs
+    training = _OneRate(network, subject.spectra, subject.configuration, subject.task, epochs=epochs, seed=seed)
+    training.advance(epochs)
+    training.settle(network)
+    print(training.report(), file=sys.stderr, flush=True)
 
 
 WAYS: dict[str, Train] = {

@@ -427,5 +427,6 @@ class _Portfolio:
         recovered = None
         if epochs:
             self.tell(Stage(f"training it for {epochs:g} epochs"))
-            recovered = recover(model, self.model, self.task, epochs=epochs, recalibration=self.recalibration)
+            spectra = self.space(best.metric)[0]
+            recovered = recover(model, spectra, best.configuration, self.task, epochs=epochs, recalibration=self.recalibration)
         return Compressed(model.eval(), best, tuple(tried), baseline, self.judge(self.model), recovered)

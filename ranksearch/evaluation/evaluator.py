@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import nn
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.evaluation.fidelity import RECOVERY, SEQUENTIAL
+from ranksearch.evaluation.fidelity import RECOVERY, SEQUENTIAL, Fidelity
 from ranksearch.evaluation.request import Outcome, Request, outcome_of
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
-from ranksearch.networks.recovery import recover
+from ranksearch.networks.recovery import Recovery
 from ranksearch.networks.surgery import build
 from ranksearch.sites import device_of
 from ranksearch.space.spectra import Spectra
-from ranksearch.tasks import Task, measured
+from ranksearch.tasks import FineTuning, Task, measured
 
 
 class Evaluator:
@@ -27,6 +29,25 @@ class Evaluator:
     def network(self, request: Request) -> nn.Module:
         """The network of a request, reconstructed, fine-tuned and with batch norm re-estimated. The same request gives the
         same network on the same machine and thread count."""
+        model, fidelity = self.untrained(request), request.fidelity
+        if fidelity.training == RECOVERY:
+            recovery = self.tuning(model, request)
+            recovery.advance(fidelity.epochs)
+            recovery.settle(model)
+        elif fidelity.epochs:  # by the task's own method, which need not train step by step
+            self.task.fine_tune(model, epochs=fidelity.epochs, seed=request.seed)
+        return self.finished(model, fidelity)
+
+    def tuning(self, model: nn.Module, request: Request) -> FineTuning:
+        """The fine-tuning of a network that `untrained` gave, to be taken in parts."""
+        fidelity, seed = request.fidelity, request.seed
+        if fidelity.training == RECOVERY:
+            given = model, self.spectra, request.configuration, self.task
+            return Recovery(*given, epochs=fidelity.epochs, seed=seed, recalibration=fidelity.recalibration)
+        return FineTuning(self.task, model, epochs=fidelity.epochs, seed=seed)
+
+    def untrained(self, request: Request) -> nn.Module:
+        """The network of a request as its fine-tuning begins: built, and reconstructed. Torch's random numbers begin with the seed."""
         torch.manual_seed(request.seed)
         model = build(self.spectra, request.configuration)
         fidelity = request.fidelity
@@ -34,16 +55,19 @@ class Evaluator:
             raise InvalidArgument(f"fidelity={fidelity.key!r}: networks with {fidelity.fit} fitted were made by earlier versions alone")
         if fidelity.reconstruction:
             reconstruct(model, self.spectra, request.configuration, self.task.calibration(fidelity.reconstruction))
-        if fidelity.training == RECOVERY:
-            dense = self.spectra.model
-            recover(model, dense, self.task, epochs=fidelity.epochs, seed=request.seed, recalibration=fidelity.recalibration)
-        elif fidelity.epochs:
-            self.task.fine_tune(model, epochs=fidelity.epochs, seed=request.seed)
+        return model
+
+    def finished(self, model: nn.Module, fidelity: Fidelity) -> nn.Module:
+        """A network that was fine-tuned, with batch norm re-estimated in place, ready to be measured."""
         if fidelity.recalibration:
             recalibrate(model, self.task.normalization(fidelity.recalibration))
         return model.eval()
 
     def __call__(self, request: Request) -> Outcome:
         """Evaluate; a configuration's own fault (an exception, a metric that is missing or not finite) is an outcome."""
+        return self.outcome(request, lambda: measured(self.task, self.network(request)))
+
+    def outcome(self, request: Request, measure: Callable[[], Mapping[str, float]]) -> Outcome:
+        """What comes of measuring a request, with where that was; see `outcome_of`."""
         declared = [metric.name for metric in self.task.metrics]
-        return outcome_of(request, lambda: measured(self.task, self.network(request)), declared, device=device_of(self.spectra.model))
+        return outcome_of(request, measure, declared, device=device_of(self.spectra.model))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -29,16 +29,49 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a request: metrics as the task reports them, or an error and whose fault it was."""
+class Point:
+    """What an evaluation had measured on its way. Its network was in the middle of its training: one that is trained for so many epochs
+    alone has another learning rate at the end, so this is no evaluation of a smaller fidelity."""
+
+    epochs: float  # of fine-tuning that it had had
+    metrics: Mapping[str, float] = field(hash=False)
+
+
+Curve = tuple[Point, ...]  # in order of epochs
+
+
+@dataclass(frozen=True)
+class Progress:
+    """An evaluation that is under way has come so far, and is asked whether it goes on."""
 
     request: Request
-    status: Literal["done", "failed"]
+    curve: Curve  # the last point is new
+    seconds: float = 0.0
+    provenance: dict[str, Any] | None = None
+
+    def stopped(self) -> Outcome:
+        """The outcome of an evaluation that goes no further. It has no metrics: nothing was measured at its fidelity."""
+        error = f"stopped early, after {self.curve[-1].epochs:g} of {self.request.fidelity.epochs:g} epochs"
+        return Outcome(self.request, "stopped", error=error, seconds=self.seconds, provenance=self.provenance, curve=self.curve)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a request: metrics as the task reports them; or an error and whose fault it was; or that a scheduler has stopped it
+    (`ranksearch.schedulers`), which is neither."""
+
+    request: Request
+    status: Literal["done", "failed", "stopped"]
     metrics: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     seconds: float = 0.0
     error_kind: FailureKind | None = None  # of a failure; None where whoever evaluated did not say
     provenance: dict[str, Any] | None = None  # where it was evaluated, see `ranksearch.evaluation.provenance`; None: not known
+    curve: Curve = ()  # what was measured on the way, where somebody looked
+
+
+Evaluate = Callable[[Request], Outcome | Iterator[Progress | Outcome]]
+"""Evaluates: at once, or in parts, of which the last is the outcome."""
 
 
 def outcome_of(

@@ -42,6 +42,32 @@ def non_dominated(values: ArrayLike, directions: Sequence[Direction]) -> np.ndar
     return mask
 
 
+def fronts(values: ArrayLike, directions: Sequence[Direction]) -> np.ndarray:
+    """The front that every row is on: 0 for what no row dominates, 1 for what none dominates once those are taken away, and so on.
+
+    Args:
+        values: one row per point, of finite numbers, shape: (n, m).
+        directions: "min" or "max" for each of the m columns.
+
+    Returns:
+        int64, shape: (n,).
+
+    Raises:
+        InvalidArgument: shapes or directions that do not fit, or a number that is not finite.
+
+    `non_dominated` once for each front (Deb et al. 2002, NSGA-II, sort the same way).
+    """
+    points = _minimised(values, directions)
+    if not np.isfinite(points).all():
+        raise InvalidArgument("values: every entry must be a finite number; leave the other rows out")
+    found, left, number = np.zeros(len(points), dtype=np.int64), np.arange(len(points)), 0
+    while len(left):
+        front = _front(points[left])
+        found[left[front]] = number
+        left, number = left[~front], number + 1
+    return found
+
+
 def hypervolume(values: ArrayLike, reference: ArrayLike, directions: Sequence[Direction]) -> float:
     """Volume that the rows dominate, up to the reference point, in the product of the columns' units.
 

@@ -40,10 +40,11 @@ def aborting() -> Iterator[None]:
 
 
 class Watch(FIFOScheduler):
-    """Learns Tune's controller, which a run that is cut short needs, and why trials failed."""
+    """Stops what the dispatcher says. Learns Tune's controller, which a run that is cut short needs, and why trials failed."""
 
-    def __init__(self) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         super().__init__()
+        self._dispatcher = dispatcher
         self.controller: Any = None
         self.causes: dict[str, str] = {}  # by trial
 
@@ -51,6 +52,13 @@ class Watch(FIFOScheduler):
         if self.controller is None:
             _soften(tune_controller)
         self.controller = tune_controller
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "progress" not in result or not self._dispatcher.is_out(trial.trial_id):
+            return self.CONTINUE
+        with aborting():
+            goes_on = self._dispatcher.goes_on(trial.trial_id, pickle.loads(result["progress"]))
+        return self.CONTINUE if goes_on else self.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         path = None if trial.error_file is None else Path(trial.error_file)
@@ -113,7 +121,7 @@ class Bridge(Searcher):
             return Searcher.FINISHED if self._dispatcher.finished else None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """An evaluation has one result, its last."""
+        """It is for the scheduler to say what becomes of a trial that is under way, see `Watch`."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if not self._dispatcher.is_out(trial_id):
@@ -126,6 +134,8 @@ class Bridge(Searcher):
                 )
             if not error and result and "outcome" in result:
                 self._dispatcher.landed(trial_id, pickle.loads(result["outcome"]))
+            elif not error and result and "progress" in result:
+                self._dispatcher.stopped(trial_id, pickle.loads(result["progress"]))
             elif (verdict := self._limits.verdict(self._verdicts, trial_id)) is not None:
                 self._dispatcher.exceeded(trial_id, *verdict)
             else:

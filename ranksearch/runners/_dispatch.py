@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ranksearch.evaluation.request import Outcome, Request
-from ranksearch.runners._base import Propose, Report, Wait, deadlock
+from ranksearch.evaluation.request import Outcome, Progress, Request
+from ranksearch.runners._base import Judge, Propose, Report, Wait, deadlock
 
 RETRIES = 2  # how often a request goes out again that failed by the machine's fault
 BACKOFF, LONGEST = 1.0, 60.0  # seconds before it does: twice as many each time, up to the longest
@@ -35,18 +35,18 @@ class Dispatcher:
     (a worker that died, memory, a full disk) goes out again after a while, and others meanwhile."""
 
     def __init__(
-        self, propose: Propose, report: Report, *, workers: int, retries: int = RETRIES, backoff: float = BACKOFF,
-        clock: Callable[[], float] = time.monotonic,
+        self, propose: Propose, report: Report, judge: Judge | None = None, *, workers: int, retries: int = RETRIES,
+        backoff: float = BACKOFF, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """
         Args:
-            propose, report: as for `Runner.run`.
+            propose, report, judge: as for `Runner.run`.
             workers: how many requests are out at once, at most; may be set anew at any time.
             retries: how often a request goes out again that failed by the machine's fault.
             backoff: seconds before it does so for the first time.
             clock: seconds that never go back.
         """
-        self._propose, self._report = propose, report
+        self._propose, self._report, self._judge = propose, report, judge
         self.workers, self._retries = workers, retries
         self._backoff, self._clock = backoff, clock
         self._out: dict[str, _Attempt] = {}
@@ -99,13 +99,22 @@ class Dispatcher:
         self._proposer = _Proposer.CLOSED if proposal is None else _Proposer.WAITING
         return None
 
+    def goes_on(self, trial: str, progress: Progress) -> bool:
+        """Whether the request that went out under this name goes on, as far as it has come."""
+        return self._judge is None or self._judge(replace(progress, request=self._out[trial].request))
+
+    def stopped(self, trial: str, progress: Progress) -> None:
+        """The request does not go on, and was ended."""
+        attempt = self._out.pop(trial)
+        self._settle(replace(progress, request=attempt.request).stopped())
+
     def landed(self, trial: str, outcome: Outcome) -> None:
         """The request came back evaluated: report it, as the very request that was proposed, or send it out again where it failed by the
         machine's fault."""
         attempt = self._out.pop(trial)
-        if outcome.status != "done" and outcome.error_kind == "machine" and self._repeat(attempt):
+        if outcome.status == "failed" and outcome.error_kind == "machine" and self._repeat(attempt):
             return
-        tried = f" (tried {attempt.number} times)" if outcome.status != "done" and attempt.number > 1 else ""
+        tried = f" (tried {attempt.number} times)" if outcome.status == "failed" and attempt.number > 1 else ""
         self._settle(replace(outcome, request=attempt.request, error=f"{outcome.error}{tried}" if tried else outcome.error))
 
     def lost(self, trial: str, cause: str) -> None:

@@ -67,7 +67,8 @@ while True:
         said = os.read(0, 65536).decode()
         if not said:  # the worker has ended
             sys.exit()
-        name, begin = said.split("\\n")[-2], time.monotonic()
+        name, _, spent = said.split("\\n")[-2].partition(" ")
+        begin = time.monotonic() - float(spent or 0)
         continue
     took = time.monotonic() - begin
     if seconds and took >= seconds:
@@ -135,9 +136,9 @@ class Watchdog:
         )  # fmt: skip
 
     @contextlib.contextmanager
-    def watching(self, name: str) -> Iterator[None]:
-        """The block is the evaluation ``name``, and has the limits."""
-        self._say(name)
+    def watching(self, name: str, spent: float = 0.0) -> Iterator[None]:
+        """The block is the evaluation ``name``, or what follows a part of it that took ``spent`` seconds, and has the limits."""
+        self._say(f"{name} {spent}")
         try:
             yield
         finally:

@@ -7,7 +7,7 @@ import contextlib
 import pickle
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +16,8 @@ from ray import cloudpickle
 from ray.tune import Trainable
 
 from ranksearch.errors import RanksearchError
-from ranksearch.evaluation.request import Request, failed
-from ranksearch.runners._base import Evaluate
+from ranksearch.evaluation.request import Evaluate, Outcome, Progress, Request, failed
+from ranksearch.runners._base import parts
 from ranksearch.runners._watchdog import Limits, Watchdog
 
 
@@ -42,7 +42,8 @@ def pickled(evaluate: Evaluate, by_value: Sequence[ModuleType]) -> list[np.ndarr
 
 
 class Worker(Trainable):
-    """The trainable: one step is one evaluation. The process lives as long as the run and loads the evaluator once."""
+    """The trainable: one step is one part of an evaluation, the whole where nobody looks at it on its way. The process lives as long as the
+    run and loads the evaluator once."""
 
     def setup(self, config: dict[str, Any], pieces: list[np.ndarray], threads: int, limits: Limits, verdicts: str) -> None:  # type: ignore[override]
         import torch
@@ -51,6 +52,8 @@ class Worker(Trainable):
         self.watchdog = Watchdog(limits, verdicts) if limits else None
         self.pieces: list[Any] = pieces
         self.evaluate: Evaluate | None = None
+        self.running: Generator[Progress | Outcome] | None = None  # the evaluation that is under way
+        self.took = 0.0  # seconds, so far
 
     def step(self) -> dict[str, Any]:
         if self.evaluate is None:
@@ -60,22 +63,36 @@ class Worker(Trainable):
                 return {"done": True, "broken": f"{type(error).__name__}: {error}"}
         assert self.evaluate is not None
         request = pickle.loads(self.config["request"])
-        with contextlib.nullcontext() if self.watchdog is None else self.watchdog.watching(self.config["trial"]):
-            return {"done": True, "outcome": _evaluated(self.evaluate, request)}
+        if self.running is None:
+            self.running, self.took = parts(self.evaluate, request), 0.0
+        start = time.perf_counter()
+        with contextlib.nullcontext() if self.watchdog is None else self.watchdog.watching(self.config["trial"], self.took):
+            found, body = _pickled(next(self.running), request)
+        self.took += time.perf_counter() - start
+        if isinstance(found, Progress):
+            return {"done": False, "progress": body}
+        self._leave()
+        return {"done": True, "outcome": body}
+
+    def _leave(self) -> None:
+        if self.running is not None:
+            self.running.close()
+            self.running = None
 
     def cleanup(self) -> None:
+        self._leave()
         if self.watchdog is not None:
             self.watchdog.close()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._leave()  # of an evaluation that was stopped
         return True
 
 
-def _evaluated(evaluate: Evaluate, request: Request) -> bytes:
-    """The pickled outcome."""
-    start = time.perf_counter()
+def _pickled(found: Progress | Outcome, request: Request) -> tuple[Progress | Outcome, bytes]:
+    """For the way to the driver. What cannot be pickled is a failure."""
     try:
-        outcome = evaluate(request)
-        return cloudpickle.dumps(outcome)  # pyright: ignore[reportPrivateImportUsage]
-    except (Exception, SystemExit) as error:  # a fault of this request, not of the worker: reported
-        return cloudpickle.dumps(failed(request, error, time.perf_counter() - start))  # pyright: ignore[reportPrivateImportUsage]
+        return found, cloudpickle.dumps(found)  # pyright: ignore[reportPrivateImportUsage]
+    except Exception as error:  # whatever an object says when it is pickled
+        outcome = failed(request, error)
+        return outcome, cloudpickle.dumps(outcome)  # pyright: ignore[reportPrivateImportUsage]

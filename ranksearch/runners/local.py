@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from ranksearch import checks
-from ranksearch.evaluation.request import Outcome, Request, failed
-from ranksearch.runners._base import Evaluate, Propose, Report, Runner
+from ranksearch.evaluation.request import Evaluate, Outcome, Request
+from ranksearch.runners._base import Judge, Propose, Report, Runner, parts
 from ranksearch.runners._dispatch import BACKOFF, RETRIES, Dispatcher
 
 
@@ -31,27 +32,28 @@ class LocalRunner(Runner):
         self.retries = checks.whole("retries", retries, least=0)
         self.backoff = checks.number("backoff", backoff, least=0)
 
-    def run(self, evaluate: Evaluate, propose: Propose, report: Report) -> None:
+    def run(self, evaluate: Evaluate, propose: Propose, report: Report, judge: Judge | None = None) -> None:
         """See `Runner.run`."""
         import torch
 
-        dispatcher = Dispatcher(propose, report, workers=1, retries=self.retries, backoff=self.backoff)
+        dispatcher = Dispatcher(propose, report, judge, workers=1, retries=self.retries, backoff=self.backoff)
         before = torch.get_num_threads()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         try:
             while not dispatcher.finished:
                 if (request := dispatcher.take("here")) is not None:
-                    dispatcher.landed("here", _outcome(evaluate, request))
+                    _evaluate(dispatcher, evaluate, request)
                 elif (pause := dispatcher.pause) > 0:
                     time.sleep(pause)
         finally:
             torch.set_num_threads(before)
 
 
-def _outcome(evaluate: Evaluate, request: Request) -> Outcome:
-    start = time.perf_counter()
-    try:
-        return evaluate(request)
-    except (Exception, SystemExit) as error:  # a request that breaks the evaluator must not end the others; it is reported
-        return failed(request, error, time.perf_counter() - start)
+def _evaluate(dispatcher: Dispatcher, evaluate: Evaluate, request: Request) -> None:
+    with contextlib.closing(parts(evaluate, request)) as found:
+        for part in found:
+            if isinstance(part, Outcome):
+                return dispatcher.landed("here", part)
+            if not dispatcher.goes_on("here", part):
+                return dispatcher.stopped("here", part)

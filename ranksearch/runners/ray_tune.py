@@ -22,8 +22,9 @@ import numpy as np
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, RanksearchError, RanksearchWarning
+from ranksearch.evaluation.request import Evaluate
 from ranksearch.runners._address import checked_address
-from ranksearch.runners._base import Evaluate, Propose, Report, Runner
+from ranksearch.runners._base import Judge, Propose, Report, Runner
 from ranksearch.runners._dispatch import BACKOFF, RETRIES, Dispatcher
 from ranksearch.runners._process import cores, environment, quiet, uninterrupted
 from ranksearch.runners._reaper import reaper
@@ -102,7 +103,7 @@ class RayTuneRunner(Runner):
         other.by_value = tuple(dict.fromkeys((*self.by_value, *modules)))
         return other
 
-    def run(self, evaluate: Evaluate, propose: Propose, report: Report) -> None:
+    def run(self, evaluate: Evaluate, propose: Propose, report: Report, judge: Judge | None = None) -> None:
         """See `Runner.run`.
 
         Raises:
@@ -129,8 +130,8 @@ class RayTuneRunner(Runner):
             threads = self._fit(ray)
             # the dispatcher has no more out than there are workers; how many there may be is not known where machines may join
             stack.enter_context(environment({"TUNE_MAX_PENDING_TRIALS_PG": str(PENDING if self.address else self.workers)}))
-            watch = Watch()
-            dispatcher = Dispatcher(propose, report, workers=self.workers, retries=self.retries, backoff=self.backoff)
+            dispatcher = Dispatcher(propose, report, judge, workers=self.workers, retries=self.retries, backoff=self.backoff)
+            watch = Watch(dispatcher)
             verdicts = Path(folder, "verdicts")
             verdicts.mkdir(mode=0o700)
             resize = (lambda: self._resized(ray)) if not ours or self.address else None

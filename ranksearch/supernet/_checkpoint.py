@@ -1,39 +1,28 @@
-"""Checkpoints. Each is one safetensors file, whose metadata holds the JSON part of the state; it is replaced atomically."""
+"""The checkpoint of a supernet that is trained in a folder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.home import replacing
-from ranksearch.tensors import save
+from ranksearch.evaluation import checkpoint
 
 FORMAT = "ranksearch-supernet-1"
 NAME = "supernet.safetensors"
 
 
 def write(folder: Path, state: Mapping[str, Any]) -> None:
-    """Replace the checkpoint of a folder. There is no half-written one at any time, not even after a crash.
-
-    Args:
-        state: nested dicts and lists of tensors, arrays, and values that JSON can hold.
+    """Replace the checkpoint of a folder; see `checkpoint.write`.
 
     Raises:
         InvalidArgument: the folder cannot be written to, or a value that cannot be saved.
     """
-    tensors: dict[str, Tensor] = {}
-    text = json.dumps(_encode(state, "state", tensors))
     try:
-        with replacing(folder / NAME, durable=True) as unfinished:
-            save(tensors, unfinished, {"format": FORMAT, "state": text})
+        checkpoint.write(folder / NAME, state, FORMAT)
     except (OSError, SafetensorError) as error:
         raise InvalidArgument(f"folder={str(folder)!r}: no checkpoint can be written: {error}; give a writable one with space") from error
 
@@ -47,41 +36,6 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-        return _decode(json.loads(metadata["state"]), tensors)
+        return checkpoint.read(path, FORMAT)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise InvalidArgument(f"checkpoint {path} cannot be read: {error}; remove it to start anew, or give another folder") from error
-
-
-def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, (Tensor, np.ndarray)):
-        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
-        while path in tensors:  # keys may have dots in them
-            path += "'"
-        tensors[path] = tensor.contiguous().clone()  # tied weights share memory, which the format refuses
-        return {"__tensor__" if isinstance(value, Tensor) else "__array__": path}
-    if isinstance(value, Mapping):
-        return {"__items__": [[key, _encode(item, f"{path}.{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return [_encode(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    raise InvalidArgument(f"{path}={value!r}: a checkpoint holds tensors, arrays, numbers, strings, lists and dicts")
-
-
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if isinstance(value, dict):
-        if "__tensor__" in value:
-            return tensors[value["__tensor__"]]
-        if "__array__" in value:
-            return tensors[value["__array__"]].numpy()
-        return {key: _decode(item, tensors) for key, item in value["__items__"]}
-    return value

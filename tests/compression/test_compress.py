@@ -262,8 +262,8 @@ def test_training_goes_on_from_the_best_answer_and_is_in_the_manifest(tmp_path: 
     options: dict[str, Any] = {"rules": ["frobenius"], "space": svd_only(), "macs": 0.6}
     alone, trained = compress(model, data, **options), compress(model, data, epochs=1, **options)
     assert alone.recovered is None and trained.configuration == alone.configuration
-    expected = copy.deepcopy(alone.model)
-    assert recover(expected, model, data, epochs=1) == trained.recovered
+    expected, spectra = copy.deepcopy(alone.model), Spectra(model, find_sites(model, data.example()))
+    assert recover(expected, spectra, alone.configuration, data, epochs=1) == trained.recovered
     assert all(torch.equal(value, trained.model.state_dict()[name]) for name, value in expected.state_dict().items())
     folder = trained.save(tmp_path / "small", example=data.example())
     assert read_manifest(folder)["epochs"] == trained.recovered.epochs  # type: ignore[union-attr]

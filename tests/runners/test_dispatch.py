@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.evaluation import Fidelity, Outcome, Point, Progress, Request
 from ranksearch.runners import WAIT, Wait
 from ranksearch.runners._dispatch import Dispatcher
 from ranksearch.space import Configuration
@@ -206,3 +206,22 @@ def test_every_request_is_reported_exactly_once(seed: int) -> None:
         assert len(out) <= workers
     assert dispatcher.finished and not out
     assert Counter(o.request.seed for o in reported) == Counter(r.seed for r in requests)
+
+
+def test_what_is_under_way_is_judged_as_the_request_that_was_proposed() -> None:
+    seen: list[Progress] = []
+
+    def judge(progress: Progress) -> bool:
+        seen.append(progress)
+        return progress.request.seed == 0
+
+    proposer = Proposer(request(0), request(1), WAIT, request(2))
+    dispatcher = Dispatcher(proposer.propose, proposer.outcomes.append, judge, workers=3, retries=1, backoff=0.0)
+    assert [dispatcher.take(name) for name in "abc"] == [request(0), request(1), None], "told to wait for an outcome"
+    copies = [Progress(request(k), (Point(1.0, {"loss": 0.5}),), 3.0, {"host": "h"}) for k in range(2)]
+    assert dispatcher.goes_on("a", copies[0]) and not dispatcher.goes_on("b", copies[1])
+    dispatcher.stopped("b", copies[1])
+    assert not dispatcher.is_out("b") and [one.status for one in proposer.outcomes] == ["stopped"]
+    stopped = proposer.outcomes[0]
+    assert stopped.request is seen[1].request and stopped.curve == copies[1].curve and stopped.seconds == 3.0 and not stopped.metrics
+    assert dispatcher.take("c") == request(2), "one that is stopped is an outcome to wait for"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.evaluation import Fidelity, Outcome, Point, Progress, Request
 from ranksearch.runners import WAIT, LocalRunner, RayTuneRunner
 from ranksearch.runners._dispatch import Dispatcher
 from ranksearch.space import Configuration
@@ -106,3 +106,42 @@ def test_arguments_are_checked() -> None:
     for wrong in ({"workers": 0}, {"cpus_per_worker": 0}, {"gpus_per_worker": -1}, {"retries": -1}, {"address": "ray://head:10001"}):
         with pytest.raises(InvalidArgument, match=next(iter(wrong))):
             RayTuneRunner(**wrong)
+
+
+def test_evaluations_in_parts_are_judged_and_those_that_do_not_go_on_are_ended() -> None:
+    ended: list[int] = []
+
+    def in_parts(asked: Request):
+        try:
+            for rung in (1.0, 3.0):
+                yield Progress(asked, (Point(rung, {"loss": float(asked.seed)}),), rung)
+            if asked.seed == 3:
+                raise ArithmeticError("late")
+            if asked.seed != 4:
+                yield Outcome(asked, "done", {"loss": 0.0})
+        finally:
+            ended.append(asked.seed)
+
+    judged: list[tuple[int, float]] = []
+
+    def judge(progress: Progress) -> bool:
+        judged.append((progress.request.seed, progress.curve[-1].epochs))
+        return progress.request.seed != 1
+
+    queue, outcomes = [request(seed) for seed in range(5)], []
+    LocalRunner().run(in_parts, lambda: queue.pop(0) if queue else None, outcomes.append, judge)
+    assert judged == [(0, 1), (0, 3), (1, 1), (2, 1), (2, 3), (3, 1), (3, 3), (4, 1), (4, 3)]
+    assert [one.status for one in outcomes] == ["done", "stopped", "done", "failed", "failed"] and ended == list(range(5))
+    assert [one.error_kind for one in outcomes[3:]] == ["configuration", "code"] and "without an outcome" in str(outcomes[4].error)
+
+    queue, outcomes = [request(0)], []
+    LocalRunner().run(in_parts, lambda: queue.pop(0) if queue else None, outcomes.append)
+    assert outcomes[0].status == "done", "nobody judges"
+
+    def wrong(progress: Progress) -> bool:
+        raise LookupError("no scheduler")
+
+    queue, ended[:] = [request(0)], []
+    with pytest.raises(LookupError, match="no scheduler"):
+        LocalRunner().run(in_parts, lambda: queue.pop(0) if queue else None, outcomes.append, wrong)
+    assert ended == [0], "nothing is left running"

@@ -20,7 +20,7 @@ import torch
 from forked import Forked
 
 from ranksearch.errors import RanksearchError, RanksearchWarning
-from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.evaluation import Fidelity, Outcome, Point, Progress, Request
 from ranksearch.runners import WAIT, LocalRunner, RayTuneRunner, Wait
 from ranksearch.space import Configuration
 
@@ -162,6 +162,51 @@ def test_what_goes_beyond_a_limit_is_an_outcome_and_its_worker_is_replaced(tmp_p
     assert Counter((tmp_path / "starts").read_text().split()) == Counter(origins), "none is tried again"
 
 
+class InParts:
+    """Three parts, the outcome last; writes down what it begins. Seed 2 kills its worker the first time, after its first part."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def __call__(self, asked: Request) -> Iterator[Progress | Outcome]:
+        curve: tuple[Point, ...] = ()
+        for rung in (1.0, 3.0):
+            with open(self.log, "a") as file:
+                file.write(f"{asked.seed}:{rung:g}\n")
+            if asked.seed == 2 and rung == 3.0 and self.log.read_text().split().count("2:3") == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            curve = (*curve, Point(rung, {"loss": float(asked.seed)}))
+            yield Progress(asked, curve, rung)
+        yield Outcome(asked, "done", {"loss": float(asked.seed)}, curve=curve)
+
+
+def test_evaluations_in_parts_are_stopped_where_the_judge_says_so(tmp_path: Path) -> None:
+    requests, queue, outcomes = [request(seed) for seed in range(6)], [request(seed) for seed in range(6)], []
+
+    def judge(progress: Progress) -> bool:
+        seed, rung = progress.request.seed, progress.curve[-1].epochs
+        return not (seed == 1 or (seed == 4 and rung == 3.0))
+
+    runner = RayTuneRunner(2, by_value=[HERE], retries=1, backoff=0.1)
+    runner.run(InParts(tmp_path / "log"), lambda: queue.pop(0) if queue else None, outcomes.append, judge)
+    found = {outcome.request: outcome for outcome in outcomes}
+    assert len(outcomes) == 6 and [found[one].status for one in requests] == ["done", "stopped", "done", "done", "stopped", "done"]
+    assert [len(found[one].curve) for one in requests] == [2, 1, 2, 2, 2, 2]
+    begun = Counter((tmp_path / "log").read_text().split())
+    assert begun["1:1"] == 1 and "1:3" not in begun and begun["2:1"] == begun["2:3"] == 2
+    assert all(begun[f"{seed}:{rung}"] == 1 for seed in (0, 3, 4, 5) for rung in (1, 3)), "what is stopped leaves nothing in its worker"
+
+
+def test_what_the_judge_raises_ends_the_run(tmp_path: Path) -> None:
+    queue = [request(seed) for seed in range(3)]
+
+    def judge(progress: Progress) -> bool:
+        raise LookupError("no scheduler")
+
+    with pytest.raises(LookupError, match="no scheduler"):
+        RayTuneRunner(2, by_value=[HERE]).run(InParts(tmp_path / "log"), lambda: queue.pop(0) if queue else None, lambda outcome: None, judge)
+
+
 def test_exceptions_of_the_caller_propagate_and_nothing_keeps_running(tmp_path: Path) -> None:
     log = tmp_path / "beats"
 
@@ -268,7 +313,7 @@ def test_the_cluster_of_an_address_is_joined_and_goes_on(tmp_path: Path, tempora
 SCRIPT = """
 import os, signal, sys, tempfile, time
 tempfile.tempdir = None  # what it is forked from has asked for it already, in another environment
-from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.evaluation import Fidelity, Outcome, Point, Progress, Request
 from ranksearch.runners import RayTuneRunner
 from ranksearch.space import Configuration
 

@@ -39,8 +39,8 @@ def work():
 
 dog = watchdog.Watchdog(watchdog.Limits(float(sys.argv[2]) or None, int(sys.argv[3]) or None), sys.argv[1])
 for number, what in enumerate(sys.argv[4:]):
-    with dog.watching(f"trial{number}"):
-        globals()[what]()
+    with dog.watching(f"trial{number}", float(what.partition(":")[2] or 0)):
+        globals()[what.partition(":")[0]]()
     print("done", flush=True)
 dog.close()
 """
@@ -62,6 +62,15 @@ def test_what_hangs_is_ended_and_why_is_written_down(tmp_path: Path, hang: str) 
     verdict = limits.verdict(tmp_path, "trial1")
     assert verdict is not None and verdict[0] == "it took longer than its limit of 1 seconds" and 1 <= verdict[1] < 30
     assert [path.name for path in tmp_path.iterdir()] == ["trial1"] and limits.verdict(tmp_path, "trial0") is None
+
+
+@linux
+def test_parts_of_one_evaluation_have_one_limit_together(tmp_path: Path) -> None:
+    limits = Limits(seconds=20.0)
+    begin = time.monotonic()
+    assert run(tmp_path, limits, "work:19.0", "hang:19.5") == (-9, 1) and time.monotonic() - begin < 15
+    verdict = limits.verdict(tmp_path, "trial1")
+    assert verdict is not None and verdict[1] >= 20
 
 
 @linux

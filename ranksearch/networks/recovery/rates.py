@@ -1,112 +1,109 @@
-"""How fast each factor of a layer may learn: as fast as the dense layer that it stands for, by their curvatures.
+"""How fast each factor of a layer may learn, so that all together change the layer's weight no faster than the dense layer learns.
 
-A layer W = A B learns from gradients G by W - rate (G Bᵀ B + A Aᵀ G): its steps are as many times larger than the dense layer's as its
-factors are. A rate that suits the dense network therefore breaks a factorized one, most of all products of many factors, such as `cp`."""
+A layer W = A B learns from the gradient G of its weight by W - rate (G Bᵀ B + A Aᵀ G): its steps are as many times larger than the dense
+layer's as the squares of its factors are. A rate that suits the dense network therefore breaks a factorized one, most of all products of
+many factors, such as `cp`."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ranksearch.decompositions import AnyDecomposition
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import evaluating, run
-from ranksearch.tasks import Task
+from ranksearch.sites import Site
+from ranksearch.space import Configuration
+from ranksearch.space.spectra import Spectra
 
-FLATTEST = 1e-3  # relative curvature that counts as least, as a share of the layer's steepest factor: a dead one gets no boundless rate
+ITERATIONS = 12  # of the power method; rates need a norm within some percent
 
 
-def factor_rates(
-    network: nn.Module, dense: nn.Module, task: Task, batches: Iterable[tuple[Any, Any]], *, seed: int = 0
-) -> dict[str, float]:  # fmt: skip
+def factor_rates(network: nn.Module, spectra: Spectra, configuration: Configuration) -> dict[str, float]:
     """The rate of every factor, as a share of the rate that suits the dense network.
 
-    The curvature of a parameter is the trace of its block of the Fisher information, the mean squared gradient of the loss at targets drawn
-    from the network's own answers (`Task.sample_targets`; of tasks that draw none, at the given targets). A factor f among n factors of a
-    layer gets
+    The weight that factors compose is linear in each of them, W = J_f f with the others held fixed. A step along the gradient changes W by
+    rate_f J_f J_fᵀ G, so with n factors that learn and
 
-        rate(f) = tr F_W / (n tr F_f),
+        rate_f = 1 / (n σ_max(J_f)²)
 
-    W being the weights of the dense layer. The steps of all factors together are then as steep, by the second-order model of the loss,
-    as the step of the dense layer. A factor multiplied by s has a trace divided by s² and so a rate multiplied by s²: how a layer's scale
-    is divided among its factors makes no difference.
+    the steps of all together change W by at most what the dense layer's step does, in every direction: where the dense network trains in
+    a stable way, so does this one, as far as their losses have the same curvature in W. For W = A B, σ_max(J_A) is the spectral norm of B.
+    A factor multiplied by s leaves W as it was where another is divided by s; its rate is then multiplied by s², which makes W move as
+    before. So it does not matter how a layer's scale is divided among its factors.
 
     Args:
-        network: whose layers stand in for those of ``dense`` of the same paths, from `ranksearch.networks.surgery.build`.
-        dense: the dense network; unchanged.
-        task: its loss and targets.
-        batches: pairs (inputs, targets), as `Task.labelled` gives them; 8 are enough. All are kept in memory.
-        seed: of the drawn targets.
+        network: from `ranksearch.networks.surgery.build` with the same ``spectra`` and ``configuration``, its factors changed since or not.
 
     Returns:
-        a rate for every factor (a parameter that the dense network has not, with two dimensions or more), by its name in ``network``.
-        Parameters that are as in the dense network have the rate 1, and are left out, as are those that take no gradient.
+        rates of factors by their names in ``network``. Other parameters (biases, dense layers) have the rate 1 and are left out, as are
+        factors that take no gradient.
 
     Raises:
-        InvalidArgument: no batches.
+        InvalidArgument: a layer of ``network`` is not of the type and rank that ``configuration`` says.
     """
-    batches = list(batches)
-    if not batches:
-        raise InvalidArgument("batches is empty: curvatures need at least one batch, such as task.labelled(8)")
-    layers = _factors(network, dense)
-    if not layers:
-        return {}
-    mine, theirs = (_curvatures(one, task, batches, seed) for one in (network, dense))
-    weights = {name: parameter for name, parameter in dense.named_parameters() if parameter.ndim >= 2}
-    parameters = dict(network.named_parameters())
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
     rates: dict[str, float] = {}
-    for path, factors in layers.items():
-        reference = sum(theirs[name] for name in weights if name.startswith(f"{path}."))
-        relative = {name: mine[name] * float(parameters[name].detach().double().square().sum()) for name in factors}
-        steepest = max(relative.values())
-        for name, value in relative.items():
-            if value > 0 and reference > 0:
-                raised = max(1.0, FLATTEST * steepest / value)
-                rates[name] = reference / (len(factors) * mine[name] * raised)
+    for path, kind, rank in configuration.choices:
+        site, decomposition = spectra.sites[path], spectra.decomposition(kind)
+        shapes = [tuple(factor.shape) for factor in spectra.factors(site, kind, rank)]
+        places = _places(decomposition, site, shapes, network.get_submodule(path))
+        if places is None:
+            raise InvalidArgument(f"configuration: {path!r} of the network is no {kind} of rank {tuple(rank)}; give its own")
+        factors = _factors(places, shapes)
+        learning = [k for k in range(len(shapes)) if any(owner == k for _, owner, _ in places)]
+        found = {k: _largest(decomposition, site, factors, k) for k in learning}
+        for parameter, owner, _ in places:
+            if parameter.requires_grad and found[owner] > 0:
+                rates[names[id(parameter)]] = 1 / (len(learning) * found[owner])
     return rates
 
 
-def _factors(network: nn.Module, dense: nn.Module) -> dict[str, list[str]]:
-    """The names of factors by the path of the dense layer that they stand for."""
-    known = {name: tuple(parameter.shape) for name, parameter in dense.named_parameters()}
-    paths = {path for path, _ in dense.named_modules()}
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for name, parameter in network.named_parameters():
-        if parameter.ndim < 2 or not parameter.requires_grad or known.get(name) == tuple(parameter.shape):
-            continue
-        path = name
-        while path and path not in paths:
-            path = path.rpartition(".")[0]
-        if path:
-            found[path].append(name)
-    return dict(found)
+def _places(
+    decomposition: AnyDecomposition, site: Site, shapes: Sequence[tuple[int, ...]], layer: nn.Module
+) -> list[tuple[nn.Parameter, int, Tensor]] | None:  # fmt: skip
+    """For every parameter of a layer that holds a factor, which one, and which entry of that stands at each place of it, int64: a layer is
+    made of factors whose entries are numbered. None: the layer is another one."""
+    starts = [sum(math.prod(shape) for shape in shapes[:k]) for k in range(len(shapes) + 1)]
+    numbered = tuple(
+        torch.arange(start + 1, start + 1 + math.prod(shape), dtype=torch.float64).reshape(shape)
+        for start, shape in zip(starts, shapes, strict=False)
+    )
+    bias = torch.zeros(site.shape[0], dtype=torch.float64) if site.bias else None
+    made, mine = list(decomposition.module(site, numbered, bias).parameters()), list(layer.parameters())
+    if [one.shape for one in made] != [one.shape for one in mine]:
+        return None
+    found = []
+    for number, parameter in zip(made, mine, strict=True):
+        entries = number.detach().round().to(torch.int64) - 1
+        if int(entries.min()) >= 0:
+            owner = next(k for k in range(len(shapes)) if int(entries.min()) < starts[k + 1])
+            found.append((parameter, owner, entries - starts[owner]))
+    return found
 
 
-def _curvatures(network: nn.Module, task: Task, batches: Iterable[tuple[Any, Any]], seed: int) -> Mapping[str, float]:
-    """Sums over batches of the squared gradient of every parameter. The size of a batch, by which the mean of independent
-    gradients is smaller, is the same in both networks, and cancels in ratios."""
-    named = dict(network.named_parameters())
-    required = {name: parameter.requires_grad for name, parameter in named.items()}
-    sums = dict.fromkeys(named, 0.0)
-    generator = torch.Generator().manual_seed(seed)
-    try:
-        for parameter in named.values():
-            parameter.requires_grad_(True)
-        for inputs, targets in batches:
-            with evaluating(network), torch.enable_grad():
-                outputs = run(network, inputs)
-                drawn = targets if task.predictive is None else task.sample_targets(outputs, generator)
-                gradients = torch.autograd.grad(task.loss(outputs, drawn), list(named.values()), allow_unused=True)
-            for name, gradient in zip(named, gradients, strict=True):
-                sums[name] += 0.0 if gradient is None else _square(gradient)
-    finally:
-        for name, parameter in named.items():
-            parameter.requires_grad_(required[name])
-    return sums
+def _factors(places: Sequence[tuple[nn.Parameter, int, Tensor]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Factors as the layer holds them."""
+    first = places[0][0]
+    factors = [torch.zeros(math.prod(shape), dtype=first.dtype, device=first.device) for shape in shapes]
+    for parameter, owner, entries in places:
+        factors[owner][entries.flatten().to(first.device)] = parameter.detach().flatten()
+    return [factor.reshape(shape) for factor, shape in zip(factors, shapes, strict=True)]
 
 
-def _square(gradient: Tensor) -> float:
-    return float(gradient.detach().double().square().sum())
+def _largest(decomposition: AnyDecomposition, site: Site, factors: Sequence[Tensor], k: int) -> float:
+    """σ_max(J_k)², by the power method: compose is linear in factor k, and autograd gives the transpose."""
+    generator = torch.Generator().manual_seed(0)
+    direction, value = torch.randn(factors[k].shape, generator=generator, dtype=torch.float64).to(factors[k]), 0.0
+    for _ in range(ITERATIONS):
+        length = float(direction.norm())
+        if not length > 0:
+            break
+        with torch.enable_grad():
+            unit = (direction / length).requires_grad_(True)
+            composed = decomposition.compose(site, (*factors[:k], unit, *factors[k + 1 :]))
+            (direction,) = torch.autograd.grad(composed, unit, composed.detach())
+        value = float(direction.norm())
+    return value

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,15 @@ from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.recovery.rates import factor_rates
-from ranksearch.sites import device_of, evaluating, mode, run
-from ranksearch.tasks import Task, Training, measured
+from ranksearch.sites import device_of, evaluating, run
+from ranksearch.space import Configuration
+from ranksearch.space.spectra import Spectra
+from ranksearch.tasks import Diverged, FineTuning, Task, measured
 
 log = logging.getLogger(__name__)
 
 DISTILLATION = 0.9  # weight of the dense network's answers beside the labels
-RATE_BATCHES = 8  # that curvatures are taken on
+RECALIBRATION = 16  # batches
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,20 @@ class Recovered:
 
 def recover(
     network: nn.Module,
-    dense: nn.Module,
+    spectra: Spectra,
+    configuration: Configuration,
     task: Task,
     *,
     epochs: float,
     seed: int = 0,
     distillation: float = DISTILLATION,
-    recalibration: int = 16,
+    recalibration: int = RECALIBRATION,
 ) -> Recovered:
     """Train a compressed network in place, so that it ends no worse than it began.
 
-    * Every factor learns at a rate of its own, scaled by its curvature (`factor_rates`), so that the learning rate of the dense network
-      suits the factorized one. Gradients are scaled for it: optimisers that normalize these, such as Adam's, find a scale of their own.
+    * Every factor learns at a rate of its own, by what the others make of its steps (`factor_rates`), so that the learning rate of the
+      dense network suits the factorized one. Gradients are scaled for it: optimisers that normalize these, such as Adam's, find a scale of
+      their own.
     * The loss is (1 - distillation) times the task's and distillation times the divergence from the answers of the dense network to the
       same, augmented, examples (`Task.divergence`; Hinton et al., arXiv 1503.02531). Where a task has no divergence, its loss alone counts.
     * Batch norms are in training mode, and re-estimated before each measurement.
@@ -61,16 +66,17 @@ def recover(
       first metric of the task; the others decide between equals.
 
     Args:
-        network: from `ranksearch.networks.surgery.build`, reconstructed or not.
-        dense: what it was made from; unchanged.
+        network: from `ranksearch.networks.surgery.build`, with the same ``spectra`` and ``configuration``, reconstructed or not.
+        spectra: the dense network, which stays as it is, and its types.
+        configuration: types and ranks.
         task: whose `Task.training` gives batches, optimiser and schedule.
         epochs: passes over the training data, may be fractional; 0 changes nothing.
-        seed: of batches, dropout and drawn targets.
+        seed: of batches, dropout and the like.
         distillation: in [0, 1].
         recalibration: batches that batch norms are re-estimated on before every measurement; 0: they keep the statistics of training.
 
     Raises:
-        InvalidArgument: options out of range, or a task that does not train step by step.
+        InvalidArgument: options out of range, another configuration than the network's, or a task that does not train step by step.
         InvalidModel: nothing to train, or outputs that do not fit the task.
         InvalidMetrics: as `ranksearch.tasks.measured`.
     """
@@ -80,84 +86,106 @@ def recover(
         raise InvalidArgument(f"distillation={distillation}: must be in [0, 1], the dense network's share of the loss")
     if epochs == 0:
         return Recovered(0.0, {})
-    training = task.training(network, epochs=epochs, seed=seed)
-    rates = factor_rates(network, dense, task, task.labelled(RATE_BATCHES), seed=seed)
-    work = _Work(network, dense, task, training, rates, distillation, recalibration)
-    pieces = max(1, math.ceil(epochs))
-    found = {0.0: work.measure()}
-    best, state = 0.0, work.state()
-    device = device_of(network)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # dropout and the like
-        for piece in range(pieces):
-            if not work.steps(round((piece + 1) * training.steps / pieces) - round(piece * training.steps / pieces)):
-                break
-            now = epochs * (piece + 1) / pieces
-            found[now] = work.measure()
-            if work.better(found[now], found[best]):
-                best, state = now, work.state()
-    network.load_state_dict(state)
-    return Recovered(best, found, work.diverged)
+    options = {"distillation": distillation, "recalibration": recalibration}
+    recovery = Recovery(network, spectra, configuration, task, epochs=epochs, seed=seed, **options)
+    recovery.advance(epochs)
+    recovery.settle(network)
+    return recovery.report()
 
 
-@dataclass
-class _Work:
-    """A network while it is trained."""
+class Recovery(FineTuning):
+    """`recover` in parts. The network is measured where it begins and at the end of every epoch, whatever the parts."""
 
-    network: nn.Module
-    dense: nn.Module
-    task: Task
-    training: Training
-    rates: Mapping[str, float]
-    distillation: float
-    recalibration: int
-    diverged: bool = False
+    def __init__(
+        self, network: nn.Module, spectra: Spectra, configuration: Configuration, task: Task, *, epochs: float, seed: int,
+        distillation: float = DISTILLATION, recalibration: int = RECALIBRATION,
+    ) -> None:  # fmt: skip
+        super().__init__(task, network, epochs=epochs, seed=seed)
+        self._rates: Mapping[str, float] = factor_rates(network, spectra, configuration)
+        self._dense, self._distillation, self._recalibration = spectra.model, distillation, recalibration
+        self._measured: dict[float, dict[str, float]] = {}
+        self._best = 0.0
+        self._state: dict[str, Any] = {}  # of the network, where it was best
+        self._diverged = False
 
-    def steps(self, count: int) -> bool:
-        """So many steps; False where the loss is no longer finite."""
-        optimizer = self.training.optimizer
-        named = dict(self.network.named_parameters())
-        with mode(self.network, training=True), torch.enable_grad():
-            for _ in range(count):
-                inputs, targets = self.training.batch()
-                optimizer.zero_grad(set_to_none=True)
-                loss = self.loss(inputs, targets)
-                if not torch.isfinite(loss):
-                    log.warning("the loss became %s: training ends, and the best network before is kept", loss.item())
-                    self.diverged = True
-                    break
-                loss.backward()
-                for name, rate in self.rates.items():
-                    gradient = named[name].grad
-                    if gradient is not None:
-                        gradient.mul_(rate)
-                optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return not self.diverged
+    def advance(self, epochs: float) -> None:
+        """See `FineTuning.advance`. A loss that is no longer finite ends training."""
+        if not self._measured:
+            self._measure(0.0)
+        pieces = max(1, math.ceil(self.epochs))
+        ends = [self.epochs * (piece + 1) / pieces for piece in range(pieces)]
+        try:
+            for end in (end for end in ends if end <= epochs and end not in self._measured and not self._diverged):
+                super().advance(end)
+                self._measure(end)
+            if not self._diverged:
+                super().advance(epochs)
+        except Diverged as error:
+            log.warning("training ends, and the best network before is kept: %s", error)
+            self._diverged = True
 
     def loss(self, inputs: Any, targets: Any) -> Tensor:
-        """The loss of one batch."""
-        outputs = run(self.network, inputs)
-        if not self.distillation:
+        """The task's loss, and the divergence from the dense network's answers."""
+        outputs = run(self.model, inputs)
+        if not self._distillation:
             return self.task.loss(outputs, targets)
-        with evaluating(self.dense):
-            answers = run(self.dense, inputs)
+        with evaluating(self._dense):
+            answers = run(self._dense, inputs)
         apart = self.task.divergence(outputs, answers)
         if apart is None:
             return self.task.loss(outputs, targets)
-        if self.distillation == 1:
+        if self._distillation == 1:
             return apart
-        return self.distillation * apart + (1 - self.distillation) * self.task.loss(outputs, targets)
+        return self._distillation * apart + (1 - self._distillation) * self.task.loss(outputs, targets)
 
-    def measure(self) -> dict[str, float]:
-        if self.recalibration:
-            recalibrate(self.network, self.task.normalization(self.recalibration))
-        return measured(self.task, self.network)
+    def scale(self) -> None:
+        """Every factor's gradient by its rate."""
+        named = dict(self.model.named_parameters())
+        for name, rate in self._rates.items():
+            gradient = named[name].grad
+            if gradient is not None:
+                gradient.mul_(rate)
 
-    def state(self) -> dict[str, Any]:
-        return copy.deepcopy(self.network.state_dict())
+    def settle(self, model: nn.Module) -> None:
+        """The weights that measured best."""
+        model.load_state_dict(self._state)
 
-    def better(self, mine: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    def report(self) -> Recovered:
+        """How it went so far."""
+        return Recovered(self._best, dict(self._measured), self._diverged)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `FineTuning.state_dict`."""
+        mine = {
+            "rates": dict(self._rates), "measured": [[end, found] for end, found in self._measured.items()],
+            "best": self._best, "state": self._state, "diverged": self._diverged,
+        }  # fmt: skip
+        return {**super().state_dict(), "recovery": mine}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        super().load_state_dict(state)
+        mine = state["recovery"]
+        self._rates, self._best, self._state, self._diverged = mine["rates"], float(mine["best"]), mine["state"], bool(mine["diverged"])
+        self._measured = {float(end): dict(found) for end, found in mine["measured"]}
+
+    def _measure(self, end: float) -> None:
+        with self._aside():
+            if self._recalibration:
+                recalibrate(self.model, self.task.normalization(self._recalibration))
+            self._measured[end] = measured(self.task, self.model)
+        if not self._state or self._better(self._measured[end], self._measured[self._best]):
+            self._best, self._state = end, copy.deepcopy(self.model.state_dict())
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What draws random numbers beside training draws the same ones wherever that was cut."""
+        device = device_of(self.model)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self._seed)
+            yield
+
+    def _better(self, mine: Mapping[str, float], other: Mapping[str, float]) -> bool:
         """By the first metric in which they differ. What is not a number is worse than any."""
         for metric in self.task.metrics:
             sign = 1 if metric.direction == "max" else -1

@@ -16,7 +16,7 @@ from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.recovery import recover
 from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
-from ranksearch.space import Configuration
+from ranksearch.space import DENSE, Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.tasks import Classification, FromLoss
 
@@ -59,7 +59,7 @@ def test_without_teacher_and_factors_it_is_the_tasks_own_training() -> None:
     task = Scripted([0.0, 0.1, 0.2], **_data())
     spectra, _ = _networks(task)
     mine, plain = copy.deepcopy(spectra.model), copy.deepcopy(spectra.model)
-    found = recover(mine, spectra.model, task, epochs=2, seed=3, distillation=0, recalibration=0)
+    found = recover(mine, spectra, DENSE, task, epochs=2, seed=3, distillation=0, recalibration=0)
     task.fine_tune(plain, epochs=2, seed=3)
     assert found.epochs == 2 and _same(mine, plain.state_dict())
 
@@ -67,7 +67,7 @@ def test_without_teacher_and_factors_it_is_the_tasks_own_training() -> None:
 def test_the_best_state_is_kept() -> None:
     task = Scripted([0.2, 0.7, 0.7, 0.4], **_data())
     spectra, short = _networks(task)
-    found = recover(short, spectra.model, task, epochs=2.5)
+    found = recover(short, spectra, LOW, task, epochs=2.5)
     assert found.epochs == pytest.approx(2.5 / 3) and list(found.measured) == pytest.approx([0, 2.5 / 3, 5 / 3, 2.5])
     assert _same(short, task.states[1]) and not _same(short, task.states[3])
 
@@ -78,7 +78,7 @@ def test_it_never_ends_below_where_it_began(learning_rate: float) -> None:
     spectra, short = _networks(task)
     before = copy.deepcopy(short)
     recalibrate(before, task.normalization(16))
-    found = recover(short, spectra.model, task, epochs=2)
+    found = recover(short, spectra, LOW, task, epochs=2)
     assert found.epochs == 0 and _same(short, before.state_dict())
     assert found.diverged == (learning_rate > 1)
 
@@ -90,7 +90,7 @@ def test_ties_are_decided_by_the_next_metric_and_numbers_beat_none() -> None:
 
     task = Lossy([0.4, 0.3, math.nan], **_data())
     spectra, short = _networks(task)
-    assert recover(short, spectra.model, task, epochs=2).epochs == 1
+    assert recover(short, spectra, LOW, task, epochs=2).epochs == 1
 
 
 def test_the_teachers_answers_need_no_labels() -> None:
@@ -98,12 +98,12 @@ def test_the_teachers_answers_need_no_labels() -> None:
     for labels in (0, 17):
         task = Scripted([0.0, 1.0], **_data(labels=labels))
         spectra, short = _networks(task)
-        recover(short, spectra.model, task, epochs=1, distillation=1)
+        recover(short, spectra, LOW, task, epochs=1, distillation=1)
         found.append(short.state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     task = Scripted([0.0, 1.0], **_data())
     spectra, labelled = _networks(task)
-    recover(labelled, spectra.model, task, epochs=1, distillation=0)
+    recover(labelled, spectra, LOW, task, epochs=1, distillation=0)
     assert not _same(labelled, found[0])
 
 
@@ -118,7 +118,7 @@ def test_it_comes_nearer_to_the_teacher() -> None:
 
     before = copy.deepcopy(short)
     recalibrate(before, task.normalization(16))
-    recover(short, spectra.model, task, epochs=1, distillation=1)
+    recover(short, spectra, LOW, task, epochs=1, distillation=1)
     assert apart(short) < apart(before)
 
 
@@ -132,7 +132,7 @@ def test_the_division_of_scale_among_factors_makes_no_difference() -> None:
         with torch.no_grad():
             first.mul_(scale)
             second.div_(scale)
-        recover(short, spectra.model, task, epochs=1)
+        recover(short, spectra, LOW, task, epochs=1)
         weights.append(torch.einsum("ork,rihw->oihw", second[..., 0], first))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
 
@@ -142,7 +142,7 @@ def test_the_dense_network_stays_as_it_is() -> None:
     spectra, short = _networks(task)
     spectra.model.train().requires_grad_(False)
     before = copy.deepcopy(spectra.model.state_dict())
-    recover(short, spectra.model, task, epochs=0.5)
+    recover(short, spectra, LOW, task, epochs=0.5)
     assert _same(spectra.model, before) and spectra.model.training and not short.training
     assert all(p.grad is None and not p.requires_grad for p in spectra.model.parameters())
     assert all(p.grad is None for p in short.parameters())
@@ -153,9 +153,10 @@ def test_tasks_without_divergence_train_by_their_loss() -> None:
     task = FromLoss(batches, batches, nn.functional.mse_loss, learning_rate=0.05)
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
-    short = build(Spectra(dense, find_sites(dense, batches[0][0])), Configuration({"0": ("svd", (2,))})).eval()
+    spectra, configuration = Spectra(dense, find_sites(dense, batches[0][0])), Configuration({"0": ("svd", (2,))})
+    short = build(spectra, configuration).eval()
     before = task.measure(short)["loss"]
-    found = recover(short, dense, task, epochs=3)
+    found = recover(short, spectra, configuration, task, epochs=3)
     assert task.measure(short)["loss"] < before and found.epochs > 0
 
 
@@ -163,7 +164,7 @@ def test_no_epochs_change_nothing() -> None:
     task = Classification(**_data())
     spectra, short = _networks(task)
     before = copy.deepcopy(short.state_dict())
-    assert recover(short, spectra.model, task, epochs=0).measured == {}
+    assert recover(short, spectra, LOW, task, epochs=0).measured == {}
     assert _same(short, before)
 
 
@@ -172,7 +173,7 @@ def test_options_out_of_range(wrong: dict[str, Any]) -> None:
     task = Classification(**_data())
     spectra, short = _networks(task)
     with pytest.raises(InvalidArgument, match=next(reversed(wrong))):
-        recover(short, spectra.model, task, **wrong)
+        recover(short, spectra, LOW, task, **wrong)
 
 
 def test_it_is_a_fidelity() -> None:
@@ -183,7 +184,7 @@ def test_it_is_a_fidelity() -> None:
     assert Fidelity(epochs=0, training="recovery") == Fidelity(epochs=0)
     network = Evaluator(spectra, task).network(Request(LOW, fidelity, seed=2))
     expected = build(spectra, LOW)
-    recover(expected, spectra.model, task, epochs=1, seed=2, recalibration=3)
+    recover(expected, spectra, LOW, task, epochs=1, seed=2, recalibration=3)
     assert _same(network, expected.state_dict())
     with pytest.raises(InvalidArgument, match="training='hard'"):
         Fidelity(training="hard")
