@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ranksearch.study import Study
 
-FRAMES = ("evaluations", "front", "layers", "proxies", "history", "failures")
+FRAMES = ("evaluations", "front", "layers", "proxies", "history", "failures", "curves")
 FEW = 40  # rows of a frame that are printed as a table
 
 
@@ -88,15 +88,15 @@ def compare(
 
 
 def table(asked: StudyArguments, name: str, fidelity: str | None, no_errors: bool, **given: Any) -> None:
-    """Show or write a frame of the study: evaluations, front, layers, proxies, history or failures, with the columns that
+    """Show or write a frame of the study: evaluations, front, layers, proxies, history, failures or curves, with the columns that
     docs/analysis.md lists."""
 
     def answer(study: Study) -> pd.DataFrame:
         results = study.results
         if name == "layers":
             return results.layers(fidelity=fidelity, errors=not no_errors)
-        if name == "failures":
-            return results.failures()
+        if name in ("failures", "curves"):
+            return getattr(results, name)()
         return getattr(results, name)(fidelity=fidelity)
 
     _answered(asked, given, answer, _plain)

@@ -32,7 +32,8 @@ from ranksearch.results.names import (
 )
 from ranksearch.results.pareto import non_dominated
 
-STATUSES, ERROR_KINDS = ("done", "failed"), ("configuration", "machine", "limit", "code")  # categories that are always there, in this order
+# categories that are always there, in this order
+STATUSES, ERROR_KINDS = ("done", "failed", "stopped"), ("configuration", "machine", "limit", "code")
 TYPES = {
     "id": "string", "fidelity": "category", "seed": "int64", "seeds": "int64", "status": "category", "factorized": "int64",
     "origin": "category", "error": "string", "error_kind": "category", "created": "datetime64[us, UTC]", "is_dense": "bool",
@@ -197,9 +198,9 @@ def failures(facts: Mapping[str, Sequence[Any]], may_be_retried: Callable[[str |
         facts: columns of a store, `FACTS`, every attempt with ``attempt`` and ``last``.
         may_be_retried: whether what failed so may come to something else.
     """
-    failed = np.array([status != "done" for status in facts["status"]], dtype=bool)
+    failed = np.array([status == "failed" for status in facts["status"]], dtype=bool)
     keys = list(zip(facts["configuration_id"], facts["fidelity"], facts["seed"], strict=True))
-    finished = {key for key, fails in zip(keys, failed.tolist(), strict=True) if not fails}
+    finished = {key for key, status in zip(keys, facts["status"], strict=True) if status == "done"}
     rows = np.flatnonzero(failed).tolist()
     kept = {name: [values[row] for row in rows] for name, values in facts.items()}
     resolved = [keys[row] in finished for row in rows]
