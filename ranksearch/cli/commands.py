@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ranksearch.cli import costs, machines, parameters, questions, spaces
+from ranksearch.cli import costs, halting, machines, parameters, questions, spaces
 from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand
 from ranksearch.cli.opening import command_line, opened, output_format, session_of
 from ranksearch.cli.session import Session
@@ -122,7 +122,8 @@ def train_supernet(
 def search(
     asked: StudyArguments, trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
     proxy: tuple[str, ...], allocator: str | None, supernet: str | None, screen: int | None, retry_failed: bool, take_over: bool,
-    quiet: bool, json: bool, store: str | None, cost: tuple[str, ...], seed: int | None = None, **machine: Any,
+    quiet: bool, json: bool, store: str | None, cost: tuple[str, ...], scheduler: str, first_rung: float | None, eta: float | None,
+    seed: int | None = None, **machine: Any,
 ) -> None:  # fmt: skip
     """Search for the networks that lose least for their cost. Running it again goes on where it stopped; what is in the
     store is never evaluated again, but for what failed: the dense network and the machine's failures always, others with --retry-failed.
@@ -141,15 +142,15 @@ def search(
         print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
     from ranksearch.study import Screening
 
-    runner = machines.runner(asked, machine)
+    runner, halts = machines.runner(asked, machine), halting.scheduler(scheduler, first_rung, eta)
     screening = None if supernet is None else Screening(supernet or True, 100 if screen is None else screen)
     study = opened(asked, store, session=session, stored=False, cost=cost)
     study = study.replace(seed=study.seed if seed is None else seed, objectives=objective or study.objectives)
     view = "events" if json else "nothing" if quiet else None
     with SearchProgress(study, session, note=spaces.change(study, session.store or ""), view=view) as progress:
         study.run(
-            trials, sampler=sampler, proxies=proxy or None, allocator=allocator, runner=runner, constraints=where, screening=screening,
-            retry_failed=retry_failed, take_over=take_over, on_event=progress.event,
+            trials, sampler=sampler, proxies=proxy or None, allocator=allocator, scheduler=halts, runner=runner, constraints=where,
+            screening=screening, retry_failed=retry_failed, take_over=take_over, on_event=progress.event,
         )  # fmt: skip
     session.check()
     if json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ranksearch.cli import machines
+from ranksearch.cli import halting, machines
 from ranksearch.cli.arguments import MaybeValued, NameIn, UserPath
 
 STORE_HELP = "A path (SQLite) or any SQLAlchemy URL.  [default: the study's name in $RANKSEARCH_HOME or .ranksearch]"
@@ -103,6 +103,7 @@ def search() -> list[click.Parameter]:
         ),
         click.Option(["--allocator"], type=NameIn("allocators", "ALLOCATORS"), help="Solves for these optima.  [default: exactly]"),
         click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),
+        *halting.options(),
         *machines.options(),
         MaybeValued(
             ["--supernet"],

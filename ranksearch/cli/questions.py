@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ranksearch.study import Study
 
-FRAMES = ("evaluations", "front", "layers", "proxies", "history", "failures")
+FRAMES = ("evaluations", "front", "layers", "proxies", "history", "failures", "curves")
 CELL = 60  # characters of a text in a table
 FEW = 40  # rows of a frame that are printed as a table
 
@@ -90,15 +90,15 @@ def compare(
 
 
 def table(asked: StudyArguments, name: str, fidelity: str | None, no_errors: bool, **given: Any) -> None:
-    """Show or write a frame of the study: evaluations, front, layers, proxies, history or failures, with the columns that
+    """Show or write a frame of the study: evaluations, front, layers, proxies, history, failures or curves, with the columns that
     docs/analysis.md lists."""
 
     def answer(study: Study) -> pd.DataFrame:
         results = study.results
         if name == "layers":
             return results.layers(fidelity=fidelity, errors=not no_errors)
-        if name == "failures":
-            return results.failures()
+        if name in ("failures", "curves"):
+            return getattr(results, name)()
         return getattr(results, name)(fidelity=fidelity)
 
     _answered(asked, given, answer, _plain)
@@ -173,7 +173,8 @@ def _diff_table(study: Study, frame: pd.DataFrame) -> str:
     for row in frame.to_dict("records"):
         options = [" ".join(filter(None, (row[f"decomposition_{end}"], row[f"rank_{end}"]))) for end in ("before", "after")]
         amounts = [f"{row[f'{c.name}_{end}']:,.6g}" for c in costs for end in ("before", "after")]
-        cells.append([shortened(row["site"], CELL), *options, *amounts, *(_digits(row[f"relative_error_{end}"]) for end in ("before", "after"))])
+        errors = [_digits(row[f"relative_error_{end}"]) for end in ("before", "after")]
+        cells.append([shortened(row["site"], CELL), *options, *amounts, *errors])
     sums = [f"{c.label} {frame[f'{c.name}_change'].sum():+,.6g}" for c in costs]
     return aligned(header, cells, left=("site", "before", "after")) + f"\n\n{len(frame)} sites; in all: {', '.join(sums)}"
 

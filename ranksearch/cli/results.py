@@ -230,11 +230,12 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     from ranksearch.evaluation.fidelity import SUPERNET, Fidelity
 
     evaluations = study.evaluations()
-    failures = [row for row in evaluations.to_dict("records") if row["status"] != "done"]
+    failures = [row for row in evaluations.to_dict("records") if row["status"] == "failed"]
     errors = [" ".join(str(row["error"]).split()) for row in failures]
     failed, kinds_of_failure = len(errors), {kind if isinstance(kind := row["error_kind"], str) else None for row in failures}
     frame = study.front(None, objectives)
-    noted = f", {failed} of them failed" if failed else ""
+    stopped = sum(row == "stopped" for row in evaluations["status"])
+    noted = (f", {failed} of them failed" if failed else "") + (f", {stopped:,} of them stopped early" if stopped else "")
     kinds = {key: Fidelity.parse(key).kind for key in evaluations["fidelity"].unique()}
     screened = sum(kinds[key] == SUPERNET for key in evaluations["fidelity"])
     noted = (f", {screened:,} of them screened with a supernet" if screened else "") + noted

@@ -69,7 +69,7 @@ class Stepwise:
             return
         try:
             checkpoint.write(path, state, FORMAT)
-        except (OSError, SafetensorError, InvalidArgument) as error:  # a full disk, a state of the user's own; it must not cost the evaluation
+        except (OSError, SafetensorError, InvalidArgument) as error:  # it must not cost the evaluation
             log.warning("no checkpoint of %s was written: %s", request.configuration.id, error)
 
     def _saved(self, request: Request) -> dict[str, Any] | None:

@@ -73,7 +73,7 @@ def page_data(facts: Facts) -> dict[str, Any]:
     networks: Any = facts.networks
     position = {id: at for at, id in enumerate(networks["id"])}
     families = _by_frequency(facts.history["finder"])
-    failed: Any = facts.history["status"] != "done"
+    failed: Any = facts.history["status"] == "failed"
     values = [cost.name for cost in facts.costs] + list(facts.directions)
     return {
         "study": facts.study, "store": facts.store, "fidelity": facts.fidelity, "build": list(facts.build), "made": facts.made,
@@ -154,7 +154,7 @@ def _history(frame: Any, families: Mapping[str, int], position: Mapping[str, int
         "seed": seed, "seeds": int(frame["seed"].nunique()), "network": [position.get(id) for id in rows["id"]],
         "number": rows["number"].tolist(), "elapsed": _numbers(rows["elapsed"], 6),
         "hypervolume": _numbers(rows["hypervolume"], 6), "gain": _numbers(rows["gain"], 6),
-        "family": [families[name] for name in rows["finder"]], "failed": (rows["status"] != "done").astype(int).tolist(),
+        "family": [families[name] for name in rows["finder"]], "failed": (rows["status"] == "failed").astype(int).tolist(),
     }  # fmt: skip
 
 

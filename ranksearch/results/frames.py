@@ -34,7 +34,8 @@ from ranksearch.results.names import (
 from ranksearch.results.pareto import non_dominated
 from ranksearch.store import Damaged
 
-STATUSES, ERROR_KINDS = ("done", "failed"), ("configuration", "machine", "limit", "code")  # categories that are always there, in this order
+# categories that are always there, in this order
+STATUSES, ERROR_KINDS = ("done", "failed", "stopped"), ("configuration", "machine", "limit", "code")
 TYPES = {
     "id": "string", "fidelity": "category", "seed": "int64", "seeds": "int64", "status": "category", "factorized": "int64",
     "origin": "category", "error": "string", "error_kind": "category", "created": "datetime64[us, UTC]", "is_dense": "bool",
@@ -198,8 +199,8 @@ def failures(facts: Facts, may_be_retried: Callable[[str | None], bool]) -> pd.D
         may_be_retried: whether what failed so may come to something else.
     """
     tried = ~facts["last"].to_numpy(zero_copy_only=False) | (facts["attempt"].to_numpy() > 1)  # of evaluations that have several attempts
-    failed = ~_equal(facts["status"], "done")
-    keys = zip(*(facts[name].filter(tried & ~failed).to_pylist() for name in _KEY), strict=True)
+    done, failed = _equal(facts["status"], "done"), _equal(facts["status"], "failed")
+    keys = zip(*(facts[name].filter(tried & done).to_pylist() for name in _KEY), strict=True)
     finished = set(keys)
     needed = {*_KEY, "last", *(_SOURCE.get(column, column) for column in FAILURE_COLUMNS)}
     kept = {name: values.filter(failed).to_pylist() for name, values in facts.items() if name in needed}

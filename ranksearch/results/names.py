@@ -30,7 +30,8 @@ HISTORY_COLUMNS = (
     "id", "fidelity", "seed", "number", "status", "origin", "finder", "created", "elapsed", "hypervolume", "gain", "on_front",
 )  # fmt: skip
 FAILURE_COLUMNS = ("id", "fidelity", "seed", "attempt", "resolved", "retry", "error_kind", "error", "seconds", "origin", "created")
-RESERVED = {*EVALUATION_COLUMNS, *FRONT_COLUMNS, BASELINE} - {COST, SHARE, METRICS}  # names that neither metrics nor costs may have
+CURVE_COLUMNS = ("id", "fidelity", "seed", "status", "epochs", METRICS)  # without deltas
+RESERVED = {*EVALUATION_COLUMNS, *FRONT_COLUMNS, *CURVE_COLUMNS, BASELINE} - {COST, SHARE, METRICS}  # names that no metric or cost may have
 OF_LAYERS = {*LAYER_COLUMNS} - {COST, SHARE, PART}  # names that costs may not have either
 COUNTED = ("params", "macs")  # costs that every study has
 

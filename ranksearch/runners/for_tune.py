@@ -43,7 +43,8 @@ class ParetoASHAScheduler(FIFOScheduler):
         modes = {**metrics, **costs}
         wrong = [f"{name}={mode!r}" for name, mode in modes.items() if mode not in ("min", "max")]
         if not metrics or wrong or set(metrics) & set(costs):
-            raise InvalidArgument(f"metrics={dict(metrics)}, costs={dict(costs)}: give 'min' or 'max' for every name, each once, and a metric")
+            given = f"metrics={dict(metrics)}, costs={dict(costs)}"
+            raise InvalidArgument(f"{given}: give 'min' or 'max' for every name, each once, and a metric")
         self._signs = {name: 1.0 if mode == "min" else -1.0 for name, mode in modes.items()}
         self._time, self._end = time_attr, checks.number("max_t", max_t, above=0)
         scheduler = ParetoASHA(first=grace_period, eta=reduction_factor, bands=bands)

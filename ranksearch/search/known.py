@@ -18,4 +18,5 @@ class Known:
     values: Values
     error_kind: str | None = None  # of a failure, see `ranksearch.evaluation.failure`
     origin: str = ""
+    stopped: bool = False  # early, by a scheduler
     failed: bool = False  # an evaluation that is done may lack values too, where it lacks an objective

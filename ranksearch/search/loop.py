@@ -15,6 +15,7 @@ from ranksearch.samplers import Sampler
 from ranksearch.search.known import Known, Values
 from ranksearch.search.starts import Start
 from ranksearch.search.team import Nobody, Others
+from ranksearch.sites import Cost
 from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
 
 PATIENCE = 200  # duplicates in a row before the space is searched for something new
@@ -86,6 +87,10 @@ class SearchLoop:
         """How many evaluations are known, those of earlier runs among them."""
         return len(self._known)
 
+    def cost(self, request: Request) -> Cost:
+        """What a request costs that is under way."""
+        return self._in_flight[request.configuration.id].cost
+
     def propose(self) -> Request | Wait | None:
         """The next request; WAIT while all that is left is in flight; None when the study has what it was asked for."""
         self._hear(self.others.news())
@@ -122,7 +127,7 @@ class SearchLoop:
         Raises:
             DenseFailed: the dense network could not be evaluated. That is stored; failures that were held back are not.
             FailedInARow: the last `IN_A_ROW` failed by the fault of code or the machine; they are stored."""
-        if outcome.status != "done" and outcome.request.configuration != DENSE and DENSE.id in self._in_flight:
+        if outcome.status == "failed" and outcome.request.configuration != DENSE and DENSE.id in self._in_flight:
             self._held.append(outcome)
             return []
         self._take(outcome)

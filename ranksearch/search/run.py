@@ -13,13 +13,15 @@ import numpy as np
 
 from ranksearch.allocators import Allocator
 from ranksearch.errors import InfeasibleBudget
-from ranksearch.evaluation import Fidelity, Outcome, Request, may_be_retried
+from ranksearch.evaluation import Evaluate, Fidelity, Outcome, Place, may_be_retried, nowhere
 from ranksearch.proxies import TableProxy
 from ranksearch.results.conditions import Condition
 from ranksearch.results.pareto import spread_front
 from ranksearch.runners import Runner
 from ranksearch.samplers import Problem, Sampler
+from ranksearch.schedulers import Scheduler
 from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
+from ranksearch.search.halting import Halting
 from ranksearch.search.known import Known
 from ranksearch.search.loop import SearchLoop, indices_of
 from ranksearch.search.portfolio import Portfolio, cheap_front
@@ -69,8 +71,8 @@ class Objectives:
                 complete = record.status == "done" and all(name in record.metrics or name in self.baseline for name in self.names)
                 values = self.values(record.metrics, record.costs) if complete else None
                 configuration = Configuration.from_json(record.configuration)
-                failed = record.status != "done"
-                known[record.configuration_id] = Known(configuration, values, record.error_kind, record.origin, failed)
+                stopped, failed = record.status == "stopped", record.status == "failed"
+                known[record.configuration_id] = Known(configuration, values, record.error_kind, record.origin, stopped, failed)
         return known
 
 
@@ -95,10 +97,12 @@ class SearchRun:
     proxies: Sequence[TableProxy]  # whose optima are evaluated before the sampler is asked
     allocator: Allocator | None  # solves for these optima; None: exactly
     limits: Mapping[str, Amount]
-    evaluator: Callable[[], Callable[[Request], Outcome]]  # made when it is needed
+    evaluator: Callable[[], Evaluate]  # made when it is needed
     screening: bool = False
     retry_failed: bool = False  # what failed is tried again, and not only what did by the machine's fault; but for configurations' own
     portfolio: Portfolio | None = None  # measures the optima and the answers of rules first, so that only the best are evaluated
+    scheduler: Scheduler | None = None  # not started: which evaluations are stopped early; None: none
+    in_parts: Callable[[Sequence[float], Place], Evaluate] | None = None  # the evaluator that can be stopped, of rungs; where there is one
     take_over: bool = False  # what other searches of the study are about, as if they were dead
 
     def run(
@@ -106,8 +110,9 @@ class SearchRun:
         first: Sequence[Start] = (),
     ) -> None:  # fmt: skip
         """Evaluate until the store has ``trials``: the dense network, what is tried again, ``wanted``, ``first``, the optima of the
-        proxies, then the sampler. Without a portfolio an optimum is solved when it is its turn, so that evaluations begin at once; with
-        one, all are solved and measured without training first, and those on the front of that are evaluated.
+        proxies, then the sampler. What is ``wanted`` is never stopped early, and goes to its end where an earlier run has stopped it.
+        Without a portfolio an optimum is solved when it is its turn, so that evaluations begin at once; with one, all are solved and
+        measured without training first, and those on the front of that are evaluated.
 
         Raises:
             DenseFailed: the dense network could not be evaluated.
@@ -116,7 +121,8 @@ class SearchRun:
         if spool is not None and (found := self._recovered(store, spool)):
             tell(Stage(f"{found} evaluations that were finished when an earlier run ended are stored now"))
         known = self.objectives.known(store, self.fidelity, self.seed)
-        again = self._again(known)
+        asked = {start.candidate.configuration.id: start for start in wanted}
+        again = {id: start for id, start in asked.items() if id in known and known[id].stopped} | self._again(known)
         trials = max(self.trials, len(known)) if again else self.trials
         known = {id: entry for id, entry in known.items() if id not in again}
         tell(Planned(max(trials, len(known)), len(known), self.screening))
@@ -144,15 +150,30 @@ class SearchRun:
 
         with_supernet = f" and {self.fidelity.name}" if self.screening else ""
         tell(Stage(f"evaluating with {type(runner).__name__}{with_supernet}"))
+        halting = self._halting(store, loop, {DENSE.id, *asked})
+        judge = () if halting is None else (halting.goes_on,)
         if spool is None:
-            runner.run(self.evaluator(), loop.propose, report)
+            runner.run(self._evaluator(halting, nowhere), loop.propose, report, *judge)
             return
         spool.open()
         try:
-            runner.run(Spooling(self.evaluator(), spool), loop.propose, report)
+            runner.run(Spooling(self._evaluator(halting, spool.checkpoint), spool), loop.propose, report, *judge)
             keeper.finish()
         finally:
             spool.close()
+
+    def _halting(self, store: Store, loop: SearchLoop, spared: set[str]) -> Halting | None:
+        """What stops evaluations, told of what the store knows; None where nothing does."""
+        rungs = () if self.scheduler is None or self.in_parts is None else self.scheduler.rungs(self.fidelity.epochs)
+        if self.scheduler is None or not rungs:
+            return None
+        started = self.scheduler.start([name in self.objectives.baseline for name in self.objectives.names])
+        halting = Halting(started, rungs, self.objectives.values, loop.cost, spared)
+        halting.learn(record for record in store.records(fidelity=self.fidelity.key) if record.seed == self.seed)
+        return halting
+
+    def _evaluator(self, halting: Halting | None, place: Place) -> Evaluate:
+        return self.evaluator() if halting is None or self.in_parts is None else self.in_parts(halting.rungs, place)
 
     def _team(self, store: Store, seen: set[str], again: set[str]) -> Team:
         def read(ids: set[str]) -> dict[str, Known]:
@@ -255,5 +276,5 @@ def record_of(outcome: Outcome, candidate: Candidate) -> Record:
     return Record(
         candidate.configuration.id, candidate.configuration.to_json(), request.fidelity.key, request.seed, outcome.status,
         outcome.metrics, candidate.cost, outcome.error, outcome.seconds, request.origin, datetime.now(UTC), outcome.error_kind,
-        outcome.provenance,
+        outcome.provenance, [(point.epochs, point.metrics) for point in outcome.curve],
     )  # fmt: skip

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ranksearch.errors import StoreUnreachable
-from ranksearch.evaluation import Fidelity, Outcome, Request
+from ranksearch.evaluation import Evaluate, Fidelity, Outcome, Point, Progress, Request
 from ranksearch.home import replacing
 from ranksearch.space import Configuration
 from ranksearch.store import Record, Store
 
-Evaluate = Callable[[Request], Outcome]
 WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between tries to store what is left at the end
 
 
@@ -52,15 +51,20 @@ class Spool:
         text = json.dumps({
             "fingerprint": self.fingerprint, "configuration": request.configuration.to_json(), "fidelity": request.fidelity.key,
             "seed": request.seed, "origin": request.origin, "metrics": outcome.metrics, "seconds": outcome.seconds,
-            "provenance": outcome.provenance,
+            "provenance": outcome.provenance, "curve": [[point.epochs, dict(point.metrics)] for point in outcome.curve],
         })  # fmt: skip
-        with replacing(self._place(request), durable=True) as path:
+        with replacing(self._place(request, "json"), durable=True) as path:
             path.write_text(text)
+
+    def checkpoint(self, request: Request) -> Path:
+        """Where a request that is under way has its checkpoint."""
+        return self._place(request, "checkpoint")
 
     def drop(self, request: Request) -> None:
         """The outcome of a request is stored."""
-        with suppress(OSError):  # it is then found again, and known to be stored
-            self._place(request).unlink(missing_ok=True)
+        for kind in ("json", "checkpoint"):
+            with suppress(OSError):  # it is then found again, and known to be stored
+                self._place(request, kind).unlink(missing_ok=True)
 
     def outcomes(self) -> Iterator[Outcome]:
         """What is there of the study. What cannot be read stays where it is."""
@@ -72,11 +76,13 @@ class Spool:
                 configuration = Configuration.from_json(found["configuration"])
                 request = Request(configuration, Fidelity.parse(found["fidelity"]), int(found["seed"]), str(found["origin"]))
                 metrics = {str(name): float(value) for name, value in found["metrics"].items()}
-                yield Outcome(request, "done", metrics, seconds=float(found["seconds"]), provenance=found["provenance"])
+                curve = tuple(Point(float(epochs), dict(measured)) for epochs, measured in found.get("curve", ()))
+                seconds = float(found["seconds"])
+                yield Outcome(request, "done", metrics, seconds=seconds, provenance=found["provenance"], curve=curve)
 
-    def _place(self, request: Request) -> Path:
+    def _place(self, request: Request, kind: str) -> Path:
         key = json.dumps([self.fingerprint, request.configuration.id, request.fidelity.key, request.seed])
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.{kind}"
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,15 @@ class Spooling:
     evaluate: Evaluate
     spool: Spool
 
-    def __call__(self, request: Request) -> Outcome:
-        outcome = self.evaluate(request)
+    def __call__(self, request: Request) -> Outcome | Iterator[Progress | Outcome]:
+        found = self.evaluate(request)
+        return self._put(found) if isinstance(found, Outcome) else self._parts(found)
+
+    def _parts(self, found: Iterator[Progress | Outcome]) -> Iterator[Progress | Outcome]:
+        for part in found:
+            yield self._put(part) if isinstance(part, Outcome) else part
+
+    def _put(self, outcome: Outcome) -> Outcome:
         # a failure is not worth keeping; on another machine the folder is not there, and a full disk must not cost the outcome
         if outcome.status == "done" and self.spool.folder.is_dir():
             with suppress(OSError):

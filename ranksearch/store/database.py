@@ -23,10 +23,10 @@ from ranksearch.home import home, move
 from ranksearch.printable import without_password
 from ranksearch.store.lock import FileLock, NoLock, WriterLock
 
-SCHEMA = 4  # of stores that are made; earlier ones are read as they are, and brought to it when they are written
+SCHEMA = 5  # of stores that are made; earlier ones are read as they are, and brought to it when they are written
 RACE = 100_000_000  # nanoseconds: two writes closer together may have the same time
 PATIENCE = 10  # seconds for a connection to a server
-SINCE = {"costs": 2, "error_kind": 3, "provenance": 4}  # the version of stores in which a column is for the first time
+SINCE = {"costs": 2, "error_kind": 3, "provenance": 4, "curve": 5}  # the version of stores in which a column is for the first time
 APPLICATION_ID = 0x52414E4B  # "RANK", in the header of every SQLite store: tells a store from any other database
 
 metadata = sa.MetaData()
@@ -62,6 +62,7 @@ evaluations_table = sa.Table(
     sa.Column("origin", sa.Text, nullable=False),
     sa.Column("created", sa.String(40), nullable=False),
     sa.Column("provenance", sa.Text),  # JSON: where it was evaluated; since version 4
+    sa.Column("curve", sa.Text),  # JSON: pairs of epochs and metrics, measured on the way; since version 5
     sa.UniqueConstraint("configuration_id", "fidelity", "seed", "fingerprint", name="ranksearch_one_fact_per_key"),
 )  # fmt: skip
 # what came of trying an evaluation again that failed: it counts instead of the row that it belongs to, which stays; since version 3
@@ -77,6 +78,7 @@ attempts_table = sa.Table(
     sa.Column("origin", sa.Text, nullable=False),
     sa.Column("created", sa.String(40), nullable=False),
     sa.Column("provenance", sa.Text),
+    sa.Column("curve", sa.Text),
 )  # fmt: skip
 # evaluations that a process is about: of a database on a server, where several write; since version 4
 claims_table = sa.Table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -14,8 +14,10 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.printable import ERROR, printable
 
 COLUMNS = ("params", "macs")  # the costs that every record has, with columns of their own
-RESULT = ("status", "metrics", "error", "error_kind", "seconds", "origin", "created", "provenance")  # what an attempt has of its own
-Status = Literal["done", "failed"]
+# what an attempt has of its own
+RESULT = ("status", "metrics", "error", "error_kind", "seconds", "origin", "created", "provenance", "curve")
+# stopped: early, by a scheduler; a censored observation, neither a result nor a failure
+Status = Literal["done", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Record:
     """One evaluation: a fact. The key is (configuration, fidelity, seed) within the store's fingerprint.
 
     Raises:
-        InvalidArgument: an unknown status, a configuration that is not a JSON object, for status "done" a kind of error or a metric that
-            is not finite, a cost that is not, params or MACs that are missing, or a number that does not fit 64 bits.
+        InvalidArgument: an unknown status, a configuration that is not a JSON object, for status "done" a metric that is not finite, a
+            kind of error of what has not failed, metrics of what was stopped, a curve that is not of epochs and metrics, a cost that is not
+            finite, params or MACs that are missing, or a number that does not fit 64 bits.
     """
 
     configuration_id: str
@@ -40,12 +43,15 @@ class Record:
     created: datetime = field(default_factory=lambda: datetime.now(UTC))  # kept in UTC; without a zone: local time
     error_kind: str | None = None  # of a failure, in a word: see `ranksearch.evaluation.failure`; None: stored before there were kinds
     provenance: Mapping[str, Any] | None = field(default=None, hash=False)  # where it was evaluated, as JSON data; None: not known
+    curve: Sequence[tuple[float, Mapping[str, float]]] | None = field(default=None, hash=False)  # (epochs, metrics) on the way
 
     def __post_init__(self) -> None:
-        if self.status not in ("done", "failed"):
-            raise InvalidArgument(f"status={self.status!r}: must be 'done' or 'failed'")
-        if self.status == "done" and self.error_kind is not None:
-            raise InvalidArgument(f"error_kind={self.error_kind!r}: an evaluation that is done has none")
+        if self.status not in ("done", "failed", "stopped"):
+            raise InvalidArgument(f"status={self.status!r}: must be 'done', 'failed' or 'stopped'")
+        if self.status != "failed" and self.error_kind is not None:
+            raise InvalidArgument(f"error_kind={self.error_kind!r}: an evaluation that is {self.status} has none")
+        if self.status == "stopped" and self.metrics:
+            raise InvalidArgument(f"metrics={dict(self.metrics)}: an evaluation that was stopped has a curve, and no metrics")
         if not is_object(self.configuration):
             raise InvalidArgument(f"configuration={self.configuration[:60]!r}: must be a JSON object")
         metrics = {str(name): float(value) for name, value in self.metrics.items()}
@@ -62,6 +68,7 @@ class Record:
             object.__setattr__(self, "error", printable(self.error, limit=ERROR))
         object.__setattr__(self, "seconds", float(self.seconds))
         object.__setattr__(self, "metrics", metrics)
+        object.__setattr__(self, "curve", _curve(self.curve) or None)
         object.__setattr__(self, "created", self.created.astimezone(UTC))
 
 
@@ -75,7 +82,16 @@ def result_of(record: Record) -> dict[str, Any]:
     """What a row says of one attempt."""
     found = {name: getattr(record, name) for name in RESULT}
     provenance = None if record.provenance is None else json.dumps(dict(record.provenance))
-    return found | {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat(), "provenance": provenance}
+    curve = None if record.curve is None else json.dumps([[epochs, dict(metrics)] for epochs, metrics in record.curve])
+    found |= {"metrics": json.dumps(dict(record.metrics)), "created": record.created.isoformat()}
+    return found | {"provenance": provenance, "curve": curve}
+
+
+def _curve(given: Any) -> tuple[tuple[float, dict[str, float]], ...]:
+    try:
+        return tuple((float(epochs), {str(name): float(value) for name, value in metrics.items()}) for epochs, metrics in given or ())
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidArgument(f"curve={given!r:.100}: must be pairs (epochs, metrics): {error}") from error
 
 
 def record_of(row: Any, result: Any) -> Record:
@@ -87,7 +103,7 @@ def record_of(row: Any, result: Any) -> Record:
     return Record(
         row.configuration_id, row.json, row.fidelity, row.seed, result.status, json.loads(result.metrics), costs,
         result.error, result.seconds, result.origin, datetime.fromisoformat(result.created), getattr(result, "error_kind", None),
-        json.loads(getattr(result, "provenance", None) or "null"),
+        json.loads(getattr(result, "provenance", None) or "null"), json.loads(getattr(result, "curve", None) or "null"),
     )  # fmt: skip
 
 

@@ -221,9 +221,9 @@ class Store:
         return True
 
     def add_attempt(self, record: Record) -> bool:
-        """Add what came of trying again an evaluation that failed, which is on the disk when this returns: from then on it is the
-        fact of its key. What was there stays, see `attempts`. False if the key has no fact, or one that is done, which is never
-        tried again.
+        """Add what came of making again an evaluation that failed or was stopped, which is on the disk when this returns: from then on
+        it is the fact of its key. What was there stays, see `attempts`. False if the key has no fact, or one that is done, which is
+        never tried again.
 
         Raises:
             StoreError: as for `add`.

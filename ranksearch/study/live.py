@@ -51,7 +51,7 @@ class Live:
         return page_data(replace(facts, proxies=self._judged)) | {
             "live": {
                 "writers": Store.writers(self._study.store_url), "evaluations": len(found),
-                "failed": int((found["status"] != "done").sum()), "planned": planned,
+                "failed": int((found["status"] == "failed").sum()), "planned": planned,
                 "last": float(created.max()) if len(created) else None, "per_minute": going.per_minute,
                 "at_a_time": going.at_a_time, "left": going.left,
             }

@@ -29,8 +29,9 @@ ENQUEUED, EVALUATED = "enqueue", "evaluate"  # the origins of such evaluations
 
 def enqueue(study: Study, configuration: Configuration | Choices) -> Configuration:
     """Keep a configuration in the store for the next search, of whatever process: it evaluates it right after the dense network, before
-    its starts, at the fidelity and seed that this study has. It counts among ``trials``. What is evaluated already is not evaluated
-    again; what breaks a search's constraints waits for one that has others.
+    its starts, at the fidelity and seed that this study has. It counts among ``trials``. It is never stopped early, and what was is
+    evaluated to its end. What is evaluated already is not evaluated again; what breaks a search's constraints waits for one that has
+    others.
 
     Args:
         configuration: a `Configuration`, or ``{site: (type, rank)}``; sites that it does not name stay dense. It need not be on the
@@ -51,7 +52,8 @@ def enqueue(study: Study, configuration: Configuration | Choices) -> Configurati
 
 def evaluate(study: Study, configuration: Configuration | Choices) -> Record:
     """Evaluate a configuration now, in this process, at the study's fidelity and seed, and store what comes of it as a search would. What
-    is evaluated already is only read; what failed by the fault of the machine or of code is tried again.
+    is evaluated already is only read; what failed by the fault of the machine or of code is tried again, what was stopped early goes to its
+    end.
 
     Args:
         configuration: as for `enqueue`; ``{}`` is the dense network.
@@ -73,6 +75,13 @@ def evaluate(study: Study, configuration: Configuration | Choices) -> Record:
         record = record_of(outcome, candidate)
         (store.add if known is None else store.add_attempt)(record)
         return record
+
+
+def ids(study: Study) -> list[str]:
+    """The configurations that the store has for the study's fidelity and seed."""
+    with study.open_store(write=False) as store:
+        found = [(entry, Configuration.from_json(entry["configuration"])) for entry in store.details.get("queue") or []]
+    return [wanted.id for entry, wanted in found if entry == _entry(study, wanted)]
 
 
 def starts(study: Study, limits: Mapping[str, Amount]) -> list[Start]:

@@ -66,6 +66,11 @@ def replay(study: Study, id: str, *, fidelity: Fidelity, seed: int | None = None
     if wanted not in rows:
         have = f"seeds {', '.join(map(str, rows))} are there; give one with seed (--seed)" if rows else "give another fidelity (--fidelity)"
         raise InvalidArgument(f"id={id!r}: {configuration.id} has no evaluation at {fidelity.key}, seed {wanted}; {have}")
+    if rows[wanted].status == "stopped":
+        raise InvalidArgument(
+            f"id={id!r}: {configuration.id} was {rows[wanted].error} at {fidelity.key}, so there is no result to compare with; enqueue it, "
+            "and it is evaluated to its end"
+        )
     request = Request(configuration, fidelity, wanted, "replay")
     by_supernet = fidelity.kind == SUPERNET
     evaluate = study.supernets.store.of_fidelity(fidelity).evaluator if by_supernet else study.covering(configuration).evaluator

@@ -20,6 +20,8 @@ from ranksearch.networks import export
 from ranksearch.networks.merge import merged
 from ranksearch.results import choices, frames
 from ranksearch.results.conditions import Condition
+from ranksearch.results.curves import FACTS as CURVES
+from ranksearch.results.curves import curves
 from ranksearch.results.history import history
 from ranksearch.results.layers import layers
 from ranksearch.results.names import Direction
@@ -160,6 +162,16 @@ class Results:
         with self.study.open_store(write=False) as store:
             key = self._fidelity(fidelity, [] if fidelity is None else store.fidelities()).key
             return history(self._frame(store, frames.FACTS, key).copy(), wanted)
+
+    def curves(self) -> pd.DataFrame:
+        """What evaluations had measured on their way, where a scheduler looked at them: one row per evaluation and rung, of those that
+        were stopped there and of those that went on."""
+        metrics = [metric.name for metric in self.study.task.metrics]
+        with self.study.open_store(write=False) as store:
+            try:
+                return curves(store.columns(CURVES), metrics)
+            except (ValueError, TypeError, AttributeError):  # a row that ranksearch did not write
+                return curves(store.columns(CURVES, whole=True), metrics)
 
     def failures(self) -> pd.DataFrame:
         """Everything that failed, an attempt a row, whether or not it came to something later."""

@@ -11,7 +11,7 @@ from ranksearch import checks
 from ranksearch.allocators import ALLOCATORS, EVBMF, Allocator
 from ranksearch.compression import judge
 from ranksearch.errors import InvalidArgument
-from ranksearch.evaluation import Outcome, Request
+from ranksearch.evaluation import Outcome, Request, Stepwise, check_stepwise
 from ranksearch.proxies import (
     PROXIES,
     ActivationError,
@@ -27,6 +27,7 @@ from ranksearch.proxies.context import SAMPLE
 from ranksearch.results.conditions import BOUNDS, Condition
 from ranksearch.runners import RUNNERS, Runner
 from ranksearch.samplers import SAMPLERS, Sampler
+from ranksearch.schedulers import SCHEDULERS, NoStopping, Scheduler
 from ranksearch.search.events import Planned, SearchEvent
 from ranksearch.search.known import Known
 from ranksearch.search.portfolio import PUBLISHED, Portfolio
@@ -69,6 +70,7 @@ def run(
     sampler: str | Sampler,
     proxies: Sequence[str | TableProxy] | None,
     allocator: str | Allocator | None,
+    scheduler: str | Scheduler,
     runner: str | Runner,
     constraints: str | Sequence[str],
     screening: Screening | None,
@@ -86,6 +88,9 @@ def run(
         sampler = _of_table("sampler", sampler, Sampler, ((s.name, s) for s in SAMPLERS))
     if allocator is not None and not isinstance(allocator, Allocator):
         allocator = _of_table("allocator", allocator, Allocator, ((a.name, a) for a in ALLOCATORS))
+    if not isinstance(scheduler, Scheduler):
+        scheduler = _of_table("scheduler", scheduler, Scheduler, ((s.name, s) for s in SCHEDULERS))
+    check_scheduler(study, scheduler)
     kinds = None if proxies is None else [_proxy_kind(proxy) for proxy in proxies]
     conditions = Condition.parse_all(constraints, example=BOUNDS)
     for condition in conditions:
@@ -96,7 +101,8 @@ def run(
     objectives = Objectives(study.objectives, study.directions, study.baseline)
     if screening is None and not conditions:
         known = _known(study, objectives)
-        if len(known) >= trials and not failed_before(known, retry_failed=retry_failed):  # nothing to profile for
+        again = failed_before(known, retry_failed=retry_failed) or [id for id in queue.ids(study) if id in known and known[id].stopped]
+        if len(known) >= trials and not again:  # nothing to profile for
             tell(Planned(len(known), len(known)))
             return
     space = study.profile(tell)
@@ -107,7 +113,8 @@ def run(
     evaluating = study.covering(*(start.candidate.configuration for start in wanted))
     search = SearchRun(
         space, objectives, study.fidelity, study.seed, trials, sampler, starts, allocator, limits, lambda: evaluating.evaluator,
-        retry_failed=retry_failed, portfolio=portfolio, take_over=take_over,
+        retry_failed=retry_failed, portfolio=portfolio, scheduler=scheduler,
+        in_parts=lambda rungs, place: Stepwise(evaluating.evaluator, rungs, place), take_over=take_over,
     )  # fmt: skip
     screened = None if screening is None else _screening(study, screening, conditions, search)
     with storage.open_store(study, write=True, planned=trials) as store:
@@ -115,6 +122,23 @@ def run(
             screened.run(store, runner, tell)
         first = [] if screened is None else screened.best(store, space, search.sampler.starts(trials))
         search.run(store, runner, tell, wanted=wanted, first=first)
+
+
+def check_scheduler(study: Study, scheduler: Scheduler) -> None:
+    """Refuse a scheduler that would stop nothing, or cannot.
+
+    Raises:
+        InvalidArgument: it looks at no evaluation of this fidelity, the task cannot be left on its way, or all objectives are costs."""
+    if isinstance(scheduler, NoStopping):
+        return
+    epochs = study.fidelity.epochs
+    if not scheduler.rungs(epochs):
+        raise InvalidArgument(
+            f"scheduler={scheduler.name!r}: it looks at no evaluation of {epochs:g} epochs, so none would be stopped: let it begin earlier "
+            f"(first=..., --first-rung), or evaluate with more epochs than its first rung"
+        )
+    scheduler.start([name in {cost.name for cost in study.costs} for name in study.objectives])
+    check_stepwise(study.task)
 
 
 def _known(study: Study, objectives: Objectives) -> dict[str, Known]:

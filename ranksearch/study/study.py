@@ -24,6 +24,7 @@ from ranksearch.proxies import ScoreProxy, TableProxy
 from ranksearch.results.names import OF_LAYERS, RESERVED, Direction, check_metrics
 from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
+from ranksearch.schedulers import Scheduler
 from ranksearch.search.events import Profiled, SearchEvent, Stage
 from ranksearch.sites import Cost, Sites, unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, declared
@@ -342,6 +343,7 @@ class Study:
         sampler: str | Sampler = "nsga2",
         proxies: Sequence[str | TableProxy] | None = None,
         allocator: str | Allocator | None = None,
+        scheduler: str | Scheduler = "none",
         runner: str | Runner = "ray_tune",
         constraints: str | Sequence[str] = (),
         screening: Screening | None = None,
@@ -361,6 +363,9 @@ class Study:
                 measurements per trial; what is on the front of these is evaluated.
             allocator: solves for these optima where it takes the proxy's table: an instance, or a name in
                 `ranksearch.allocators.ALLOCATORS`; default, and for tables that it does not take: exactly.
+            scheduler: stops evaluations early that promise little: an instance such as ``ParetoASHA(first=0.5)``, or a name in
+                `ranksearch.schedulers.SCHEDULERS`. What is stopped counts among ``trials``, is on no front, and is not evaluated again
+                unless it is enqueued or passed to `evaluate`.
             runner: where evaluations happen: an instance, or a name in `ranksearch.runners.RUNNERS`, which then evaluates on
                 every core of this machine (``ray_tune``) or one by one in this process (``local``).
             constraints: upper bounds on costs such as ``"macs <= 0.5"``, one or several; candidates that break one are never evaluated.
@@ -377,8 +382,8 @@ class Study:
             FailedInARow: one evaluation after the other failed, by no fault of theirs.
         """
         run(
-            self, trials, sampler=sampler, proxies=proxies, allocator=allocator, runner=runner, constraints=constraints,
-            screening=screening, retry_failed=retry_failed, take_over=take_over, on_event=on_event,
+            self, trials, sampler=sampler, proxies=proxies, allocator=allocator, scheduler=scheduler, runner=runner,
+            constraints=constraints, screening=screening, retry_failed=retry_failed, take_over=take_over, on_event=on_event,
         )  # fmt: skip
 
     def enqueue(self, configuration: Configuration | queue.Choices) -> Configuration:

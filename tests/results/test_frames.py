@@ -13,7 +13,7 @@ import pytest
 
 from ranksearch.errors import InvalidArgument, StoreError
 from ranksearch.results import choices as chosen
-from ranksearch.results import frames, names
+from ranksearch.results import curves, frames, names
 from ranksearch.results.conditions import Condition
 from ranksearch.results.history import history
 from ranksearch.sites import Cost
@@ -97,7 +97,7 @@ def test_types_do_not_depend_on_the_rows() -> None:
     assert kinds(full) | {"macs": "Int64", "macs_rel": "float64", "error": "string", "origin": "category"} == kinds(full)
     assert kinds(evaluations(RECORDS[5:])) == kinds(full)  # nothing finished
     assert kinds(frames.front(empty, OBJECTIVES)) == kinds(frames.front(full, OBJECTIVES))
-    assert list(full["status"].cat.categories) == list(empty["status"].cat.categories) == ["done", "failed"]
+    assert list(full["status"].cat.categories) == list(empty["status"].cat.categories) == ["done", "failed", "stopped"]
     of_failures = [frames.failures(facts(records, every_attempt=True), bool) for records in ([], RECORDS)]
     assert len(of_failures[0]) == 0 and kinds(of_failures[0]) == kinds(of_failures[1])
 
@@ -235,6 +235,21 @@ def test_scores_stand_beside_what_was_measured() -> None:
     assert frame["score:slow"].isna().tolist() == [True, False, True]
 
 
+def test_curves_are_a_row_per_point_and_stopped_is_neither_done_nor_failed() -> None:
+    stopped = record(A, 50, 400, 0.0, status="stopped", metrics={}, error="stopped early", curve=[(1, {"accuracy": 0.3})])
+    done = record(B, 40, 500, 0.7, curve=[(1.0, {"accuracy": 0.4}), (3.0, {"accuracy": 0.5, "other": 1.0})])
+    records = [done, stopped, record(C, 30, 300, 0.6)]
+    found = curves.curves(facts(records, curves.FACTS), ["accuracy"])
+    assert found.drop(columns=["fidelity", "seed"]).to_numpy().tolist() == [
+        [B.id, "done", 1.0, 0.4], [B.id, "done", 3.0, 0.5], [A.id, "stopped", 1.0, 0.3],
+    ]  # fmt: skip
+    empty = curves.curves(facts([record(C, 30, 300, 0.6)], curves.FACTS), ["accuracy"])
+    assert len(empty) == 0 and kinds(empty) == kinds(found)
+    every = frames.evaluations(facts(records), {"params": 100, "macs": 1000}, [("accuracy", "max")])
+    assert every["status"].tolist() == ["done", "stopped", "done"] and every["accuracy"].isna().tolist() == [False, True, False]
+    assert len(frames.failures(facts(records, every_attempt=True), bool)) == 0
+
+
 def test_every_frame_goes_to_parquet_and_back(tmp_path: Path) -> None:
     every = evaluations()
     scores = pd.DataFrame([("energy", "full", A.id, 1.0)], columns=["proxy", "fidelity", "id", "score"])
@@ -254,7 +269,7 @@ def test_the_page_lists_the_columns_and_their_types() -> None:
     page = (Path(__file__).parents[2] / "docs" / "analysis.md").read_text()
     listed = (
         names.EVALUATION_COLUMNS, names.FRONT_COLUMNS, names.LAYER_COLUMNS, names.PROXY_COLUMNS, names.HISTORY_COLUMNS,
-        names.FAILURE_COLUMNS,
+        names.FAILURE_COLUMNS, names.CURVE_COLUMNS,
     )  # fmt: skip
     blocks = [block.split("\n\n")[0] for block in page.split("| column | type | meaning |\n| --- | --- | --- |\n")[1:]]
     assert len(blocks) == len(listed)

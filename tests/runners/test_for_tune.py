@@ -68,31 +68,9 @@ def test_reports_are_judged_at_rungs_and_within_bands_of_cost() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"metrics": {}}, {"metrics": {"a": "up"}}, {"metrics": {"a": "max"}, "costs": {"a": "min"}}, {"metrics": {"a": "min"}, "max_t": 0}]
+    "wrong",
+    [{"metrics": {}}, {"metrics": {"a": "up"}}, {"metrics": {"a": "max"}, "costs": {"a": "min"}}, {"metrics": {"a": "min"}, "max_t": 0}],
 )
 def test_bad_input_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
         ParetoASHAScheduler(**wrong)
-
-
-def test_tune_runs_with_it(tmp_path: Any) -> None:
-    """Of 9 trials, one after the other, the best comes last and runs to its end; some of the others do not."""
-    import ray
-    from ray import tune
-
-    def trainable(config: dict[str, Any]) -> None:
-        for _ in range(4):
-            tune.report({"accuracy": config["quality"], "macs": 1.0})
-
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20)
-    try:
-        found = tune.Tuner(
-            trainable, param_space={"quality": tune.grid_search([float(q) for q in range(6, -1, -1)] + [9.0])},
-            tune_config=tune.TuneConfig(scheduler=ParetoASHAScheduler({"accuracy": "max"}, {"macs": "min"}, max_t=4), max_concurrent_trials=1),
-            run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
-        ).fit()  # fmt: skip
-    finally:
-        ray.shutdown()
-    assert not found.errors
-    ran = {result.config["quality"]: result.metrics["training_iteration"] for result in found}
-    assert ran[6.0] == ran[9.0] == 4 and ran[0.0] < 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_what_goes_beyond_a_limit_is_an_outcome_and_its_worker_is_replaced(tmp_p
 
 
 class InParts:
-    """Three parts, the outcome last; writes down what it begins. Seed 2 kills its worker the first time, after its first part."""
+    """Three parts, the outcome last; writes down what it begins, and in which process."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -172,9 +173,7 @@ class InParts:
         curve: tuple[Point, ...] = ()
         for rung in (1.0, 3.0):
             with open(self.log, "a") as file:
-                file.write(f"{asked.seed}:{rung:g}\n")
-            if asked.seed == 2 and rung == 3.0 and self.log.read_text().split().count("2:3") == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
+                file.write(f"{asked.seed}:{rung:g}:{os.getpid()}\n")
             curve = (*curve, Point(rung, {"loss": float(asked.seed)}))
             yield Progress(asked, curve, rung)
         yield Outcome(asked, "done", {"loss": float(asked.seed)}, curve=curve)
@@ -187,24 +186,49 @@ def test_evaluations_in_parts_are_stopped_where_the_judge_says_so(tmp_path: Path
         seed, rung = progress.request.seed, progress.curve[-1].epochs
         return not (seed == 1 or (seed == 4 and rung == 3.0))
 
-    runner = RayTuneRunner(2, by_value=[HERE], retries=1, backoff=0.1)
-    runner.run(InParts(tmp_path / "log"), lambda: queue.pop(0) if queue else None, outcomes.append, judge)
+    RayTuneRunner(2, by_value=[HERE]).run(InParts(tmp_path / "log"), lambda: queue.pop(0) if queue else None, outcomes.append, judge)
     found = {outcome.request: outcome for outcome in outcomes}
     assert len(outcomes) == 6 and [found[one].status for one in requests] == ["done", "stopped", "done", "done", "stopped", "done"]
     assert [len(found[one].curve) for one in requests] == [2, 1, 2, 2, 2, 2]
-    begun = Counter((tmp_path / "log").read_text().split())
-    assert begun["1:1"] == 1 and "1:3" not in begun and begun["2:1"] == begun["2:3"] == 2
-    assert all(begun[f"{seed}:{rung}"] == 1 for seed in (0, 3, 4, 5) for rung in (1, 3)), "what is stopped leaves nothing in its worker"
+    lines = [line.split(":") for line in (tmp_path / "log").read_text().split()]
+    assert Counter((seed, rung) for seed, rung, _ in lines) == Counter((str(k), r) for k in range(6) for r in "13" if (k, r) != (1, "3"))
+    assert len({pid for *_, pid in lines}) <= 2, "workers live on where an evaluation is stopped"
 
 
-def test_what_the_judge_raises_ends_the_run(tmp_path: Path) -> None:
-    queue = [request(seed) for seed in range(3)]
+def test_tunes_own_users_may_stop_trials_by_several_metrics(tmp_path: Path) -> None:
+    """Of 7 trials, one after the other, the best comes last and runs to its end; the worst does not."""
+    from ray import tune
+
+    from ranksearch.runners.for_tune import ParetoASHAScheduler
+
+    def trainable(config: dict[str, float]) -> None:
+        for _ in range(4):
+            tune.report({"accuracy": config["quality"], "macs": 1.0})
+
+    scheduler = ParetoASHAScheduler({"accuracy": "max"}, {"macs": "min"}, max_t=4)
+    found = tune.Tuner(
+        trainable, param_space={"quality": tune.grid_search([5.0, 4.0, 3.0, 2.0, 1.0, 0.0, 9.0])},
+        tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=1, reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    ).fit()  # fmt: skip
+    ran = {result.config["quality"]: result.metrics["training_iteration"] for result in found if result.config and result.metrics}
+    assert not found.errors and ran[5.0] == ran[9.0] == 4 and ran[0.0] < 4
+
+
+def test_what_the_judge_raises_leaves_tune_as_it_is() -> None:
+    """Tune swallows exceptions of schedulers in places."""
+    from ranksearch.runners._bridge import Abort, Watch
+    from ranksearch.runners._dispatch import Dispatcher
 
     def judge(progress: Progress) -> bool:
         raise LookupError("no scheduler")
 
-    with pytest.raises(LookupError, match="no scheduler"):
-        RayTuneRunner(2, by_value=[HERE]).run(InParts(tmp_path / "log"), lambda: queue.pop(0) if queue else None, lambda outcome: None, judge)
+    dispatcher = Dispatcher(lambda: request(0), lambda outcome: None, judge, workers=1)
+    dispatcher.take("t")
+    result = {"progress": pickle.dumps(Progress(request(0), (Point(1.0, {"loss": 0.0}),)))}
+    with pytest.raises(Abort) as caught:
+        Watch(dispatcher).on_trial_result(None, SimpleNamespace(trial_id="t"), result)
+    assert isinstance(caught.value.cause, LookupError)
 
 
 def test_exceptions_of_the_caller_propagate_and_nothing_keeps_running(tmp_path: Path) -> None:

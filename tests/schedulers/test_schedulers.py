@@ -18,6 +18,7 @@ from ranksearch.schedulers._places import bands, places_before
 
 COARSE = st.integers(0, 5).map(float)  # so few values that many are equal
 HALVING = [ASHA, ParetoASHA]
+KINDS = [type(scheduler) for scheduler in SCHEDULERS]
 
 
 def decisions(scheduler: Scheduler, rows: Sequence[Sequence[float]], constant: Sequence[bool]) -> list[bool]:
@@ -32,10 +33,10 @@ def of_shape(columns: int, most: int = 24) -> st.SearchStrategy[list[list[float]
 # -- the contract, for every scheduler of the table -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", SCHEDULERS.values(), ids=list(SCHEDULERS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_scheduler_keeps_the_contract(kind: type[Scheduler]) -> None:
     scheduler = kind()
-    assert SCHEDULERS[scheduler.name] is kind
+    assert [each.name for each in SCHEDULERS].count(scheduler.name) == 1
     first, second = scheduler.start([False, True]), scheduler.start([False])
     assert scheduler.constant == () and (first.constant, second.constant) == ((False, True), (False,)), "instances hold no state"
     rungs = scheduler.rungs(10.0)
@@ -50,7 +51,7 @@ def test_a_scheduler_keeps_the_contract(kind: type[Scheduler]) -> None:
         scheduler.start([True, True])
 
 
-@pytest.mark.parametrize("kind", SCHEDULERS.values(), ids=list(SCHEDULERS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_newcomer_that_dominates_everyone_is_never_stopped(kind: type[Scheduler]) -> None:
     @settings(max_examples=60, deadline=None)
     @given(of_shape(3), st.integers(0, 2))
@@ -103,7 +104,7 @@ def test_the_rule_written_as_ray_writes_it_is_the_same() -> None:
     assert sum(says is None for says in expected) < 10
 
 
-INCREASING: list[Callable[[np.ndarray], np.ndarray]] = [lambda x: 7 * x - 3, np.exp, lambda x: x**3, lambda x: np.sign(x) * np.sqrt(np.abs(x))]
+INCREASING: list[Callable[[np.ndarray], np.ndarray]] = [lambda x: 7 * x - 3, np.exp, lambda x: x**3, np.sqrt]
 
 
 @settings(max_examples=60, deadline=None)

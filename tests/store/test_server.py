@@ -151,7 +151,8 @@ def test_a_store_of_an_earlier_version_is_brought_to_this_one(server: str) -> No
     engine = sa.create_engine(server)
     with engine.begin() as connection:
         for statement in (
-            "ALTER TABLE ranksearch_evaluations DROP COLUMN provenance", "DROP TABLE ranksearch_attempts", "DROP TABLE ranksearch_claims",
+            "ALTER TABLE ranksearch_evaluations DROP COLUMN provenance", "ALTER TABLE ranksearch_evaluations DROP COLUMN curve",
+             "DROP TABLE ranksearch_attempts", "DROP TABLE ranksearch_claims",
             "CREATE TABLE ranksearch_writer (id INTEGER)", "UPDATE ranksearch_study SET schema_version = 2",
         ):  # fmt: skip
             connection.execute(sa.text(statement))

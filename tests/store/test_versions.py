@@ -12,12 +12,12 @@ from store_cases import STUDY, record, refused
 from ranksearch.store import Store
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(5, "newer"), (0, "older")])
+@pytest.mark.parametrize(("version", "remedy"), [(6, "newer"), (0, "older")])
 def test_another_schema(filled: Path, version: int, remedy: str) -> None:
     with sqlite3.connect(filled) as connection:
         connection.execute("UPDATE ranksearch_study SET schema_version = ?", (version,))
     connection.close()
-    refused(filled, f"schema version {version}, this ranksearch reads versions 1 to 4; use the {remedy} ranksearch")
+    refused(filled, f"schema version {version}, this ranksearch reads versions 1 to 5; use the {remedy} ranksearch")
 
 
 # what version 1 made: no column for costs but params and MACs
@@ -99,7 +99,24 @@ def test_what_is_made_and_what_is_brought_to_this_version_have_the_same_columns(
         connection.close()
     assert found[0] == found[1] and len(found[1]) == 5
     optional = {name for columns in found[1].values() for name, _, required, _, _ in columns if not required}
-    assert optional == {"costs", "error", "error_kind", "provenance"}
+    assert optional == {"costs", "error", "error_kind", "provenance", "curve"}
+
+
+def test_a_store_of_version_4_has_no_curves(filled: Path) -> None:
+    with sqlite3.connect(filled) as connection:
+        for table in ("evaluations", "attempts"):
+            connection.execute(f"ALTER TABLE ranksearch_{table} DROP COLUMN curve")
+        connection.execute("UPDATE ranksearch_study SET schema_version = 4")
+    connection.close()
+    with Store.open(filled, **STUDY, create=False) as store:
+        assert store.columns(["curve"])["curve"] == [None] * store.count() and all(r.curve is None for r in store.records())
+    stopped = record(6, status="stopped", metrics={}, curve=[(1, {"loss": 0.5}), (3.0, {"loss": 0.25})])
+    with Store.open(filled, **STUDY) as store:
+        assert store.add(stopped) and store.records()[-1] == stopped and stopped.curve == ((1.0, {"loss": 0.5}), (3.0, {"loss": 0.25}))
+        assert not store.add(replace(stopped, status="done", metrics={"loss": 0.1})), "a fact is never replaced"
+        assert store.add_attempt(replace(stopped, status="done", metrics={"loss": 0.1})), "but made again on request"
+        assert [r.status for r in store.attempts(stopped.configuration_id, "full", 0)] == ["stopped", "done"]
+        assert not store.add_attempt(stopped)
 
 
 def test_a_store_of_version_3_does_not_know_where_its_evaluations_were_made(filled: Path) -> None:

@@ -22,12 +22,14 @@ class Standing:
     done: int = 0
     total: int = 0
     failed: int = 0
+    stopped: int = 0
     front: FrontSize | None = None
 
     @property
     def words(self) -> str:
-        """The front and the time left."""
-        return "; ".join(text for text in (str(self.front or ""), self.left(self.total - self.done)) if text)
+        """The front, what was stopped, and the time left."""
+        stopped = f"{self.stopped:,} stopped early" if self.stopped else ""
+        return "; ".join(text for text in (str(self.front or ""), stopped, self.left(self.total - self.done)) if text)
 
 
 class Display(Protocol):

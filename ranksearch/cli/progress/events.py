@@ -52,6 +52,7 @@ class EventLines:
         space = self.study.space
         write(
             "finished", id=request.configuration.id, status=outcome.status, metrics=outcome.metrics,
+            curve=[{"epochs": point.epochs, **point.metrics} for point in outcome.curve],
             costs=dict(space.cost(space.indices(request.configuration))), error=outcome.error, error_kind=outcome.error_kind,
             seconds=outcome.seconds, origin=request.origin, fidelity=request.fidelity.key, seed=request.seed,
             configuration=json.loads(request.configuration.to_json()), done=event.done, total=event.total, failed=standing.failed,
@@ -69,7 +70,8 @@ def write(kind: str, **content: Any) -> None:
 
 
 def ended(study: Study, objectives: Sequence[str] | None) -> None:
-    """The last event, ``end``: how many evaluations are stored and failed, and the rows of the front."""
+    """The last event, ``end``: how many evaluations are stored, failed and were stopped, and the rows of the front."""
     evaluations: Any = study.evaluations()  # the stubs of pandas lose the type of a selection
+    counts = {status: int((evaluations["status"] == status).sum()) for status in ("failed", "stopped")}
     front = json.loads(str(study.front(None, objectives).to_json(orient="records", date_format="iso")))
-    write("end", study=study.name, stored=len(evaluations), failed=int((evaluations["status"] != "done").sum()), front=front)
+    write("end", study=study.name, stored=len(evaluations), failed=counts["failed"], stopped=counts["stopped"], front=front)

@@ -41,7 +41,7 @@ class Lines:
 
     def finished(self, event: Finished, standing: Standing) -> None:
         """A line, if it is time for one."""
-        if event.outcome.status != "done":
+        if event.outcome.status == "failed":
             self.note(failure(event))
         if self._shows:
             self._last = time.monotonic()

@@ -67,7 +67,7 @@ class LiveTable:
     def finished(self, event: Finished, standing: Standing) -> None:
         """Bring the table up to date."""
         request = event.outcome.request
-        if event.outcome.status != "done":
+        if event.outcome.status == "failed":
             self.note(failure(event))
         self._newest = request.configuration.id
         if self._rows is None:
@@ -93,6 +93,7 @@ class LiveTable:
         words = [
             f"{standing.done:,}/{standing.total:,}", standing.left(standing.total - standing.done),
             f"{pace:.3g} per minute" if pace else "", f"{plural(standing.failed, 'failure')}" if standing.failed else "",
+            f"{standing.stopped:,} stopped early" if standing.stopped else "",
         ]  # fmt: skip
         head.add_row(ProgressBar(total=standing.total, completed=standing.done, width=24), *filter(None, words))
         return Group(head, Text(str(standing.front or "")), *([] if self._rows is None else [self._rows]))

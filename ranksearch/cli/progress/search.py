@@ -57,7 +57,8 @@ class SearchProgress:
         outcome, standing = event.outcome, self._standing
         standing.left.finished(outcome.seconds)
         standing.done, standing.total = event.done, event.total
-        standing.failed += outcome.status != "done"
+        standing.failed += outcome.status == "failed"
+        standing.stopped += outcome.status == "stopped"
         if self.display.due(last=event.done >= event.total):
             standing.front = self._front(outcome)
         self.display.finished(event, standing)
