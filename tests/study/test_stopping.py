@@ -121,7 +121,7 @@ def test_a_run_that_goes_on_compares_with_those_before_and_continues_what_was_cu
             if len(steps) == cut:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("ranksearch.evaluation.stepwise.FineTuning", Counting)
+    monkeypatch.setattr("ranksearch.evaluation.evaluator.FineTuning", Counting)
     cut = 10**9
     search(make(store.with_name("counted.db")), scheduler=ParetoASHA(eta=2))
     expected = sum(steps)
