@@ -77,7 +77,7 @@ def test_samplers_proxies_and_allocators_by_name(study, tmp_path, capsys):
 def test_stages_are_searched_without_a_flag_and_a_scheduler_by_name(study, tmp_path, capsys):
     stages = "stages=[Stage(Fidelity(epochs=0, recalibration=1), 5), Stage(Fidelity(epochs=2, recalibration=1), 4)]"
     edited(study, "fidelity=Fidelity(epochs=0, recalibration=1)", stages)
-    edited(study, "from ranksearch.study import Study", "from ranksearch.study import Study\n    from ranksearch import Stage")
+    edited(study, "from ranksearch.study import Study", "from ranksearch.study import Study\nfrom ranksearch import Stage")
     command = ["search", study, "--data", str(tmp_path), "--runner", "local", "--store", str(tmp_path / "s.db")]
     assert cli.main([*command, "--scheduler", "pareto_asha", "--first-rung", "0.5", "--eta", "2", "--proxy", "frobenius"]) == 0
     printed = capsys.readouterr()
