@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ranksearch.sites import find_sites
     from ranksearch.space import Configuration, SearchSpace, SpaceSpec, all_types, mixture, svd_only
     from ranksearch.study import Study
+    from ranksearch.study.stages import Stage
     from ranksearch.studyfile import load_study
     from ranksearch.tasks import Agreement, Classification, FromLoss, LanguageModel, Metric, Task
 
@@ -36,6 +37,7 @@ _HOMES = {
     "RanksearchError": "errors",
     "SearchSpace": "space",
     "SpaceSpec": "space",
+    "Stage": "study.stages",
     "Study": "study",
     "Task": "tasks",
     "all_types": "space",
@@ -61,6 +63,7 @@ __all__ = [
     "RanksearchError",
     "SearchSpace",
     "SpaceSpec",
+    "Stage",
     "Study",
     "Task",
     "__version__",

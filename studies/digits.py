@@ -1,5 +1,6 @@
 """Handwritten digits of scikit-learn (8 x 8) and a small residual network, trained here in a few seconds and cached."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from ranksearch.evaluation import Fidelity
 from ranksearch.home import home
 from ranksearch.study import Study
+from ranksearch.study.stages import Stage
 from ranksearch.tasks.images import digits
 from ranksearch.tasks.networks import digits_net
 from ranksearch.tasks.training import trained
@@ -20,6 +22,7 @@ def study(
     reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 0,
     training_epochs: Annotated[float, "epochs in which the network to be compressed is trained"] = 12.0,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
+    staged: Annotated[bool, "in stages: many candidates untrained, the best fine-tuned shortly, the best of these for long"] = False,
     seed: Annotated[int, "of the training, the search and every evaluation"] = 0,
 ) -> Study:
     """Compress a residual network of 172,000 parameters that reads handwritten digits."""
@@ -28,4 +31,6 @@ def study(
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction, training=training)
     spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results.md
-    return Study("digits", model=model, task=digits(), space=spec, fidelity=fidelity, seed=seed)
+    lengths = [(0.0, 60), (epochs / 4, 20), (epochs, 10)] if staged else []
+    stages = [Stage(replace(fidelity, epochs=length), trials) for length, trials in lengths]
+    return Study("digits", model=model, task=digits(), space=spec, fidelity=fidelity, stages=stages, seed=seed)

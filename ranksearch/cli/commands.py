@@ -120,7 +120,7 @@ def train_supernet(
 
 
 def search(
-    asked: StudyArguments, trials: int, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
+    asked: StudyArguments, trials: int | None, where: tuple[str, ...], objective: tuple[str, ...], sampler: str,
     proxy: tuple[str, ...], allocator: str | None, supernet: str | None, screen: int | None, retry_failed: bool, take_over: bool,
     quiet: bool, json: bool, store: str | None, cost: tuple[str, ...], scheduler: str, first_rung: float | None, eta: float | None,
     seed: int | None = None, **machine: Any,
@@ -140,7 +140,7 @@ def search(
         raise InvalidArgument(f"--screen {screen} needs --supernet: what is screened with")
     if not (quiet or json):
         print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
-    from ranksearch.study import Screening
+    from ranksearch.study import TRIALS, Screening
 
     runner, halts = machines.runner(asked, machine), halting.scheduler(scheduler, first_rung, eta)
     screening = None if supernet is None else Screening(supernet or True, 100 if screen is None else screen)
@@ -156,7 +156,7 @@ def search(
     if json:
         events.ended(study, objective or None)
         return
-    results.searched(study, command_line(asked, store), objective or None, trials)
+    results.searched(study, command_line(asked, store), objective or None, trials if trials is not None or study.stages else TRIALS)
 
 
 def front(

@@ -87,8 +87,8 @@ def search() -> list[click.Parameter]:
     return [
         study_argument(),
         click.Option(
-            ["--trials"], type=click.IntRange(min=1), default=40, metavar="N",
-            help="Evaluations the study is to have, those in the store among them.  [default: 40]",
+            ["--trials"], type=click.IntRange(min=1), metavar="N",
+            help="Evaluations the study is to have, those in the store among them.  [default: those of its stages, else 40]",
         ),
         click.Option(
             ["--constraint", "--where", "where"], multiple=True, metavar="CONDITION",

@@ -224,8 +224,11 @@ def front_cells(study: Study, frame: pd.DataFrame) -> tuple[list[str], list[list
 # -- the ends of search and build --------------------------------------------------------------------------------------
 
 
-def searched(study: Study, command: Callable[[str], str], objectives: Sequence[str] | None, trials: int) -> None:
-    """Print the front that a search came to, and what to try next."""
+def searched(study: Study, command: Callable[[str], str], objectives: Sequence[str] | None, trials: int | None) -> None:
+    """Print the front that a search came to, and what to try next.
+
+    Args:
+        trials: that were asked for; None: those of the study's stages."""
     from ranksearch.evaluation.failure import may_be_retried
     from ranksearch.evaluation.fidelity import SUPERNET, Fidelity
 
@@ -252,11 +255,13 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     print("\nnext:")
     print(f'  {command("front")} --where "{"macs" if study.baseline.macs else "params"} < 0.5 and {bound}"')
     print(f"  {command('build')} {pick} --out {study.name}-{pick}")
-    print(f"  {command('search')} --trials {max(2 * trials, len(evaluations) - screened + trials)}")
+    if trials is not None:
+        print(f"  {command('search')} --trials {max(2 * trials, len(evaluations) - screened + trials)}")
+    same = command("search") + (f" --trials {trials}" if trials is not None else "")
     if any(may_be_retried(kind) for kind in kinds_of_failure - {"machine"}):
-        print(f"  {command('search')} --trials {trials} --retry-failed")
+        print(f"  {same} --retry-failed")
     elif "machine" in kinds_of_failure:  # tried again in any case
-        print(f"  {command('search')} --trials {trials}")
+        print(f"  {same}")
     if screened:
         print(f"  {command('front')} --fidelity supernet")
 

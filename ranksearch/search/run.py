@@ -232,16 +232,20 @@ class SearchRun:
     def _admissible(self, indices: np.ndarray) -> bool:
         return within(self.space, self.limits, indices)
 
-    def best(self, store: Store, into: SearchSpace, count: int) -> list[Start]:
+    def best(self, store: Store, into: SearchSpace, count: int, *, deeper: bool = False) -> list[Start]:
         """The front of what is stored, at most ``count`` of it, spread over cost, as starts of a search in another space:
-        those within the limits."""
+        those within the limits. With ``deeper`` the fronts behind it too, one after the other, where it has fewer."""
         rows: list[tuple[np.ndarray, Sequence[float]]] = []
         for entry in self.objectives.known(store, self.fidelity, self.seed).values():
             indices = indices_of(into, entry.configuration)
             if entry.values is not None and indices is not None and entry.configuration.choices and within(into, self.limits, indices):
                 rows.append((indices, entry.values))
-        chosen = spread_front([values for _, values in rows], count)
-        return [Start(into.candidate(rows[i][0]), self.fidelity.name) for i in chosen]
+        chosen: list[Start] = []
+        while rows and len(chosen) < count:
+            front = spread_front([values for _, values in rows], count - len(chosen))
+            chosen += [Start(into.candidate(rows[i][0]), self.fidelity.name) for i in front]
+            rows = [row for i, row in enumerate(rows) if i not in front] if deeper else []
+        return chosen
 
 
 def within(space: SearchSpace, limits: Mapping[str, Amount], indices: np.ndarray) -> bool:

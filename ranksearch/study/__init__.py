@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from ranksearch.search.events import Finished, Planned, Profiled, SearchEvent, Stage
 from ranksearch.study.run import Screening
-from ranksearch.study.study import Study
+from ranksearch.study.study import TRIALS, Study
 
-__all__ = ["Finished", "Planned", "Profiled", "Screening", "SearchEvent", "Stage", "Study"]
+__all__ = ["TRIALS", "Finished", "Planned", "Profiled", "Screening", "SearchEvent", "Stage", "Study"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ranksearch import checks
@@ -32,6 +32,9 @@ from ranksearch.search.events import Planned, SearchEvent
 from ranksearch.search.known import Known
 from ranksearch.search.portfolio import PUBLISHED, Portfolio
 from ranksearch.search.run import Objectives, SearchRun, failed_before, upper_limits
+from ranksearch.search.starts import Start
+from ranksearch.sites import Amount
+from ranksearch.space import SearchSpace
 from ranksearch.study import queue, storage
 
 if TYPE_CHECKING:
@@ -63,9 +66,23 @@ class Screening:
         checks.whole("count", self.count, least=1)
 
 
-def run(
+@dataclass(frozen=True)
+class Asked:
+    """What a search is to be made with, checked."""
+
+    sampler: Sampler
+    kinds: Sequence[TableProxy | type[TableProxy]] | None  # of proxies; None: the portfolio
+    allocator: Allocator | None
+    scheduler: Scheduler
+    runner: Runner
+    conditions: Sequence[Condition]
+    retry_failed: bool
+    take_over: bool
+    tell: Callable[[SearchEvent], None]
+
+
+def asked(
     study: Study,
-    trials: int,
     *,
     sampler: str | Sampler,
     proxies: Sequence[str | TableProxy] | None,
@@ -73,55 +90,105 @@ def run(
     scheduler: str | Scheduler,
     runner: str | Runner,
     constraints: str | Sequence[str],
-    screening: Screening | None,
     retry_failed: bool,
     take_over: bool,
     on_event: Callable[[SearchEvent], None] | None,
-) -> None:
-    """See `ranksearch.study.Study.run`."""
-    tell = on_event or (lambda event: None)
-    checks.whole("trials", trials, least=1)
+) -> Asked:
+    """The arguments of `ranksearch.study.Study.run` as instances.
+
+    Raises:
+        InvalidArgument: a name that no table has, or a condition that bounds no cost."""
     if not isinstance(runner, Runner):
         runner = _of_table("runner", runner, Runner, RUNNERS.items())()
-    runner = runner.carrying(study.modules)
     if not isinstance(sampler, Sampler):
         sampler = _of_table("sampler", sampler, Sampler, ((s.name, s) for s in SAMPLERS))
     if allocator is not None and not isinstance(allocator, Allocator):
         allocator = _of_table("allocator", allocator, Allocator, ((a.name, a) for a in ALLOCATORS))
     if not isinstance(scheduler, Scheduler):
         scheduler = _of_table("scheduler", scheduler, Scheduler, ((s.name, s) for s in SCHEDULERS))
-    check_scheduler(study, scheduler)
     kinds = None if proxies is None else [_proxy_kind(proxy) for proxy in proxies]
     conditions = Condition.parse_all(constraints, example=BOUNDS)
     for condition in conditions:
         condition.check_bounds([cost.name for cost in study.costs])
+    tell = on_event or (lambda event: None)
+    return Asked(sampler, kinds, allocator, scheduler, runner.carrying(study.modules), conditions, retry_failed, take_over, tell)
 
+
+def run(study: Study, trials: int, asked: Asked, *, screening: Screening | None = None) -> None:
+    """See `ranksearch.study.Study.run`."""
+    checks.whole("trials", trials, least=1)
+    check_scheduler(study, asked.scheduler)
     study.check_unchanged()
-    study.measure(tell)
-    objectives = Objectives(study.objectives, study.directions, study.baseline)
-    if screening is None and not conditions:
-        known = _known(study, objectives)
-        again = failed_before(known, retry_failed=retry_failed) or [id for id in queue.ids(study) if id in known and known[id].stopped]
+    study.measure(asked.tell)
+    if screening is None and not asked.conditions:
+        known = _known(study)
+        again = failed_before(known, retry_failed=asked.retry_failed)
+        again += [id for id in queue.ids(study) if id in known and known[id].stopped]
         if len(known) >= trials and not again:  # nothing to profile for
-            tell(Planned(len(known), len(known)))
+            asked.tell(Planned(len(known), len(known)))
             return
-    space = study.profile(tell)
-    starts = free_proxies() if kinds is None else _made(study, kinds)
-    portfolio = portfolio_of(study, trials) if kinds is None else None
-    limits = upper_limits(space, conditions)
+    space, limits = prepared(study, asked)
+    search, wanted = search_of(study, asked, trials, limits)
+    search = starting(study, asked, search)
+    screened = None
+    if screening is not None:
+        screened = starting(study, asked, supernet_search(study, screening.supernet, screening.count, asked))
+    with storage.open_store(study, write=True, planned=trials) as store:
+        if screened is not None:
+            screened.run(store, asked.runner, asked.tell)
+        first = [] if screened is None else screened.best(store, space, search.sampler.starts(trials))
+        search.run(store, asked.runner, asked.tell, wanted=wanted, first=first)
+
+
+def prepared(study: Study, asked: Asked) -> tuple[SearchSpace, dict[str, Amount]]:
+    """The space, profiled, and the limits that the conditions mean in it.
+
+    Raises:
+        InfeasibleBudget: a condition that nothing satisfies."""
+    study.check_unchanged()
+    study.measure(asked.tell)
+    space = study.profile(asked.tell)
+    return space, upper_limits(space, asked.conditions)
+
+
+def search_of(study: Study, asked: Asked, trials: int, limits: Mapping[str, Amount]) -> tuple[SearchRun, list[Start]]:
+    """The search of a study at its fidelity, with no starts of its own, and what people want evaluated at that."""
     wanted = queue.starts(study, limits)
     evaluating = study.covering(*(start.candidate.configuration for start in wanted))
     search = SearchRun(
-        space, objectives, study.fidelity, study.seed, trials, sampler, starts, allocator, limits, lambda: evaluating.evaluator,
-        retry_failed=retry_failed, portfolio=portfolio, scheduler=scheduler,
-        in_parts=lambda rungs, place: Stepwise(evaluating.evaluator, rungs, place), take_over=take_over,
+        study.space, _objectives(study), study.fidelity, study.seed, trials, asked.sampler, (), asked.allocator, limits,
+        lambda: evaluating.evaluator, retry_failed=asked.retry_failed, scheduler=asked.scheduler,
+        in_parts=lambda rungs, place: Stepwise(evaluating.evaluator, rungs, place), take_over=asked.take_over,
     )  # fmt: skip
-    screened = None if screening is None else _screening(study, screening, conditions, search)
-    with storage.open_store(study, write=True, planned=trials) as store:
-        if screened is not None:
-            screened.run(store, runner, tell)
-        first = [] if screened is None else screened.best(store, space, search.sampler.starts(trials))
-        search.run(store, runner, tell, wanted=wanted, first=first)
+    return search, wanted
+
+
+def starting(study: Study, asked: Asked, search: SearchRun) -> SearchRun:
+    """The same search, which starts from the proxies that are asked for, or from the portfolio. A supernet's has no portfolio: what it
+    would measure is little cheaper than its evaluations."""
+    portfolio = portfolio_of(study, search.trials) if asked.kinds is None and not search.screening else None
+    return replace(search, proxies=proxies_of(study, asked), portfolio=portfolio)
+
+
+def supernet_search(study: Study, which: str | bool, count: int, asked: Asked) -> SearchRun:
+    """The search of configurations as a trained supernet measures them, with no starts of its own.
+
+    Raises:
+        InvalidArgument: there is none such."""
+    store = study.supernets.store
+    entry, space = store.find(which), store.space()
+
+    def evaluator() -> Callable[[Request], Outcome]:
+        return store.load(entry).evaluator
+
+    return SearchRun(
+        space, _objectives(study), entry.fidelity, study.seed, count, asked.sampler, (), asked.allocator,
+        upper_limits(space, asked.conditions), evaluator, screening=True, retry_failed=asked.retry_failed, take_over=asked.take_over,
+    )  # fmt: skip
+
+
+def _objectives(study: Study) -> Objectives:
+    return Objectives(study.objectives, study.directions, study.baseline)
 
 
 def check_scheduler(study: Study, scheduler: Scheduler) -> None:
@@ -141,22 +208,9 @@ def check_scheduler(study: Study, scheduler: Scheduler) -> None:
     check_stepwise(study.task)
 
 
-def _known(study: Study, objectives: Objectives) -> dict[str, Known]:
+def _known(study: Study) -> dict[str, Known]:
     with study.open_store(write=True) as store:
-        return objectives.known(store, study.fidelity, study.seed)
-
-
-def _screening(study: Study, screening: Screening, conditions: Sequence[Condition], search: SearchRun) -> SearchRun:
-    store = study.supernets.store
-    entry, space = store.find(screening.supernet), store.space()
-
-    def evaluator() -> Callable[[Request], Outcome]:
-        return store.load(entry).evaluator
-
-    return SearchRun(
-        space, search.objectives, entry.fidelity, study.seed, screening.count, search.sampler, search.proxies, search.allocator,
-        upper_limits(space, conditions), evaluator, screening=True, retry_failed=search.retry_failed, take_over=search.take_over,
-    )  # fmt: skip
+        return _objectives(study).known(store, study.fidelity, study.seed)
 
 
 def portfolio_of(study: Study, trials: int) -> Portfolio | None:
@@ -208,6 +262,9 @@ def _proxy_kind(given: str | TableProxy) -> TableProxy | type[TableProxy]:
     return _of_table("proxies", given, TableProxy, tabled)
 
 
-def _made(study: Study, kinds: Sequence[TableProxy | type[TableProxy]]) -> list[TableProxy]:
+def proxies_of(study: Study, asked: Asked) -> list[TableProxy]:
+    """The proxies whose optima a search starts from: those that are asked for, or those that need nothing but the space."""
+    if asked.kinds is None:
+        return [*free_proxies()]
     context = ProxyContext(study.space, study.spectra, study.task, calibration=study.spec.calibration, batches=BATCHES)
-    return [kind.make(context) if isinstance(kind, type) else kind for kind in kinds]
+    return [kind.make(context) if isinstance(kind, type) else kind for kind in asked.kinds]

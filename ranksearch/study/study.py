@@ -37,13 +37,18 @@ from ranksearch.study.kept import Kept
 from ranksearch.study.questions import Questions, Where
 from ranksearch.study.report import Report
 from ranksearch.study.results import Results
-from ranksearch.study.run import Screening, run
+from ranksearch.study.run import Screening, asked, run
+from ranksearch.study.stages import Stage as SearchStage
+from ranksearch.study.stages import checked as checked_stages
+from ranksearch.study.stages import run_stages
 from ranksearch.study.supernets import Supernets
 from ranksearch.supernet import TrainingStep
 from ranksearch.supernet.methods import Method
 from ranksearch.supernet.study import TrainedSupernet
 from ranksearch.tasks import Task, declared_metrics
 from ranksearch.tensors import absorb
+
+TRIALS = 40  # of a search that nobody gives a number
 
 if TYPE_CHECKING:
     import optuna
@@ -71,6 +76,8 @@ class Study:
         options: what the study file was called with, as JSON data; stored with the study.
         space_choice: where ``space`` comes from if it took the place of the study's own, see `with_space`; stored with the study.
         modules: whose classes and functions workers cannot import, such as those of a study file; they get them by value.
+        stages: cheap evaluations of many candidates first, thorough ones of the best last, see `ranksearch.study.stages.Stage`; `run`
+            without a number of trials goes through them. The fidelity of the last is the study's.
 
     Raises:
         InvalidArgument: an objective that is neither a metric of the task nor a cost, a name that cannot be a file name, costs
@@ -93,6 +100,7 @@ class Study:
         options: Mapping[str, Any] | None = None,
         space_choice: Mapping[str, Any] | None = None,
         modules: Sequence[ModuleType] = (),
+        stages: Sequence[SearchStage] = (),
     ) -> None:
         if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
             raise InvalidArgument(f"name={name!r}: give letters, digits, '-' or '_'; it names the store's file")
@@ -100,7 +108,7 @@ class Study:
         self.model = unwrapped(model)
         self.task = task
         self.spec = declared(space)
-        self.fidelity = fidelity or Fidelity()
+        self.stages, self.fidelity = checked_stages(stages, fidelity)
         self.seed = checks.seed(seed)
         self.options = dict(options or {})
         self.space_choice = None if space_choice is None else dict(space_choice)
@@ -114,13 +122,16 @@ class Study:
         self.objectives = self.check_objectives(objectives)
 
     def replace(self, **changes: Any) -> Self:
-        """The same study with some arguments changed, such as ``study.replace(store="other.db", seed=1)``. What is computed of
+        """The same study with some arguments changed, such as ``study.replace(store="other.db", seed=1)``; with another fidelity it has
+        no stages any more. What is computed of
         the sites and the space is kept where model, task, space and costs stay."""
         arguments: dict[str, Any] = {
             "name": self.name, "model": self.model, "task": self.task, "space": self.spec, "objectives": self.objectives,
             "fidelity": self.fidelity, "seed": self.seed, "costs": self.costs, "store": self._store, "options": self.options,
-            "space_choice": self.space_choice, "modules": self.modules,
+            "space_choice": self.space_choice, "modules": self.modules, "stages": () if "fidelity" in changes else self.stages,
         }  # fmt: skip
+        if "stages" in changes:
+            arguments["fidelity"] = None if changes["stages"] else self.fidelity
         other = copy(self)  # whatever a subclass adds
         fixed = not {"model", "task", "space", "costs"} & set(changes)
         of_these = ("sites", "spectra", "fingerprint", "former_fingerprint", "network", "outputs")
@@ -338,7 +349,7 @@ class Study:
 
     def run(
         self,
-        trials: int = 40,
+        trials: int | None = None,
         *,
         sampler: str | Sampler = "nsga2",
         proxies: Sequence[str | TableProxy] | None = None,
@@ -355,7 +366,8 @@ class Study:
         running again goes on where it stopped, and a larger number adds to it.
 
         Args:
-            trials: evaluations the study is to have, the dense network and failed ones among them.
+            trials: evaluations the study is to have at its fidelity, the dense network and failed ones among them. Default: what its
+                stages say, one after the other; 40 where it has none.
             sampler: proposes what to evaluate: an instance, or a name in `ranksearch.samplers.SAMPLERS`.
             proxies: whose optima are evaluated before the sampler is asked: instances, or names in
                 `ranksearch.proxies.PROXIES`. Default: the portfolio (`ranksearch.search.portfolio`), that is the proxies that need nothing
@@ -381,10 +393,16 @@ class Study:
             DenseFailed: the dense network could not be evaluated, without which nothing can be compared.
             FailedInARow: one evaluation after the other failed, by no fault of theirs.
         """
-        run(
-            self, trials, sampler=sampler, proxies=proxies, allocator=allocator, scheduler=scheduler, runner=runner,
-            constraints=constraints, screening=screening, retry_failed=retry_failed, take_over=take_over, on_event=on_event,
+        given = asked(
+            self, sampler=sampler, proxies=proxies, allocator=allocator, scheduler=scheduler, runner=runner, constraints=constraints,
+            retry_failed=retry_failed, take_over=take_over, on_event=on_event,
         )  # fmt: skip
+        if trials is not None or not self.stages:
+            run(self, TRIALS if trials is None else trials, given, screening=screening)
+        elif screening is not None:
+            raise InvalidArgument(f"screening={screening!r}: the study has stages; declare one of them as Stage('supernet', trials)")
+        else:
+            run_stages(self, given)
 
     def enqueue(self, configuration: Configuration | queue.Choices) -> Configuration:
         """See `ranksearch.study.queue.enqueue`."""

@@ -242,6 +242,12 @@ class SupernetStore:
         found = [entry for folder in folders if (entry := _read(folder)) is not None]
         return sorted(found, key=lambda entry: (entry.method, entry.key))
 
+    def trained(self) -> list[Entry]:
+        """Those of this study's network and space that are trained to their end."""
+        space = self.space().fingerprint
+        mine = [entry for entry in self.entries() if entry.fingerprint in (self.fingerprint, self.formerly) and entry.space == space]
+        return [entry for entry in mine if entry.finished]
+
     def find(self, which: str | bool = True) -> Entry:
         """A trained supernet of this study by method, key or the beginning of one; True or "": the only one.
 

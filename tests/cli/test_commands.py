@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cli_cases import error
+from cli_cases import edited, error
 from safetensors.torch import load_file
 
 from ranksearch.cli import main as cli
@@ -72,6 +72,20 @@ def test_samplers_proxies_and_allocators_by_name(study, tmp_path, capsys):
     assert cli.main(["search", study, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"[{'|'.join(sampler.name for sampler in SAMPLERS)}]" in shown and "operator_norm" in shown and "minimax" in shown
+
+
+def test_stages_are_searched_without_a_flag_and_a_scheduler_by_name(study, tmp_path, capsys):
+    stages = "stages=[Stage(Fidelity(epochs=0, recalibration=1), 5), Stage(Fidelity(epochs=2, recalibration=1), 4)]"
+    edited(study, "fidelity=Fidelity(epochs=0, recalibration=1)", stages)
+    edited(study, "from ranksearch.study import Study", "from ranksearch.study import Study\nfrom ranksearch import Stage")
+    command = ["search", study, "--data", str(tmp_path), "--runner", "local", "--store", str(tmp_path / "s.db")]
+    assert cli.main([*command, "--scheduler", "pareto_asha", "--first-rung", "0.5", "--eta", "2", "--proxy", "frobenius"]) == 0
+    printed = capsys.readouterr()
+    assert "stage 1 of 2" in printed.err and "stage 2 of 2" in printed.err and "9 evaluations stored" in printed.out
+    assert "--trials" not in printed.out.split("next:")[1]
+    assert cli.main(["table", study, "curves", "--data", str(tmp_path), "--store", str(tmp_path / "s.db")]) == 0
+    assert "0.5" in capsys.readouterr().out
+    assert cli.main(command) == 0 and "9 evaluations stored" in capsys.readouterr().out, "it is finished"
 
 
 def test_front_takes_the_options_from_the_store(searched, capsys):

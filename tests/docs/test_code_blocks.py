@@ -7,6 +7,7 @@ import contextlib
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from torch import nn
 import ranksearch as rs
 from ranksearch.cli import main as cli
 from ranksearch.networks.surgery import build
+from ranksearch.runners import LocalRunner
 from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, named
 from ranksearch.space.spectra import Spectra
 from ranksearch.study import Screening, Study
 from ranksearch.study import study as study_module
+from ranksearch.study.run import Asked
 
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "tutorial.md"]
@@ -143,11 +146,15 @@ PRELUDES: dict[str, Callable[[dict[str, Any], Path], None]] = {function.__name__
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def few(study: Study, trials: int, **options: Any) -> None:
-        real(study, min(trials, 6), **{**options, "runner": "local"})
+    def few(study: Study, trials: int, asked: Asked, **options: Any) -> None:
+        real(study, min(trials, 6), replace(asked, runner=LocalRunner()), **options)
 
-    real = study_module.run
+    def staged(study: Study, asked: Asked) -> None:
+        real_stages(study, replace(asked, runner=LocalRunner()))
+
+    real, real_stages = study_module.run, study_module.run_stages
     monkeypatch.setattr(study_module, "run", few)  # the same search, shorter and in this process
+    monkeypatch.setattr(study_module, "run_stages", staged)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path / "home"))
     with contextlib.suppress(ImportError):  # transformers copies the code of a folder before it runs it

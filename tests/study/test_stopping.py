@@ -1,5 +1,4 @@
-"""A search that stops evaluations early: what is stopped is stored as censored, never as a result, and is not made again unless
-asked for."""
+"""A search that stops evaluations early: what is stopped is stored as censored, never as a result, and made again on request alone."""
 
 from __future__ import annotations
 
