@@ -10,6 +10,7 @@ from ranksearch.decompositions.decomposition import AnyDecomposition, Decomposit
 from ranksearch.decompositions.decoupled import Decoupled
 from ranksearch.decompositions.dense import Dense
 from ranksearch.decompositions.grouped_svd import GroupedSVD
+from ranksearch.decompositions.grouped_svd_learned import GroupedSVDLearned
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.quantized import BITS, Quantized, with_bits
 from ranksearch.decompositions.spatial import Spatial
@@ -30,6 +31,7 @@ DECOMPOSITIONS: tuple[AnyDecomposition, ...] = (
     Spatial(first="height"),
     Tucker2(),
     GroupedSVD(),
+    GroupedSVDLearned(),
     Decoupled(),
     TiledSVD(),
     CP(),

@@ -53,7 +53,8 @@ class Decomposition(ABC, Generic[S]):
     """One way to factorize a site. Implementations are final, immutable and listed in ``DECOMPOSITIONS``.
 
     ``S`` is the state of a prepared site: spectra or cores, opaque to callers. Canonical weights have shape
-    (c_out, c_in / groups, kh, kw), see `Site`. States and factors are float64, on the weight's device.
+    (c_out, c_in / groups, kh, kw), see `Site`. States and factors are float64, on the weight's device; a factor of integers is no
+    weight (an order of channels), and nothing is fitted to it.
     """
 
     name: str
@@ -88,8 +89,8 @@ class Decomposition(ABC, Generic[S]):
 
     @abstractmethod
     def factors(self, state: S, rank: Rank) -> tuple[Tensor, ...]:
-        """Factors of one rank, float64, made for the state's metric (best in it where docs/metrics.md says so); the layout is the
-        decomposition's own."""
+        """Factors of one rank, float64 (int64: no weight), made for the state's metric (best in it where docs/metrics.md says so); the
+        layout is the decomposition's own."""
 
     @abstractmethod
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:

@@ -153,7 +153,7 @@ class Quantized(Decomposition[RoundedState]):
         chain = self.inner.module(site, factors, bias)
         if not isinstance(chain, nn.Sequential):
             return quantized(chain, self.bits)
-        return nn.Sequential(*(part if isinstance(part, nn.ChannelShuffle) else quantized(part, self.bits) for part in chain))
+        return nn.Sequential(*(part if part._parameters.get("weight") is None else quantized(part, self.bits) for part in chain))
 
 
 def with_bits(types: Iterable[AnyDecomposition], bits: Sequence[int]) -> tuple[AnyDecomposition, ...]:

@@ -27,16 +27,17 @@ class Held:
 
 
 def layout(decomposition: AnyDecomposition, site: Site, factors: Sequence[Tensor]) -> list[Held]:
-    """The layers of the chain that factors of these shapes are built as, first to last: every entry of a factor is one of a weight."""
-    total = sum(f.numel() for f in factors)
-    numbers = torch.arange(total, dtype=torch.float64, device=factors[0].device)  # exact below 2^53
+    """The layers of the chain that factors of these shapes are built as, first to last: every entry of a factor is one of a weight, but
+    for factors of integers, which are none."""
+    total = sum(f.numel() for f in weights_of(factors))
+    numbers = torch.arange(total, dtype=torch.float64, device=factors[-1].device)  # exact below 2^53
     module = decomposition.module(site, _parted(numbers, factors), None)
     held: list[Held] = []
     for layer in [module] if not isinstance(module, nn.Sequential) else list(module):
         if isinstance(layer, nn.ChannelShuffle):
             last = held.pop()
             held.append(Held(last.places, last.groups, last.table, layer.groups))
-        else:
+        elif layer._parameters.get("weight") is not None:
             weight, groups = layer.get_parameter("weight").detach(), getattr(layer, "groups", 1)
             held.append(Held(weight.long(), int(groups), isinstance(layer, nn.Embedding), 1))
     return held
@@ -63,7 +64,7 @@ def rounded(weights: Tensor, bits: int) -> Tensor:
 
 def round_factors(held: Sequence[Held], factors: Sequence[Tensor], bits: int) -> tuple[Tensor, ...]:
     """All factors rounded, layer by layer; shapes stay."""
-    flat = torch.cat([f.flatten() for f in factors])
+    flat = torch.cat([f.flatten() for f in weights_of(factors)])
     for layer in held:
         flat[layer.places] = rounded(flat[layer.places], bits)
     return _parted(flat, factors)
@@ -75,7 +76,7 @@ def balanced(held: Sequence[Held], factors: Sequence[Tensor]) -> tuple[Tensor, .
     A scale per output channel is shared by all inputs of that channel: where these differ in size, the small ones are lost to
     rounding. The first layer's own scales take up any size. From the last pair of layers to the first; the channels behind an
     embedding stay, since its rows share their scale, too."""
-    flat = torch.cat([f.flatten() for f in factors])
+    flat = torch.cat([f.flatten() for f in weights_of(factors)])
     for before, after in reversed(list(pairwise(held))):
         if before.table:
             continue
@@ -93,6 +94,11 @@ def balanced(held: Sequence[Held], factors: Sequence[Tensor]) -> tuple[Tensor, .
 
 
 def _parted(flat: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Entries one behind another as tensors of these shapes."""
-    parts = flat.split([f.numel() for f in like])
-    return tuple(part.reshape(f.shape) for part, f in zip(parts, like, strict=True))
+    """Entries one behind another as tensors of these shapes; integers among them as they are."""
+    parts = iter(flat.split([f.numel() for f in weights_of(like)]))
+    return tuple(next(parts).reshape(f.shape) if f.is_floating_point() else f for f in like)
+
+
+def weights_of(factors: Sequence[Tensor]) -> list[Tensor]:
+    """The factors that are weights: all but those of integers."""
+    return [f for f in factors if f.is_floating_point()]

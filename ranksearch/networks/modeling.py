@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ranksearch import __version__
+from ranksearch.decompositions.grouped_svd_learned import Reordered
 from ranksearch.decompositions.quantized_layer import QuantizedLayer
 from ranksearch.decompositions.tensor_train import TrainLinear
 from ranksearch.errors import InvalidModel
@@ -24,7 +25,7 @@ _MODULE_STATE = frozenset(vars(nn.Module()))
 # what the source of a module of ours needs besides torch
 _SOURCES: dict[type[nn.Module], tuple[Any, ...]] = {
     ReadableChain: (last_bias, ReadableChain), TransposedLinear: (TransposedLinear,), Scale: (Scale,), TrainLinear: (TrainLinear,),
-    QuantizedLayer: (QuantizedLayer,),
+    QuantizedLayer: (QuantizedLayer,), Reordered: (Reordered,),
 }  # fmt: skip
 
 _TEMPLATE = '''"""{name}: {base} of transformers with factorized layers, written by ranksearch {version}.
@@ -282,6 +283,8 @@ def _expression(path: str, layer: Any, used: dict[str, Any]) -> str:
         return f"nn.ChannelShuffle({layer.groups})"
     if kind is Scale:
         return f"Scale({layer.scale!r})"
+    if kind is Reordered:
+        return f"Reordered({len(layer.order)}, {layer.dims})"
     if kind is QuantizedLayer:
         return f"QuantizedLayer({_expression(path, layer.layer, used)}, {layer.bits})"
     if kind is TransposedLinear:

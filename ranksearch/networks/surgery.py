@@ -42,7 +42,7 @@ def factorized(spectra: Spectra, site: Site, decomposition: str, rank: Rank) -> 
     original = spectra.model.get_submodule(site.name)
     weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
     factors = spectra.factors(site, decomposition, rank)
-    bias = None if bias is None else bias.detach().to(factors[0].dtype, copy=True)
+    bias = None if bias is None else bias.detach().to(factors[-1].dtype, copy=True)
     layer = spectra.decomposition(decomposition).module(site, factors, bias)
     return conformed(layer.to(weight.dtype), original)
 

@@ -125,6 +125,7 @@ def all_types(*, bits: Bits = "", round_to: RoundTo = 1, max_options: MaxOptions
 def mixture(
     *,
     cp: Annotated[bool, "cp among the types: the smallest error of convolutions, and the dearest to profile"] = True,
+    learned_groups: Annotated[bool, "grouped_svd also with channels reordered so that its groups lose least"] = False,
     bits: Bits = "",
     round_to: RoundTo = 1,
     max_options: MaxOptions = None,
@@ -136,10 +137,12 @@ def mixture(
         cp: the smallest error for convolutions by far, and the dearest to profile: seconds for a layer of 64 channels, about
             a minute for one of 256; the others take milliseconds in the weight metric. Without it large networks are
             profiled at once.
+        learned_groups: ``grouped_svd_learned`` among the types: a better order of the channels at the same params and MACs, for one
+            gather per layer.
         bits: integers that weights may be rounded to besides, ``"8,4"``; the bytes of the network are to be a cost then.
         round_to, max_options: see `SpaceSpec`.
     """
-    names = ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd", *(("cp",) if cp else ()))
+    names = ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd", *(("grouped_svd_learned",) if learned_groups else ()), *(("cp",) if cp else ()))
     return SpaceSpec(_typed(named(*names), bits), round_to=round_to, max_options=max_options)
 
 

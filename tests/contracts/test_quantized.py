@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ranksearch.decompositions import BITS, DECOMPOSITIONS, KNOWN, Quantized, Rank
 from ranksearch.decompositions.metric import conditioned
 from ranksearch.decompositions.quantized_layer import QuantizedLayer
-from ranksearch.decompositions.rounding import balanced, layout, rounded
+from ranksearch.decompositions.rounding import balanced, layout, rounded, weights_of
 from ranksearch.networks.merge import weight_of
 from ranksearch.sites import Call, Site, canonical_weight, find_sites
 
@@ -73,7 +73,7 @@ def test_errors_are_those_of_the_rounded_factors_in_the_metric(kind: str, name: 
 def test_weights_are_few_levels_of_one_scale_per_output_channel(kind: str, decomposition: Quantized) -> None:
     layer, site, _ = make(kind)
     _, factors = rounded_factors(kind, decomposition)
-    flat = torch.cat([f.flatten() for f in factors])
+    flat = torch.cat([f.flatten() for f in weights_of(factors)])
     top = 2 ** (decomposition.bits - 1) - 1
     seen = 0
     for held in layout(decomposition.inner, site, factors):

@@ -35,11 +35,12 @@ def rounded(decomposition: Quantized, site: Site, factors: Sequence[Tensor], goa
     layers = layout(decomposition.inner, site, factors)
     blocks = goal.weight.reshape(site.groups, site.c_out // site.groups, *site.shape[1:])
     found = list(decomposition.scaled(layers, site, tuple(factors), blocks, conditioned(goal.moments, goal.weight)))
-    starts = torch.tensor([0, *(f.numel() for f in found)]).cumsum(0)
-    left = list(range(len(found)))
+    left = [k for k, factor in enumerate(found) if factor.is_floating_point()]
+    starts = torch.tensor([0, *(found[k].numel() for k in left)]).cumsum(0)
+    places = list(left)
     for layer in layers:
         found = list(round_factors([layer], found, decomposition.bits))
-        left.remove(int(torch.searchsorted(starts, int(layer.places.flatten()[0]), right=True)) - 1)
+        left.remove(places[int(torch.searchsorted(starts, int(layer.places.flatten()[0]), right=True)) - 1])
         if left:
             found = list(_refined(decomposition.inner, site, found, left, goal))
     return tuple(found)
