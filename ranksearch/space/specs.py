@@ -142,8 +142,9 @@ def mixture(
         bits: integers that weights may be rounded to besides, ``"8,4"``; the bytes of the network are to be a cost then.
         round_to, max_options: see `SpaceSpec`.
     """
-    names = ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd", *(("grouped_svd_learned",) if learned_groups else ()), *(("cp",) if cp else ()))
-    return SpaceSpec(_typed(named(*names), bits), round_to=round_to, max_options=max_options)
+    further = [name for name, wanted in (("grouped_svd_learned", learned_groups), ("cp", cp)) if wanted]
+    types = named("svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd", *further)
+    return SpaceSpec(_typed(types, bits), round_to=round_to, max_options=max_options)
 
 
 def svd_only(*, bits: Bits = "", round_to: RoundTo = 1) -> SpaceSpec:
