@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ranksearch import checks
 from ranksearch.compression.judge import Judge, judge
 from ranksearch.compression.rules import RULES, Rule
-from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
-from ranksearch.decompositions import Moments
+from ranksearch.costs import COSTS, Bytes, CostModel, DenseNetwork, check_costs, network_cost
+from ranksearch.decompositions import Moments, with_bits
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
 from ranksearch.networks import export
@@ -31,6 +31,7 @@ from ranksearch.search.loop import indices_of
 from ranksearch.search.refit import refit
 from ranksearch.sites import Cost, Sites, evaluating, run, unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
+from ranksearch.space.specs import bits_of
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
 from ranksearch.statistics.metric import MetricName
@@ -159,6 +160,7 @@ def compress(
     polished: int = 0,
     epochs: float = 0.0,
     costs: Sequence[CostModel] = COSTS,
+    bits: str | Sequence[int] = (),
     on_event: Callable[[Stage], None] | None = None,
     **budgets: float,
 ) -> Compressed:
@@ -174,6 +176,7 @@ def compress(
         small = compress(model, task, params=0.3, macs=0.5, polished=100).model
         small = compress(model, [inputs, more_inputs], macs=0.5).model
         small = compress(model, task, macs=0.2, epochs=4).model
+        small = compress(model, task, bytes=0.1, bits=(8, 4)).model
 
     Price: one pass forward and back over ``space.calibration`` batches for the metrics; per rule a reconstruction on ``reconstruction``
     batches and two forward passes over four held-out ones; and the model of the loss, of at most 26 networks and one per rule, each one
@@ -195,8 +198,10 @@ def compress(
             ``reconstruction`` batches, four where that is 0; 0: none. What they find counts only where it is better on the held-out
             batches.
         epochs: of training afterwards (`ranksearch.networks.recovery.recover`): the dense network teaches, and the best state on the
-            task's validation split is kept; 0: none. The task must train step by step (`Task.training`).
-        costs: what networks are counted by.
+            task's validation split is kept; 0: none. The task must train step by step (`Task.training`). Weights of few bits stay.
+        costs: what networks are counted by; a budget on ``bytes``, and ``bits``, add `ranksearch.costs.Bytes` where it is not among them.
+        bits: integers that weights may be rounded to besides what they are, 8 or 4 or both: all types of the space are then also
+            offered so, and the dense layer.
         on_event: called with progress.
         budgets: upper bounds by the names of costs, such as ``macs=0.5``: up to 1 a share of the dense network's, above it an amount.
 
@@ -211,14 +216,19 @@ def compress(
     checks.whole("polished", polished, least=0, hint="measurements")
     refits = (REFITS if rules is None else 0) if refits is None else checks.whole("refits", refits, least=0, hint="rounds")
     chosen = _rules(rules)
+    found = bits_of(bits)
+    if (found or Bytes.name in budgets) and not any(cost.tells_bits for cost in costs):
+        costs = (*costs, Bytes())
     costs = check_costs(costs, taken=set())
     _check_budgets(budgets, costs)
     model = unwrapped(model)
     task = task if isinstance(task, Task) else _without_labels(task, model)
     if checks.number("epochs", epochs, least=0):
         task.training(model, epochs=epochs, seed=0)  # one that does not train says so before any work
-    data = _Data.of(task, (space or mixture()).calibration)
-    spec = (space or mixture()).replace(calibration=data.seen)
+    spec = space or mixture()
+    spec = spec.replace(decompositions=with_bits(spec.decompositions, found)) if found else spec
+    data = _Data.of(task, spec.calibration)
+    spec = spec.replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
     two_sided = any(rule.metric == "fisher" for rule in chosen)
     portfolio = _Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided)

@@ -29,6 +29,7 @@ class Bytes(CostModel):
     dtype: str | None = None
 
     name, label, unit = "bytes", "bytes", "bytes"
+    tells_bits = True
 
     def __post_init__(self) -> None:
         found = None if self.dtype is None else getattr(torch, self.dtype, None)
@@ -36,7 +37,11 @@ class Bytes(CostModel):
             raise InvalidArgument(f"dtype={self.dtype!r} is no floating-point type of torch; give one such as float32, bfloat16 or float16")
 
     def options(self, layer: LayerOptions) -> np.ndarray:
-        return layer.params * self._of_site(layer.network, layer.site)
+        size, held = self._of_site(layer.network, layer.site), layer.decomposition.held(layer.site, layer.ranks)
+        if held is None:
+            return layer.params * size
+        integers, numbers = held
+        return integers + numbers * size
 
     def rest(self, network: DenseNetwork) -> int:
         groups: dict[int, list[Tensor]] = {}

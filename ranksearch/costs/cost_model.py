@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Rank
+from ranksearch.decompositions import DECOMPOSITIONS, KNOWN, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.results.names import unusable
 from ranksearch.sites import Amount, BatchDim, Cost, Site, Sites
@@ -61,6 +61,7 @@ class CostModel(ABC):
     name: str  # of its column, in conditions and in stores: an identifier
     label: str
     unit: str
+    tells_bits: bool = False  # whether an option with weights of few bits may cost less than the same one without
 
     @abstractmethod
     def options(self, layer: LayerOptions) -> np.ndarray:
@@ -118,7 +119,7 @@ def network_cost(
     models: Sequence[CostModel],
     network: DenseNetwork,
     choices: Iterable[tuple[str, str, Rank]] = (),
-    decompositions: Sequence[AnyDecomposition] = DECOMPOSITIONS,
+    decompositions: Sequence[AnyDecomposition] = KNOWN,
 ) -> Cost:
     """What a whole network costs; without ``choices`` the dense one.
 

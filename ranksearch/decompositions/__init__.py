@@ -1,4 +1,4 @@
-"""Every decomposition, one file each. The table below is the only list of them."""
+"""Every decomposition, one file each. The table below is the only list of them; each may have few bits besides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from ranksearch.decompositions.decomposition import AnyDecomposition, Decomposit
 from ranksearch.decompositions.decoupled import Decoupled
 from ranksearch.decompositions.dense import Dense
 from ranksearch.decompositions.grouped_svd import GroupedSVD
+from ranksearch.decompositions.grouped_svd_learned import GroupedSVDLearned
 from ranksearch.decompositions.metric import Moments
+from ranksearch.decompositions.quantized import BITS, Quantized, with_bits
 from ranksearch.decompositions.spatial import Spatial
 from ranksearch.decompositions.svd import SVD
 from ranksearch.decompositions.svd_in import SVDIn
@@ -29,6 +31,7 @@ DECOMPOSITIONS: tuple[AnyDecomposition, ...] = (
     Spatial(first="height"),
     Tucker2(),
     GroupedSVD(),
+    GroupedSVDLearned(),
     Decoupled(),
     TiledSVD(),
     CP(),
@@ -37,6 +40,9 @@ DECOMPOSITIONS: tuple[AnyDecomposition, ...] = (
     Adaptive(),
 )
 
+# what a name may stand for, wherever it comes from: the types and each of them with few bits
+KNOWN: tuple[AnyDecomposition, ...] = with_bits(DECOMPOSITIONS, BITS)
+
 
 def describe(site: Site, decomposition: str, rank: Sequence[int]) -> str:
     """An option of ``site`` in a few words, see `Decomposition.describe`: ``r=12``, ``in 8, out 12``, ``4 groups, r=6``.
@@ -44,10 +50,13 @@ def describe(site: Site, decomposition: str, rank: Sequence[int]) -> str:
     Raises:
         InvalidArgument: no decomposition has that name.
     """
-    for known in DECOMPOSITIONS:
+    for known in KNOWN:
         if known.name == decomposition:
             return known.describe(site, tuple(int(r) for r in rank))
     raise InvalidArgument(f"decomposition={decomposition!r} is not one of: {', '.join(d.name for d in DECOMPOSITIONS)}")
 
 
-__all__ = ["DECOMPOSITIONS", "AnyDecomposition", "Decomposition", "Errors", "Moments", "Rank", "Searched", "cheaper", "describe"]
+__all__ = [
+    "BITS", "DECOMPOSITIONS", "KNOWN", "AnyDecomposition", "Decomposition", "Errors", "Moments", "Quantized", "Rank", "Searched", "cheaper",
+    "describe", "with_bits",
+]  # fmt: skip

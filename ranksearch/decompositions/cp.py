@@ -77,8 +77,11 @@ class CP(Decomposition[CPState]):
             links += [Link(rank, rank, (True, True), rank)]
         return [*links, Link(rank, site.c_out)]
 
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link]:
+        return self._links(site, ranks[:, 0])
+
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
+        return chain_costs(site, self.links(site, ranks), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> CPState:
         dense = weight.double()

@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ranksearch.decompositions.chain import Link
 from ranksearch.decompositions.metric import Moments
 from ranksearch.sites import Cost, Site
 
@@ -52,15 +53,16 @@ class Decomposition(ABC, Generic[S]):
     """One way to factorize a site. Implementations are final, immutable and listed in ``DECOMPOSITIONS``.
 
     ``S`` is the state of a prepared site: spectra or cores, opaque to callers. Canonical weights have shape
-    (c_out, c_in / groups, kh, kw), see `Site`. States and factors are float64, on the weight's device.
+    (c_out, c_in / groups, kh, kw), see `Site`. States and factors are float64, on the weight's device; a factor of integers is no
+    weight (an order of channels), and nothing is fitted to it.
     """
 
     name: str
-    nested: ClassVar[bool] = True  # errors in the weight metric never grow when any entry of the rank does
-    exact: ClassVar[bool] = True  # the last of the ranks reconstructs the weight
-    labels: ClassVar[int] = 0  # how many leading entries of a rank name a structure (groups, tiles) and are no widths
-    optimal: ClassVar[bool] = False  # factors are the best of their rank in every metric
-    storage_only: ClassVar[bool] = False  # built as a parametrized dense layer: saves params, adds MACs
+    nested: bool = True  # errors in the weight metric never grow when any entry of the rank does
+    exact: bool = True  # the last of the ranks reconstructs the weight
+    labels: int = 0  # how many leading entries of a rank name a structure (groups, tiles) and are no widths
+    optimal: bool = False  # factors are the best of their rank in every metric
+    storage_only: bool = False  # built as a parametrized dense layer: saves params, adds MACs
 
     @abstractmethod
     def undefined(self, site: Site) -> str | None:
@@ -87,8 +89,8 @@ class Decomposition(ABC, Generic[S]):
 
     @abstractmethod
     def factors(self, state: S, rank: Rank) -> tuple[Tensor, ...]:
-        """Factors of one rank, float64, made for the state's metric (best in it where docs/metrics.md says so); the layout is the
-        decomposition's own."""
+        """Factors of one rank, float64 (int64: no weight), made for the state's metric (best in it where docs/metrics.md says so); the
+        layout is the decomposition's own."""
 
     @abstractmethod
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
@@ -98,6 +100,22 @@ class Decomposition(ABC, Generic[S]):
     def module(self, site: Site, factors: tuple[Tensor, ...], bias: Tensor | None) -> nn.Module:
         """A module that computes what the dense layer with weight ``compose(site, factors)`` computes, of plain
         torch layers where they exist, with parameters in the dtype and on the device of ``factors``."""
+
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link] | None:
+        """The chain of plain layers that every row of ``ranks`` is built as, channel counts as arrays of shape (n_ranks,) where they
+        depend on the rank; None where the built module is no such chain."""
+        del site, ranks
+        return None
+
+    def held(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """What the built module stores: bytes of integers, and numbers in the floating-point type of the network, two int64 arrays of
+        shape (n_ranks,); None where it stores its params and nothing else."""
+        del site, ranks
+        return None
+
+    def saves(self, site: Site, params: np.ndarray, macs: np.ndarray) -> np.ndarray:
+        """Which ranks of these costs are worth offering, bool, shape: (n_ranks,): those that are `cheaper` than the dense layer."""
+        return cheaper(site, params, macs)
 
     def cost(self, site: Site, rank: Rank) -> Cost:
         """Params and MACs of one rank, see `costs`."""
@@ -111,7 +129,7 @@ class Decomposition(ABC, Generic[S]):
             return np.zeros((0, 1), dtype=np.int64)
         ranks = self.ranks(site)
         params, macs = self.costs(site, ranks)
-        keep = np.flatnonzero(cheaper(site, params, macs))
+        keep = np.flatnonzero(self.saves(site, params, macs))
         return ranks[keep[np.lexsort((macs[keep], params[keep]))]]
 
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...] | None:

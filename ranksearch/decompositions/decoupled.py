@@ -61,8 +61,11 @@ class Decoupled(Decomposition[FilterState]):
         inner = q * site.c_out
         return [Link(site.c_in, inner, groups=site.groups), Link(inner, site.c_out, (True, True), site.c_out)]
 
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link]:
+        return self._links(site, ranks[:, 0])
+
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
+        return chain_costs(site, self.links(site, ranks), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> FilterState:
         weight = weight.double()

@@ -32,6 +32,9 @@ class Dense(Decomposition[DenseState]):
     def _links(self, site: Site) -> list[Link]:
         return [Link(site.c_in, site.c_out, (True, True), site.groups)]
 
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link]:
+        return self._links(site)
+
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return chain_costs(site, self._links(site), len(ranks))
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ranksearch.decompositions import tiles
-from ranksearch.decompositions.chain import chain_costs, chain_module
+from ranksearch.decompositions.chain import Link, chain_costs, chain_module
 from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.tiles import TileState
@@ -44,8 +44,11 @@ class GroupedSVD(Decomposition[TileState]):
     def ranks(self, site: Site) -> np.ndarray:
         return tiles.tile_ranks(site, self._cuts(site))[:, 1:]
 
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link]:
+        return tiles.links(site, 1, ranks[:, 0], ranks[:, 1])
+
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return chain_costs(site, tiles.links(site, 1, ranks[:, 0], ranks[:, 1]), len(ranks))
+        return chain_costs(site, self.links(site, ranks), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> TileState:
         return tiles.prepare(site, weight, tiles.tile_ranks(site, self._cuts(site)), moments)

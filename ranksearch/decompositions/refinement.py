@@ -21,7 +21,8 @@ def refine(
     steps: int = 6,
 ) -> tuple[Tensor, ...]:
     """Alternating weighted least squares: for one factor after the other, a few conjugate-gradient steps on
-    |weight - compose(factors)|^2 in the metric, which is quadratic in each factor. The error never grows.
+    |weight - compose(factors)|^2 in the metric, which is quadratic in each factor. The error never grows. Factors of integers (an
+    order of channels) stay.
 
     Args:
         compose: multilinear in the factors; its value has the shape of ``weight``.
@@ -36,7 +37,7 @@ def refine(
         slope = unit * apply_metric(weight - compose(current), moments)
     floor = 1e-28 * unit * energy
     for _ in range(sweeps):
-        for k in range(len(current)):
+        for k in (k for k, factor in enumerate(current) if factor.is_floating_point()):
             direction, last = None, 0.0
             for _ in range(steps):
                 gradient = _pull_back(compose, current, k, slope)

@@ -52,8 +52,11 @@ class Spatial(Decomposition[Folded]):
             Link(inner, site.c_out, (width_first, not width_first), site.groups),
         ]
 
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link]:
+        return self._links(site, ranks[:, 0])
+
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
+        return chain_costs(site, self.links(site, ranks), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Folded:
         ranks = weighted_truncation.measured_ranks(site, self)

@@ -48,8 +48,11 @@ class SVD(Decomposition[SVDState]):
         inner = rank * site.groups
         return [Link(site.c_in, inner, (True, True), site.groups), Link(inner, site.c_out, groups=site.groups)]
 
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link]:
+        return self._links(site, ranks[:, 0])
+
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
+        return chain_costs(site, self.links(site, ranks), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> SVDState:
         matrix = FOLDING.fold(site, weight).double()

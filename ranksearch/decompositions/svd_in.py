@@ -44,8 +44,11 @@ class SVDIn(Decomposition[Folded]):
         inner = rank * site.groups
         return [Link(site.c_in, inner, groups=site.groups), Link(inner, site.c_out, (True, True), site.groups)]
 
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link]:
+        return self._links(site, ranks[:, 0])
+
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return chain_costs(site, self._links(site, ranks[:, 0]), len(ranks))
+        return chain_costs(site, self.links(site, ranks), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> Folded:
         return weighted_truncation.prepare(site, weight, moments, FOLDING, weighted_truncation.measured_ranks(site, self))

@@ -91,6 +91,9 @@ class TensorTrain(Decomposition[TrainState]):
     def _links(self, site: Site, r1: Any, r2: Any, r3: Any) -> list[Link]:
         return [Link(site.c_in, r1), Link(r1, r2, (True, False)), Link(r2, r3, (False, True)), Link(r3, site.c_out)]
 
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link] | None:
+        return self._links(site, *ranks.T) if site.kind == "conv2d" else None
+
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if site.kind == "conv2d":
             return chain_costs(site, self._links(site, *ranks.T), len(ranks))

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ranksearch.decompositions import tiles
-from ranksearch.decompositions.chain import chain_costs, chain_module
+from ranksearch.decompositions.chain import Link, chain_costs, chain_module
 from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.tiles import TileState
@@ -48,8 +48,11 @@ class TiledSVD(Decomposition[TileState]):
     def ranks(self, site: Site) -> np.ndarray:
         return tiles.tile_ranks(site, self._cuts(site))
 
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link]:
+        return tiles.links(site, ranks[:, 0], ranks[:, 1], ranks[:, 2])
+
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return chain_costs(site, tiles.links(site, ranks[:, 0], ranks[:, 1], ranks[:, 2]), len(ranks))
+        return chain_costs(site, self.links(site, ranks), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> TileState:
         return tiles.prepare(site, weight, self.ranks(site), moments)

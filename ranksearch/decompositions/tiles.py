@@ -106,6 +106,14 @@ def errors(state: TileState) -> Errors:
     return Errors(ranks, ratio(frobenius, total), ratio(operator, top), total**0.5, quality, quality)
 
 
+def squared_errors(state: TileState, p: int, t: int) -> np.ndarray:
+    """Squared Frobenius errors of ranks 0..k of every tile's own best factors, in the metric."""
+    if state.input is not None or state.output is not None:
+        return _coupled(state, p, t)
+    energies = spectrum(split_tiles(state.weight, p, t).flatten(0, 1)).energies.sum(dim=0).cpu().numpy()
+    return np.append(np.cumsum(energies[::-1])[::-1], 0.0)
+
+
 def _decompose(tiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """SVD of tiles (p, t, m, n): U (p, t, m, k), sigma (p, t, k), V (p, t, n, k); components without energy are zero
     on the longer side."""
@@ -244,8 +252,13 @@ def _pull(state: TileState, residual: Tensor, i: int, j: int) -> Tensor:
     return columns[i * m : i * m + m] if state.output is None else state.output[i * m : i * m + m] @ columns
 
 
+def joined(left: Tensor, right: Tensor) -> Tensor:
+    """The lowered weight that factors of tiles stand for."""
+    return join_tiles(left @ right)
+
+
 def compose(site: Site, left: Tensor, right: Tensor) -> Tensor:
-    return FOLDINGS["svd"].unfold(site, join_tiles(left @ right))
+    return FOLDINGS["svd"].unfold(site, joined(left, right))
 
 
 def weights(site: Site, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -111,8 +111,11 @@ class Tucker2(Decomposition[TuckerState]):
             Link(r_out * g, site.c_out, groups=g),
         ]
 
+    def links(self, site: Site, ranks: np.ndarray) -> list[Link]:
+        return self._links(site, ranks[:, 0], ranks[:, 1])
+
     def costs(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return chain_costs(site, self._links(site, ranks[:, 0], ranks[:, 1]), len(ranks))
+        return chain_costs(site, self.links(site, ranks), len(ranks))
 
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> TuckerState:
         blocks = FOLDING.blocks(site, weight.double())  # (g, o, s, i)

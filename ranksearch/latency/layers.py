@@ -35,14 +35,15 @@ def stand_in(model: nn.Module, site: Site, decomposition: AnyDecomposition, rank
         factors = _random(empty, weight.device)
         norm = float(decomposition.compose(site, factors).norm())
         factors = (*factors[:-1], factors[-1] * (float(weight.float().norm()) / norm if norm > 0 else 1.0))
-    factors = tuple(factor.to(dtype=weight.dtype, device=weight.device) for factor in factors)
+    factors = tuple(factor.to(weight) if factor.is_floating_point() else factor.to(weight.device) for factor in factors)
     layer = decomposition.module(site, factors, None if bias is None else bias.detach().clone())
     return conformed(layer, original)
 
 
 def _random(like: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(factor.shape, generator=generator).to(device) for factor in like)
+    made = (torch.randn(factor.shape, generator=generator) if factor.is_floating_point() else factor for factor in like)
+    return tuple(factor.to(device) for factor in made)
 
 
 class Calls(nn.Module):

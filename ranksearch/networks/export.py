@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ranksearch import __version__
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Rank
+from ranksearch.decompositions import KNOWN, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
 from ranksearch.home import sync, user_path
 from ranksearch.networks import pretrained, programs
@@ -128,7 +128,7 @@ def load(
     dense_model: nn.Module,
     example: Any = None,
     *,
-    decompositions: Sequence[AnyDecomposition] = DECOMPOSITIONS,
+    decompositions: Sequence[AnyDecomposition] = KNOWN,
 ) -> nn.Module:
     """The network that `save` wrote, rebuilt on the user's dense network, in evaluation mode.
 

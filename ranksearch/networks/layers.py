@@ -26,7 +26,7 @@ class ReadableChain(nn.Sequential):
 
     @property
     def weight(self) -> Tensor:
-        first = next(self.parameters())
+        first = next(tensor for tensor in self.state_dict().values() if tensor.is_floating_point())
         return torch.full((), float("nan"), dtype=first.dtype, device=first.device).expand(self._shape)
 
     @property

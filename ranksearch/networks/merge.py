@@ -136,7 +136,7 @@ def _transposed(layer: nn.Module, plain: Any, site: Site) -> Tensor:
 
 
 def _device(layer: nn.Module) -> torch.device:
-    return next(layer.parameters()).device
+    return next(iter(layer.state_dict().values())).device
 
 
 def _compare(network: nn.Module, model: nn.Module, example: Any) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from ranksearch import __version__
+from ranksearch.decompositions.grouped_svd_learned import Reordered
+from ranksearch.decompositions.quantized_layer import QuantizedLayer
 from ranksearch.decompositions.tensor_train import TrainLinear
 from ranksearch.errors import InvalidModel
 from ranksearch.networks.layers import ReadableChain, TransposedLinear, last_bias
@@ -23,6 +25,7 @@ _MODULE_STATE = frozenset(vars(nn.Module()))
 # what the source of a module of ours needs besides torch
 _SOURCES: dict[type[nn.Module], tuple[Any, ...]] = {
     ReadableChain: (last_bias, ReadableChain), TransposedLinear: (TransposedLinear,), Scale: (Scale,), TrainLinear: (TrainLinear,),
+    QuantizedLayer: (QuantizedLayer,), Reordered: (Reordered,),
 }  # fmt: skip
 
 _TEMPLATE = '''"""{name}: {base} of transformers with factorized layers, written by ranksearch {version}.
@@ -171,9 +174,9 @@ def load(network: nn.Module, folder: Path = Path(__file__).parent) -> nn.Module:
         setattr(network.get_submodule(path), last, network.get_parameter(first))
     tensors = load_file(folder / "{weights}")
     tensors |= {{name: tensors[first] for name, first in ALIASES.items()}}
-    for name, parameter in network.named_parameters():
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if name in tensors:
-            parameter.data = parameter.data.to(tensors[name].dtype)
+            tensor.data = tensor.data.to(tensors[name].dtype)
     network.load_state_dict(tensors, strict=True)
     return network.eval()
 '''
@@ -280,6 +283,10 @@ def _expression(path: str, layer: Any, used: dict[str, Any]) -> str:
         return f"nn.ChannelShuffle({layer.groups})"
     if kind is Scale:
         return f"Scale({layer.scale!r})"
+    if kind is Reordered:
+        return f"Reordered({len(layer.order)}, {layer.dims})"
+    if kind is QuantizedLayer:
+        return f"QuantizedLayer({_expression(path, layer.layer, used)}, {layer.bits})"
     if kind is TransposedLinear:
         return f"TransposedLinear(nn.Parameter(torch.empty({tuple(layer.weight.shape)})))"
     if kind is TrainLinear:

@@ -41,9 +41,10 @@ def factorized(spectra: Spectra, site: Site, decomposition: str, rank: Rank) -> 
     with dtype, device, memory format, training mode and ``requires_grad`` of the original."""
     original = spectra.model.get_submodule(site.name)
     weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
-    factors = tuple(f.to(weight.dtype) for f in spectra.factors(site, decomposition, rank))
-    layer = spectra.decomposition(decomposition).module(site, factors, None if bias is None else bias.detach().clone())
-    return conformed(layer, original)
+    factors = spectra.factors(site, decomposition, rank)
+    bias = None if bias is None else bias.detach().to(factors[-1].dtype, copy=True)
+    layer = spectra.decomposition(decomposition).module(site, factors, bias)
+    return conformed(layer.to(weight.dtype), original)
 
 
 def conformed(layer: nn.Module, original: nn.Module) -> nn.Module:

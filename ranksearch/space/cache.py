@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import ranksearch.decompositions
-from ranksearch.decompositions import AnyDecomposition, Moments
+from ranksearch.decompositions import AnyDecomposition, Decomposition, Moments
 from ranksearch.home import replacing
 from ranksearch.sites import Site
 from ranksearch.tensors import absorb
@@ -40,19 +40,31 @@ def content_key(
 
     That is the weight, the metric, the geometry of the site (not its name), the type with its options, the code of all types, the
     version of torch, the kind of device, and what the last bits of products hang on: instruction set and threads."""
-    if not type(decomposition).__module__.startswith(PACKAGES[0]):
+    if (type_of := _described(decomposition)) is None:
         return None
     head = None if site.head is None else replace(site.head, name="", aliases=())
     place = replace(site, name="", aliases=(), reads=(), scale=1.0, head=head)
-    options = sorted((name, repr(value)) for name, value in vars(decomposition).items())
     machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), weight.device.type, threads)
-    digest = hashlib.sha256(repr((_code(), type(decomposition).__qualname__, options, place, machine)).encode())
+    digest = hashlib.sha256(repr((_code(), *type_of, place, machine)).encode())
     for tensor in (weight, *(() if moments is None else (moments.input, moments.output))):
         if tensor is None:
             digest.update(b"none")
         else:
             absorb(digest, [("", tensor)])
     return digest.hexdigest()[:32]
+
+
+def _described(decomposition: AnyDecomposition) -> tuple[str, list[tuple[str, str]]] | None:
+    """The class of a type and its options, which may be types themselves; None where one of them is not the package's own."""
+    if not type(decomposition).__module__.startswith(PACKAGES[0]):
+        return None
+    options = []
+    for name, value in vars(decomposition).items():
+        inner = _described(value) if isinstance(value, Decomposition) else value
+        if inner is None and value is not None:
+            return None
+        options.append((name, repr(inner)))
+    return type(decomposition).__qualname__, sorted(options)
 
 
 @cache

@@ -15,6 +15,7 @@ import numpy as np
 
 from ranksearch import checks
 from ranksearch.costs import COSTS, CostModel, DenseNetwork, network_cost
+from ranksearch.decompositions import Quantized
 from ranksearch.errors import EmptySpace, InvalidArgument
 from ranksearch.sites import Amount, Cost
 from ranksearch.space.configuration import Configuration
@@ -230,13 +231,19 @@ def build_space(
 
     Raises:
         EmptySpace: nothing to choose.
-        InvalidArgument: ``round_to`` or ``max_options`` below 1, a type that the spectra do not have, or a cost that is no
-            number for some option.
+        InvalidArgument: ``round_to`` or ``max_options`` below 1, a type that the spectra do not have, a cost that is no
+            number for some option, or types of few bits where no cost tells them from others.
     """
     checks.whole("round_to", round_to, least=1)
     if max_options is not None:
         checks.whole("max_options", max_options, least=1)
     names = [spectra.decomposition(name).name for name in (spectra.decompositions if types is None else types)]
+    rounded = [name for name in names if isinstance(spectra.decomposition(name), Quantized)]
+    if rounded and not any(cost.tells_bits for cost in costs):
+        raise InvalidArgument(
+            f"types={rounded[:3]} have weights of few bits, which none of the costs {', '.join(cost.name for cost in costs)} tells from "
+            "others; count bytes, too: costs=(*COSTS, Bytes()), on the command line --cost bytes"
+        )
     network = DenseNetwork(spectra.model, spectra.sites, example, decompositions=tuple(spectra.decompositions.values()))
     costs = [model.of(network) for model in costs]
     ladders = tuple(

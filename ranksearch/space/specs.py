@@ -11,7 +11,7 @@ from torch import nn
 
 from ranksearch import checks
 from ranksearch.costs import COSTS, CostModel
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
+from ranksearch.decompositions import BITS, DECOMPOSITIONS, KNOWN, AnyDecomposition, with_bits
 from ranksearch.errors import InvalidArgument, RanksearchWarning
 from ranksearch.sites import BatchDim, Rule, Sites, find_sites
 from ranksearch.space.ladder import ErrorName
@@ -26,7 +26,7 @@ class SpaceSpec:
     """What a search may choose from.
 
     Attributes:
-        decompositions: the types; ``dense`` is always one of them.
+        decompositions: the types; ``dense`` is always one of them. `with_bits` gives types with weights of few bits besides.
         include, exclude: which layers may be factorized, see `find_sites`.
         round_to: ranks are multiples of this.
         max_options: at most so many options per ladder; None: all that nothing beats.
@@ -78,31 +78,55 @@ class SpaceSpec:
 
 
 RoundTo = Annotated[int, "ranks are multiples of this; 8 suits the tensor cores of GPUs"]
+Bits = Annotated[str, "weights may also be integers of so many bits, such as 8 or 8,4; needs a cost that tells them apart (--cost bytes)"]
 MaxOptions = Annotated[int | None, "at most so many options per layer; default: all that no other option beats"]
 
 
 def named(*names: str) -> tuple[AnyDecomposition, ...]:
-    """Decompositions by name, in the order of the table.
+    """Decompositions by name, in the order of the table, then those with few bits, such as ``svd@int8``.
 
     Raises:
         InvalidArgument: a name that is not in the table.
     """
-    table = {d.name: d for d in DECOMPOSITIONS}
+    table = {d.name: d for d in KNOWN}
     unknown = [name for name in names if name not in table]
     if unknown:
-        raise InvalidArgument(f"decompositions={unknown}: none of these is known; known are: {', '.join(table)}")
-    return tuple(d for d in DECOMPOSITIONS if d.name in names)
+        known = ", ".join(d.name for d in DECOMPOSITIONS)
+        raise InvalidArgument(f"decompositions={unknown}: none of these is known; known are: {known}, and most with bits: svd@int{BITS[0]}")
+    return tuple(d for d in KNOWN if d.name in names)
 
 
-def all_types(*, round_to: RoundTo = 1, max_options: MaxOptions = None) -> SpaceSpec:
+def bits_of(text: str | Sequence[int]) -> tuple[int, ...]:
+    """Bits as options of spaces give them: ``"8,4"`` or numbers; of an empty text none.
+
+    Raises:
+        InvalidArgument: something else than 8 and 4.
+    """
+    try:
+        found = tuple(int(part) for part in (text.split(",") if isinstance(text, str) else text) if part != "")
+    except (TypeError, ValueError):
+        found = (0,)
+    if not set(found) <= set(BITS):
+        raise InvalidArgument(f"bits={text!r}: give some of {', '.join(map(str, BITS))}, such as bits='8,4'")
+    return found
+
+
+def _typed(types: Sequence[AnyDecomposition], bits: str) -> tuple[AnyDecomposition, ...]:
+    found = bits_of(bits)
+    return with_bits(types, found) if found else tuple(types)
+
+
+def all_types(*, bits: Bits = "", round_to: RoundTo = 1, max_options: MaxOptions = None) -> SpaceSpec:
     """The space in which every layer takes any type that is defined for it; those that are fitted by alternating least
     squares make the profile slower."""
-    return SpaceSpec(DECOMPOSITIONS, round_to=round_to, max_options=max_options)
+    return SpaceSpec(_typed(DECOMPOSITIONS, bits), round_to=round_to, max_options=max_options)
 
 
 def mixture(
     *,
     cp: Annotated[bool, "cp among the types: the smallest error of convolutions, and the dearest to profile"] = True,
+    learned_groups: Annotated[bool, "grouped_svd also with channels reordered so that its groups lose least"] = False,
+    bits: Bits = "",
     round_to: RoundTo = 1,
     max_options: MaxOptions = None,
 ) -> SpaceSpec:
@@ -113,16 +137,20 @@ def mixture(
         cp: the smallest error for convolutions by far, and the dearest to profile: seconds for a layer of 64 channels, about
             a minute for one of 256; the others take milliseconds in the weight metric. Without it large networks are
             profiled at once.
+        learned_groups: ``grouped_svd_learned`` among the types: a better order of the channels at the same params and MACs, for one
+            gather per layer.
+        bits: integers that weights may be rounded to besides, ``"8,4"``; the bytes of the network are to be a cost then.
         round_to, max_options: see `SpaceSpec`.
     """
-    names = ("svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd", *(("cp",) if cp else ()))
-    return SpaceSpec(named(*names), round_to=round_to, max_options=max_options)
+    further = [name for name, wanted in (("grouped_svd_learned", learned_groups), ("cp", cp)) if wanted]
+    types = named("svd", "svd_in", "spatial", "spatial_t", "tucker2", "grouped_svd", *further)
+    return SpaceSpec(_typed(types, bits), round_to=round_to, max_options=max_options)
 
 
-def svd_only(*, round_to: RoundTo = 1) -> SpaceSpec:
+def svd_only(*, bits: Bits = "", round_to: RoundTo = 1) -> SpaceSpec:
     """The space of most published work, to compare with: every layer is dense or ``svd`` at any rank that is a multiple of
     ``round_to``."""
-    return SpaceSpec(named("svd"), round_to=round_to)
+    return SpaceSpec(_typed(named("svd"), bits), round_to=round_to)
 
 
 PACKAGED: Mapping[str, Callable[..., SpaceSpec]] = {made.__name__: made for made in (mixture, svd_only, all_types)}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Errors, Moments, Rank, Searched, cheaper
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Errors, Moments, Quantized, Rank, Searched
 from ranksearch.errors import InvalidArgument
 from ranksearch.home import user_path
 from ranksearch.sites import Site, Sites, canonical_weight, unwrapped
@@ -31,8 +31,9 @@ DEAR = 0.02  # seconds of processor time from which on what was made is kept on 
 
 @dataclass(frozen=True)
 class Profile:
-    """All options of one decomposition at one site. It lists only ranks that are cheaper than dense in params or in MACs, cheapest
-    first; the profile of ``dense`` itself has the one option. Every array has shape (n_options,), ``ranks`` (n_options, rank_length)."""
+    """All options of one decomposition at one site. It lists only ranks that save something (`Decomposition.saves`: params or MACs),
+    cheapest first; the profile of ``dense`` itself has the one option, and so has it with few bits. Every array has shape (n_options,),
+    ``ranks`` (n_options, rank_length)."""
 
     site: str
     decomposition: str
@@ -113,14 +114,18 @@ class Spectra:
         return self.decompositions[name]
 
     def state(self, site: Site, name: str) -> Any:
-        """The prepared state of one decomposition at one site."""
+        """The prepared state of one decomposition at one site. That of a type with few bits is made of the type's own."""
+        decomposition = self.decomposition(name)
+        if isinstance(decomposition, Quantized) and _alike(self.decompositions.get(decomposition.inner.name), decomposition.inner):
+            inner = self.state(site, decomposition.inner.name)
+            return decomposition.on(site, self._weight(site), self.moments.get(site.name), inner)
         key = (site.name, name)
         if key in self._states:
             self._states.move_to_end(key)
             return self._states[key][0]
 
         def prepare() -> Any:
-            return self.decomposition(name).prepare(site, self._weight(site), self.moments.get(site.name))
+            return decomposition.prepare(site, self._weight(site), self.moments.get(site.name))
 
         state = self._kept(site, name, "state", prepare)
         if isinstance(state, Searched) and (found := self._load(site, name, "found")) is not None:
@@ -186,7 +191,7 @@ class Spectra:
         if key not in self._profiles:
             errors: Errors = self._kept(site, name, "errors", lambda: decomposition.errors(self.state(site, name)))
             params, macs = decomposition.costs(site, errors.ranks)
-            keep = np.arange(len(params)) if name == "dense" else np.flatnonzero(cheaper(site, params, macs))
+            keep = np.arange(len(params)) if name == "dense" else np.flatnonzero(decomposition.saves(site, params, macs))
             keep = keep[np.lexsort((macs[keep], params[keep]))]
             if key in self._states:  # it may have grown by what was searched for
                 self._states[key] = (self._states[key][0], _bytes(self._states[key][0]))
@@ -209,6 +214,11 @@ class Spectra:
             done += site.cost.params
             if on_site is not None:
                 on_site(Profiled(site.name, number, len(self.sites), done / max(whole, 1)))
+
+
+def _alike(one: AnyDecomposition | None, other: AnyDecomposition) -> bool:
+    """Whether two types are one, options and all, so that the state of one is that of the other."""
+    return type(one) is type(other) and vars(one) == vars(other)
 
 
 @contextmanager

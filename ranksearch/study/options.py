@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ranksearch.costs import CostModel, LayerOptions, layer_cost
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
+from ranksearch.decompositions import KNOWN, AnyDecomposition
 from ranksearch.results import frames
 from ranksearch.results.choices import Choices, read
 from ranksearch.results.layers import OptionTable
@@ -81,7 +81,7 @@ def _covering(study: Study, found: Choices) -> Study:
 
 
 def _types(study: Study) -> dict[str, AnyDecomposition]:
-    return {d.name: d for d in (*DECOMPOSITIONS, *study.spec.decompositions)}
+    return {d.name: d for d in (*KNOWN, *study.spec.decompositions)}
 
 
 def _groups(found: Choices) -> dict[tuple[str, str], list[int]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition
+from ranksearch.decompositions import KNOWN, AnyDecomposition
 from ranksearch.errors import InvalidArgument, RanksearchWarning
 from ranksearch.evaluation import Request, may_be_retried
 from ranksearch.search.loop import indices_of
@@ -117,7 +117,7 @@ def checked(study: Study, configuration: Configuration | Choices) -> Configurati
     except (TypeError, ValueError) as error:
         raise InvalidArgument(f"configuration={configuration!r:.100}: {error}; give {{site: (type, rank)}}, such as "
                               "{'layer1.conv': ('svd', [8])}") from error  # fmt: skip
-    types = {d.name: d for d in (*DECOMPOSITIONS, *study.spec.decompositions)}
+    types = {d.name: d for d in (*KNOWN, *study.spec.decompositions)}
     sites = {path: site for site in study.covering(given).sites for path in site.paths}
     choices = []
     for path, name, rank in given.choices:

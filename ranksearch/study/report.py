@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ranksearch import checks
 from ranksearch.agreement.report import ProxyReport, judge, measured, measured_scores
-from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.decompositions import KNOWN
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Fidelity
 from ranksearch.home import replacing, user_path
@@ -128,7 +128,7 @@ class Report:
         columns = ["site", "decomposition", "rank"]
         options = layers[columns].drop_duplicates().astype("object").itertuples(index=False, name=None)
         sites = {path: site for site in study.sites for path in site.paths}
-        types = {d.name: d for d in (*DECOMPOSITIONS, *study.spec.decompositions)}
+        types = {d.name: d for d in (*KNOWN, *study.spec.decompositions)}
         return Facts(
             study=study.name, store=shown, stored=stored, fidelity=key, directions={m.name: m.direction for m in study.task.metrics},
             objectives=study.objectives, costs=[CostName(c.name, c.label, c.unit, study.baseline[c.name]) for c in study.costs],

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ranksearch.costs import CostModel, network_cost
-from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.decompositions import KNOWN
 from ranksearch.errors import RanksearchWarning, StoreError
 from ranksearch.sites import Cost
 from ranksearch.space import Configuration
@@ -84,5 +84,5 @@ def _counted(study: Study, record: Record) -> Record:
 
 def cost_of(study: Study, configuration: Configuration, models: Sequence[CostModel]) -> Cost:
     """What a configuration costs, in the study's space or not."""
-    types = {d.name: d for d in (*DECOMPOSITIONS, *study.spec.decompositions)}
+    types = {d.name: d for d in (*KNOWN, *study.spec.decompositions)}
     return network_cost(models, study.covering(configuration).dense_network, configuration.choices, tuple(types.values()))

@@ -16,7 +16,7 @@ from ranksearch import checks
 from ranksearch.allocators import Allocator
 from ranksearch.compression import Compressed, Rule, compress
 from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
-from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.decompositions import KNOWN
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity
 from ranksearch.home import home
@@ -164,7 +164,7 @@ class Study:
         choices = [choice for configuration in configurations for choice in configuration.choices]
         if all(name in types and any(site in s.paths for s in self.sites) for site, name, _ in choices):
             return self
-        types = (*DECOMPOSITIONS, *self.spec.decompositions)
+        types = (*KNOWN, *self.spec.decompositions)
         return self.replace(space=self.spec.replace(decompositions=types, include="*", exclude=()))
 
     def check_objectives(self, objectives: str | Sequence[str]) -> tuple[str, ...]:
@@ -489,14 +489,14 @@ class Study:
 
     def compress(
         self, *, rules: Sequence[str | Rule] | None = None, reconstruction: int = 4, recalibration: int = 16,
-        refits: int | None = None, polished: int = 0, epochs: float = 0.0, on_event: Callable[[Stage], None] | None = None,
-        **budgets: float,
+        refits: int | None = None, polished: int = 0, epochs: float = 0.0, bits: str | Sequence[int] = (),
+        on_event: Callable[[Stage], None] | None = None, **budgets: float,
     ) -> Compressed:  # fmt: skip
         """The best network within budgets that is known without a search, in the study's space, see `ranksearch.compression.compress`.
         It is no evaluation: the store neither has nor gets it."""
         return compress(
             self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, recalibration=recalibration,
-            refits=refits, polished=polished, epochs=epochs, costs=self.counts, on_event=on_event, **budgets,
+            refits=refits, polished=polished, epochs=epochs, costs=self.counts, bits=bits, on_event=on_event, **budgets,
         )  # fmt: skip
 
     def train_supernet(

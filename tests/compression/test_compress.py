@@ -327,3 +327,12 @@ def test_names_of_rules_are_distinct_and_exact_ones_are_exact() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
     exact = [rule.name for rule in RULES if isinstance(rule.allocator(None), Additive)]  # type: ignore[arg-type]
     assert exact == ["fisher", "fisher_relative", "activation", "frobenius"]
+
+
+def test_bits_are_chosen_with_types_and_ranks_within_a_budget_of_bytes() -> None:
+    small = compress(network(), task(), bytes=0.2, bits=(8, 4), space=svd_only(), rules=["fisher"], reconstruction=2, recalibration=2)
+    held = sum(t.numel() * t.itemsize for t in small.model.state_dict().values())
+    assert held == small.cost["bytes"] <= 0.2 * small.baseline["bytes"]
+    assert any("@int" in kind for _, kind, _ in small.configuration.choices)
+    with pytest.raises(InvalidArgument, match="bits"):
+        compress(network(), task(), bytes=0.2, bits=(3,))

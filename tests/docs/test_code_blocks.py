@@ -23,6 +23,7 @@ from ranksearch.networks.surgery import build
 from ranksearch.runners import LocalRunner
 from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, named
+from ranksearch.space.specs import PACKAGED
 from ranksearch.space.spectra import Spectra
 from ranksearch.study import Screening, Study
 from ranksearch.study import study as study_module
@@ -191,7 +192,7 @@ def test_every_command_has_the_options_it_is_shown_with(monkeypatch: pytest.Monk
         _, command, study, *words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
         study = study if Path(study).exists() else "studies/digits.py"
         space = words[words.index("--space") + 1 : words.index("--space") + 2] if "--space" in words else []
-        asked = (command, study, *(["--space", *space] if space and Path(space[0]).exists() else []))
+        asked = (command, study, *(["--space", *space] if space and (space[0] in PACKAGED or Path(space[0]).exists()) else []))
         if asked not in helps:
             assert cli.main([*asked, "--help"]) == 0, (page, line)
             helps[asked] = capsys.readouterr().out

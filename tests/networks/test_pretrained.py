@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.decompositions import KNOWN
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.networks import export, merge, pretrained
 from ranksearch.networks.surgery import build
@@ -61,15 +61,18 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor], str]] = {
     "t5": (t5, {"input_ids": IDS, "decoder_input_ids": IDS[:, :4]}, "AutoModelForSeq2SeqLM"),
     "vit": (vit, {"pixel_values": IMAGES}, "AutoModelForImageClassification"),
     "bert": (bert, {"input_ids": IDS}, "AutoModelForMaskedLM"),
+    "bert_int4": (bert, {"input_ids": IDS}, "AutoModelForMaskedLM"),
 }
+TYPES = {"bert_int4": "svd@int4"}  # those that are no svd
 
 
-def factorized(name: str, decomposition: str = "svd") -> nn.Module:
+def factorized(name: str, decomposition: str | None = None) -> nn.Module:
     """Every layer that can be at half of its full rank, factors moved as by fine-tuning."""
     torch.manual_seed(0)
     model, example, _ = NETWORKS[name]
     dense = model().eval()
-    kind = next(d for d in DECOMPOSITIONS if d.name == decomposition)
+    decomposition = decomposition or TYPES.get(name, "svd")
+    kind = next(d for d in KNOWN if d.name == decomposition)
     spectra = Spectra(dense, find_sites(dense, example), [kind])
     ranks = {s.name: kind.ranks(s) for s in spectra.sites if kind.undefined(s) is None}
     built = build(spectra, Configuration({s: (decomposition, tuple(map(int, r[len(r) // 2]))) for s, r in ranks.items()}))

@@ -48,3 +48,7 @@ def test_attributes_out_of_range_are_refused(wrong) -> None:
     assert (least.round_to, least.max_options, least.calibration) == (1, 1, 1)
     with pytest.raises(InvalidArgument, match=next(iter(wrong))):
         least.replace(**wrong)
+
+
+def test_learned_groups_are_an_option_of_the_default_space() -> None:
+    assert set(names(mixture(learned_groups=True))) - set(names(mixture())) == {"grouped_svd_learned"}

@@ -76,12 +76,15 @@ class Layer:
 
     def write(self, fitted: Fitted, layer: nn.Module) -> None:
         """Make ``layer`` that of the factors, in place; what it shares with others stays shared."""
-        parameters = list(layer.parameters())
-        bias = None if fitted.bias is None else fitted.bias.to(parameters[0].dtype)
-        made = self.decomposition.module(self.site, tuple(f.to(parameters[0].dtype) for f in fitted.factors), bias)
+        made = self.decomposition.module(self.site, fitted.factors, fitted.bias)
         with torch.no_grad():
-            for parameter, value in zip(parameters, made.parameters(), strict=True):
-                parameter.copy_(value)
+            for now, value in zip(held(layer), held(made), strict=True):
+                now.copy_(value)
+
+
+def held(layer: nn.Module) -> list[Tensor]:
+    """What a built layer consists of: its parameters, and the buffers of weights that are integers."""
+    return [*layer.parameters(), *layer.buffers()]
 
 
 def left_out(spectra: Spectra, configuration: Configuration) -> dict[str, str]:

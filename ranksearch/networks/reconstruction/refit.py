@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from ranksearch.decompositions import AnyDecomposition, Rank
+from ranksearch.decompositions import AnyDecomposition, Quantized, Rank
 from ranksearch.decompositions.metric import conditioned
 from ranksearch.decompositions.refinement import refine
+from ranksearch.decompositions.rounding import layout, round_factors
 from ranksearch.networks.reconstruction.regression import Goal
 from ranksearch.sites import Site
 
@@ -21,12 +23,39 @@ def refit(decomposition: AnyDecomposition, site: Site, rank: Rank, factors: Sequ
     """Factors in the layout of the type, of the same shapes, whose weight is no further from the goal's in its metric than that of
     ``factors``: the best for types that are ``optimal``; for others, composed ones too, a local optimum of alternating least squares
     over every factor, which starts from ``factors``."""
+    if isinstance(decomposition, Quantized):
+        return rounded(decomposition, site, refit(decomposition.inner, site, rank, factors, goal), goal)
     if decomposition.optimal:
         return decomposition.factors(decomposition.prepare(site, goal.weight, goal.moments), rank)
+    return _refined(decomposition, site, list(factors), range(len(factors)), goal)
+
+
+def rounded(decomposition: Quantized, site: Site, factors: Sequence[Tensor], goal: Goal) -> tuple[Tensor, ...]:
+    """Factors rounded one layer after the other, first to last; what rounding lost is made up for by the layers behind it."""
+    layers = layout(decomposition.inner, site, factors)
+    blocks = goal.weight.reshape(site.groups, site.c_out // site.groups, *site.shape[1:])
+    found = list(decomposition.scaled(layers, site, tuple(factors), blocks, conditioned(goal.moments, goal.weight)))
+    left = [k for k, factor in enumerate(found) if factor.is_floating_point()]
+    starts = torch.tensor([0, *(found[k].numel() for k in left)]).cumsum(0)
+    places = list(left)
+    for layer in layers:
+        found = list(round_factors([layer], found, decomposition.bits))
+        left.remove(places[int(torch.searchsorted(starts, int(layer.places.flatten()[0]), right=True)) - 1])
+        if left:
+            found = list(_refined(decomposition.inner, site, found, left, goal))
+    return tuple(found)
+
+
+def _refined(decomposition: AnyDecomposition, site: Site, factors: list[Tensor], free: Sequence[int], goal: Goal) -> tuple[Tensor, ...]:
+    """Factors of which those at ``free`` have descended on the error, the others being as they are."""
     blocks = (site.groups, site.c_out // site.groups, *site.shape[1:])
 
     def compose(parts: Sequence[Tensor]) -> Tensor:
-        return decomposition.compose(site, tuple(parts)).reshape(blocks)
+        every = list(factors)
+        for place, part in zip(free, parts, strict=True):
+            every[place] = part
+        return decomposition.compose(site, tuple(every)).reshape(blocks)
 
     moments = conditioned(goal.moments, goal.weight)
-    return refine(compose, factors, goal.weight.reshape(blocks), moments, sweeps=SWEEPS, steps=STEPS)
+    found = refine(compose, [factors[k] for k in free], goal.weight.reshape(blocks), moments, sweeps=SWEEPS, steps=STEPS)
+    return tuple(found[free.index(k)] if k in free else factor for k, factor in enumerate(factors))

@@ -14,7 +14,7 @@ from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import batch_statistics
 from ranksearch.networks.reconstruction.check import distances, divided, gain
-from ranksearch.networks.reconstruction.layer import Fitted, Layer, layers_of
+from ranksearch.networks.reconstruction.layer import Fitted, Layer, held, layers_of
 from ranksearch.networks.reconstruction.norms import affine_norms, fit_norm
 from ranksearch.networks.reconstruction.sweep import Seen, sweep
 from ranksearch.sites import evaluating
@@ -204,8 +204,9 @@ class _Work:
 
     def state(self) -> tuple[dict[str, Fitted], list[tuple[Tensor, Tensor]]]:
         """What a round changes, and a copy of it."""
-        changed = [*(self.network.get_submodule(path) for path in self.layers), *self.norms.values()]
-        return dict(self.now), [(p, p.detach().clone()) for module in changed for p in module.parameters()]
+        layers = [tensor for path in self.layers for tensor in held(self.network.get_submodule(path))]
+        norms = [parameter for norm in self.norms.values() for parameter in norm.parameters()]
+        return dict(self.now), [(p, p.detach().clone()) for p in (*layers, *norms)]
 
     def restore(self, state: tuple[dict[str, Fitted], list[tuple[Tensor, Tensor]]]) -> None:
         """Go back to it."""

@@ -6,13 +6,12 @@ many factors, such as `cp`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions import AnyDecomposition
+from ranksearch.decompositions import AnyDecomposition, Quantized
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 from ranksearch.space import Configuration
@@ -39,7 +38,7 @@ def factor_rates(network: nn.Module, spectra: Spectra, configuration: Configurat
 
     Returns:
         rates of factors by their names in ``network``. Other parameters (biases, dense layers) have the rate 1 and are left out, as are
-        factors that take no gradient.
+        factors that take no gradient: weights of few bits, the order of channels.
 
     Raises:
         InvalidArgument: a layer of ``network`` is not of the type and rank that ``configuration`` says.
@@ -48,12 +47,14 @@ def factor_rates(network: nn.Module, spectra: Spectra, configuration: Configurat
     rates: dict[str, float] = {}
     for path, kind, rank in configuration.choices:
         site, decomposition = spectra.sites[path], spectra.decomposition(kind)
-        shapes = [tuple(factor.shape) for factor in spectra.factors(site, kind, rank)]
-        places = _places(decomposition, site, shapes, network.get_submodule(path))
+        if isinstance(decomposition, Quantized):
+            continue
+        made = spectra.factors(site, kind, rank)
+        places = _places(decomposition, site, made, network.get_submodule(path))
         if places is None:
             raise InvalidArgument(f"configuration: {path!r} of the network is no {kind} of rank {tuple(rank)}; give its own")
-        factors = _factors(places, shapes)
-        learning = [k for k in range(len(shapes)) if any(owner == k for _, owner, _ in places)]
+        factors = _factors(places, made)
+        learning = [k for k in range(len(made)) if any(owner == k for _, owner, _ in places)]
         found = {k: _largest(decomposition, site, factors, k) for k in learning}
         for parameter, owner, _ in places:
             if parameter.requires_grad and found[owner] > 0:
@@ -62,15 +63,16 @@ def factor_rates(network: nn.Module, spectra: Spectra, configuration: Configurat
 
 
 def _places(
-    decomposition: AnyDecomposition, site: Site, shapes: Sequence[tuple[int, ...]], layer: nn.Module
+    decomposition: AnyDecomposition, site: Site, like: Sequence[Tensor], layer: nn.Module
 ) -> list[tuple[nn.Parameter, int, Tensor]] | None:  # fmt: skip
     """For every parameter of a layer that holds a factor, which one, and which entry of that stands at each place of it, int64: a layer is
     made of factors whose entries are numbered. None: the layer is another one."""
-    starts = [sum(math.prod(shape) for shape in shapes[:k]) for k in range(len(shapes) + 1)]
+    starts = [sum(factor.numel() for factor in like[:k]) for k in range(len(like) + 1)]
     numbered = tuple(
-        torch.arange(start + 1, start + 1 + math.prod(shape), dtype=torch.float64).reshape(shape)
-        for start, shape in zip(starts, shapes, strict=False)
-    )
+        torch.arange(start + 1, start + 1 + factor.numel(), dtype=torch.float64).reshape(factor.shape)
+        if factor.is_floating_point() else factor.cpu()
+        for start, factor in zip(starts, like, strict=False)
+    )  # fmt: skip
     bias = torch.zeros(site.shape[0], dtype=torch.float64) if site.bias else None
     made, mine = list(decomposition.module(site, numbered, bias).parameters()), list(layer.parameters())
     if [one.shape for one in made] != [one.shape for one in mine]:
@@ -79,18 +81,18 @@ def _places(
     for number, parameter in zip(made, mine, strict=True):
         entries = number.detach().round().to(torch.int64) - 1
         if int(entries.min()) >= 0:
-            owner = next(k for k in range(len(shapes)) if int(entries.min()) < starts[k + 1])
+            owner = next(k for k in range(len(like)) if int(entries.min()) < starts[k + 1])
             found.append((parameter, owner, entries - starts[owner]))
     return found
 
 
-def _factors(places: Sequence[tuple[nn.Parameter, int, Tensor]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Factors as the layer holds them."""
+def _factors(places: Sequence[tuple[nn.Parameter, int, Tensor]], like: Sequence[Tensor]) -> list[Tensor]:
+    """Factors as the layer holds them; those of integers as they were made."""
     first = places[0][0]
-    factors = [torch.zeros(math.prod(shape), dtype=first.dtype, device=first.device) for shape in shapes]
+    factors = [torch.zeros(f.numel(), dtype=first.dtype, device=first.device) if f.is_floating_point() else f for f in like]
     for parameter, owner, entries in places:
         factors[owner][entries.flatten().to(first.device)] = parameter.detach().flatten()
-    return [factor.reshape(shape) for factor, shape in zip(factors, shapes, strict=True)]
+    return [factor.reshape(f.shape) for factor, f in zip(factors, like, strict=True)]
 
 
 def _largest(decomposition: AnyDecomposition, site: Site, factors: Sequence[Tensor], k: int) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ranksearch.decompositions import KNOWN
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.recovery import factor_rates
 from ranksearch.networks.surgery import build
@@ -74,3 +75,16 @@ def test_another_configuration_is_refused(other: dict[str, tuple[str, tuple[int,
     spectra, short = _pair()
     with pytest.raises(InvalidArgument, match="is no svd of rank"):
         factor_rates(short, spectra, Configuration(other))
+
+
+def test_weights_of_few_bits_and_orders_of_channels_do_not_learn() -> None:
+    dense = _pair()[0].model
+    spectra = Spectra(dense, find_sites(dense, torch.randn(1, 3, 6, 6).double()), KNOWN)
+    configuration = Configuration({"0": ("svd@int8", (2,)), "3": ("grouped_svd_learned", (2, 2))})
+    short = build(spectra, configuration)
+    rates = factor_rates(short, spectra, configuration)
+    assert set(rates) == set(_factors(short, "3")) and len(rates) == 2
+    # what the second layer multiplies by does not depend on the order of the first one's inputs
+    kernel = short.get_parameter("3.1.weight").detach().flatten(1)
+    norm = max(float(torch.linalg.matrix_norm(part, 2)) for part in kernel.chunk(2))
+    assert rates["3.2.weight"] == pytest.approx(1 / (2 * norm**2), rel=0.05)

@@ -1,0 +1,163 @@
+"""Ranks, bits and both within budgets of bytes: the exact optima of the Fisher error over ranks and types alone, over bits alone (every
+layer dense, of 32, 8 or 4 bits), and over all of them together, refitted, on the test images. Writes a JSON line per network to ``--out``
+as it goes, so that a long run can be stopped and widened (what is there is not made again), and prints a markdown table: means over
+calibration seeds and their spread. With ``--interaction`` also what rounding adds to the error of low-rank layers.
+
+    python analysis/bits.py --data SHARED/data/cifar10 --weights SHARED/models/resnet20_cifar10.safetensors --out FILE.jsonl
+
+Calibration seeds take other training images for everything: moments, reconstruction and batch norm."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ranksearch.allocators import Additive, Problem
+from ranksearch.costs import COSTS, Bytes
+from ranksearch.decompositions import BITS, Quantized
+from ranksearch.errors import EmptySpace, InfeasibleBudget
+from ranksearch.home import user_path
+from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.surgery import build
+from ranksearch.proxies import Energy
+from ranksearch.space import SearchSpace, build_space, mixture, svd_only
+from ranksearch.space.spectra import Spectra
+from ranksearch.study import Study
+from ranksearch.tasks.images import cifar10
+from ranksearch.tasks.networks import cifar_resnet, load_weights
+
+SPACES = {"svd": svd_only, "no cp": partial(mixture, cp=False), "all": mixture}
+WAYS = ("rank", "bits", "both")
+
+
+class Subject:
+    """A network and its spaces for one calibration seed."""
+
+    def __init__(self, given: argparse.Namespace, types: str, seed: int) -> None:
+        self.given, self.types = given, types
+        self.model = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)
+        task = cifar10(given.data, validation=given.images)
+        # calibration batches are drawn from all training images: of fewer, others are drawn
+        self.task = task.cut(train=task.sizes()["train"] - seed, **{self.split: given.images})
+
+    @property
+    def split(self) -> str:
+        return "test" if self.given.test else "validation"
+
+    @cached_property
+    def spectra(self) -> Spectra:
+        spec = SPACES[self.types](bits=",".join(map(str, BITS))).replace(metric="fisher")
+        return Study("bits", model=self.model, task=self.task, space=spec, costs=(*COSTS, Bytes())).spectra
+
+    def space(self, way: str) -> SearchSpace:
+        """The ladders of one way to be smaller; all are of one preparation."""
+        every = self.spectra.decompositions.values()
+        rounded = {d.name: isinstance(d, Quantized) for d in every}
+        bare = {d.name: d.name.split("@")[0] == "dense" for d in every}
+        chosen = [name for name in rounded if way == "both" or (not rounded[name] if way == "rank" else bare[name])]
+        return build_space(self.spectra, types=chosen, costs=(*COSTS, Bytes()))
+
+    def row(self, way: str, budget: float) -> dict[str, Any] | None:
+        """What is measured of one network; None where the budget is below every network of the space."""
+        start = time.process_time()
+        try:
+            space = self.space(way)
+            found = Additive().allocate(Problem(space, Energy().table(space), {"bytes": budget}))
+        except (InfeasibleBudget, EmptySpace):
+            return None
+        chosen, seconds = space.candidate(found.indices), time.process_time() - start
+        network = build(self.spectra, chosen.configuration).eval()
+        reconstruct(network, self.spectra, chosen.configuration, self.task.calibration(self.given.batches))
+        kinds = Counter(kind for _, kind, _ in chosen.configuration.choices)
+        costs = {name: chosen.cost.share(name, space.baseline) for name in space.costs}
+        known = {"id": chosen.configuration.id, "seconds": round(seconds, 1), **costs, "kinds": dict(kinds), "loss_predicted": found.value}
+        recalibrate(network, self.task.normalization(16))
+        return known | self.task.measure(network, self.split)  # type: ignore[arg-type]
+
+    def interaction(self) -> Iterable[tuple[str, int, float]]:
+        """Per layer, type and bits: the median, over ranks, of what rounding adds to the squared error of a low-rank layer, over what it
+        adds to that of the dense one."""
+        for site in self.spectra.sites:
+            for name, decomposition in self.spectra.decompositions.items():
+                if not isinstance(decomposition, Quantized) or decomposition.inner.name == "dense":
+                    continue
+                rounded, plain = self.spectra.profile(site, name), self.spectra.profile(site, decomposition.inner.name)
+                dense = self.spectra.profile(site, f"dense@int{decomposition.bits}")
+                if rounded is None or plain is None or dense is None:
+                    continue
+                exact = dict(zip(map(tuple, plain.ranks.tolist()), plain.frobenius, strict=True))
+                added = [e**2 - exact[tuple(r)] ** 2 for r, e in zip(rounded.ranks.tolist(), rounded.frobenius, strict=True)]
+                if added:
+                    yield decomposition.inner.name, decomposition.bits, float(np.median(added) / dense.frobenius[0] ** 2)
+
+
+def run(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows, those of the file first."""
+    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    for seed, types in product(given.seeds, given.types):
+        subject = Subject(given, types, seed)
+        for budget, way in product(given.budgets, given.ways):
+            key = {"depth": given.depth, "split": subject.split, "types": types, "budget": budget, "way": way, "seed": seed}
+            if any(key.items() <= row.items() for row in rows):
+                continue
+            found = subject.row(way, budget)
+            if found is not None:
+                rows.append(key | found)
+                with given.out.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+                print(rows[-1], file=sys.stderr, flush=True)
+        if given.interaction:
+            added: dict[tuple[str, int], list[float]] = {}
+            for name, bits, ratio in subject.interaction():
+                added.setdefault((name, bits), []).append(ratio)
+            for (name, bits), ratios in sorted(added.items()):
+                print(f"{name} int{bits}: {np.median(ratios):.2f} of what rounding adds to the dense layer", flush=True)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
+    """One line per types and budget: accuracy in %, mean and spread over seeds."""
+    lines = ["| types | bytes | " + " | ".join(ways) + " |", "|---" * (len(ways) + 2) + "|"]
+    for types, budget in dict.fromkeys((row["types"], row["budget"]) for row in rows):
+        cells = []
+        for way in ways:
+            values = [100 * r["accuracy"] for r in rows if (r["types"], r["budget"], r["way"]) == (types, budget, way)]
+            cells.append(f"{np.mean(values):.1f} ± {np.std(values):.1f}" if values else "-")
+        lines.append(f"| {types} | {budget:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=user_path, required=True, help="folder with train.parquet and test.parquet")
+    parser.add_argument("--weights", type=user_path, required=True, help="safetensors of the ResNet")
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.15, 0.1, 0.075, 0.05], help="shares of the bytes")
+    parser.add_argument("--types", nargs="+", default=["all"], choices=list(SPACES))
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of calibration")
+    parser.add_argument("--batches", type=int, default=4, help="that factors are fitted to")
+    parser.add_argument("--images", type=int, default=10_000, help="that networks are measured on")
+    parser.add_argument("--test", action=argparse.BooleanOptionalAction, default=True, help="measure on the test images")
+    parser.add_argument("--interaction", action="store_true", help="also how rounding adds to low-rank errors")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [row for row in run(given) if (row["depth"], row["split"]) == (given.depth, "test" if given.test else "validation")]
+    print(table([row for row in rows if row["types"] in given.types], given.ways))
+
+
+if __name__ == "__main__":
+    main()

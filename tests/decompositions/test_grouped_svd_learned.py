@@ -1,0 +1,129 @@
+"""Groups of channels that are learned: against every partition there is, against the given groups, and on layers whose groups are known."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ranksearch.decompositions import KNOWN, Moments
+from ranksearch.decompositions.grouped_svd import GroupedSVD
+from ranksearch.decompositions.grouped_svd_learned import GroupedSVDLearned
+from ranksearch.decompositions.learned_groups import kept, partition
+from ranksearch.decompositions.metric import conditioned, residual_energy
+from ranksearch.networks import export
+from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.surgery import build
+from ranksearch.sites import Call, Site, find_sites
+from ranksearch.space import Configuration
+from ranksearch.space.spectra import Spectra
+
+SITE = Site("c", "conv2d", 10, 8, (3, 3), padding=(1, 1), calls=(Call(1, (5, 5), (5, 5)),))
+LEARNED, PLAIN = GroupedSVDLearned(), GroupedSVD()
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def moment(size: int, seed: int) -> Tensor:
+    factor = random(1, size, 2 * size, seed=seed) * torch.linspace(0.2, 2.0, 2 * size, dtype=torch.float64)
+    return factor @ factor.mT / size
+
+
+METRICS = {
+    "weight": Moments(), "activation": Moments(moment(72, 1)), "fisher": Moments(moment(72, 1), moment(10, 2)),
+    "output": Moments(None, moment(10, 2)),
+}  # fmt: skip
+
+
+def planted(rank: int, shuffled: Tensor) -> Tensor:
+    """A weight of two groups, each of a rank of its own, with its channels in another order."""
+    parts = [random(10, rank, seed=k) @ random(rank, 36, seed=10 + k) for k in range(2)]
+    return torch.cat([part.reshape(10, 4, 3, 3) for part in parts], dim=1)[:, shuffled]
+
+
+def test_no_partition_keeps_more_and_what_is_found_is_near_it() -> None:
+    """All ten partitions of six channels into two groups; energies by singular values."""
+    gained, possible = 0.0, 0.0
+    for seed in range(8):
+        blocks, given = random(5, 6, 2, seed=seed), torch.arange(6)
+        order = partition(blocks, 2, 2, [given])
+        assert sorted(order.tolist()) == list(range(6))
+
+        def energy(groups: list[list[int]], blocks: Tensor = blocks) -> float:
+            return sum(float(torch.linalg.svdvals(blocks[:, group].flatten(1))[:2].square().sum()) for group in groups)
+
+        every = [[[0, *pair], [c for c in range(1, 6) if c not in pair]] for pair in itertools.combinations(range(1, 6), 2)]
+        best, found = max(map(energy, every)), energy([order[:3].tolist(), order[3:].tolist()])
+        assert found == pytest.approx(kept(blocks, order, 2, 2)) and found <= best * (1 + 1e-12)
+        assert found >= energy([[0, 1, 2], [3, 4, 5]]) * (1 - 1e-12)
+        gained, possible = gained + found - energy([[0, 1, 2], [3, 4, 5]]), possible + best - energy([[0, 1, 2], [3, 4, 5]])
+    assert gained > 0.8 * possible > 0
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+def test_groups_that_are_there_are_found(metric: str) -> None:
+    shuffled = torch.tensor([3, 6, 0, 5, 7, 1, 4, 2])
+    weight, moments = planted(2, shuffled), METRICS[metric]
+    errors = [d.errors(d.prepare(SITE, weight, moments)) for d in (LEARNED, PLAIN)]
+    row = [int(np.flatnonzero((e.ranks == (2, 2)).all(axis=1))[0]) for e in errors]
+    assert errors[0].frobenius[row[0]] < 1e-6 and errors[1].frobenius[row[1]] > 0.05
+    order, left, right = LEARNED.factors(LEARNED.prepare(SITE, weight, moments), (2, 2))
+    torch.testing.assert_close(LEARNED.compose(SITE, (order, left, right)), weight)
+    groups = {frozenset(shuffled[order[half]].tolist()) for half in (slice(4), slice(4, 8))}
+    assert groups == {frozenset(range(4)), frozenset(range(4, 8))}
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+def test_no_option_loses_more_than_with_the_given_groups_and_all_cost_the_same(metric: str) -> None:
+    weight, moments = random(10, 8, 3, 3, seed=5), METRICS[metric]
+    states = [d.prepare(SITE, weight, moments) for d in (LEARNED, PLAIN)]
+    errors = [d.errors(state) for d, state in zip((LEARNED, PLAIN), states, strict=True)]
+    plain = dict(zip(map(tuple, errors[1].ranks.tolist()), errors[1].frobenius, strict=True))
+    pairs = [(tuple(r), e, plain[tuple(r)]) for r, e in zip(errors[0].ranks.tolist(), errors[0].frobenius, strict=True)]
+    assert all(learned <= given * (1 + 1e-9) + 1e-9 for _, learned, given in pairs)
+    assert metric != "weight" or any(a < 0.98 * b for _, a, b in pairs)  # where moments couple channels there may be nothing to gain
+    assert all(np.array_equal(a, b) for a, b in zip(LEARNED.costs(SITE, errors[0].ranks), PLAIN.costs(SITE, errors[0].ranks), strict=True))
+    for rank in ((2, 1), (2, 3), (4, 2)):
+        lost = []
+        for decomposition, state in zip((LEARNED, PLAIN), states, strict=True):
+            away = weight - decomposition.compose(SITE, decomposition.factors(state, rank))  # type: ignore[arg-type]
+            lost.append(residual_energy(away[None], conditioned(moments, weight)))
+        assert lost[0] <= lost[1] * (1 + 1e-9)
+
+
+def test_groups_of_single_channels_have_no_order() -> None:
+    assert (LEARNED.ranks(SITE)[:, 0] < 8).all() and 8 in PLAIN.ranks(SITE)[:, 0]
+    assert "grouped_svd" in (LEARNED.undefined(Site("c", "conv2d", 6, 3, (3, 3), calls=(Call(1, (5, 5), (5, 5)),))) or "")
+
+
+def test_the_order_is_stored_as_a_buffer_and_comes_back_in_files_and_under_reconstruction(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(216, 4)).eval()
+    x = random(24, 3, 8, 8).float()
+    for kind in ("grouped_svd_learned", "grouped_svd_learned@int4"):
+        spectra, configuration = Spectra(model, find_sites(model, x), KNOWN), Configuration({"2": (kind, (2, 3))})
+        network = build(spectra, configuration).eval()
+        order = network[2][0].order.clone()
+        assert "2.0.order" in network.state_dict() and order.dtype == torch.int32 and sorted(order.tolist()) == list(range(8))
+        site, rank = spectra.sites["2"], np.array([[2, 3]])
+        integers, numbers = spectra.decomposition(kind).held(site, rank)
+        held = sum(t.numel() * t.itemsize for t in network[2].state_dict().values())
+        assert held == int(integers[0]) + 4 * int(numbers[0])
+        reconstruct(network, spectra, configuration, list(x.split(6)))
+        assert torch.equal(network[2][0].order, order)
+        manifest = {"configuration": {"2": [kind, [2, 3]]}}
+        folder = export.save(network, tmp_path / kind, manifest=manifest, example=x, torch_export=True)
+        spec = importlib.util.spec_from_file_location("modeling", folder / "modeling.py")
+        assert spec is not None and spec.loader is not None
+        code = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(code)
+        other = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(216, 4))
+        with torch.no_grad():
+            assert torch.equal(code.load(other)(x), network.eval()(x)) and torch.equal(export.load(folder, model)(x), network(x))
