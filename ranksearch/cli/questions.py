@@ -173,7 +173,8 @@ def _diff_table(study: Study, frame: pd.DataFrame) -> str:
     for row in frame.to_dict("records"):
         options = [" ".join(filter(None, (row[f"decomposition_{end}"], row[f"rank_{end}"]))) for end in ("before", "after")]
         amounts = [f"{row[f'{c.name}_{end}']:,.6g}" for c in costs for end in ("before", "after")]
-        cells.append([shortened(row["site"], CELL), *options, *amounts, *(_digits(row[f"relative_error_{end}"]) for end in ("before", "after"))])
+        errors = [_digits(row[f"relative_error_{end}"]) for end in ("before", "after")]
+        cells.append([shortened(row["site"], CELL), *options, *amounts, *errors])
     sums = [f"{c.label} {frame[f'{c.name}_change'].sum():+,.6g}" for c in costs]
     return aligned(header, cells, left=("site", "before", "after")) + f"\n\n{len(frame)} sites; in all: {', '.join(sums)}"
 
