@@ -4,6 +4,8 @@ not made again), and prints a markdown table: means over calibration seeds, thei
 
     python analysis/reconstruction.py --data SHARED/data/cifar10 --weights SHARED/models/resnet20_cifar10.safetensors --out FILE.jsonl
 
+``--ways "as it is" refitted fine-tuned "refitted and fine-tuned"`` compares with training; rows have the processor seconds that each took.
+
 Calibration seeds take other training images for everything: moments, reconstruction and batch norm. ``--before FILE.py`` compares with the
 ``reconstruct(network, dense, batches)`` of an earlier version, which fitted last factors alone."""
 
@@ -45,6 +47,7 @@ WAYS: dict[str, Fit] = {
     "two rounds": lambda *given: reconstruct(*given, rounds=2),
     "unchecked": lambda *given: reconstruct(*given, held_out=0),
 }
+TRAINED = {"fine-tuned": AS_IT_IS, "refitted and fine-tuned": "refitted"}  # way -> what comes before training
 
 
 class Subject:
@@ -53,7 +56,7 @@ class Subject:
     def __init__(self, given: argparse.Namespace, seed: int) -> None:
         self.given = given
         self.model = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)
-        task = cifar10(given.data, validation=given.images)
+        task = cifar10(given.data, validation=given.images, learning_rate=given.learning_rate)
         # calibration batches are drawn from all training images: of fewer, others are drawn
         self.task = task.cut(train=task.sizes()["train"] - seed, **{self.split: given.images})
         self._spaces: dict[str, tuple[Spectra, SearchSpace]] = {}
@@ -79,7 +82,9 @@ class Subject:
         configuration = space.configuration(found.indices)
         for way in ways:
             network, start = build(spectra, configuration).eval(), time.process_time()
-            WAYS[way](network, spectra, configuration, self.task.calibration(self.given.batches))
+            WAYS[TRAINED.get(way, way)](network, spectra, configuration, self.task.calibration(self.given.batches))
+            if way in TRAINED:
+                self.task.fine_tune(network, epochs=self.given.epochs, seed=0)
             seconds = time.process_time() - start
             recalibrate(network, self.task.normalization(16))
             measured = self.task.measure(network, self.split)  # type: ignore[arg-type]
@@ -143,8 +148,10 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", choices=list(SPACES), default=list(SPACES))
     parser.add_argument("--costs", nargs="+", default=["params", "macs"])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.2, 0.1, 0.05])
-    parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=[AS_IT_IS, "refitted"])
+    parser.add_argument("--ways", nargs="*", choices=[*WAYS, *TRAINED], default=[AS_IT_IS, "refitted"])
     parser.add_argument("--before", type=user_path, help="reconstruction.py of an earlier version")
+    parser.add_argument("--epochs", type=float, default=0.2, help="of fine-tuning, where it is a way")
+    parser.add_argument("--learning-rate", type=float, default=0.002)
     parser.add_argument("--seeds", type=int, default=3, help="of calibration")
     parser.add_argument("--batches", type=int, default=4, help="that networks are fitted to")
     parser.add_argument("--images", type=int, default=1500, help="to measure on")
