@@ -23,6 +23,8 @@ LEARNED = 4  # ranks per number of groups, about, that groups are learned for; t
 class Reordered(nn.Module):
     """The channels of an input in another order; ``order`` is a buffer, no parameter."""
 
+    order: Tensor
+
     def __init__(self, channels: int, dims: int) -> None:
         super().__init__()
         self.dims = dims  # spatial ones, behind the channels
