@@ -49,5 +49,10 @@ class Halting:
         return self.scheduler.goes_on(id, last.epochs, self.values(last.metrics, cost))
 
     def _observe(self, id: str, epochs: float, metrics: Mapping[str, float], cost: Mapping[str, Amount]) -> None:
-        if epochs in self.rungs:
-            self.scheduler.observe(id, epochs, self.values(metrics, cost))
+        if epochs not in self.rungs:
+            return
+        try:
+            values = self.values(metrics, cost)
+        except KeyError:  # measured before the task reported all the objectives: it cannot be compared with
+            return
+        self.scheduler.observe(id, epochs, values)

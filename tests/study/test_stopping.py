@@ -15,6 +15,7 @@ from ranksearch.evaluation import Evaluator, Fidelity, Request, Stepwise
 from ranksearch.schedulers import ParetoASHA, Scheduler
 from ranksearch.search.halting import Halting
 from ranksearch.space import DENSE, Configuration, svd_only
+from ranksearch.store import Record
 from ranksearch.study import Finished, Study
 from ranksearch.tasks import Classification, FineTuning, Task
 
@@ -167,6 +168,19 @@ def test_points_of_other_rungs_are_told_and_not_asked_about() -> None:
     assert halting.goes_on(Progress(request, (Point(1.5, {"loss": 9.0}),)))
     assert not halting.goes_on(Progress(request, (Point(1.0, {"loss": 9.0}), Point(2.0, {"loss": 9.0}))))
     assert scheduler.goes_on(DENSE.id, 1.0, [9.0]), "the earlier point was told"
+
+
+def test_curves_that_lack_an_objective_are_not_compared_with() -> None:
+    """The task reports more than it did when they were measured."""
+    scheduler = ParetoASHA(eta=2).start([False])
+    halting = Halting(scheduler, (1.0,), lambda metrics, cost: [metrics["loss"]], lambda request: {})
+    costs = {"params": 1, "macs": 1}
+    halting.learn(
+        Record(f"{k}", "{}", "full", 0, "stopped", {}, costs, curve=[(1.0, {"accuracy": 0.5}), (2.0, {"loss": 0.0})]) for k in range(3)
+    )
+    assert scheduler.goes_on("late", 1.0, [9.0]), "there is nobody at the rung"
+    halting.learn([Record("3", "{}", "full", 0, "done", {"loss": 0.0}, costs, curve=[(1.0, {"loss": 0.0})])])
+    assert not scheduler.goes_on("later", 1.0, [10.0])
 
 
 def test_evaluations_in_parts_are_those_at_once(store: Path) -> None:
