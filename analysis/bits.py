@@ -47,7 +47,8 @@ class Subject:
 
     def __init__(self, given: argparse.Namespace, types: str, seed: int) -> None:
         self.given, self.types = given, types
-        self.model = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)
+        self.model = load_weights(cifar_resnet(given.depth), given.weights).eval()
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         task = cifar10(given.data, validation=given.images)
         # calibration batches are drawn from all training images: of fewer, others are drawn
         self.task = task.cut(train=task.sizes()["train"] - seed, **{self.split: given.images})

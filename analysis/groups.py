@@ -32,7 +32,8 @@ class Subject:
 
     def __init__(self, given: argparse.Namespace, seed: int) -> None:
         self.given = given
-        self.model = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)
+        self.model = load_weights(cifar_resnet(given.depth), given.weights).eval()
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         task = cifar10(given.data, validation=given.images)
         # calibration batches are drawn from all training images: of fewer, others are drawn
         self.task = task.cut(train=task.sizes()["train"] - seed, test=given.images)
@@ -96,7 +97,8 @@ def main() -> None:
             for kind in KINDS:
                 accuracies.setdefault((budget, kind), []).append(subject.accuracy(kind, budget))
     print(table("error at params", given.shares, errors), flush=True)
-    print("\n" + table("accuracy at MACs", given.budgets, accuracies))
+    if given.budgets:
+        print("\n" + table("accuracy at MACs", given.budgets, accuracies))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def inputs(count: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
-def saved(network: nn.Module, configuration: Configuration, folder: Path, **options: bool) -> Path:
+def saved(network: nn.Module, configuration: Configuration, folder: Path, **options: Any) -> Path:
     manifest = {"configuration": {site: [kind, list(rank)] for site, kind, rank in configuration.choices}}
     return export.save(network, folder, manifest=manifest, example=EXAMPLE.to(next(network.parameters()).dtype), **options)
 
@@ -100,7 +101,7 @@ def test_the_answers_of_rounded_layers_merge_into_dense_weights() -> None:
     model = dense()
     spectra, configuration, network = built(model)
     plain = merged(network, model, spectra.sites, [site for site, _, _ in configuration.choices], inputs())
-    assert [type(module) for module in plain] == [type(module) for module in model]
+    assert [type(module) for module in plain.children()] == [type(module) for module in model.children()]
     with torch.no_grad():
         torch.testing.assert_close(plain(inputs()), network(inputs()), rtol=1e-4, atol=1e-5)
 
@@ -122,7 +123,7 @@ def test_embeddings_look_rows_up_and_dequantize_no_others() -> None:
     spectra = Spectra(model, find_sites(model, tokens), KNOWN)
     for choice in (("dense@int4", ()), ("svd@int8", (4,))):
         network = build(spectra, Configuration({"0": choice}))
-        table = network[0] if choice[0].startswith("dense") else network[0][0]
+        table: Any = network.get_submodule("0" if choice[0].startswith("dense") else "0.0")
         assert table.layer.padding_idx == 3
         with torch.no_grad():
             torch.testing.assert_close(table(tokens), table.dequantized()[tokens])
