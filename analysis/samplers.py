@@ -98,12 +98,12 @@ class InTurn(Runner):
             report(self.outcomes[-1])
 
 
-def search(study: Study, kept: Kept, name: str, *, trials: int, seed: int, where: Sequence[str]) -> tuple[np.ndarray, float]:
-    """Hypervolume after each evaluation, and seconds per proposal."""
+def search(study: Study, kept: Kept, name: str, *, trials: int, seed: int, where: Sequence[str]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Hypervolume after each evaluation, down to worthless metrics and to half of the dense network's, and seconds per proposal."""
     objectives = Objectives(study.objectives, study.directions, study.baseline)
     limits = upper_limits(study.space, Condition.parse_all(where))
     if name == "starts":
-        return _starts(study, kept, limits, trials), 0.0
+        return *_curves(study, _starts(study, kept, limits, trials)), 0.0
     alone = name.endswith(" alone")
     run = SearchRun(
         study.space, objectives, study.fidelity, seed, trials, BY_NAME[name.removesuffix(" alone")], () if alone else free_proxies(), None,
@@ -114,21 +114,26 @@ def search(study: Study, kept: Kept, name: str, *, trials: int, seed: int, where
         place = Path(folder) / "s.db"
         with Store.open(place, study="s", fingerprint="f", create=True, write=True) as store:
             run.run(store, runner, lambda event: None)
-    return curve(study, runner.outcomes), runner.seconds / len(runner.outcomes)
+    return *_curves(study, runner.outcomes), runner.seconds / len(runner.outcomes)
 
 
-def _starts(study: Study, kept: Kept, limits: Mapping[str, Amount], trials: int) -> np.ndarray:
+def _curves(study: Study, outcomes: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
+    return curve(study, outcomes), curve(study, outcomes, worst=0.5)
+
+
+def _starts(study: Study, kept: Kept, limits: Mapping[str, Amount], trials: int) -> list[Outcome]:
     """The dense network, the front of the portfolio, and what is behind it."""
     measured = kept.portfolio.measured(study.space, free_proxies(), limits, most=AFFORDED * trials)
     front = cheap_front(measured, [name for name in study.space.costs if name in study.objectives], trials)
     ids = {start.candidate.configuration.id for start in front}
     behind = sorted((m for m in measured if m[0].candidate.configuration.id not in ids), key=lambda m: m[1])
     order = [DENSE, *(start.candidate.configuration for start in [*front, *(start for start, _ in behind)])]
-    return curve(study, [kept(Request(c, study.fidelity, study.seed, "starts")) for c in order[:trials]])
+    return [kept(Request(c, study.fidelity, study.seed, "starts")) for c in order[:trials]]
 
 
-def curve(study: Study, outcomes: Sequence[Outcome]) -> np.ndarray:
-    """Relative hypervolume of what was evaluated, after each evaluation."""
+def curve(study: Study, outcomes: Sequence[Outcome], worst: float = 1.0) -> np.ndarray:
+    """Relative hypervolume of what was evaluated, after each evaluation; up to the loss of a share ``worst`` of the dense network's
+    metric: 1 is the report's, which goes down to a metric of 0."""
     names = study.objectives
     directions = [study.directions[name] for name in names]
     rows = []
@@ -137,6 +142,8 @@ def curve(study: Study, outcomes: Sequence[Outcome]) -> np.ndarray:
         rows.append([cost[n] if n in cost else outcome.metrics.get(n, np.nan) for n in names])
     values = np.array(rows, dtype=np.float64)
     costs = [name in study.baseline for name in names]
+    of_metrics = np.where(costs, 1.0, 1 / worst)
+    values = values[0] + (values - values[0]) * of_metrics
     return np.array([relative_hypervolume(values[: n + 1], values[0], directions, costs) for n in range(len(values))])
 
 
@@ -154,19 +161,24 @@ def main() -> None:
     study = load(a.study).create(options)
     kept = Kept(a.keep, study, a.trials)
     marks = sorted({max(1, a.trials // 8), a.trials // 4, a.trials // 3, a.trials // 2, 3 * a.trials // 4, a.trials})
-    print("| sampler | " + " | ".join(f"{mark}" for mark in marks) + " | seconds a proposal |\n|" + " --- |" * (len(marks) + 2), flush=True)
+    heads = ["sampler", *map(str, marks), "to half, at the end", "seconds a proposal"]
+    print(f"| {' | '.join(heads)} |\n|" + " --- |" * len(heads), flush=True)
     curves: dict[str, np.ndarray] = {}
     for name in a.samplers:
         found = [search(study, kept, name, trials=a.trials, seed=seed, where=a.where) for seed in range(a.seeds)]
         kept.save()
-        curves[name] = np.array([curve for curve, _ in found])
-        cells = [f"{curves[name][:, m - 1].mean():.4f} ± {curves[name][:, m - 1].std(ddof=min(1, a.seeds - 1)):.4f}" for m in marks]
-        print(f"| {name} | {' | '.join(cells)} | {np.mean([seconds for _, seconds in found]):.3f} |", flush=True)
+        curves[name] = np.array([whole for whole, _, _ in found])
+        cells = [_spread(curves[name][:, m - 1]) for m in marks] + [_spread(np.array([half[-1] for _, half, _ in found]))]
+        print(f"| {name} | {' | '.join(cells)} | {np.mean([seconds for _, _, seconds in found]):.3f} |", flush=True)
     if {"surrogate", "nsga2"} <= curves.keys():
         final = curves["nsga2"][:, -1].mean()
         reached = np.flatnonzero(curves["surrogate"].mean(axis=0) >= final)
         print(f"\nsurrogate reaches NSGA-II's final mean of {final:.4f} after {reached[0] + 1 if len(reached) else 'none'} evaluations")
     print(f"{len(kept.known)} configurations evaluated in all", file=sys.stderr)
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.mean():.4f} ± {values.std(ddof=min(1, len(values) - 1)):.4f}"
 
 
 def _value(text: str) -> object:
