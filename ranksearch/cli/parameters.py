@@ -96,7 +96,7 @@ def search() -> list[click.Parameter]:
         ),
         objective_option(),
         cost_option(),
-        click.Option(["--sampler"], type=NameIn("samplers", "SAMPLERS"), default="nsga2", help="[default: nsga2]"),
+        click.Option(["--sampler"], type=NameIn("samplers", "SAMPLERS"), default="surrogate", help="[default: surrogate]"),
         click.Option(
             ["--proxy"], multiple=True, type=NameIn("proxies", "PROXIES"),
             help="Begin with the optima of this one; repeatable.  [default: the best of all rules, measured without training]",

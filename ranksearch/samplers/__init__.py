@@ -11,6 +11,6 @@ from ranksearch.samplers.sampler import Sampler
 from ranksearch.samplers.surrogate import Surrogate
 from ranksearch.samplers.tpe import TPE
 
-SAMPLERS: tuple[Sampler, ...] = (NSGA2(), NSGA3(), TPE(), GP(), Surrogate(), Random())
+SAMPLERS: tuple[Sampler, ...] = (Surrogate(), NSGA2(), NSGA3(), TPE(), GP(), Random())
 
 __all__ = ["GP", "NSGA2", "NSGA3", "SAMPLERS", "TPE", "Problem", "Random", "Sampler", "Surrogate"]

@@ -25,6 +25,7 @@ REMEMBERED = 400  # observations that models are fitted to: the front and the la
 POINTS = 24  # of every solved front
 FINALISTS = 32  # whose expected growth of the hypervolume is computed over all draws
 WITHIN, SECONDS = 12, 0.1  # optima within limits and shares of them, over all fronts; and what HiGHS may take for each
+USEFUL = 0.5  # of the largest loss seen: networks that lost more are worth nothing
 FLOOR = 0.02  # of the 0.9 quantile of rises: smaller differences are taken for noise
 NEIGHBOURS = 64  # of the front that are tried, farther and farther away, where all that was solved is known
 RANDOM = 8  # observations before anything is modelled where only the number of options is known
@@ -139,7 +140,7 @@ class Surrogate(Sampler):
                 if candidate.tobytes() not in found and self._admissible(candidate):
                     found[candidate.tobytes()] = candidate
         drawn = [model.mean, *(model.draw(self._rng) for _ in range(self.draws))]
-        return _Solved.of(problem, model, drawn, np.array(list(found.values())).reshape(-1, len(self.shape)), dense)
+        return _Solved.of(_Scale.of(problem, values, dense), model, drawn, np.array(list(found.values())).reshape(-1, len(self.shape)))
 
     # -- where only the number of options is known ----------------------------------------------------------------
 
@@ -172,17 +173,16 @@ class Surrogate(Sampler):
 class _Solved:
     """Points of solved fronts, and what drawn models expect of them."""
 
-    problem: Problem
+    scale: _Scale
     candidates: np.ndarray  # int64, shape: (n, n_sites)
     expected: np.ndarray  # scaled values: most likely model first, then those drawn; shape: (draws, n, n_objectives)
-    dense: np.ndarray
     model: LossModel
     refused: set[bytes]  # proposed from here already
 
     @classmethod
-    def of(cls, problem: Problem, model: LossModel, drawn: Sequence[np.ndarray], candidates: np.ndarray, dense: np.ndarray) -> _Solved:
-        expected = np.array([_expected(problem, model, parameters, candidates, dense) for parameters in drawn])
-        return cls(problem, candidates, expected, dense, model, set())
+    def of(cls, scale: _Scale, model: LossModel, drawn: Sequence[np.ndarray], candidates: np.ndarray) -> _Solved:
+        expected = np.array([_expected(scale, model, parameters, candidates) for parameters in drawn])
+        return cls(scale, candidates, expected, model, set())
 
     def best(self, front: np.ndarray, flying: Sequence[np.ndarray], *, exclude: set[bytes]) -> np.ndarray | None:
         """The candidate with which the hypervolume is expected to grow most; None where none is left."""
@@ -190,9 +190,9 @@ class _Solved:
         left = np.flatnonzero(free)
         if not len(left):
             return None
-        points = _scaled(self.problem, front, self.dense)
+        points = self.scale(front)
         if flying:
-            soon = _expected(self.problem, self.model, self.model.mean, np.array(flying), self.dense)
+            soon = _expected(self.scale, self.model, self.model.mean, np.array(flying))
             points = np.concatenate([points, soon])
         points = points[(points < 1).all(axis=1)]
         volume = _volume(points)
@@ -219,22 +219,37 @@ def _volume(points: np.ndarray) -> float:
     return float(1 - inside.min()) if inside.shape[1] == 1 else float(moocore.hypervolume(inside, ref=1.0))
 
 
-def _scaled(problem: Problem, values: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """Values in the units of `ranksearch.results.pareto.relative_hypervolume`: costs as shares, metrics as relative losses."""
-    scaled = np.array(values, dtype=np.float64).reshape(-1, len(problem.objectives))
-    for number in problem.measured:
-        scaled[:, number] = (scaled[:, number] - dense[number]) / (abs(dense[number]) or 1.0)
-    return scaled
+@dataclass(frozen=True)
+class _Scale:
+    """From values to what hypervolume is taken of: 1 and more is worth nothing. Costs are shares of the dense network's. Metrics are what
+    is lost against the dense network, in units of half of the largest loss seen: networks so small that they know nothing any more
+    would fill a hypervolume and be of no use to anybody."""
+
+    problem: Problem
+    dense: np.ndarray
+    unit: np.ndarray  # shape: (n_objectives,)
+
+    @classmethod
+    def of(cls, problem: Problem, values: np.ndarray, dense: np.ndarray) -> _Scale:
+        most = (values - dense).max(axis=0, initial=0.0)
+        return cls(problem, dense, np.where(most > 0, USEFUL * most, np.where(dense == 0, 1.0, np.abs(dense))))
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        scaled = np.array(values, dtype=np.float64).reshape(-1, len(self.unit))
+        for number in self.problem.measured:
+            scaled[:, number] = (scaled[:, number] - self.dense[number]) / self.unit[number]
+        return scaled
 
 
-def _expected(problem: Problem, model: LossModel, parameters: np.ndarray, candidates: np.ndarray, dense: np.ndarray) -> np.ndarray:
+def _expected(scale: _Scale, model: LossModel, parameters: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Scaled values that a model expects, shape: (n, n_objectives)."""
+    problem = scale.problem
     values = problem.costs(candidates)
     sums = model.table(parameters).score(candidates)
     first = 1 if len(problem.rises) else 0
     for channel, number in enumerate(problem.measured, start=first):
-        values[:, number] = dense[number] + model.linked(sums, channel=channel, parameters=parameters)
-    return _scaled(problem, values, dense)
+        values[:, number] = scale.dense[number] + model.linked(sums, channel=channel, parameters=parameters)
+    return scale(values)
 
 
 def _curves(problem: Problem) -> Curves | None:

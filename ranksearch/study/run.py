@@ -227,7 +227,7 @@ def portfolio_of(study: Study, trials: int) -> Portfolio | None:
 
 def _afforded(study: Study, trials: int) -> list[Callable[[], TableProxy]]:
     """What makes proxies that measure networks without training: two measurements per trial go into them, first into `Calibrated`, what
-    is left into single sites. And those of factors made in the weights' metric, where so many options can be put together."""
+    is left into single sites. And, in the weight metric, those of other metrics, where so many options can be put together."""
     context = ProxyContext(study.space, study.spectra, study.task, calibration=study.spec.calibration, batches=BATCHES)
     found: list[Callable[[], TableProxy]] = []
     if context.missing("networks") is None:

@@ -351,7 +351,7 @@ class Study:
         self,
         trials: int | None = None,
         *,
-        sampler: str | Sampler = "nsga2",
+        sampler: str | Sampler = "surrogate",
         proxies: Sequence[str | TableProxy] | None = None,
         allocator: str | Allocator | None = None,
         scheduler: str | Scheduler = "none",

@@ -153,6 +153,17 @@ class Classification(Task):
             other._splits[name] = tuple(part[:count] for part in self._splits[name])  # type: ignore[assignment]
         return other
 
+    def judged_on_test(self, count: int) -> Classification:
+        """The same task with its first ``count`` test examples in place of the validation ones. For weights that have seen the whole
+        training set, whose measurements on a part of it would be too good; nothing is left then that a choice could be judged on.
+
+        Raises:
+            InvalidArgument: no test set, or a count outside 1 and its size.
+        """
+        other = self.cut(test=count)
+        other._splits["validation"] = other._splits["test"]
+        return other
+
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self._protocol, sort_keys=True).encode())

@@ -92,7 +92,7 @@ def test_history_ends_with_the_front(study: Study) -> None:
     history, front = study.results.history(), study.front()
     assert set(history.loc[history["on_front"], "id"]) == set(front.loc[front["on_front"], "id"])
     assert history["gain"].sum() == pytest.approx(history["hypervolume"].iloc[-1]) and (history["gain"] >= 0).all()
-    assert {"dense", "nsga2"} <= set(history["finder"]) and not history["finder"].astype(str).str.contains("<=").any()
+    assert {"dense", "surrogate"} <= set(history["finder"]) and not history["finder"].astype(str).str.contains("<=").any()
 
 
 def test_proxies_stand_beside_what_was_measured(study: Study) -> None:

@@ -117,7 +117,7 @@ def test_one_instance_serves_several_searches(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "tpee"}, "sampler='tpee' is none of nsga2, nsga3, tpe, gp, surrogate, random; did you mean 'tpe'"),
+        ({"sampler": "nsga"}, "sampler='nsga' is none of surrogate, nsga2, nsga3, tpe, gp, random; did you mean 'nsga3'"),
         ({"sampler": NSGA2}, "nor an instance of Sampler"),
         ({"allocator": "additiv"}, "did you mean 'additive'"),
         ({"allocator": Additive}, "nor an instance of Allocator"),

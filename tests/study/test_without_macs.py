@@ -100,7 +100,7 @@ def test_every_allocator_keeps_the_budgets(allocator, budgets: dict[str, float])
 
 def test_proxies_pictures_supernets_and_screening_work(tmp_path: Path) -> None:
     study = _study()
-    study.run(trials=8, runner="local", proxies=["energy", "frobenius"])
+    study.run(trials=8, runner="local", sampler="nsga2", proxies=["energy", "frobenius", "operator_norm"])
     agreements = study.proxies()
     assert len(agreements) and agreements["kendall_macs"].isna().all()  # no shares of MACs, so no budgets of them
     scores = study.report.scores()

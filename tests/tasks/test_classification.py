@@ -222,6 +222,16 @@ def test_a_task_can_be_cut() -> None:
             task.cut(**wrong)
 
 
+def test_a_task_can_be_judged_on_its_test_set() -> None:
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    task = Classification(train=(x[:20], y[:20]), validation=(x[20:30], y[20:30]), test=(x[30:], y[30:]), learning_rate=0.1)
+    other, model = task.judged_on_test(4), nn.Linear(3, 2)
+    assert other.measure(model) == task.cut(test=4).measure(model, "test") != task.measure(model)
+    assert other.fingerprint() != task.fingerprint()
+    with pytest.raises(InvalidArgument, match="this task has"):
+        Classification(train=(x, y), validation=(x, y), learning_rate=0.1).judged_on_test(4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32])
 def test_types_that_others_hold_are_read_as_those(dtype: torch.dtype) -> None:
     values = (X * 10).round().to(dtype)
