@@ -1,5 +1,5 @@
-"""What learned groups are worth: the least error of ``grouped_svd`` within shares of a layer's params, with its channels as they are and
-in a learned order, in the Fisher metric, and accuracies of networks of groups alone within shares of the MACs, refitted. Prints two
+"""What learned groups are worth: the least error of ``grouped_svd`` within shares of a layer's params, in the Fisher metric, without and
+with learned groups beside the given ones, and accuracies of networks of groups alone within shares of the MACs, refitted. Prints two
 markdown tables, means over calibration seeds and their spread.
 
     python analysis/groups.py --data SHARED/data/cifar10 --weights SHARED/models/resnet20_cifar10.safetensors"""
@@ -7,6 +7,7 @@ markdown tables, means over calibration seeds and their spread.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -24,7 +25,7 @@ from ranksearch.study import Study
 from ranksearch.tasks.images import cifar10
 from ranksearch.tasks.networks import cifar_resnet, load_weights
 
-KINDS = ("grouped_svd", "grouped_svd_learned")
+KINDS = {"given groups": ("grouped_svd",), "with learned groups": ("grouped_svd", "grouped_svd_learned")}
 
 
 class Subject:
@@ -40,23 +41,27 @@ class Subject:
 
     @cached_property
     def study(self) -> Study:
-        return Study("groups", model=self.model, task=self.task, space=SpaceSpec(named(*KINDS), metric="fisher"))
+        return Study("groups", model=self.model, task=self.task, space=SpaceSpec(named(*KINDS["with learned groups"]), metric="fisher"))
 
     def errors(self, share: float) -> list[float]:
-        """Per kind, the root mean square over layers of the least relative error within a share of each layer's params."""
+        """Without and with learned groups, the root mean square over layers of the least relative error within a share of each layer's
+        params; of layers that have such options."""
         found: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for site in self.study.sites:
-            profiles = [self.study.spectra.profile(site, kind) for kind in KINDS]
-            within = [p.frobenius[p.params <= share * site.cost.params] for p in profiles if p is not None]
-            if len(within) == len(KINDS) and all(len(errors) for errors in within):
-                for kind, errors in zip(KINDS, within, strict=True):
-                    found[kind].append(float(errors.min()))
+            least: dict[str, float] = {}
+            for name in KINDS["with learned groups"]:
+                profile = self.study.spectra.profile(site, name)
+                within = np.zeros(0) if profile is None else profile.frobenius[profile.params <= share * site.cost.params]
+                least[name] = float(within.min()) if len(within) else math.inf
+            if math.isfinite(least["grouped_svd"]):
+                for kind, names in KINDS.items():
+                    found[kind].append(min(least[name] for name in names))
         return [float(np.sqrt(np.mean(np.square(values)))) for values in found.values()]
 
     def accuracy(self, kind: str, budget: float) -> float:
-        """Of the exact optimum of the Fisher error among networks of one kind, refitted, on test images."""
+        """Of the exact optimum of the Fisher error among networks of groups, refitted, on test images."""
         spectra = self.study.spectra
-        space = build_space(spectra, types=[kind])
+        space = build_space(spectra, types=KINDS[kind])
         found = Additive().allocate(Problem(space, Energy().table(space), {"macs": budget}))
         configuration = space.configuration(found.indices)
         network = build(spectra, configuration).eval()
