@@ -78,7 +78,7 @@ class RankBench:
             InvalidArgument: an objective that is no cost and was not measured.
         """
         values = self.configurations[self._checked(objectives)].to_numpy(dtype=np.float64)
-        return self.configurations[non_dominated(values, [DIRECTIONS[name] for name in objectives])]
+        return self.configurations.loc[non_dominated(values, [DIRECTIONS[name] for name in self._checked(objectives)])]
 
     def evaluate(self, configuration: Configuration | np.ndarray | Sequence[int]) -> dict[str, float]:
         """Costs of a configuration and what is measured without training, from the table. Others of ``digits`` are measured, in a
