@@ -27,7 +27,7 @@ from torch import Tensor
 from ranksearch import compress
 from ranksearch.compression.compress import HELD_OUT
 from ranksearch.home import replacing, user_path
-from ranksearch.search.events import Stage
+from ranksearch.search.events import Announced
 from ranksearch.space import mixture, svd_only
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import cifar10
@@ -145,7 +145,7 @@ def _spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{found.mean():.{digits}f}{deviation}"
 
 
-def shown(event: Stage) -> None:
+def shown(event: Announced) -> None:
     """Tell what is being done."""
     print(event.text, file=sys.stderr, flush=True)
 

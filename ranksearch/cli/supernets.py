@@ -16,7 +16,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
 
 if TYPE_CHECKING:
-    from ranksearch.search.events import Profiled, Stage
+    from ranksearch.search.events import Announced, Profiled
     from ranksearch.study import Study
     from ranksearch.supernet import TrainingStep
     from ranksearch.supernet.study import TrainedSupernet
@@ -46,12 +46,12 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def event(self, event: Stage | Profiled | TrainingStep) -> None:
+    def event(self, event: Announced | Profiled | TrainingStep) -> None:
         """Show an event."""
-        from ranksearch.search.events import Profiled, Stage
+        from ranksearch.search.events import Announced, Profiled
 
         self.session.check()
-        if isinstance(event, (Stage, Profiled)):
+        if isinstance(event, (Announced, Profiled)):
             self._sites.event(event)
             self._start = time.monotonic()
             return

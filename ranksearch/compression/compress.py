@@ -25,7 +25,7 @@ from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.recovery import Recovered, recover
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss, Energy
-from ranksearch.search.events import Stage
+from ranksearch.search.events import Announced
 from ranksearch.search.local_search import polish
 from ranksearch.search.loop import indices_of
 from ranksearch.search.refit import refit
@@ -161,7 +161,7 @@ def compress(
     epochs: float = 0.0,
     costs: Sequence[CostModel] = COSTS,
     bits: str | Sequence[int] = (),
-    on_event: Callable[[Stage], None] | None = None,
+    on_event: Callable[[Announced], None] | None = None,
     **budgets: float,
 ) -> Compressed:
     """Make a trained network smaller, without training unless ``epochs`` are given.
@@ -323,7 +323,7 @@ class _Portfolio:
     data: _Data
     reconstruction: int
     recalibration: int
-    tell: Callable[[Stage], None]
+    tell: Callable[[Announced], None]
     two_sided: bool  # whether output gradients are collected at all: where a rule takes them
     spaces: dict[MetricName, tuple[Spectra, SearchSpace]] = field(default_factory=dict)
 
@@ -338,7 +338,7 @@ class _Portfolio:
     @cached_property
     def counts(self) -> tuple[CostModel, ...]:
         """The cost models, measured once for all metrics where they measure."""
-        return tuple(cost.of(self.dense_network, None, lambda text: self.tell(Stage(text))) for cost in self.costs)
+        return tuple(cost.of(self.dense_network, None, lambda text: self.tell(Announced(text))) for cost in self.costs)
 
     @cached_property
     def judge(self) -> Judge:
@@ -355,11 +355,11 @@ class _Portfolio:
         if metric not in self.spaces:
             moments = None
             if metric != "weight":
-                self.tell(Stage(space_metric.announced(self.sites, metric, self.data.seen)))
+                self.tell(Announced(space_metric.announced(self.sites, metric, self.data.seen)))
                 gradients = metric == "fisher"
                 found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=gradients)
                 moments = space_metric.moments(found, metric)
-            self.tell(Stage(f"profiling {len(self.sites)} sites in the {metric} metric"))
+            self.tell(Announced(f"profiling {len(self.sites)} sites in the {metric} metric"))
             spectra = Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=home() / "cache" / "spectra")
             self.spaces[metric] = spectra, self.spec.build(spectra, costs=self.counts, example=self.task.example())
         return self.spaces[metric]
@@ -371,7 +371,7 @@ class _Portfolio:
             found = rule.choose(spectra, space, self.budgets)
         except (InfeasibleBudget, InvalidArgument) as error:
             return Tried(rule.name, rule.metric, None, None, note=str(error))
-        self.tell(Stage(f"measuring the answer of {rule.name}"))
+        self.tell(Announced(f"measuring the answer of {rule.name}"))
         return self.measured(rule.name, rule.metric, found.indices)
 
     def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
@@ -397,7 +397,7 @@ class _Portfolio:
     def refitted(self, tried: Sequence[Tried], rounds: int) -> Tried:
         """What a model of the loss finds that was fitted to the rules' answers, with factors for the Fisher metric, and to its own."""
         _, space = self.space("fisher")
-        self.tell(Stage(f"fitting a model of the loss in {rounds} rounds"))
+        self.tell(Announced(f"fitting a model of the loss in {rounds} rounds"))
         known = [indices for one in tried if one.configuration and (indices := indices_of(space, one.configuration)) is not None]
         try:
             found = refit(space, curves(space, Energy().table(space)), self.seen("fisher"), self.budgets, known=known, rounds=rounds)
@@ -409,7 +409,7 @@ class _Portfolio:
     def polished(self, best: Tried, evaluations: int) -> Tried:
         """Measured exchanges from the best answer on."""
         assert best.configuration is not None
-        self.tell(Stage(f"polishing the answer of {best.rule} by {evaluations} measurements"))
+        self.tell(Announced(f"polishing the answer of {best.rule} by {evaluations} measurements"))
         _, space = self.space(best.metric)
         found = polish(
             space, space.indices(best.configuration), self.seen(best.metric), self.budgets,
@@ -436,7 +436,7 @@ class _Portfolio:
         baseline = network_cost(self.counts, self.dense_network)
         recovered = None
         if epochs:
-            self.tell(Stage(f"training it for {epochs:g} epochs"))
+            self.tell(Announced(f"training it for {epochs:g} epochs"))
             spectra = self.space(best.metric)[0]
             recovered = recover(model, spectra, best.configuration, self.task, epochs=epochs, recalibration=self.recalibration)
         return Compressed(model.eval(), best, tuple(tried), baseline, self.judge(self.model), recovered)

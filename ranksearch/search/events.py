@@ -9,8 +9,8 @@ from ranksearch.space.spectra import Profiled
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Progress: a stage of the run has begun."""
+class Announced:
+    """Progress: what is done next, in words."""
 
     text: str
 
@@ -33,6 +33,6 @@ class Finished:
     total: int
 
 
-SearchEvent = Stage | Profiled | Planned | Finished
+SearchEvent = Announced | Profiled | Planned | Finished
 
-__all__ = ["Finished", "Planned", "Profiled", "SearchEvent", "Stage"]
+__all__ = ["Announced", "Finished", "Planned", "Profiled", "SearchEvent"]

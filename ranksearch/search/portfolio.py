@@ -13,7 +13,7 @@ from ranksearch.allocators import ALLOCATORS, Allocator
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies import Frobenius, TableProxy
 from ranksearch.results.pareto import spread_front
-from ranksearch.search.events import Stage
+from ranksearch.search.events import Announced
 from ranksearch.search.starts import Start, optima
 from ranksearch.sites import Amount
 from ranksearch.space import Candidate, SearchSpace
@@ -41,7 +41,7 @@ class Portfolio:
 
     def measured(
         self, space: SearchSpace, proxies: Sequence[TableProxy], limits: Mapping[str, Amount], *, allocator: Allocator | None = None,
-        most: int | None = None, tell: Callable[[Stage], None] = lambda stage: None,
+        most: int | None = None, tell: Callable[[Announced], None] = lambda stage: None,
     ) -> list[tuple[Start, float]]:  # fmt: skip
         """The distinct optima of the proxies and answers of the rules within the limits, each with how much more it loses than the dense
         network; none where that cannot be measured.
@@ -53,7 +53,7 @@ class Portfolio:
         parts += [_unless(InvalidArgument, optima(space, [Frobenius()], limits, allocator=rule)) for rule in self.rules]
         parts += [_unless(Exception, _made(make, space, limits, allocator)) for make in self.proxies]
         distinct = list(islice(_distinct(_turns(parts)), most))
-        tell(Stage(f"measuring {len(distinct)} answers of rules and proxies without training"))
+        tell(Announced(f"measuring {len(distinct)} answers of rules and proxies without training"))
         dense = self._loss(space.candidate(space.dense))
         return [(start, rise) for start in distinct if math.isfinite(rise := self._loss(start.candidate) - dense)]
 

@@ -20,7 +20,7 @@ from ranksearch.results.pareto import spread_front
 from ranksearch.runners import Runner
 from ranksearch.samplers import Problem, Sampler
 from ranksearch.schedulers import Scheduler
-from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
+from ranksearch.search.events import Announced, Finished, Planned, SearchEvent
 from ranksearch.search.halting import Halting
 from ranksearch.search.known import Known
 from ranksearch.search.loop import SearchLoop, indices_of
@@ -119,7 +119,7 @@ class SearchRun:
             FailedInARow: one evaluation after the other failed, by no fault of theirs."""
         spool = None if store.spool is None else Spool(store.spool, store.fingerprint)
         if spool is not None and (found := self._recovered(store, spool)):
-            tell(Stage(f"{found} evaluations that were finished when an earlier run ended are stored now"))
+            tell(Announced(f"{found} evaluations that were finished when an earlier run ended are stored now"))
         known = self.objectives.known(store, self.fidelity, self.seed)
         asked = {start.candidate.configuration.id: start for start in wanted}
         again = {id: start for id, start in asked.items() if id in known and known[id].stopped} | self._again(known)
@@ -132,7 +132,7 @@ class SearchRun:
         measured = self._measured(tell, trials, len(known))
         solved = self._starts(measured, trials)
 
-        keeper = Keeper(store, spool, again.keys(), lambda text: tell(Stage(text)))
+        keeper = Keeper(store, spool, again.keys(), lambda text: tell(Announced(text)))
         others = None if store.claims is None else self._team(store, set(known), set(again))
         loop = SearchLoop(
             self.space, self._started(measured),
@@ -149,7 +149,7 @@ class SearchRun:
                 tell(Finished(each, number, trials))
 
         with_supernet = f" and {self.fidelity.name}" if self.screening else ""
-        tell(Stage(f"evaluating with {type(runner).__name__}{with_supernet}"))
+        tell(Announced(f"evaluating with {type(runner).__name__}{with_supernet}"))
         halting = self._halting(store, loop, {DENSE.id, *asked})
         judge = () if halting is None else (halting.goes_on,)
         if spool is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ranksearch.search.events import Finished, Planned, Profiled, SearchEvent, Stage
+from ranksearch.search.events import Announced, Finished, Planned, Profiled, SearchEvent
 from ranksearch.study.run import Screening
 from ranksearch.study.study import TRIALS, Study
 
-__all__ = ["TRIALS", "Finished", "Planned", "Profiled", "Screening", "SearchEvent", "Stage", "Study"]
+__all__ = ["TRIALS", "Announced", "Finished", "Planned", "Profiled", "Screening", "SearchEvent", "Study"]

@@ -101,13 +101,13 @@ def run_stages(study: Study, asked: Asked) -> None:
     measures = False
     with storage.open_store(study, write=True, planned=study.stages[-1].trials) as store:
         for number, stage in enumerate(study.stages, start=1):
-            asked.tell(events.Stage(f"stage {number} of {len(study.stages)}: {stage.text}"))
+            asked.tell(events.Announced(f"stage {number} of {len(study.stages)}: {stage.text}"))
             if stage.fidelity == PROXIES:
                 before = cache(lambda count, most=stage.trials: _answers(study, asked, limits, most)[:count])
                 continue
             if stage.fidelity == SUPERNET:
                 if not study.supernets.store.trained():
-                    asked.tell(events.Stage("no supernet is trained for this study, so its stage is left out"))
+                    asked.tell(events.Announced("no supernet is trained for this study, so its stage is left out"))
                     continue
                 search, wanted = supernet_search(study, True, stage.trials, asked), []
             else:

@@ -25,7 +25,7 @@ from ranksearch.results.names import OF_LAYERS, RESERVED, Direction, check_metri
 from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
 from ranksearch.schedulers import Scheduler
-from ranksearch.search.events import Profiled, SearchEvent, Stage
+from ranksearch.search.events import Announced, Profiled, SearchEvent
 from ranksearch.sites import Cost, Sites, unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, declared
 from ranksearch.space.spectra import Spectra
@@ -38,9 +38,8 @@ from ranksearch.study.questions import Questions, Where
 from ranksearch.study.report import Report
 from ranksearch.study.results import Results
 from ranksearch.study.run import Screening, asked, run
-from ranksearch.study.stages import Stage as SearchStage
+from ranksearch.study.stages import Stage, run_stages
 from ranksearch.study.stages import checked as checked_stages
-from ranksearch.study.stages import run_stages
 from ranksearch.study.supernets import Supernets
 from ranksearch.supernet import TrainingStep
 from ranksearch.supernet.methods import Method
@@ -100,7 +99,7 @@ class Study:
         options: Mapping[str, Any] | None = None,
         space_choice: Mapping[str, Any] | None = None,
         modules: Sequence[ModuleType] = (),
-        stages: Sequence[SearchStage] = (),
+        stages: Sequence[Stage] = (),
     ) -> None:
         if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
             raise InvalidArgument(f"name={name!r}: give letters, digits, '-' or '_'; it names the store's file")
@@ -213,13 +212,13 @@ class Study:
         """Whether the space is computed already."""
         return "space" in vars(self)
 
-    def profile(self, tell: Callable[[Stage | Profiled], None]) -> SearchSpace:
+    def profile(self, tell: Callable[[Announced | Profiled], None]) -> SearchSpace:
         """`space`, each stage of its computation told before it begins, each site when it is done."""
         if not self.profiled:
             if self.spec.metric != "weight":
-                tell(Stage(space_metric.announced(self.sites, self.spec.metric, self.spec.calibration)))
+                tell(Announced(space_metric.announced(self.sites, self.spec.metric, self.spec.calibration)))
                 _ = self.spectra
-            tell(Stage(f"profiling {len(self.sites)} sites"))
+            tell(Announced(f"profiling {len(self.sites)} sites"))
             self.spectra.profile_all(tell)
         self.measure(tell)
         return self.space
@@ -233,10 +232,10 @@ class Study:
             InvalidArgument: the store has another measurement than ``costs`` ask for."""
         return self._counts(lambda text: None)
 
-    def measure(self, tell: Callable[[Stage], None]) -> None:
+    def measure(self, tell: Callable[[Announced], None]) -> None:
         """Make `counts`, each stage told before it begins."""
         if "counts" not in vars(self):
-            vars(self)["counts"] = self._counts(lambda text: tell(Stage(text)))
+            vars(self)["counts"] = self._counts(lambda text: tell(Announced(text)))
 
     def _counts(self, tell: Callable[[str], None]) -> tuple[CostModel, ...]:
         def known() -> counts.Records:
@@ -490,7 +489,7 @@ class Study:
     def compress(
         self, *, rules: Sequence[str | Rule] | None = None, reconstruction: int = 4, recalibration: int = 16,
         refits: int | None = None, polished: int = 0, epochs: float = 0.0, bits: str | Sequence[int] = (),
-        on_event: Callable[[Stage], None] | None = None, **budgets: float,
+        on_event: Callable[[Announced], None] | None = None, **budgets: float,
     ) -> Compressed:  # fmt: skip
         """The best network within budgets that is known without a search, in the study's space, see `ranksearch.compression.compress`.
         It is no evaluation: the store neither has nor gets it."""
@@ -501,7 +500,7 @@ class Study:
 
     def train_supernet(
         self, method: str | Method = "sandwich", *, epochs: float = 6.0, sampling: str | None = None, seed: int | None = None,
-        recalibration: int = 16, on_event: Callable[[Stage | Profiled | TrainingStep], None] | None = None, **options: Any,
+        recalibration: int = 16, on_event: Callable[[Announced | Profiled | TrainingStep], None] | None = None, **options: Any,
     ) -> TrainedSupernet:  # fmt: skip
         """See `Supernets.train`."""
         return self.supernets.train(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ranksearch import checks
 from ranksearch.home import home
-from ranksearch.search.events import Profiled, Stage
+from ranksearch.search.events import Announced, Profiled
 from ranksearch.store.database import Place
 from ranksearch.supernet import RankSupernet, TrainingStep
 from ranksearch.supernet.methods import Method
@@ -45,7 +45,7 @@ class Supernets:
         sampling: str | None = None,
         seed: int | None = None,
         recalibration: int = 16,
-        on_event: Callable[[Stage | Profiled | TrainingStep], None] | None = None,
+        on_event: Callable[[Announced | Profiled | TrainingStep], None] | None = None,
         **options: Any,
     ) -> TrainedSupernet:
         """One training for every size of the network, see `ranksearch.supernet`. Types of the space that are no projection

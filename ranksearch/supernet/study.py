@@ -26,7 +26,7 @@ from ranksearch.evaluation.fidelity import SUPERNET, Fidelity
 from ranksearch.evaluation.request import Outcome, Request, outcome_of
 from ranksearch.home import replacing
 from ranksearch.proxies import free_proxies
-from ranksearch.search.events import Stage
+from ranksearch.search.events import Announced
 from ranksearch.sites import device_of
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
@@ -182,7 +182,7 @@ class SupernetStore:
         sampling: str | None = None,
         seed: int = 0,
         recalibration: int = 16,
-        on_event: Callable[[Stage | TrainingStep], None] | None = None,
+        on_event: Callable[[Announced | TrainingStep], None] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> TrainedSupernet:
         """See `ranksearch.study.supernets.Supernets.train`."""
@@ -193,8 +193,8 @@ class SupernetStore:
         space, left = self.space(), self.left_out()
         if left:
             listed = ", ".join(f"{name} ({count:,} options)" for name, count in left.items())
-            tell(Stage(f"leaving out what is no projection of the dense weight: {listed}"))
-        tell(Stage(f"preparing the supernet: {kind.name}, {len(space.ladders)} sites"))
+            tell(Announced(f"leaving out what is no projection of the dense weight: {listed}"))
+        tell(Announced(f"preparing the supernet: {kind.name}, {len(space.ladders)} sites"))
         if isinstance(method, Method):
             made, own = method, {name: getattr(method, name) for name in _own_options(kind) if hasattr(method, name)}
             if made.supernet.space.fingerprint != space.fingerprint:
@@ -219,13 +219,13 @@ class SupernetStore:
             drawn["sampling"] = SAMPLINGS[sampling](net.space, types=tuple(sorted(types)))
         return kind(net, self.task.loss, seed=seed, **options, **drawn)
 
-    def _train_entry(self, entry: Entry, method: Method, tell: Callable[[Stage | TrainingStep], None]) -> Entry:
+    def _train_entry(self, entry: Entry, method: Method, tell: Callable[[Announced | TrainingStep], None]) -> Entry:
         """Train in the entry's folder, which says all the while whether the training is finished; returns the finished entry."""
         folder = self.folder / entry.key
         known = _read(folder)
         if known is None or not known.finished:
             _write(folder, entry)
-        tell(Stage(f"training {entry.name} in {folder}"))
+        tell(Announced(f"training {entry.name} in {folder}"))
         train(method.supernet, self.task, method, epochs=entry.epochs, seed=entry.seed, folder=folder, on_event=tell)
         entry = replace(entry, finished=True)
         _write(folder, entry)

@@ -12,7 +12,7 @@ from ranksearch.cli.progress import SiteProgress, clock
 from ranksearch.cli.progress.front import Front
 from ranksearch.cli.progress.times import TimeLeft
 from ranksearch.evaluation import Fidelity, Outcome, Request
-from ranksearch.search.events import Profiled, Stage
+from ranksearch.search.events import Announced, Profiled
 from ranksearch.space import Configuration
 
 
@@ -71,7 +71,7 @@ def test_profiled_sites_are_counted(capsys: pytest.CaptureFixture[str], monkeypa
     now = 100.0
     monkeypatch.setattr("ranksearch.cli.progress.sites.time.monotonic", lambda: now)
     with SiteProgress(terminal=False) as progress:
-        progress.event(Stage("profiling 4 sites"))
+        progress.event(Announced("profiling 4 sites"))
         for done in range(1, 5):
             now += 3.0
             progress.event(Profiled("site", done, 4, [0.1, 0.2, 0.5, 1.0][done - 1]))

@@ -24,7 +24,7 @@ from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.recovery import recover
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Frobenius
-from ranksearch.search.events import Stage
+from ranksearch.search.events import Announced
 from ranksearch.sites import find_sites
 from ranksearch.space import mixture, svd_only
 from ranksearch.space.spectra import Spectra
@@ -318,7 +318,7 @@ def test_what_are_no_batches_is_refused(batches: Any, message: str) -> None:
 
 
 def test_progress_is_told() -> None:
-    told: list[Stage] = []
+    told: list[Announced] = []
     compress(network(), task(), macs=0.6, rules=["frobenius"], space=svd_only(), on_event=told.append)
     assert [event.text for event in told] == ["profiling 4 sites in the weight metric", "measuring the answer of frobenius"]
 

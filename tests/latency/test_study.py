@@ -14,7 +14,7 @@ from ranksearch.evaluation import Fidelity
 from ranksearch.latency import Latency, TableLatency
 from ranksearch.networks.export import read_manifest
 from ranksearch.store import Store
-from ranksearch.study import Stage, Study
+from ranksearch.study import Announced, Study
 from ranksearch.tasks import Classification
 
 
@@ -32,7 +32,8 @@ def test_latency_is_everywhere_in_a_study(tmp_path: Path) -> None:
     told: list[str] = []
     machine = Machine(inside=1.2)
     made = study(tmp_path / "s.db", latency(machine, batch=2), objectives=("accuracy", "latency"))
-    made.run(8, runner="local", constraints=["latency <= 0.8"], on_event=lambda e: told.append(e.text) if isinstance(e, Stage) else None)
+    said = lambda event: told.append(event.text) if isinstance(event, Announced) else None  # noqa: E731
+    made.run(8, runner="local", constraints=["latency <= 0.8"], on_event=said)
     assert any("measuring latency of 3 different layers" in text for text in told)
     frame = made.evaluations()
     assert frame["latency"].dtype == "Int64" and len(frame) == 8

@@ -15,7 +15,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Fidelity
 from ranksearch.proxies import Frobenius, free_proxies
 from ranksearch.samplers import Random
-from ranksearch.search.events import Stage
+from ranksearch.search.events import Announced
 from ranksearch.search.portfolio import PUBLISHED, Portfolio, cheap_front
 from ranksearch.search.run import Objectives, SearchRun
 from ranksearch.search.starts import optima
@@ -36,10 +36,10 @@ def loss(space: SearchSpace):
 
 
 def test_every_rule_has_its_say_once(space: SearchSpace) -> None:
-    told: list[Stage] = []
+    told: list[Announced] = []
     measured = Portfolio(PUBLISHED, loss(space)).measured(space, free_proxies(), {}, tell=told.append)
     keys = [start.candidate.configuration.id for start, _ in measured]
-    assert len(set(keys)) == len(keys) and told == [Stage(f"measuring {len(keys)} answers of rules and proxies without training")]
+    assert len(set(keys)) == len(keys) and told == [Announced(f"measuring {len(keys)} answers of rules and proxies without training")]
     for start, value in measured:
         assert value == pytest.approx(loss(space)(start.candidate.indices))
     rules = {start.origin.split(":")[0] for start, _ in measured}
@@ -120,8 +120,8 @@ def test_a_search_begins_with_the_front_of_its_portfolio(space: SearchSpace, tmp
     wanted = cheap_front(portfolio.measured(space, free_proxies(), {}, most=60), ("macs",), 6)
     origins = [request.origin for request in runner.sent]
     assert origins[0] == "dense" and origins[1 : 1 + len(wanted)] == [s.origin for s in wanted]
-    assert any("answers of rules" in e.text for e in told if isinstance(e, Stage))
+    assert any("answers of rules" in e.text for e in told if isinstance(e, Announced))
     told.clear()
     with Store.open(tmp_path / "s.db", study="small", fingerprint="f", write=True) as store:
         dataclasses.replace(search, trials=14).run(store, runner, told.append)
-    assert len(runner.sent) == 14 and not any("answers of rules" in e.text for e in told if isinstance(e, Stage))
+    assert len(runner.sent) == 14 and not any("answers of rules" in e.text for e in told if isinstance(e, Announced))

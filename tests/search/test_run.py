@@ -14,7 +14,7 @@ from ranksearch.evaluation import FailureKind, Fidelity, Outcome, Request
 from ranksearch.proxies import Frobenius, free_proxies
 from ranksearch.results.conditions import Condition
 from ranksearch.samplers import Random, Sampler
-from ranksearch.search.events import Finished, Planned, SearchEvent, Stage
+from ranksearch.search.events import Announced, Finished, Planned, SearchEvent
 from ranksearch.search.loop import IN_A_ROW
 from ranksearch.search.run import Objectives, SearchRun, upper_limits
 from ranksearch.search.starts import SHARES, Start, optima
@@ -51,7 +51,7 @@ def test_a_search_tells_what_it_evaluates_with(space: SearchSpace, store: Store)
     for trials, screening, said in ((2, False, "evaluating with InFlight"), (4, True, f"evaluating with InFlight and {FULL.name}")):
         _, events = run(make(space, trials=trials, screening=screening), store)
         planned = [e for e in events if isinstance(e, Planned)]
-        assert [e.text for e in events if isinstance(e, Stage)][-1] == said and [e.screening for e in planned] == [screening]
+        assert [e.text for e in events if isinstance(e, Announced)][-1] == said and [e.screening for e in planned] == [screening]
 
 
 def test_everything_evaluated_is_stored_with_its_cost_and_told(space: SearchSpace, store: Store) -> None:
@@ -281,7 +281,7 @@ def test_what_was_measured_and_not_stored_is_stored_by_the_next_run(space: Searc
     assert ids[3] not in {r.configuration.id for r in runner.sent} and len(set(ids)) == len(ids) == store.count() == 8
     record = next(r for r in store.records() if r.configuration_id == ids[3])
     assert (record.metrics, record.seconds, record.provenance) == ({"accuracy": 4.25}, 2.0, {"host": "h"}) and record.origin
-    assert next(e.text for e in events if isinstance(e, Stage)).startswith("1 evaluations that were finished")
+    assert next(e.text for e in events if isinstance(e, Announced)).startswith("1 evaluations that were finished")
     assert {path.name for path in store.spool.iterdir()} == {"odd.json", "other.json"}
 
 

@@ -13,7 +13,7 @@ from ranksearch.errors import StoreUnreachable
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.proxies import free_proxies
 from ranksearch.samplers import Random
-from ranksearch.search.events import Stage
+from ranksearch.search.events import Announced
 from ranksearch.search.run import Objectives, SearchRun
 from ranksearch.search.spool import Keeper
 from ranksearch.space import DENSE, SearchSpace
@@ -100,7 +100,7 @@ def test_a_server_that_is_restarted_costs_nothing_that_was_measured(space: Searc
         make(space, evaluate, trials=9).run(store, InFlight(1), events.append)
         assert len(made) == len(set(made)) == 9 and [r.configuration_id for r in store.records()] == made, "in order, all of them"
         assert store.spool is not None and not store.spool.exists()
-    said = [event.text for event in events if isinstance(event, Stage)]
+    said = [event.text for event in events if isinstance(event, Announced)]
     assert sum("is written down in" in text for text in said) == 1 and said.count(f"store {store.url!r} is back") == 1
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, tucker2, weighted_truncation
 from ranksearch.decompositions.cp import CP
 from ranksearch.decompositions.svd import SVD
-from ranksearch.search.events import Stage
+from ranksearch.search.events import Announced
 from ranksearch.sites import Sites, find_sites
 from ranksearch.space import cache as cache_module
 from ranksearch.space import spectra as module
@@ -195,7 +195,7 @@ def test_only_values_of_the_package_are_kept_and_read(tmp_path: Path, monkeypatc
     value = (1, "a", None, torch.arange(3), np.arange(2.0))
     assert cache.save("key", value) and same(cache.load("key"), value)
     assert not cache.save("other", {"a": 1}) and cache.load("other") is None
-    step = Stage("a class of another part")
+    step = Announced("a class of another part")
     assert not cache.save("stage", step)
     monkeypatch.setattr(cache_module, "PACKAGES", ("ranksearch.",))
     assert cache.save("stage", step) and cache.load("stage") == step

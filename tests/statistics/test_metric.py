@@ -19,7 +19,7 @@ from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, Configuration, mixture
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
-from ranksearch.study import Finished, Stage, Study
+from ranksearch.study import Announced, Finished, Study
 from ranksearch.tasks import Classification, Metric, Task
 
 METRICS = ("activation", "fisher")
@@ -239,7 +239,7 @@ def test_a_search_tells_that_it_collects_and_starts_from_the_estimated_loss(tmp_
     study = make().replace(store=tmp_path / "s.db")
     events: list = []
     study.run(runner="local", trials=6, proxies=["energy"], on_event=events.append)
-    stages = [event.text for event in events if isinstance(event, Stage)]
+    stages = [event.text for event in events if isinstance(event, Announced)]
     assert stages[0].startswith("collecting statistics of 3 batches for the fisher metric: ") and "profiling" in stages[1]
     assert "GiB of moments of" in stages[0]
     origins = [event.outcome.request.origin for event in events if isinstance(event, Finished)]

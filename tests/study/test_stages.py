@@ -77,7 +77,7 @@ def search(study: Study, **options: Any) -> list[events.SearchEvent]:
 
 
 def stages_told(told: list[events.SearchEvent]) -> list[str]:
-    return [one.text for one in told if isinstance(one, events.Stage) and one.text.startswith("stage ")]
+    return [one.text for one in told if isinstance(one, events.Announced) and one.text.startswith("stage ")]
 
 
 def best(study: Study, fidelity: Fidelity, count: int) -> list[set[str]]:
@@ -138,7 +138,7 @@ def test_a_larger_stage_adds_to_what_is_there(store: Path, fake: Fake) -> None:
 def test_proxies_choose_and_a_supernet_that_is_not_trained_is_left_out(store: Path, fake: Fake) -> None:
     study = make(store, [Stage("proxies", 5), Stage("supernet", 30), Stage(SHORT, 4, explore=False), Stage(LONG, 3)])
     told = search(study)
-    assert any("no supernet is trained" in one.text for one in told if isinstance(one, events.Stage))
+    assert any("no supernet is trained" in one.text for one in told if isinstance(one, events.Announced))
     assert len(fake.of(SHORT)) == 4 and len(fake.of(LONG)) == 3
     origins = study.results.evaluations(fidelity=SHORT.key)["origin"].tolist()
     assert origins[0] == "dense" and all("<=" in origin for origin in origins[1:]), "answers of rules and proxies, by their budgets"

@@ -12,7 +12,7 @@ from torch import nn
 from ranksearch.errors import InfeasibleBudget, InvalidArgument, InvalidModel, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
 from ranksearch.proxies import PROXIES, free_proxies
-from ranksearch.search.events import Stage
+from ranksearch.search.events import Announced
 from ranksearch.search.starts import optima
 from ranksearch.space import DENSE, SpaceSpec, mixture, named
 from ranksearch.study import Finished, Planned, Study
@@ -65,9 +65,9 @@ def test_search_fills_the_store_and_goes_on_where_it_stopped(store: str) -> None
 
 def test_a_search_begins_with_what_is_best_without_training_unless_proxies_are_named(store: str) -> None:
     study = make(store=store)
-    told = [e.text for e in _run(study, trials=6) if isinstance(e, Stage)]
+    told = [e.text for e in _run(study, trials=6) if isinstance(e, Announced)]
     assert any("answers of rules and proxies without training" in text for text in told)
-    assert not any("answers of rules" in e.text for e in _run(study, trials=8, proxies=["frobenius"]) if isinstance(e, Stage))
+    assert not any("answers of rules" in e.text for e in _run(study, trials=8, proxies=["frobenius"]) if isinstance(e, Announced))
     names = {}
     for trials in (5, 17, 60):
         portfolio = portfolio_of(study, trials)

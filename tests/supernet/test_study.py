@@ -15,7 +15,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Fidelity, Request
 from ranksearch.results.pareto import spread_front
 from ranksearch.runners import LocalRunner, RayTuneRunner
-from ranksearch.search.events import Planned, Profiled, Stage
+from ranksearch.search.events import Announced, Planned, Profiled
 from ranksearch.space import DENSE, Configuration, SpaceSpec, mixture
 from ranksearch.space.specs import named
 from ranksearch.study import Screening, Study
@@ -98,7 +98,7 @@ def test_types_that_do_not_project_are_left_out_and_named(tmp_path: Path) -> Non
     trained = study.train_supernet("joint", epochs=0.3, on_event=events.append)
     assert {o.decomposition for ladder in trained.space.ladders for o in ladder.options} == {"svd", "dense"}
     assert list(trained.left_out) == ["tensor_train"] and trained.left_out["tensor_train"] > 0
-    assert any(isinstance(e, Stage) and "tensor_train (" in e.text for e in events)
+    assert any(isinstance(e, Announced) and "tensor_train (" in e.text for e in events)
     nothing = attached(tmp_path / "t.db", make(space=mixture().replace(decompositions=named("tensor_train"))))
     with pytest.raises(InvalidArgument, match="no option of it is a projection"):
         nothing.train_supernet()
@@ -132,7 +132,7 @@ def test_evaluations_begin_with_the_front_of_the_supernet(store: str) -> None:
 def test_the_same_search_again_measures_nothing(store: str) -> None:
     events: list = []
     attached(store).run(8, runner="local", screening=Screening("joint", 14), on_event=events.append)
-    assert [e for e in events if not isinstance(e, (Profiled, Stage))] == [Planned(14, 14, True), Planned(8, 8)]
+    assert [e for e in events if not isinstance(e, (Profiled, Announced))] == [Planned(14, 14, True), Planned(8, 8)]
 
 
 def test_stored_metrics_are_those_of_the_network_that_is_built(store: str) -> None:

@@ -10,7 +10,7 @@ from ranksearch.cli.progress.times import TimeLeft
 from ranksearch.cli.tables import plural
 
 if TYPE_CHECKING:
-    from ranksearch.search.events import Profiled, Stage
+    from ranksearch.search.events import Announced, Profiled
     from ranksearch.study import Finished, Planned
 
 
@@ -35,7 +35,7 @@ class Standing:
 class Display(Protocol):
     """Shows a search."""
 
-    def preparing(self, event: Stage | Profiled) -> None:
+    def preparing(self, event: Announced | Profiled) -> None:
         """A stage began, or a site is profiled."""
         ...
 
@@ -63,7 +63,7 @@ class Display(Protocol):
 class Silence:
     """Shows nothing; errors and results are not its business."""
 
-    def preparing(self, event: Stage | Profiled) -> None:
+    def preparing(self, event: Announced | Profiled) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:

@@ -11,7 +11,7 @@ from ranksearch.cli.progress.display import Standing
 from ranksearch.cli.progress.sites import EVERY
 
 if TYPE_CHECKING:
-    from ranksearch.search.events import Profiled, Stage
+    from ranksearch.search.events import Announced, Profiled
     from ranksearch.study import Finished, Planned, Study
 
 
@@ -23,11 +23,11 @@ class EventLines:
         self.study = study
         self._last = 0.0
 
-    def preparing(self, event: Stage | Profiled) -> None:
+    def preparing(self, event: Announced | Profiled) -> None:
         """``stage`` with ``text``; ``profiled`` with ``site``, ``done``, ``total``."""
-        from ranksearch.search.events import Stage
+        from ranksearch.search.events import Announced
 
-        if isinstance(event, Stage):
+        if isinstance(event, Announced):
             write("stage", text=event.text)
         else:
             write("profiled", site=event.site, done=event.done, total=event.total)

@@ -10,7 +10,7 @@ from ranksearch.cli.progress.display import Standing, failure, wanted
 from ranksearch.cli.progress.sites import EVERY, SiteProgress
 
 if TYPE_CHECKING:
-    from ranksearch.search.events import Profiled, Stage
+    from ranksearch.search.events import Announced, Profiled
     from ranksearch.study import Finished, Planned
 
 
@@ -22,7 +22,7 @@ class Lines:
         self._last = 0.0
         self._shows = False
 
-    def preparing(self, event: Stage | Profiled) -> None:
+    def preparing(self, event: Announced | Profiled) -> None:
         """A line for a stage, some for sites."""
         self._sites.event(event)
 

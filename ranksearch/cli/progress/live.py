@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.table import Table
 
-    from ranksearch.search.events import Profiled, Stage
+    from ranksearch.search.events import Announced, Profiled
     from ranksearch.study import Finished, Planned, Study
 
 MARGIN = 8  # lines of the terminal that are not rows of the front
@@ -38,7 +38,7 @@ class LiveTable:
         self._newest = ""
         self._rows: Table | None = None
 
-    def preparing(self, event: Stage | Profiled) -> None:
+    def preparing(self, event: Announced | Profiled) -> None:
         """A line for a stage, a bar for sites."""
         self._sites.event(event)
 

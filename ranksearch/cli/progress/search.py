@@ -38,10 +38,10 @@ class SearchProgress:
 
     def event(self, event: SearchEvent) -> None:
         """Show an event."""
-        from ranksearch.study import Finished, Planned, Profiled, Stage
+        from ranksearch.study import Announced, Finished, Planned, Profiled
 
         self.session.check()
-        if isinstance(event, (Stage, Profiled)):
+        if isinstance(event, (Announced, Profiled)):
             self.display.preparing(event)
         elif isinstance(event, Planned):
             self.session.counted = None  # a run may have two counts: the store knows what they come to

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ranksearch.cli.progress.times import clock
 
 if TYPE_CHECKING:
-    from ranksearch.search.events import Profiled, Stage
+    from ranksearch.search.events import Announced, Profiled
 
 EVERY = 2.0  # seconds between two lines, or two looks at the front
 
@@ -30,11 +30,11 @@ class SiteProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def event(self, event: Stage | Profiled) -> None:
+    def event(self, event: Announced | Profiled) -> None:
         """Show an event."""
-        from ranksearch.search.events import Stage
+        from ranksearch.search.events import Announced
 
-        if isinstance(event, Stage):
+        if isinstance(event, Announced):
             self._begin = self._last = time.monotonic()
             print(f"{event.text} ...", file=sys.stderr, flush=True)
             return
