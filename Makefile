@@ -12,8 +12,9 @@ READY := $(VENV)/.ready
 search: $(READY)
 	$(BIN)/ranksearch search studies/digits.py
 
-# two processes, a core each: what is computed of layers, and what is done with studies
-LAYERS := $(addprefix tests/,allocators contracts costs decompositions latency networks proxies sites space statistics supernet)
+# two processes, a core each: what is computed of networks and samplers, and what is done with studies
+LAYERS := $(addprefix tests/,allocators compression contracts costs decompositions evaluation latency networks proxies rankbench samplers \
+	schedulers search sites space statistics supernet surrogate tasks)
 
 test: $(READY)
 	$(MAKE) -j2 -O test-layers test-studies

@@ -28,6 +28,7 @@ WITHIN, SECONDS = 12, 0.1  # optima within limits and shares of them, over all f
 USEFUL = 0.5  # of the largest loss seen: networks that lost more are worth nothing
 FLOOR = 0.02  # of the 0.9 quantile of rises: smaller differences are taken for noise
 NEIGHBOURS = 64  # of the front that are tried, farther and farther away, where all that was solved is known
+BARREN = 2  # times that fronts are solved without anything new on them, before more is observed
 RANDOM = 8  # observations before anything is modelled where only the number of options is known
 
 
@@ -62,6 +63,7 @@ class Surrogate(Sampler):
         self._solved: _Solved | None = None  # until enough has been observed
         self._stale = 0
         self._vain = 0  # candidates in a row that were known or refused
+        self._barren = 0  # fronts solved in a row that had nothing new
         self._model: LossModel | None = None
         self._curves = None if self.problem is None or not self.problem.measured else _curves(self.problem)
 
@@ -73,7 +75,7 @@ class Surrogate(Sampler):
 
     def _candidate(self) -> np.ndarray:
         self._vain += 1
-        if self._vain > 8:  # everything solved is known: something near what is good
+        if self._vain > 8 or self._barren >= BARREN:  # everything solved is known: something near what is good
             return self._neighbour()
         if self._curves is None or self.problem is None:
             return self._additive()
@@ -81,8 +83,9 @@ class Surrogate(Sampler):
             self._solved = self._solve(self.problem, self._curves)
         best = self._solved.best(self._front(), list(self._flying.values()), exclude=self._taken())
         if best is None:
-            self._solved = None
+            self._solved, self._barren = None, self._barren + 1
             return self._neighbour()
+        self._barren = 0
         self._solved.refused.add(best.tobytes())
         return best
 
@@ -92,7 +95,10 @@ class Surrogate(Sampler):
         if values is None:
             self._failed.add(key)
             return
+        if key in self._observed and np.array_equal(self._observed[key][1], values):
+            return  # the answer to a duplicate
         self._observed[key] = (indices, np.array(values))
+        self._barren = 0
         self._stale += 1
         if self._stale > len(self._observed) // 50:
             self._solved, self._stale = None, 0
@@ -140,7 +146,8 @@ class Surrogate(Sampler):
                 if candidate.tobytes() not in found and self._admissible(candidate):
                     found[candidate.tobytes()] = candidate
         drawn = [model.mean, *(model.draw(self._rng) for _ in range(self.draws))]
-        return _Solved.of(_Scale.of(problem, values, dense), model, drawn, np.array(list(found.values())).reshape(-1, len(self.shape)))
+        candidates = np.array(list(found.values()), dtype=np.int64).reshape(-1, len(self.shape))
+        return _Solved.of(_Scale.of(problem, values, dense), model, drawn, candidates)
 
     # -- where only the number of options is known ----------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from ranksearch.rankbench.tables import COSTS, KINDS, MEASURED, Tables, read, wr
 from ranksearch.results.pareto import relative_hypervolume
 from ranksearch.samplers import Random
 
-ROWS = {"digits": 10000, "resnet20": 250}
-CURVES = 4  # configurations of digits
+ROWS = {"digits": 10000, "resnet20": 2000}
+CURVES = 300  # configurations of digits
 PROXIES = {"energy", "frobenius", "operator_norm", "activation", "fisher", "fwsvd", "single_site_loss", "calibrated"}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import moocore
 import numpy as np
@@ -101,6 +103,29 @@ def test_a_small_space_is_proposed_whole_and_without_end() -> None:
         seen.add(proposal.tobytes())
         sampler.observe(proposal, value(proposal))
     assert len(seen) == of.size
+
+
+def test_nothing_is_fitted_again_before_there_is_something_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that has evaluated all that its constraints leave asks on, and answers duplicates from what it knows."""
+    module = importlib.import_module("ranksearch.samplers.surrogate")
+    fits: list[int] = []
+
+    def counted(*given: Any, **options: Any) -> Any:
+        fits.append(1)
+        return fit(*given, **options)
+
+    fit = module.fit
+    monkeypatch.setattr(module, "fit", counted)
+    of = space(4, 3)
+    value, cheapest = worth(of, seed=0), np.zeros(4, dtype=np.int64)
+    problem = Problem(of, ("accuracy", "macs", "params"), {})
+    sampler = Surrogate().start(of.shape, 3, seed=0, problem=problem, admissible=lambda x: x.tobytes() == cheapest.tobytes())
+    sampler.observe(of.dense, value(of.dense))
+    for _ in range(30):
+        indices = sampler.propose()
+        assert np.array_equal(indices, cheapest)
+        sampler.observe(indices, value(indices))
+    assert 1 <= len(fits) <= 4
 
 
 def test_failures_and_objectives_that_are_costs_alone_are_taken() -> None:
