@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from spread import spread
 
 from ranksearch.allocators import Additive, Problem
 from ranksearch.costs import COSTS, Bytes
@@ -135,7 +136,7 @@ def table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
         cells = []
         for way in ways:
             values = [100 * r["accuracy"] for r in rows if (r["types"], r["budget"], r["way"]) == (types, budget, way)]
-            cells.append(f"{np.mean(values):.1f} ± {np.std(values):.1f}" if values else "-")
+            cells.append(spread(values))
         lines.append(f"| {types} | {budget:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from spread import spread
 
 from ranksearch.allocators import Additive, Problem
 from ranksearch.home import user_path
@@ -74,7 +75,7 @@ def table(head: str, budgets: Sequence[float], cells: dict[tuple[float, str], li
     """One line per budget: mean and spread of every kind, in %."""
     lines = [f"| {head} | " + " | ".join(KINDS) + " |", "|---" * (len(KINDS) + 1) + "|"]
     for budget in budgets:
-        row = [f"{100 * np.mean(cells[budget, kind]):.1f} ± {100 * np.std(cells[budget, kind]):.1f}" for kind in KINDS]
+        row = [spread([100 * value for value in cells[budget, kind]]) for kind in KINDS]
         lines.append(f"| {budget:g} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 

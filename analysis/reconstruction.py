@@ -21,8 +21,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from spread import spread
 from torch import nn
 
 from ranksearch.allocators import Additive, Problem
@@ -117,17 +117,10 @@ def table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
         for way in ways:
             values = {seed: value for (name, seed), value in found.items() if name == way}
             gains = [value - found[AS_IT_IS, seed] for seed, value in values.items() if (AS_IT_IS, seed) in found]
-            cell = _spread(list(values.values()))
-            cells.append(cell if way == AS_IT_IS or not gains else f"{cell}; {_spread(gains, '+')}")
+            cell = spread(list(values.values()))
+            cells.append(cell if way == AS_IT_IS or not gains else f"{cell}; {spread(gains, '+')}")
         lines.append(f"| {types} | {cost} {budget:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    if not values:
-        return "-"
-    mean = f"{np.mean(values):{sign}.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.1f}"
 
 
 def earlier(path: Path) -> Fit:

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from spread import spread
 from torch import nn
 
 from ranksearch.allocators import Additive, Problem
@@ -127,16 +127,9 @@ def table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
         found = [row for row in rows if row["way"] == way]
         cells = [str(len(found))]
         for split in splits:
-            cells += [_spread([100 * row[split]["accuracy"] for row in found], 1), _spread([row[split]["loss"] for row in found], 3)]
-        lines.append(f"| {way} | " + " | ".join(cells) + f" | {_spread([row['seconds'] for row in found], 0)} |")
+            cells += [spread([100 * row[split]["accuracy"] for row in found], 1), spread([row[split]["loss"] for row in found], 3)]
+        lines.append(f"| {way} | " + " | ".join(cells) + f" | {spread([row['seconds'] for row in found], 0)} |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "-"
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites.copies import copied
 from ranksearch.sites.layers import Rule, matches, module_kind, own_forward
+from ranksearch.sites.ties import parameter_users
 
 
 class PlainAttention(nn.Module):
@@ -129,7 +130,7 @@ def unpack_attention(model: nn.Module, *, exclude: Rule | Sequence[Rule] = ()) -
             forward pass of its own, or whose packed weight or bias something else uses.
     """
     chosen = {p: m for p, m in model.named_modules() if isinstance(m, nn.MultiheadAttention) and not matches(p, m, exclude)}
-    users = _users(model)
+    users = parameter_users(model)
     memo: dict[int, Any] = {}
     blocks: dict[Any, nn.Parameter] = {}
     for path, module in chosen.items():
@@ -158,7 +159,7 @@ def split_linear(model: nn.Module, parts: Mapping[str, Sequence[int]]) -> nn.Mod
         InvalidModel: its weight is parametrized, it has a forward pass of its own, or something else uses its parameters.
     """
     memo: dict[int, Any] = {}
-    users = _users(model)
+    users = parameter_users(model)
     for path, sizes in parts.items():
         try:
             module: Any = model.get_submodule(path)
@@ -185,16 +186,6 @@ def split_linear(model: nn.Module, parts: Mapping[str, Sequence[int]]) -> nn.Mod
             layers.append(_linear(_parameter(rows[start : start + size], weight.requires_grad), bias, module.training))
         memo[id(module)] = SplitLinear(layers).train(module.training)
     return copied(model, memo)
-
-
-def _users(model: nn.Module) -> dict[int, list[str]]:
-    """The paths of the modules that hold each parameter."""
-    users: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                users.setdefault(id(parameter), []).append(path)
-    return users
 
 
 def _not_plain(module: nn.MultiheadAttention) -> str | None:

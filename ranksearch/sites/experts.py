@@ -13,6 +13,7 @@ from ranksearch.errors import InvalidModel
 from ranksearch.sites.copies import copied
 from ranksearch.sites.forward import preserved_randomness
 from ranksearch.sites.layers import Rule, fused_experts, matches
+from ranksearch.sites.ties import parameter_users
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest value
 
@@ -82,10 +83,7 @@ def unpack_experts(model: nn.Module, *, exclude: Rule | Sequence[Rule] = ()) -> 
         InvalidModel: experts with a forward pass that this form does not compute, or whose weights something else uses.
     """
     chosen = {path: module for path, module in model.named_modules() if fused_experts(module) and not matches(path, module, exclude)}
-    users: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        for parameter in module._parameters.values():
-            users.setdefault(id(parameter), []).append(path)
+    users = parameter_users(model)
     memo: dict[int, Any] = {}
     for path, module in chosen.items():
         shared = [user for p in module.parameters(recurse=False) for user in users[id(p)] if user != path]

@@ -12,6 +12,7 @@ from ranksearch.errors import InvalidModel
 from ranksearch.sites.copies import copied
 from ranksearch.sites.forward import preserved_randomness
 from ranksearch.sites.layers import Rule, matches
+from ranksearch.sites.ties import parameter_users
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest value
 
@@ -191,10 +192,7 @@ def unpack_recurrent(model: nn.Module, *, exclude: Rule | Sequence[Rule] = ()) -
         InvalidModel: a layer whose weights are no plain parameters or are used by something else, or that computes something else.
     """
     chosen = {p: m for p, m in model.named_modules() if isinstance(m, nn.RNNBase) and not matches(p, m, exclude)}
-    users: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        for parameter in module._parameters.values():
-            users.setdefault(id(parameter), []).append(path)
+    users = parameter_users(model)
     memo: dict[int, Any] = {}
     for path, module in chosen.items():
         reason = _objection(path, module, users)

@@ -13,6 +13,16 @@ from ranksearch.sites.layers import skip
 from ranksearch.sites.site import Site, Skipped
 
 
+def parameter_users(model: nn.Module) -> dict[int, list[str]]:
+    """The paths of the modules that hold each parameter, by its identity."""
+    users: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                users.setdefault(id(parameter), []).append(path)
+    return users
+
+
 def merge(sites: Sequence[Site], idle: Sequence[Site], modules: Mapping[str, nn.Module]) -> tuple[list[Site], list[Skipped]]:
     """Sites that have one weight as one site each; those that use it in another way are skipped. Of ``idle``, layers that are not
     called, those that are alike join the site that has their weight: T5 and BART keep a table ``shared`` that is never looked up in

@@ -101,7 +101,8 @@ class Recovery(FineTuning):
         distillation: float = DISTILLATION, recalibration: int = RECALIBRATION,
     ) -> None:  # fmt: skip
         super().__init__(task, network, epochs=epochs, seed=seed)
-        self._rates: Mapping[str, float] = factor_rates(network, spectra, configuration)
+        named = dict(network.named_parameters())
+        self._rates = [(named[name], rate) for name, rate in factor_rates(network, spectra, configuration).items()]
         self._dense, self._distillation, self._recalibration = spectra.model, distillation, recalibration
         self._measured: dict[float, dict[str, float]] = {}
         self._best = 0.0
@@ -140,11 +141,9 @@ class Recovery(FineTuning):
 
     def scale(self) -> None:
         """Every factor's gradient by its rate."""
-        named = dict(self.model.named_parameters())
-        for name, rate in self._rates.items():
-            gradient = named[name].grad
-            if gradient is not None:
-                gradient.mul_(rate)
+        for parameter, rate in self._rates:
+            if parameter.grad is not None:
+                parameter.grad.mul_(rate)
 
     def settle(self, model: nn.Module) -> None:
         """The weights that measured best."""
@@ -157,7 +156,7 @@ class Recovery(FineTuning):
     def state_dict(self) -> dict[str, Any]:
         """See `FineTuning.state_dict`."""
         mine = {
-            "rates": dict(self._rates), "measured": [[end, found] for end, found in self._measured.items()],
+            "measured": [[end, found] for end, found in self._measured.items()],
             "best": self._best, "state": self._state, "diverged": self._diverged,
         }  # fmt: skip
         return {**super().state_dict(), "recovery": mine}
@@ -166,7 +165,7 @@ class Recovery(FineTuning):
         """Inverse of `state_dict`."""
         super().load_state_dict(state)
         mine = state["recovery"]
-        self._rates, self._best, self._state, self._diverged = mine["rates"], float(mine["best"]), mine["state"], bool(mine["diverged"])
+        self._best, self._state, self._diverged = float(mine["best"]), mine["state"], bool(mine["diverged"])
         self._measured = {float(end): dict(found) for end, found in mine["measured"]}
 
     def _measure(self, end: float) -> None:
