@@ -15,10 +15,10 @@ from ranksearch.latency.cache import Known, MeasurementCache
 from ranksearch.latency.device import Environment, clock_of
 from ranksearch.latency.inputs import LayerCalls, batched, layer_calls, layer_key, network_input, shapes
 from ranksearch.latency.layers import dense_layer, stand_in, timed_module
-from ranksearch.latency.runtimes import Runtime
-from ranksearch.latency.timing import GROUP, Interval, Precision, Work, paired
+from ranksearch.latency.runtimes import Runtime, settled
+from ranksearch.latency.timing import GROUP, Interval, Precision, Timing, Work, paired
 from ranksearch.networks.surgery import replace_sites
-from ranksearch.sites import Site, copied
+from ranksearch.sites import Site, copied, device_of
 
 Choice = tuple[str, AnyDecomposition, Rank]  # site, type, rank
 
@@ -83,7 +83,7 @@ class Bench:
         for start in range(0, len(missing), GROUP):
             group = missing[start : start + GROUP]
             works = [self._work(site, stand_in(self.network.model, site, decomposition, rank)) for rank in group]
-            found = paired(self._reference(site), works, precision=self.precision, clock=self.clock)
+            found = self._paired(self._reference(site), works)
             known.update(zip(group, found.ratios, strict=True))
         if missing:
             self._cache.save(self.environment.as_json(), key, self._known[key])
@@ -95,7 +95,7 @@ class Bench:
         for name, key in self.keys.items():
             first.setdefault(key, name)
         works = [self._reference(self.network.sites[name]) for name in first.values()]
-        found = paired(self._network_work(copied(self.network.model)), works, precision=self.precision, clock=self.clock)
+        found = self._paired(self._network_work(copied(self.network.model)), works)
         return Dense(found.reference, {key: ratio.value * found.reference for key, ratio in zip(first, found.ratios, strict=True)})
 
     def networks(self, configurations: Iterable[Sequence[Choice]]) -> list[Interval]:
@@ -105,7 +105,7 @@ class Bench:
         configurations = list(configurations)
         for start in range(0, len(configurations), GROUP):  # so many networks at a time in memory
             works = [self._network_work(self.built(choices)) for choices in configurations[start : start + GROUP]]
-            found += paired(reference, works, precision=self.precision, clock=self.clock).ratios
+            found += self._paired(reference, works).ratios
         return found
 
     def built(self, choices: Sequence[Choice]) -> nn.Module:
@@ -113,6 +113,10 @@ class Bench:
         model, sites = self.network.model, self.network.sites
         layers = {name: stand_in(model, sites[name], decomposition, rank) for name, decomposition, rank in choices}
         return replace_sites(model, [sites[name] for name in layers], layers)
+
+    def _paired(self, reference: Work, works: Sequence[Work]) -> Timing:
+        settle = settled(device_of(self.network.model))
+        return paired(reference, works, precision=self.precision, clock=self.clock, settle=settle, runs=self.runtime.runs)
 
     def _reference(self, site: Site) -> Work:
         key = self.keys[site.name]

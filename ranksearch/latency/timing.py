@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
-Work = Callable[[], object]  # does the work once, and returns when it is done
+Work = Callable[[], object]  # does the work once; an accelerator may still be at it when this returns
 CONFIDENCE = 0.95
 GROUP = 8  # works between two runs of the reference: pairs lie close together in time
 
@@ -51,7 +51,13 @@ class Timing:
 
 
 def paired(
-    reference: Work, others: Sequence[Work], *, precision: Precision, clock: Callable[[], float] = time.perf_counter
+    reference: Work,
+    others: Sequence[Work],
+    *,
+    precision: Precision,
+    clock: Callable[[], float] = time.perf_counter,
+    settle: Callable[[], None] = lambda: None,
+    runs: int = 1,
 ) -> Timing:
     """Time works against a reference. Rounds alternate in their order, so that neither a drift of the machine nor what ran before
     favours one side.
@@ -59,12 +65,15 @@ def paired(
     Args:
         reference: what the others are divided by.
         clock: seconds; a test gives one of its own.
+        settle: waits until the device is done; called once per timing, after all repeats, so that what it costs is not counted once
+            per run and an accelerator gets its work as fast as in a network.
+        runs: how often a work runs what is timed in one call.
     """
     times: list[np.ndarray] = []
     ratios: list[Interval] = []
     for start in range(0, max(len(others), 1), GROUP):
         works = [reference, *others[start : start + GROUP]]
-        found = _rounds(works, precision, clock)
+        found = _rounds(works, precision, _Stopwatch(clock, settle, runs))
         times.append(found[:, 0])
         ratios += [median_interval(column / found[:, 0]) for column in found.T[1:]]
     return Timing(float(np.median(np.concatenate(times))), tuple(ratios))
@@ -79,18 +88,40 @@ def median_interval(values: np.ndarray) -> Interval:
     return Interval(float(np.median(ordered)), float(ordered[low]), float(ordered[n - 1 - low]))
 
 
-def _rounds(works: Sequence[Work], precision: Precision, clock: Callable[[], float]) -> np.ndarray:
+@dataclass(frozen=True)
+class _Stopwatch:
+    clock: Callable[[], float]
+    settle: Callable[[], None]
+    runs: int
+
+    def seconds(self, work: Work, repeats: int) -> float:
+        """Of one run."""
+        begin = self.clock()
+        for _ in range(repeats):
+            work()
+        self.settle()
+        return max((self.clock() - begin) / (repeats * self.runs), 1e-12)
+
+    def repeats(self, work: Work, sample: float) -> int:
+        """How often a work must run for one timing to take ``sample`` seconds; it runs a few times for that, which warms up."""
+        work()
+        self.settle()
+        once = self.runs * min(self.seconds(work, 1) for _ in range(3))
+        return max(1, round(sample / once))
+
+
+def _rounds(works: Sequence[Work], precision: Precision, watch: _Stopwatch) -> np.ndarray:
     """Seconds per run, shape: (n_rounds, n_works)."""
-    repeats = [_repeats(work, precision.sample, clock) for work in works]
+    repeats = [watch.repeats(work, precision.sample) for work in works]
     rows: list[list[float]] = []
-    begin = clock()
+    begin = watch.clock()
     while len(rows) < precision.most:
         row = [0.0] * len(works)
         order = range(len(works)) if len(rows) % 2 == 0 else range(len(works) - 1, -1, -1)
         for k in order:
-            row[k] = _seconds(works[k], repeats[k], clock)
+            row[k] = watch.seconds(works[k], repeats[k])
         rows.append(row)
-        if len(rows) >= precision.least and (clock() - begin > precision.seconds or _precise(np.array(rows), precision.width)):
+        if len(rows) >= precision.least and (watch.clock() - begin > precision.seconds or _precise(np.array(rows), precision.width)):
             break
     return np.array(rows)
 
@@ -99,17 +130,3 @@ def _precise(times: np.ndarray, width: float) -> bool:
     columns = times.T[1:] / times[:, 0] if times.shape[1] > 1 else times.T
     intervals = [median_interval(column) for column in columns]
     return all(i.high - i.low <= 2 * width * i.value for i in intervals)
-
-
-def _repeats(work: Work, sample: float, clock: Callable[[], float]) -> int:
-    """How often a work must run for one timing to take ``sample`` seconds; it runs a few times for that, which warms up."""
-    work()
-    once = min(_seconds(work, 1, clock) for _ in range(3))
-    return max(1, round(sample / once)) if once > 0 else 1
-
-
-def _seconds(work: Work, repeats: int, clock: Callable[[], float]) -> float:
-    begin = clock()
-    for _ in range(repeats):
-        work()
-    return max((clock() - begin) / repeats, 1e-12)

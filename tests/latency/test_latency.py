@@ -349,7 +349,7 @@ def test_another_device_runtime_or_batch_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"runtime": "tensorrt"}, "runtime='tensorrt' is none of eager, compile, onnxruntime"),
+        ({"runtime": "tensorrt"}, "runtime='tensorrt' is none of eager, compile, cuda_graph, onnxruntime"),
         ({"batch": 0}, "batch=0"), ({"networks": 2}, "networks=2: a fit needs 3"), ({"networks": -1}, "networks=-1"),
     ],
 )  # fmt: skip

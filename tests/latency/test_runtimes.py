@@ -10,7 +10,7 @@ import torch
 from latency_cases import dense_network
 from torch import nn
 
-from ranksearch.errors import InvalidModel, MissingDependency
+from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
 from ranksearch.latency import RUNTIMES, Runtime
 from ranksearch.latency.bench import Bench
 from ranksearch.latency.cache import MeasurementCache
@@ -56,8 +56,10 @@ def test_compiled_programs_are_apart() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1  # compiled once, not at every call
 
 
-@pytest.fixture(params=["eager", "onnxruntime"])
+@pytest.fixture(params=["eager", "onnxruntime", "cuda_graph"])
 def runtime(request: pytest.FixtureRequest) -> Runtime:
+    if request.param == "cuda_graph" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
     if request.param == "onnxruntime" and any(importlib.util.find_spec(name) is None for name in onnx.PACKAGES):
         pytest.skip("onnx, onnxscript or onnxruntime is not installed")
     return RUNTIMES[request.param]
@@ -65,6 +67,8 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
 
 def test_every_runtime_measures_a_network(runtime: Runtime) -> None:
     dense = dense_network()
+    if runtime.name == "cuda_graph":
+        dense.model.cuda()
     runtime.check()
     bench = Bench(dense, runtime, batch=2, precision=Precision(least=3, most=3, sample=0.0), cache=MeasurementCache(None))
     found = bench.dense()
@@ -108,3 +112,38 @@ def test_other_processes_do_not_count_on_one_thread() -> None:
         assert clock_of(nn.Linear(2, 2)) is time.perf_counter
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_graphs_are_refused_before_anything_runs_where_there_is_no_gpu() -> None:
+    with pytest.raises(InvalidArgument, match=r"cuda_graph.*NVIDIA GPU.*eager"):
+        RUNTIMES["cuda_graph"].check()
+
+
+def test_graphs_refuse_a_network_on_the_processor() -> None:
+    with pytest.raises(InvalidModel, match=r"on cpu.*cuda_graph"):
+        RUNTIMES["cuda_graph"].prepare(nn.Linear(2, 2), torch.ones(1, 2))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_recording_is_the_network_and_reads_its_inputs_anew() -> None:
+    module, x = nn.Linear(8, 8, device="cuda"), torch.zeros(4, 8, device="cuda")
+    seen = torch.zeros(4, 8, device="cuda")
+    module.register_forward_hook(lambda _module, _args, output: seen.add_(output))
+    work = RUNTIMES["cuda_graph"].prepare(module, x)
+    seen.zero_()
+    x.copy_(torch.randn(4, 8))
+    work()
+    torch.cuda.synchronize()
+    wanted = RUNTIMES["cuda_graph"].runs * nn.functional.linear(x, module.weight, module.bias)
+    assert torch.allclose(seen, wanted, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_cannot_be_recorded_is_refused() -> None:
+    class Waits(nn.Module):
+        def forward(self, x):
+            return x * float(x.sum())
+
+    with pytest.raises(InvalidModel, match="CUDA graph fails on Waits"):
+        RUNTIMES["cuda_graph"].prepare(Waits().cuda(), torch.ones(2, 2, device="cuda"))

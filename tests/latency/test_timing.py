@@ -93,3 +93,24 @@ def test_the_interval_covers_the_true_median() -> None:
         assert 0.94 < np.mean(covered) < 0.995, n
     few = median_interval(np.array([3.0, 1.0, 2.0]))
     assert (few.low, few.value, few.high) == (1.0, 2.0, 3.0)
+
+
+def test_the_device_is_waited_for_once_a_timing() -> None:
+    """Works of a queue return at once; what they take shows when the queue is waited for, which has a price of its own."""
+    clock = Clock()
+    queued: list[float] = []
+    waits: list[int] = []
+
+    def work(seconds: float) -> Callable[[], None]:
+        return lambda: queued.append(seconds)
+
+    def settle() -> None:
+        waits.append(len(queued))
+        clock.now += sum(queued) + 1e-5
+        queued.clear()
+
+    precision = Precision(least=9, most=9, sample=0.1)
+    found = paired(work(1e-3), [work(4e-3)], precision=precision, clock=clock, settle=settle, runs=2)
+    assert found.reference == pytest.approx(1e-3 / 2, rel=1e-3)  # two runs of what is timed in a call; the wait is shared by a hundred
+    assert found.ratios[0].value == pytest.approx(4.0, rel=1e-3)
+    assert max(waits) == 99  # 1.01 ms each, with the wait

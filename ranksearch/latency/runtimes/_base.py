@@ -13,9 +13,14 @@ from ranksearch.errors import InvalidModel
 
 
 class Runtime(ABC):
-    """One way to run a module. Implementations are final, have no state, and are listed in ``RUNTIMES``."""
+    """One way to run a module. Implementations are final, have no state, and are listed in ``RUNTIMES``.
+
+    Attributes:
+        runs: how often one call of what `prepare` returns runs the module; times are divided by it.
+    """
 
     name: str
+    runs: int = 1
 
     @abstractmethod
     def check(self) -> None:
@@ -30,8 +35,8 @@ class Runtime(ABC):
 
     @abstractmethod
     def prepare(self, module: nn.Module, inputs: Any) -> Callable[[], object]:
-        """What runs ``module`` once, in evaluation mode and without gradients, on these inputs, and returns when the device is done.
-        All that happens once (compiling, converting) happens here.
+        """What runs ``module`` ``runs`` times, in evaluation mode and without gradients, on these inputs. An accelerator may still be
+        at it when the call returns: whoever times it waits for the device. All that happens once (compiling, converting) happens here.
 
         Args:
             inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments, on the module's device.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ranksearch.latency.runtimes._base import Runtime, refusal, settled
-from ranksearch.sites import arguments, device_of
+from ranksearch.latency.runtimes._base import Runtime, refusal
+from ranksearch.sites import arguments
 
 
 class Compiled(Runtime):
@@ -24,13 +24,11 @@ class Compiled(Runtime):
     def prepare(self, module: nn.Module, inputs: Any) -> Callable[[], object]:
         module.eval()
         args, kwargs = arguments(inputs)
-        wait = settled(device_of(module))
         program = torch.compile(_call(module), dynamic=False)
 
         def work() -> None:
             with torch.no_grad():
                 program(*args, **kwargs)
-            wait()
 
         try:
             work()  # compiles

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ranksearch.latency.runtimes._base import Runtime, settled
-from ranksearch.sites import arguments, device_of
+from ranksearch.latency.runtimes._base import Runtime
+from ranksearch.sites import arguments
 
 
 class Eager(Runtime):
@@ -24,11 +24,9 @@ class Eager(Runtime):
     def prepare(self, module: nn.Module, inputs: Any) -> Callable[[], object]:
         module.eval()
         args, kwargs = arguments(inputs)
-        wait = settled(device_of(module))
 
         def work() -> None:
             with torch.inference_mode():
                 module(*args, **kwargs)
-            wait()
 
         return work
