@@ -105,7 +105,7 @@ class Subject:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.given, self.seed, self.results = given, seed, results
-        self.model: nn.Module = AutoModelForCausalLM.from_pretrained(given.model, local_files_only=True).float().eval()
+        self.model: nn.Module = AutoModelForCausalLM.from_pretrained(given.model, local_files_only=True).float().eval().to(given.device)
         self.model.requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(given.model, local_files_only=True)
         self.tasks = {text.name: self._task(text) for text in given.text}
@@ -163,7 +163,7 @@ class Subject:
         """How it goes on, greedily."""
         found = []
         for prompt in PROMPTS:
-            given = self.tokenizer(prompt, return_tensors="pt")
+            given = self.tokenizer(prompt, return_tensors="pt").to(self.given.device)
             out = network.generate(**given, max_new_tokens=24, do_sample=False, pad_token_id=self.tokenizer.eos_token_id)
             found.append(self.tokenizer.decode(out[0], skip_special_tokens=True))
         return found
@@ -400,6 +400,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table of what is there, and measure nothing")
     parser.add_argument("--shrinkage", action="store_true", help="held-out errors by the weight of the diagonal instead")
     parser.add_argument("--every", type=int, default=1, help="with --shrinkage: every so many layers")
+    parser.add_argument("--device", default="cpu", help="where networks run and layers are factorized")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -64,7 +64,7 @@ def kfac_moments(
 
 def _watch(total: Tensor) -> Callable[..., Tensor]:
     def observe(gradient: Tensor) -> None:
-        total.add_(token_moment(gradient.detach()))
+        total.add_(token_moment(gradient.detach()).to(total.device))
 
     def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         if not output.requires_grad:  # the weights are frozen: gradients begin at the first layers

@@ -1,6 +1,9 @@
-"""Latency as a cost, on a ResNet-20 trained on CIFAR-10: how well the table of layers predicts whole networks, what the network chosen
-at half of the latency takes, and its accuracy against the best networks that a search over MACs finds at that measured latency.
-Prints one line of JSON. All times are measured in turn with the dense network's in this process; times are ratios to it."""
+"""Latency as a cost: how well the table of layers predicts whole networks, what the network chosen at a share of the latency takes, and
+its accuracy against the best network that a search over MACs finds at that measured latency. Prints one line of JSON. All times are
+measured in turn with the dense network's in this process; times are ratios to it.
+
+    python analysis/benchmarks/latency.py --network resnet20 --weights FILE --data FOLDER [--budgets 0.7 0.5]
+    python analysis/benchmarks/latency.py --network resnet50 --batch 32 --device cuda --dtype bfloat16 --runtime cuda_graph"""
 
 from __future__ import annotations
 
@@ -8,70 +11,167 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from latency_networks import SUBJECTS, Subject
 from torch import nn
 
 from ranksearch.allocators import Additive, Problem
 from ranksearch.costs import COSTS, DenseNetwork
 from ranksearch.errors import InfeasibleBudget
-from ranksearch.evaluation import Evaluator, Fidelity, Request
+from ranksearch.evaluation import Evaluator, Request
 from ranksearch.home import home
-from ranksearch.latency import RUNTIMES, Latency, Precision, TableLatency
+from ranksearch.latency import RUNTIMES, Latency, Precision, TableLatency, break_even, suggested_round_to
 from ranksearch.latency.device import clock_of
 from ranksearch.latency.inputs import batched, network_input
+from ranksearch.latency.runtimes import settled
 from ranksearch.latency.timing import Interval, paired
 from ranksearch.networks.surgery import build
-from ranksearch.sites import find_sites
-from ranksearch.space import SearchSpace, build_space, mixture
+from ranksearch.sites import copied
+from ranksearch.space import Candidate, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
-from ranksearch.tasks.images import cifar10
-from ranksearch.tasks.networks import cifar_resnet, load_weights
 
-SHARES = (0.9, 0.8, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)  # of the MACs: networks of the search over MACs
+SHARES = (0.9, 0.8, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)  # of the MACs: networks of the search over MACs
 
 
-def measured(models: Sequence[nn.Module], dense: nn.Module, inputs: Any, runtime: str, precision: Precision) -> list[Interval]:
-    """Times of whole networks over the dense one's."""
-    works = [RUNTIMES[runtime].prepare(model.eval(), inputs) for model in (dense, *models)]
-    return list(paired(works[0], works[1:], precision=precision, clock=clock_of(dense)).ratios)
+@dataclass
+class Timed:
+    """A subject with the table of its layers.
+
+    Attributes:
+        space: options with latency among their costs.
+        by_macs: the same without latency: slower options stay.
+        ready: makes a network ready to be timed.
+    """
+
+    subject: Subject
+    spectra: Spectra
+    dense: nn.Module  # as it is timed
+    cost: TableLatency
+    network: DenseNetwork
+    space: SearchSpace
+    by_macs: SearchSpace
+    ready: Callable[[nn.Module], nn.Module]
+    given: argparse.Namespace
+
+    def times(self, candidates: Sequence[Candidate]) -> list[Interval]:
+        """Of whole networks with real factors over the dense one's."""
+        runtime, inputs = RUNTIMES[self.given.runtime], network_input(self.dense, batched(self.subject.example, self.given.batch, 0))
+        networks = [self.ready(build(self.spectra, candidate.configuration)) for candidate in candidates]
+        works = [runtime.prepare(model, inputs) for model in (self.dense, *networks)]
+        clock, settle = clock_of(self.dense), settled(next(self.dense.parameters()).device)
+        return list(paired(works[0], works[1:], precision=PRECISION, clock=clock, settle=settle, runs=runtime.runs).ratios)
+
+    def accuracy(self, candidate: Candidate) -> float | None:
+        if self.subject.task is None or not self.given.rivals:
+            return None
+        evaluator = Evaluator(self.spectra, self.subject.task)
+        return evaluator(Request(candidate.configuration, self.subject.fidelity, 0)).metrics["accuracy"]
 
 
-def optima(space: SearchSpace, cost: str, shares: Sequence[float]) -> dict[float, np.ndarray]:
-    """Exact optima of the additive proxy at shares of one cost."""
-    found = {}
-    for share in shares:
-        try:
-            found[share] = Additive().allocate(Problem(space, space.table("energy"), {cost: share})).indices
-        except InfeasibleBudget:
-            continue
-    return found
+PRECISION = Precision(least=11, most=31)
 
 
-def deviations(space: SearchSpace, spectra: Spectra, times: Any, count: int, seed: int) -> np.ndarray:
+def prepared(subject: Subject, given: argparse.Namespace, tell: Callable[[str], None]) -> Timed:
+    """Measure the table of a subject and build its spaces."""
+    spec = subject.space.replace(metric=given.metric if subject.task else "weight")
+    sites = spec.sites(subject.model, subject.example)
+    moments = None
+    if subject.task is not None and spec.metric != "weight":
+        found = space_metric.statistics(subject.model, sites, subject.task, calibration=8, gradients=spec.metric == "fisher")
+        moments = space_metric.moments(found, spec.metric)
+    cache = home() / "cache" / "spectra"
+    spectra = Spectra(subject.model, sites, spec.decompositions, moments=moments, cache=cache, cache_bytes=8 << 30)
+    dtype = getattr(torch, given.dtype)
+    dense = subject.ready(copied(subject.model), dtype)
+    network = DenseNetwork(dense, sites, subject.example, 0, spec.decompositions)
+    cost = Latency(runtime=given.runtime, batch=given.batch, networks=given.networks).of(network, tell=tell)
+    assert isinstance(cost, TableLatency)
+    tell("the table is measured")
+    options = {"round_to": spec.round_to, "max_options": spec.max_options}
+    space = build_space(spectra, costs=(*COSTS, cost), example=subject.example, **options)
+    return Timed(
+        subject, spectra, dense, cost, network, space, build_space(spectra, **options), lambda model: subject.ready(model, dtype), given
+    )  # fmt: skip
+
+
+def optimum(space: SearchSpace, budgets: Mapping[str, float]) -> Candidate | None:
+    """The exact optimum of the additive proxy; None where no network is so cheap."""
+    try:
+        return space.candidate(Additive().allocate(Problem(space, space.table("energy"), dict(budgets))).indices)
+    except InfeasibleBudget:
+        return None
+
+
+def deviations(timed: Timed, count: int, seed: int) -> np.ndarray:
     """|predicted / measured - 1| of networks with real factors, optima at random budgets of params and latency: none of them was
     measured for the fit."""
     generator = np.random.default_rng(seed)
-    rows = []
-    while len(rows) < count:
+    candidates: list[Candidate] = []
+    for _ in range(50 * count):
+        if len(candidates) == count:
+            break
         budgets = {"latency": float(generator.uniform(0.35, 0.95)), "params": float(generator.uniform(0.2, 1.0))}
-        try:
-            rows.append(Additive().allocate(Problem(space, space.table("energy"), budgets)).indices)
-        except InfeasibleBudget:
-            continue
-    candidates = [space.candidate(indices) for indices in rows]
-    ratios = times([build(spectra, candidate.configuration) for candidate in candidates])
-    predicted = [candidate.cost.share("latency", space.baseline) for candidate in candidates]
-    return np.array([abs(p / r.value - 1) for p, r in zip(predicted, ratios, strict=True)])
+        if (found := optimum(timed.space, budgets)) is not None:
+            candidates.append(found)
+    predicted = [candidate.cost.share("latency", timed.space.baseline) for candidate in candidates]
+    return np.array([abs(p / r.value - 1) for p, r in zip(predicted, timed.times(candidates), strict=True)])
 
 
-def described(candidates: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in candidates.items()}
+def chosen(timed: Timed, budget: float, rivals: Mapping[float, tuple[Candidate, Interval]]) -> dict[str, Any]:
+    """The network at a share of the latency, and the best one of the search over MACs that is measured to be as fast."""
+    found = optimum(timed.space, {"latency": budget})
+    if found is None:
+        fastest = sum(int(ladder.costs["latency"].min()) for ladder in timed.space.ladders) + timed.space.fixed["latency"]
+        return {"budget": budget, "fastest_predicted": fastest / timed.space.baseline["latency"]}
+    (time_of,) = timed.times([found])
+    baseline = timed.space.baseline
+    affordable = [share for share, (_, ratio) in rivals.items() if ratio.value <= time_of.value][: timed.given.rivals]
+    accuracies = {share: timed.accuracy(rivals[share][0]) for share in affordable}
+    best = max(accuracies, key=lambda share: accuracies[share] or 0.0, default=None)
+    return {
+        "budget": budget, "predicted": found.cost.share("latency", baseline), "measured": time_of.value, "low": time_of.low,
+        "high": time_of.high, "macs": found.cost.share("macs", baseline), "params": found.cost.share("params", baseline),
+        "accuracy": timed.accuracy(found),
+        "by_macs_as_fast": None if best is None else {"macs": best, "latency": rivals[best][1].value, "accuracy": accuracies[best]},
+    }  # fmt: skip
+
+
+def row(timed: Timed, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What one run measures."""
+    given, table = timed.given, timed.cost.table
+    off = deviations(timed, given.networks, seed=1)
+    tell("the deviations are measured")
+    optima = {share: found for share in SHARES if (found := optimum(timed.by_macs, {"macs": share})) is not None}
+    rivals = dict(zip(optima, zip(optima.values(), timed.times([*optima.values()]), strict=True), strict=True))
+    tell("the networks of the search over MACs are measured")
+    even = break_even(timed.cost, timed.network, timed.network.decompositions)
+    return {
+        "benchmark": "latency", "network": given.network, "device": table.device, "runtime": given.runtime, "dtype": given.dtype,
+        "batch": given.batch, "threads": table.threads, "metric": given.metric,
+        "milliseconds": timed.space.baseline["latency"] / 1e6,
+        "scale": table.correction.scale, "rest": table.correction.rest / timed.space.baseline["latency"],
+        "fit_median_deviation": table.correction.deviation, "median_deviation": float(np.median(off)), "worst_deviation": float(off.max()),
+        "round_to": suggested_round_to(timed.cost, timed.network), "never_faster": sum(one.rank is None for one in even),
+        "break_even": len(even), "by_macs": {f"{share:g}": ratio.value for share, (_, ratio) in rivals.items()},
+        "chosen": [chosen(timed, budget, rivals) for budget in given.budgets],
+        "accuracy_dense": timed.accuracy(timed.by_macs.candidate(timed.by_macs.dense)),
+    }  # fmt: skip
+
+
+def rounded(value: Any) -> Any:
+    """The same with four digits after the point."""
+    if isinstance(value, Mapping):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def main() -> None:
@@ -80,75 +180,26 @@ def main() -> None:
     def tell(text: str) -> None:
         print(f"{time.perf_counter() - begun:6.1f} s: {text}", file=sys.stderr, flush=True)
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="of a CIFAR-10 ResNet-20, a safetensors file")
-    parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10 as parquet files")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet20", choices=[*SUBJECTS])
+    parser.add_argument("--weights", type=Path, help="of a CIFAR-10 ResNet-20, a safetensors file")
+    parser.add_argument("--encoder", type=Path, help="folder of MiniLM")
+    parser.add_argument("--data", type=Path, help="folder with CIFAR-10, or with sentences, as parquet files")
     parser.add_argument("--runtime", default="eager", choices=[*RUNTIMES])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the networks that are timed")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--budget", type=float, default=0.7, help="share of the latency")
-    parser.add_argument("--networks", type=int, default=20)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5], help="shares of the latency")
+    parser.add_argument("--networks", type=int, default=20, help="that the fit is made of, and as many others that it is compared with")
     parser.add_argument("--metric", default="fisher", choices=["weight", "activation", "fisher"])
     parser.add_argument("--rivals", type=int, default=2, help="networks of the search over MACs to be evaluated; 0: no accuracies")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    dense = load_weights(cifar_resnet(20), given.weights).eval().to(memory_format=torch.channels_last)
-    task = cifar10(given.data)
-    example = task.example()
-    sites = find_sites(dense, example)
-    types = mixture().decompositions
-    moments = None
-    if given.metric != "weight":
-        found = space_metric.statistics(dense, sites, task, calibration=8, gradients=given.metric == "fisher")
-        moments = space_metric.moments(found, given.metric)
-    spectra = Spectra(dense, sites, types, moments=moments, cache=home() / "cache" / "spectra")
-    tell("profiled")
-    begin = time.perf_counter()
-    network = DenseNetwork(dense, sites, example, 0, types)
-    cost = Latency(runtime=given.runtime, batch=given.batch, networks=given.networks).of(network, tell=tell)
-    assert isinstance(cost, TableLatency)
-    seconds = time.perf_counter() - begin
-    space = build_space(spectra, costs=(*COSTS, cost), example=example)
-    by_macs = build_space(spectra)
-
-    inputs, precision = network_input(dense, batched(example, given.batch, 0)), Precision(least=11, most=31)
-
-    def times(models: Sequence[nn.Module]) -> list[Interval]:
-        return measured(models, dense, inputs, given.runtime, precision)
-
-    tell("space built; measuring other networks")
-    off = deviations(space, spectra, times, given.networks, seed=1)
-    evaluator = Evaluator(spectra, task)
-    fidelity = Fidelity(epochs=0, recalibration=8, reconstruction=4)
-
-    def accuracy(configuration: Any) -> float | None:
-        if not given.rivals:
-            return None
-        return evaluator(Request(configuration, fidelity, 0)).metrics["accuracy"]
-
-    tell("choosing")
-    chosen = space.candidate(Additive().allocate(Problem(space, space.table("energy"), {"latency": given.budget})).indices)
-    rivals = {share: by_macs.candidate(indices) for share, indices in optima(by_macs, "macs", SHARES).items()}
-    networks = [build(spectra, candidate.configuration) for candidate in (chosen, *rivals.values())]
-    mine, *others = times(networks)
-    tell("evaluating")
-    affordable = [share for share, r in zip(rivals, others, strict=True) if r.value <= mine.value]
-    within = {share: accuracy(rivals[share].configuration) for share in affordable[: given.rivals]}  # those of most MACs
-    best = max(within, key=lambda share: within[share] or 0.0, default=None)
-    fit = cost.table.correction
-    row = {
-        "benchmark": "latency", "model": "resnet20", "device": cost.table.device, "runtime": given.runtime, "batch": given.batch,
-        "threads": given.threads, "metric": given.metric, "table_seconds": round(seconds, 1), "scale": round(fit.scale, 3),
-        "fit_median_deviation": fit.deviation, "median_deviation": float(np.median(off)), "worst_deviation": float(off.max()),
-        "chosen": {"budget": given.budget, "predicted": chosen.cost.share("latency", space.baseline), "measured": mine.value,
-                   "low": mine.low, "high": mine.high, "macs": chosen.cost.share("macs", space.baseline),
-                   "params": chosen.cost.share("params", space.baseline), "accuracy": accuracy(chosen.configuration)},
-        "by_macs": {f"{share:g}": r.value for share, r in zip(rivals, others, strict=True)},
-        "best_by_macs_at_that_latency": None if best is None else {"macs": best, "accuracy": within[best]},
-        "accuracy_dense": accuracy(by_macs.candidate(by_macs.dense).configuration),
-    }  # fmt: skip
-    print(json.dumps({key: described(value) if isinstance(value, dict) else described({key: value})[key] for key, value in row.items()}))
+    RUNTIMES[given.runtime].check()
+    timed = prepared(SUBJECTS[given.network](given).on(given.device), given, tell)
+    print(json.dumps(rounded(row(timed, tell))))
 
 
 if __name__ == "__main__":

@@ -71,9 +71,9 @@ class CPProjection(Projection):
         with torch.no_grad():
             kernels = [k / k.norm(dim=0).clamp_min(torch.finfo(k.dtype).tiny) for k in kernels]
             columns = rank_one(kernels)
-            projector = refit_output(torch.eye(len(columns), dtype=columns.dtype), columns.mT, metric).mT  # of any weight
-            whole = Side(columns[None], projector[None].contiguous(), torch.zeros(1, columns.shape[1]))
-            modes = [Side(k[None].contiguous(), k.mT[None].contiguous(), torch.zeros(1, k.shape[1])) for k in kernels]
+            projector = refit_output(torch.eye(len(columns)).to(columns), columns.mT, metric).mT  # of any weight
+            whole = Side(columns[None], projector[None].contiguous(), columns.new_zeros(1, columns.shape[1]))
+            modes = [Side(k[None].contiguous(), k.mT[None].contiguous(), k.new_zeros(1, k.shape[1])) for k in kernels]
             return moved(Bases(False, (whole, *modes)), weight)
 
     def factors(self, site: Site, weight: Tensor, bases: Bases, rank: Rank, *, balanced: bool = False) -> tuple[Tensor, ...]:
