@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ranksearch import checks
@@ -32,7 +33,7 @@ from ranksearch.search.refit import refit
 from ranksearch.sites import Cost, Sites, evaluating, run, unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
 from ranksearch.space.specs import bits_of
-from ranksearch.space.spectra import Spectra
+from ranksearch.space.spectra import Spectra, checked_device
 from ranksearch.statistics import metric as space_metric
 from ranksearch.statistics.metric import MetricName
 from ranksearch.surrogate import curves
@@ -161,6 +162,7 @@ def compress(
     epochs: float = 0.0,
     costs: Sequence[CostModel] = COSTS,
     bits: str | Sequence[int] = (),
+    device: str | torch.device | None = None,
     on_event: Callable[[Announced], None] | None = None,
     **budgets: float,
 ) -> Compressed:
@@ -202,6 +204,7 @@ def compress(
         costs: what networks are counted by; a budget on ``bytes``, and ``bits``, add `ranksearch.costs.Bytes` where it is not among them.
         bits: integers that weights may be rounded to besides what they are, 8 or 4 or both: all types of the space are then also
             offered so, and the dense layer.
+        device: where layers are factorized, such as ``"cuda"``; None: where the model is.
         on_event: called with progress.
         budgets: upper bounds by the names of costs, such as ``macs=0.5``: up to 1 a share of the dense network's, above it an amount.
 
@@ -221,6 +224,7 @@ def compress(
         costs = (*costs, Bytes())
     costs = check_costs(costs, taken=set())
     _check_budgets(budgets, costs)
+    device = None if device is None else checked_device(device)
     model = unwrapped(model)
     task = task if isinstance(task, Task) else _without_labels(task, model)
     if checks.number("epochs", epochs, least=0):
@@ -231,7 +235,7 @@ def compress(
     spec = spec.replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
     two_sided = any(rule.metric == "fisher" for rule in chosen)
-    portfolio = _Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided)
+    portfolio = _Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided, device)
     tried = [portfolio.tried(rule) for rule in chosen]
     if all(one.configuration is None for one in tried):
         raise InfeasibleBudget(tried[0].note)
@@ -325,6 +329,7 @@ class _Portfolio:
     recalibration: int
     tell: Callable[[Announced], None]
     two_sided: bool  # whether output gradients are collected at all: where a rule takes them
+    device: torch.device | None
     spaces: dict[MetricName, tuple[Spectra, SearchSpace]] = field(default_factory=dict)
 
     @cached_property
@@ -360,7 +365,8 @@ class _Portfolio:
                 found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=gradients)
                 moments = space_metric.moments(found, metric)
             self.tell(Announced(f"profiling {len(self.sites)} sites in the {metric} metric"))
-            spectra = Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=home() / "cache" / "spectra")
+            cache = home() / "cache" / "spectra"
+            spectra = Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=cache, device=self.device)
             self.spaces[metric] = spectra, self.spec.build(spectra, costs=self.counts, example=self.task.example())
         return self.spaces[metric]
 

@@ -58,14 +58,15 @@ def floored(moment: Tensor) -> Tensor:
     trace = moment.diagonal(dim1=-2, dim2=-1).sum(-1)
     if not bool(moment.isfinite().all() & trace.isfinite().all()):
         raise InvalidArgument(f"moment of shape {tuple(moment.shape)} is not finite: calibrate with data that the network answers finitely")
-    eye = torch.eye(moment.shape[-1], dtype=torch.float64, device=moment.device)
     largest = trace.max()
     if not float(largest) > SMALLEST:
-        return eye.expand_as(moment).clone()
+        return torch.eye(moment.shape[-1], dtype=torch.float64, device=moment.device).expand_as(moment).clone()
     if not torch.equal(moment, moment.mT):
         moment = moment / 2 + moment.mT / 2
-    floor = FLOOR * torch.where(trace > SMALLEST, trace, largest)[:, None, None]
-    short = torch.linalg.cholesky_ex(moment - floor * eye)[1] != 0
+    lowered = moment.clone()
+    lowered.diagonal(dim1=-2, dim2=-1).sub_(FLOOR * torch.where(trace > SMALLEST, trace, largest)[:, None])
+    short = torch.linalg.cholesky_ex(lowered)[1] != 0
+    del lowered
     if not bool(short.any()):
         return moment
     scale = torch.where(trace > SMALLEST, trace, largest)[short, None, None]

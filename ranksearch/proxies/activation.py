@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
-from ranksearch.decompositions import Moments
+from torch import Tensor
+
 from ranksearch.decompositions.folding import split_groups
 from ranksearch.decompositions.metric import residual_energy
 from ranksearch.proxies.context import ProxyContext
 from ranksearch.proxies.residual import Form, ResidualProxy
-from ranksearch.sites import canonical_weight
+from ranksearch.sites import Site, canonical_weight
 from ranksearch.space import SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
@@ -39,14 +40,16 @@ class ActivationError(ResidualProxy):
         return cls(context.spectra, context.statistics)
 
     def form(self, space: SearchSpace) -> Form:
-        names = [ladder.site.name for ladder in space.ladders]
-        moments = {name: Moments(self.statistics.input_moment(name, center=self.center)).floored for name in names}
-        norms = {}
-        for ladder in space.ladders:
-            site = ladder.site
-            weight = split_groups(site, canonical_weight(self.spectra.model.get_submodule(site.name), site)).double().flatten(2)
-            norms[site.name] = max(residual_energy(weight, moments[site.name]), TINY)
-        return lambda site, residual: residual_energy(residual, moments[site.name]) / norms[site.name]
+        moments, norms = self.statistics.moments("activation", center=self.center), {}
+
+        def form(site: Site, residual: Tensor) -> float:
+            metric = moments[site.name].floored
+            if site.name not in norms:
+                weight = split_groups(site, canonical_weight(self.spectra.model.get_submodule(site.name), site)).double().flatten(2)
+                norms[site.name] = max(residual_energy(weight, metric), TINY)
+            return residual_energy(residual, metric) / norms[site.name]
+
+        return form
 
     def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
         names = {ladder.site.name for ladder in space.ladders}

@@ -40,11 +40,11 @@ class FisherError(ResidualProxy):
         return cls(context.spectra, context.statistics)
 
     def form(self, space: SearchSpace) -> Form:
-        moments = {name: m.floored for name, m in self.statistics.moments("fisher", center=self.center).items()}
+        moments = self.statistics.moments("fisher", center=self.center)
         scales = {l.site.name: (self.statistics.fisher_ratio(l.site.name) if self.exact_trace else None) or 1.0 for l in space.ladders}
 
         def form(site: Site, residual: Tensor) -> float:
-            return 0.5 * scales[site.name] * residual_energy(residual, moments[site.name])
+            return 0.5 * scales[site.name] * residual_energy(residual, moments[site.name].floored)
 
         return form
 

@@ -7,16 +7,17 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -26,7 +27,8 @@ from ranksearch.home import replacing
 from ranksearch.sites import Site
 from ranksearch.tensors import absorb
 
-LIMIT = 1 << 30  # bytes of all files
+LIMIT, FREE = 1 << 30, 0.2  # bytes of all files: at least so many, or the share of what is free on the disk if that is more
+MAPPED = 32 << 20  # bytes of a file from which on its tensors are read, memory-mapped, when they are used
 RECOUNT = 16  # files are counted again when so much of the limit was written by this process
 KEEP = 0.8  # of the limit, when the oldest files are removed to make room
 PACKAGES = ("ranksearch.decompositions.", "ranksearch.sites.")  # values of classes defined here are kept, no others
@@ -83,25 +85,34 @@ class ContentCache:
 
     Args:
         folder: made when something is written; removing it, or any of its files, is safe at any time.
-        limit: bytes of all files together; those used least recently are removed to make room.
+        limit: bytes of all files together; those used least recently are removed to make room. None: 1 GiB, or a fifth of what is
+            free on the disk, whichever is more.
     """
 
-    def __init__(self, folder: Path, *, limit: int = LIMIT) -> None:
+    def __init__(self, folder: Path, *, limit: int | None = None) -> None:
         self.folder = folder
-        self.limit = limit
+        self._limit = limit
         self._total: int | None = None  # bytes of all files when they were last counted, and of those written since
         self._written = 0  # since
+
+    @cached_property
+    def limit(self) -> int:
+        """Bytes of all files together."""
+        if self._limit is not None:
+            return self._limit
+        place = next((path for path in (self.folder, *self.folder.absolute().parents) if path.exists()), Path())
+        return max(LIMIT, int(FREE * shutil.disk_usage(place).free))
 
     def load(self, key: str) -> Any | None:
         """The value of a key, tensors on the CPU; None where there is none that can be trusted."""
         path = self._path(key)
         try:
-            data = path.read_bytes()
+            data = _content(path)
             header, body = _parts(data)
             header = header["__metadata__"]
             if header["key"] != key or header["sum"] != _sum(header["value"], body):
                 return None
-            value = _thaw(json.loads(header["value"]), load(data))
+            value = _thaw(json.loads(header["value"]), load(data) if isinstance(data, bytes) else _mapped(path))
             os.utime(path)  # used just now
         except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ImportError, SafetensorError):
             return None
@@ -159,13 +170,23 @@ class ContentCache:
         return total
 
 
-def _parts(data: bytes) -> tuple[Any, bytes]:
+def _content(path: Path) -> bytes | memoryview:
+    """What a file holds; of a large one a view, of which nothing is in memory before it is looked at."""
+    return path.read_bytes() if path.stat().st_size < MAPPED else np.memmap(path, np.uint8, "r").data
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def _parts(data: bytes | memoryview) -> tuple[Any, bytes | memoryview]:
     """Header and content of a safetensors file."""
     length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
+    return json.loads(bytes(data[8 : 8 + length])), data[8 + length :]
 
 
-def _sum(tree: str, body: bytes) -> str:
+def _sum(tree: str, body: bytes | memoryview) -> str:
     digest = hashlib.sha256(tree.encode())
     digest.update(body)
     return digest.hexdigest()

@@ -250,8 +250,7 @@ def build_space(
         build_ladder(spectra, network, site, names, costs=costs, error=error, round_to=round_to, max_options=max_options)
         for site in spectra.sites
     )
-    metrics = {m.metric for m in spectra.moments.values()} or {"weight"}
-    return SearchSpace(ladders, network_cost(costs, network), metric="+".join(sorted(metrics)))
+    return SearchSpace(ladders, network_cost(costs, network), metric="+".join(sorted(spectra.metrics())))
 
 
 def _counts(ladder: Ladder) -> list[list[int]]:

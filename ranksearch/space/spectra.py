@@ -4,6 +4,7 @@ as well."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +22,13 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.home import user_path
 from ranksearch.sites import Site, Sites, canonical_weight, unwrapped
 from ranksearch.space.cache import ContentCache, content_key
+from ranksearch.statistics.lazy import SHARE, Chosen
+from ranksearch.statistics.memory import machine_memory
 
 V = TypeVar("V")
 
 SMALL = 1 << 18  # parameters of a layer up to which it is factorized on one thread
+STATES = 1 << 30  # bytes of prepared states that are held where nobody says how many, at least
 SHIPPED = 256 << 20  # bytes of prepared states that go along when spectra are pickled
 DEAR = 0.02  # seconds of processor time from which on what was made is kept on disk
 
@@ -67,9 +71,15 @@ class Spectra:
         decompositions: which types to prepare; ``dense`` is always among them.
         moments: second moments per site name: the metric (see `Moments`); sites that are missing use the weight
             metric, and so do embeddings with a tied head: the error of two uses has no single pair of moments.
-        cache_bytes: how much memory prepared states may hold; the least recently used are prepared again.
+        cache_bytes: how much memory prepared states may hold; the least recently used are read from ``cache``, or prepared again. None:
+            1 GiB, or a sixteenth of the machine's memory, whichever is more.
         cache: folder in which states, errors and factors that took long are kept for other processes, see `ContentCache`; None:
             nowhere. Results are the same, bit for bit, whatever it holds.
+        device: where factorizations are computed, and states lie: a GPU does in seconds what takes processors minutes. Factors come back to
+            where the weights are. None: where these are. The last bits of results hang on it.
+
+    Raises:
+        InvalidArgument: a device that this machine does not have.
     """
 
     def __init__(
@@ -79,16 +89,21 @@ class Spectra:
         decompositions: Sequence[AnyDecomposition] = DECOMPOSITIONS,
         *,
         moments: Mapping[str, Moments] | None = None,
-        cache_bytes: int = 1 << 30,
+        cache_bytes: int | None = None,
         cache: str | Path | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         self.model = unwrapped(model)
         self.sites = sites
         table = {d.name: d for d in (DECOMPOSITIONS[0], *decompositions)}
         self.decompositions: dict[str, AnyDecomposition] = table
         tied = {site.name for site in sites if site.head is not None}
-        self.moments = {name: m for name, m in (moments or {}).items() if name not in tied}
-        self._cache_bytes = cache_bytes
+        known: Mapping[str, Moments] = {} if moments is None else moments
+        self.moments: Mapping[str, Moments] = Chosen(known, [name for name in known if name not in tied])
+        self.device = None if device is None else checked_device(device)
+        self._metrics: dict[str, str] = {}
+        self._moved: tuple[Moments, Moments] | None = None  # the moments that were last brought to the device, and what they are there
+        self._cache_bytes = _room() if cache_bytes is None else cache_bytes
         self._states: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
         self._profiles: dict[tuple[str, str], Profile] = {}
         self._disk = None if cache is None else ContentCache(user_path(cache))
@@ -97,15 +112,28 @@ class Spectra:
 
     def __getstate__(self) -> dict[str, Any]:
         """Profiles do not travel to workers, which build and do not choose; the states do, the most recently used first, up
-        to ``SHIPPED`` bytes: some types take a while to prepare."""
+        to ``SHIPPED`` bytes: some types take a while to prepare. From a device of their own they travel by way of the processor."""
         states: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
         left = SHIPPED
         for key, (state, size) in reversed(self._states.items()):
             if size <= left:
-                states[key] = (state, size)
+                states[key] = (state if self.device is None else _moved(state, torch.device("cpu")), size)
                 states.move_to_end(key, last=False)
                 left -= size
-        return self.__dict__ | {"_states": states, "_profiles": {}}
+        return self.__dict__ | {"_states": states, "_profiles": {}, "_moved": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A worker that lacks the device factorizes where its weights are."""
+        self.__dict__.update(state)
+        if self.device is None:
+            return
+        try:
+            checked_device(self.device)
+        except InvalidArgument:
+            self.device = None
+            return
+        for key, (prepared, size) in self._states.items():
+            self._states[key] = _moved(prepared, self.device), size
 
     def decomposition(self, name: str) -> AnyDecomposition:
         """The decomposition of that name, if it is among those of this study."""
@@ -118,14 +146,14 @@ class Spectra:
         decomposition = self.decomposition(name)
         if isinstance(decomposition, Quantized) and _alike(self.decompositions.get(decomposition.inner.name), decomposition.inner):
             inner = self.state(site, decomposition.inner.name)
-            return decomposition.on(site, self._weight(site), self.moments.get(site.name), inner)
+            return decomposition.on(site, self._weight(site), self._moments(site), inner)
         key = (site.name, name)
         if key in self._states:
             self._states.move_to_end(key)
             return self._states[key][0]
 
         def prepare() -> Any:
-            return decomposition.prepare(site, self._weight(site), self.moments.get(site.name))
+            return decomposition.prepare(site, self._weight(site), self._moments(site))
 
         state = self._kept(site, name, "state", prepare)
         if isinstance(state, Searched) and (found := self._load(site, name, "found")) is not None:
@@ -137,15 +165,41 @@ class Spectra:
         return state
 
     def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
-        """Factors of one option, float64."""
+        """Factors of one option, float64, on the device of the weight."""
 
         def make() -> tuple[Tensor, ...]:
             return self.decomposition(name).factors(self.state(site, name), rank)
 
-        return self._kept(site, name, f"factors-{'x'.join(str(int(r)) for r in rank)}", make)
+        made = self._kept(site, name, f"factors-{'x'.join(str(int(r)) for r in rank)}", make)
+        return made if self.device is None else _moved(made, self._own_weight(site).device)
+
+    def metrics(self) -> set[str]:
+        """The metrics that errors are taken in, by site: one, unless nothing is known of some sites."""
+        for name in self.moments:
+            if name not in self._metrics:
+                self._metrics[name] = self.moments[name].metric
+        return {self._metrics[name] for name in self.moments} or {"weight"}
+
+    def _own_weight(self, site: Site) -> Tensor:
+        return canonical_weight(self.model.get_submodule(site.name), site)
 
     def _weight(self, site: Site) -> Tensor:
-        return canonical_weight(self.model.get_submodule(site.name), site)
+        """The weight where factorizations are computed."""
+        weight = self._own_weight(site)
+        return weight if self.device is None else weight.to(self.device)
+
+    def _moments(self, site: Site) -> Moments | None:
+        """The moments of a site where factorizations are computed, so that they are floored there, once for all types."""
+        moments = self.moments.get(site.name)
+        if moments is None:
+            return None
+        self._metrics[site.name] = moments.metric
+        device = self.device or self._own_weight(site).device
+        if all(m is None or m.device == device for m in (moments.input, moments.output)):
+            return moments
+        if self._moved is None or self._moved[0] is not moments:
+            self._moved = moments, Moments(*(None if m is None else m.to(device) for m in (moments.input, moments.output)))
+        return self._moved[1]
 
     def _kept(self, site: Site, name: str, what: str, make: Callable[[], V]) -> V:
         """What was made before, by whatever process, or made now, and kept if that took long. Of a state that is `Searched` only what
@@ -178,7 +232,7 @@ class Spectra:
     def _key(self, site: Site, name: str) -> str | None:
         """What is kept of a site in a type is found by this; None where nothing is."""
         if self._disk is not None and (site.name, name) not in self._keys:
-            threads, moments = torch.get_num_threads(), self.moments.get(site.name)
+            threads, moments = torch.get_num_threads(), self._moments(site)
             self._keys[site.name, name] = content_key(self.decomposition(name), site, self._weight(site), moments, threads=threads)
         return self._keys.get((site.name, name))
 
@@ -216,6 +270,24 @@ class Spectra:
                 on_site(Profiled(site.name, number, len(self.sites), done / max(whole, 1)))
 
 
+def checked_device(device: str | torch.device) -> torch.device:
+    """A device that there is, with its number.
+
+    Raises:
+        InvalidArgument: there is none such."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        remedy = f"not a device of this machine ({str(error).splitlines()[0]}); give 'cpu', or 'cuda' where there is a GPU"
+        raise InvalidArgument(f"device={str(device)!r}: {remedy}") from error
+
+
+def _room() -> float:
+    """Bytes of prepared states that are held where nobody says how many."""
+    room = SHARE * machine_memory()
+    return max(STATES, room) if math.isfinite(room) else STATES
+
+
 def _alike(one: AnyDecomposition | None, other: AnyDecomposition) -> bool:
     """Whether two types are one, options and all, so that the state of one is that of the other."""
     return type(one) is type(other) and vars(one) == vars(other)
@@ -240,6 +312,8 @@ def _moved(value: Any, device: torch.device) -> Any:
     """A value whose tensors are on a device."""
     if isinstance(value, Tensor):
         return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
     return tuple(_moved(item, device) for item in value) if isinstance(value, tuple) else value

@@ -10,24 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ranksearch.sites import Site, Sites, mode, unfused
-from ranksearch.statistics.moments import (
-    chunks,
-    displaced,
-    displaced_gram,
-    gradients,
-    gram,
-    images,
-    lower,
-    pad,
-    symmetrize,
-    to_patch_order,
-)
+from ranksearch.sites import Site, mode, unfused
+from ranksearch.statistics.inputs import SharedInputs, mean_square
+from ranksearch.statistics.moments import gradients, images, lower, to_patch_order
 from ranksearch.statistics.shrinkage import Noise
-
-LARGEST = 4608  # im2col dimensions above this are kept as a Kronecker product of a channel and a tap factor
 
 
 @dataclass(frozen=True)
@@ -52,27 +39,22 @@ class SiteStatistics:
 
 
 class Collector:
-    """The accumulators of one site, which live as long as one `collect`."""
+    """What is collected at one site in a pass over the data.
 
-    def __init__(self, site: Site, limit: int, *, gradient: bool, diagonal: bool) -> None:
+    Args:
+        inputs: of all sites of the pass.
+        limit: bytes of lowered inputs held at a time.
+    """
+
+    def __init__(self, site: Site, inputs: SharedInputs, limit: int, *, gradient: bool, diagonal: bool) -> None:
         self.site, self.limit = site, limit
+        self._inputs = inputs
         self.diagonal = diagonal and site.kind != "embedding"
-        self.taps, self.channels = site.kernel[0] * site.kernel[1], site.c_in // site.groups
-        self.examples = self.rows = self.sampled = 0
-        self.size = 0
-        g, d, o = site.groups, self.channels * self.taps, site.c_out // site.groups
-        double = torch.float64
-        self.large = d > LARGEST and site.kind != "embedding"
-        plain = site.kind != "embedding" and not self.large
-        self.input = torch.zeros(g, d, d, dtype=double) if plain else None
-        self.channel = torch.zeros(g, self.channels, self.channels, dtype=double) if self.large else None
-        self.tap = torch.zeros(g, self.taps, self.taps, dtype=double) if self.large else None
-        self.counts = torch.zeros(site.c_in, dtype=double) if site.kind == "embedding" else None
-        self.mean = torch.zeros(g, d, dtype=double)
-        self.input_noise = Noise(g, d, self.taps)
-        self.gradient = torch.zeros(g, o, o, dtype=double) if gradient else None
+        self.examples = self.sampled = self.size = 0
+        g, d, o = site.groups, site.c_in // site.groups * site.kernel[0] * site.kernel[1], site.c_out // site.groups
+        self.gradient = torch.zeros(g, o, o, dtype=torch.float64) if gradient else None
         self.output_noise = Noise(g, o)
-        self.squares = torch.zeros(g, o, d, dtype=double) if self.diagonal else None
+        self.squares = torch.zeros(g, o, d, dtype=torch.float64) if self.diagonal else None
         self._weight_gradient: Tensor | None = None  # of the batch at hand, per example, summed over calls
 
     def begin(self, size: int) -> None:
@@ -80,57 +62,7 @@ class Collector:
         self.examples += size
 
     def observe_input(self, value: Tensor) -> None:
-        site = self.site
-        if len(value) == 1 < self.size:  # one input for the whole batch, such as the indices of positions
-            value = value.expand(self.size, *value.shape[1:])
-        if self.counts is not None:
-            indices = value.detach().flatten()
-            self.counts += torch.bincount(indices, minlength=site.c_in).to(self.counts)
-            self.rows += indices.numel()
-            return
-        value = images(site, value)
-        self._note_input(value)
-        if self.input is not None and displaced(site, value.shape[2], value.shape[3]):
-            for part in value.split(max(1, self.limit // (4 * value[0].numel()))):
-                self._observe_displaced(part)
-            return
-        for part in chunks(site, value, self.limit):
-            matrix = lower(site, part).flatten(2)  # (g, taps * c, n)
-            self.rows += matrix.shape[2]
-            self.mean += matrix.sum(dim=2).to(self.mean)
-            if self.input is not None:
-                self.input = self.input.to(matrix.device)
-                gram(matrix, self.input)
-            else:
-                assert self.channel is not None and self.tap is not None
-                blocks = matrix.unflatten(1, (self.taps, self.channels))
-                over_taps = blocks.transpose(1, 2).flatten(2)
-                self.channel += (over_taps @ over_taps.mT).to(self.channel)
-                over_channels = blocks.flatten(2)
-                self.tap += (over_channels @ over_channels.mT).to(self.tap)
-
-    def _observe_displaced(self, value: Tensor) -> None:
-        """Add the sums that lowered rows would give, without lowering."""
-        site = self.site
-        assert self.input is not None
-        self.input = self.input.to(value.device)
-        self.rows += displaced_gram(site, value, self.input)
-        padded = pad(site, value)
-        windows = lower(site, padded.sum(dim=0, keepdim=True), padded=True)
-        self.mean += windows.sum(dim=(2, 3)).to(self.mean)
-
-    def _note_input(self, value: Tensor) -> None:
-        """Show inputs, shape (batch, c_in, height, width), to the estimate of their noise."""
-        site, noise = self.site, self.input_noise
-        probes = noise.probes(_mean_square(value.transpose(0, 1).reshape(site.groups, self.channels, -1)))
-        if site.kind == "linear":
-            noise.add(probes @ value.flatten(1).mT, examples=self.size, batch=self.size, sequences=True, per_position=True)
-            return
-        kernels = probes.reshape(-1, self.channels, *site.kernel)
-        for part in value.split(max(1, self.limit // (4 * len(kernels) * max(value[0, 0].numel(), 1)))) if len(kernels) else ():
-            seen = F.conv2d(pad(site, part), kernels, stride=site.stride, dilation=site.dilation, groups=site.groups)
-            by_group = seen.unflatten(1, (site.groups, -1)).permute(1, 2, 0, 3, 4).flatten(2)
-            noise.add(by_group, examples=len(part), batch=len(value), sequences=site.kind == "conv1d", per_position=True)
+        self._inputs.observe(self.site, value)
 
     def observe_gradient(self, gradient: Tensor, value: Tensor) -> None:
         site = self.site
@@ -139,7 +71,7 @@ class Collector:
         rows = blocks.flatten(2)
         assert self.gradient is not None
         self.gradient += (rows @ rows.mT).to(self.gradient)
-        seen = self.output_noise.probes(_mean_square(rows)) @ rows
+        seen = self.output_noise.probes(mean_square(rows)) @ rows
         examples = 1 if len(gradient) == 1 else self.size
         self.output_noise.add(seen, examples=examples, batch=examples, sequences=site.kind != "conv2d", per_position=False)
         if self.squares is not None:
@@ -156,7 +88,7 @@ class Collector:
         inputs = images(site, value)
         per_example = []
         count = len(inputs)
-        size = max(1, self.limit // (4 * site.c_in * self.taps * max(g.shape[2], 1)))
+        size = max(1, self.limit // (4 * site.c_in * site.kernel[0] * site.kernel[1] * max(g.shape[2], 1)))
         for start in range(0, count, size):
             matrix = lower(site, inputs[start : start + size])  # (g, d, n, p)
             part = g[start : start + size].unflatten(1, (site.groups, -1))  # (n, g, o, p)
@@ -174,28 +106,20 @@ class Collector:
         self._weight_gradient = None
 
     def result(self) -> SiteStatistics:
-        site = self.site
-        full = None if self.input is None else to_patch_order(site, symmetrize(self.input.cpu()), (1, 2))
-        mean = self.mean if self.counts is not None else to_patch_order(site, self.mean, (1,))
+        """What was collected, once the inputs of the pass are settled."""
+        site, inputs = self.site, self._inputs.of(self.site)
         squares = None
         if self.squares is not None:
             squares = to_patch_order(site, self.squares, (2,)).reshape(site.shape)
         return SiteStatistics(
-            self.examples, self.rows, self.sampled, full, mean, self.input_noise.weight(),
+            self.examples, inputs.rows, self.sampled, inputs.input, inputs.mean, inputs.shrinkage,
             self.gradient, None if self.gradient is None else self.output_noise.weight(),
-            self.channel, self.tap, self.counts, squares,
+            inputs.channel, inputs.tap, inputs.counts, squares,
         )  # fmt: skip
 
 
-def _mean_square(vectors: Tensor) -> Tensor:
-    """Of every channel of (groups, channels, vectors), float64, also where squares are too small for float32."""
-    largest = vectors.abs().amax() if vectors.numel() else vectors.new_ones(())
-    unit = largest if bool(largest > 0) and bool(largest.isfinite()) else torch.ones_like(largest)
-    return (vectors / unit).square().mean(dim=2).double() * unit.double().square()
-
-
 @contextmanager
-def observing(model: nn.Module, sites: Sites, collectors: Mapping[str, Collector], *, backward: bool) -> Iterator[None]:
+def observing(model: nn.Module, collectors: Mapping[str, Collector], *, backward: bool) -> Iterator[None]:
     """The model runs in evaluation mode, its weights are frozen, so that backward passes compute no weight gradients, and the
     collectors are hooked to its sites. Afterwards all this is undone."""
     trainable = {p: p.requires_grad for p in model.parameters()}
@@ -203,9 +127,9 @@ def observing(model: nn.Module, sites: Sites, collectors: Mapping[str, Collector
         for parameter, flag in trainable.items():
             undone.callback(parameter.requires_grad_, flag)
         model.requires_grad_(False)
-        for site in sites:
-            for module in {model.get_submodule(path) for path in (site.name, *site.aliases)}:
-                handle = module.register_forward_hook(_hook(collectors[site.name], backward), with_kwargs=True)
+        for collector in collectors.values():
+            for module in {model.get_submodule(path) for path in (collector.site.name, *collector.site.aliases)}:
+                handle = module.register_forward_hook(_hook(collector, backward), with_kwargs=True)
                 undone.callback(handle.remove)
         yield
 

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from ranksearch.decompositions import Moments
 from ranksearch.home import home
 from ranksearch.sites import Sites
-from ranksearch.statistics.collection import Statistics, accumulator_bytes, collect
+from ranksearch.statistics.collection import collect
 from ranksearch.statistics.labels import UNIT, GivenLabels, SampledLabels
+from ranksearch.statistics.lazy import Chosen
+from ranksearch.statistics.memory import accumulator_bytes, passes
 from ranksearch.statistics.shrinkage import SHRINKAGE
+from ranksearch.statistics.statistics import Statistics
 from ranksearch.tasks import Task
 
 MetricName = Literal["weight", "activation", "fisher"]
@@ -62,11 +66,17 @@ def statistics(model: nn.Module, sites: Sites, task: Task, *, calibration: int, 
 
 def announced(sites: Sites, metric: MetricName, calibration: int) -> str:
     """What `statistics` is about to do, in words, with the memory that it takes."""
-    size = accumulator_bytes(sites, gradients=metric == "fisher") / 2**30
-    return f"collecting statistics of {calibration} batches for the {metric} metric: {size:.2g} GiB of moments of {len(sites)} layers"
+    gradients = metric == "fisher"
+    size = accumulator_bytes(sites, gradients=gradients) / 2**30
+    words = f"collecting statistics of {calibration} batches for the {metric} metric: {size:.2g} GiB of moments of {len(sites)} layers"
+    groups = passes(sites, None, gradients=gradients)
+    if len(groups) < 2:
+        return words
+    most = max(accumulator_bytes(group, gradients=gradients) for group in groups) / 2**30
+    return f"{words}, at most {most:.2g} GiB of them in memory at a time, in {len(groups)} passes over the data"
 
 
-def moments(found: Statistics, metric: MetricName) -> dict[str, Moments]:
+def moments(found: Statistics, metric: MetricName) -> Mapping[str, Moments]:
     """The moments of a metric for `Spectra`. A site of which nothing is known (never called, no gradient reaches it,
     inputs that are zero) is left out: its errors are then taken in the weight metric.
 
@@ -75,10 +85,5 @@ def moments(found: Statistics, metric: MetricName) -> dict[str, Moments]:
     if metric == "weight":
         return {}
     every = found.moments(metric)
-    needed = ("input", "output") if metric == "fisher" else ("input",)
-    return {name: m for name, m in every.items() if all(_alive(getattr(m, part)) for part in needed) and m.metric != "weight"}
-
-
-def _alive(moment: Tensor | None) -> bool:
-    """False for a moment that sees nothing in any group; None is the identity, which does."""
-    return moment is None or bool((moment.diagonal(dim1=1, dim2=2).sum(dim=1) > 0).any())
+    parts: tuple[Literal["input", "output"], ...] = ("input", "output") if metric == "fisher" else ("input",)
+    return Chosen(every, [name for name in every if all(found.sees(name, part) for part in parts)])

@@ -204,14 +204,16 @@ class _Autocorrelation:
 
 
 def symmetrize(value: Tensor) -> Tensor:
-    """The full symmetric matrix of one filled by `gram`."""
-    upper = value.triu()
-    return upper + upper.triu(1).mT
+    """The full symmetric matrix of one filled by `gram`, in the memory of that."""
+    value.triu_()
+    return value.add_(value.triu(1).mT)
 
 
 def to_patch_order(site: Site, value: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Axes ``dims`` from (tap, channel) to the canonical (channel, tap) order."""
     taps, channels = site.kernel[0] * site.kernel[1], site.c_in // site.groups
+    if 1 in (taps, channels):  # the two orders are one
+        return value
     order = torch.arange(taps * channels).reshape(taps, channels).T.flatten().to(value.device)
     for dim in dims:
         value = value.index_select(dim, order)

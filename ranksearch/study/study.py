@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import nn
 
 from ranksearch import checks
@@ -28,7 +29,7 @@ from ranksearch.schedulers import Scheduler
 from ranksearch.search.events import Announced, Profiled, SearchEvent
 from ranksearch.sites import Cost, Sites, unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, declared
-from ranksearch.space.spectra import Spectra
+from ranksearch.space.spectra import Spectra, checked_device
 from ranksearch.statistics import metric as space_metric
 from ranksearch.store import Record, Store
 from ranksearch.study import counts, identity, queue, storage
@@ -77,10 +78,11 @@ class Study:
         modules: whose classes and functions workers cannot import, such as those of a study file; they get them by value.
         stages: cheap evaluations of many candidates first, thorough ones of the best last, see `ranksearch.study.stages.Stage`; `run`
             without a number of trials goes through them. The fidelity of the last is the study's.
+        device: where layers are factorized, such as ``"cuda"``, see `ranksearch.space.spectra.Spectra`; None: where the model is.
 
     Raises:
         InvalidArgument: an objective that is neither a metric of the task nor a cost, a name that cannot be a file name, costs
-            without params or MACs, a cost or metric with a name that is taken, a task without metrics.
+            without params or MACs, a cost or metric with a name that is taken, a task without metrics, a device that is not there.
         InvalidModel: weights that are NaN, an example that the model does not take.
     """
 
@@ -100,6 +102,7 @@ class Study:
         space_choice: Mapping[str, Any] | None = None,
         modules: Sequence[ModuleType] = (),
         stages: Sequence[Stage] = (),
+        device: str | torch.device | None = None,
     ) -> None:
         if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
             raise InvalidArgument(f"name={name!r}: give letters, digits, '-' or '_'; it names the store's file")
@@ -109,6 +112,7 @@ class Study:
         self.spec = declared(space)
         self.stages, self.fidelity = checked_stages(stages, fidelity)
         self.seed = checks.seed(seed)
+        self.device = None if device is None else checked_device(device)
         self.options = dict(options or {})
         self.space_choice = None if space_choice is None else dict(space_choice)
         self.modules = tuple(modules)
@@ -128,11 +132,12 @@ class Study:
             "name": self.name, "model": self.model, "task": self.task, "space": self.spec, "objectives": self.objectives,
             "fidelity": self.fidelity, "seed": self.seed, "costs": self.costs, "store": self._store, "options": self.options,
             "space_choice": self.space_choice, "modules": self.modules, "stages": () if "fidelity" in changes else self.stages,
+            "device": self.device,
         }  # fmt: skip
         if "stages" in changes:
             arguments["fidelity"] = None if changes["stages"] else self.fidelity
         other = copy(self)  # whatever a subclass adds
-        fixed = not {"model", "task", "space", "costs"} & set(changes)
+        fixed = not {"model", "task", "space", "costs", "device"} & set(changes)
         of_these = ("sites", "spectra", "fingerprint", "former_fingerprint", "network", "outputs")
         counted = () if fixed and not ("store" in changes and counts.measures(self.costs)) else ("counts", "space", "baseline")
         for name in ("report", "kept", *counted, *(() if fixed else of_these)):
@@ -200,7 +205,8 @@ class Study:
             batches, gradients = self.spec.calibration, name == "fisher"
             found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=gradients)
             moments = space_metric.moments(found, name)
-        return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=home() / "cache" / "spectra")
+        cache = home() / "cache" / "spectra"
+        return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=cache, device=self.device)
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -495,7 +501,8 @@ class Study:
         It is no evaluation: the store neither has nor gets it."""
         return compress(
             self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, recalibration=recalibration,
-            refits=refits, polished=polished, epochs=epochs, costs=self.counts, bits=bits, on_event=on_event, **budgets,
+            refits=refits, polished=polished, epochs=epochs, costs=self.counts, bits=bits, device=self.device, on_event=on_event,
+            **budgets,
         )  # fmt: skip
 
     def train_supernet(

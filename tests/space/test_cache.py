@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,28 @@ def test_strides_come_back(tmp_path: Path) -> None:
     found = cache.load("key")
     assert same(found, values)
     assert found is not None and [t.stride() for t in found[:2]] == [t.stride() for t in values[:2]]
+
+
+def test_large_files_are_read_where_they_lie_and_trusted_no_more_than_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, sites = network()
+    known = moments(sites)
+    whole = everything(Spectra(net, sites, FEW, moments=known, cache=tmp_path))
+    monkeypatch.setattr(cache_module, "MAPPED", 0)
+    monkeypatch.setattr(cache_module, "load", None)  # reads all of a file
+    for factorized in (CP, SVD):
+        monkeypatch.setattr(factorized, "prepare", None)
+    assert same(everything(Spectra(net, sites, FEW, moments=known, cache=tmp_path)), whole)
+    cache = ContentCache(tmp_path)
+    path = max(tmp_path.glob("*-state.safetensors"))
+    assert cache.load(path.stem) is not None
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert cache.load(path.stem) is None
+
+
+def test_the_bound_grows_with_what_is_free_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for free, limit in ((100, 1 << 30), (50 << 30, 10 << 30)):
+        monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        assert ContentCache(tmp_path / "not" / "there").limit == limit and ContentCache(tmp_path, limit=7).limit == 7
 
 
 def test_the_folder_is_bounded_and_what_was_used_last_stays(tmp_path: Path) -> None:

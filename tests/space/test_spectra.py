@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ranksearch.decompositions import DECOMPOSITIONS
+from ranksearch.decompositions import DECOMPOSITIONS, Moments
+from ranksearch.errors import InvalidArgument
 from ranksearch.sites import find_sites
+from ranksearch.space import build_space
 from ranksearch.space import spectra as module
 from ranksearch.space.spectra import Spectra
 
@@ -130,3 +135,71 @@ def test_a_callback_may_stop_the_profiling(spectra: Spectra) -> None:
     with pytest.raises(KeyboardInterrupt):
         spectra.profile_all(stop)
     assert {key[0] for key in spectra._profiles} == {spectra.sites.sites[0].name}
+
+
+def test_moments_are_asked_for_one_site_after_the_other(spectra: Spectra) -> None:
+    names: list[str] = []
+
+    class Asked(dict):
+        def __getitem__(self, name):
+            names.append(name)
+            return super().__getitem__(name)
+
+    moments = Asked({site.name: Moments(torch.eye(site.c_in * site.kernel[0] * site.kernel[1]).double()[None]) for site in spectra.sites})
+    other = Spectra(spectra.model, spectra.sites, TYPES, moments=moments)
+    assert not names
+    assert build_space(other).metric == "activation"
+    order = list(dict.fromkeys(names))
+    assert names == sorted(names, key=order.index) and order == [site.name for site in spectra.sites]
+
+
+def test_a_worker_without_the_device_factorizes_where_its_weights_are(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Spectra(spectra.model, spectra.sites, TYPES, device="cpu")
+    site = other.sites.sites[0]
+    made = {name: other.factors(site, name, (2,)) for name in ("svd", "spatial", "cp")}
+    sent = pickle.dumps(other)
+    assert pickle.loads(sent).device == torch.device("cpu")
+
+    def absent(device):
+        raise InvalidArgument("absent")
+
+    monkeypatch.setattr(module, "checked_device", absent)
+    worker = pickle.loads(sent)
+    assert worker.device is None
+    for name, factors in made.items():
+        assert all(torch.equal(a, b) for a, b in zip(worker.factors(site, name, (2,)), factors, strict=True))
+
+
+def test_a_device_that_is_not_there_is_refused(spectra: Spectra) -> None:
+    for device in ("cuda:77", "toaster"):
+        with pytest.raises(InvalidArgument, match=rf"device='{device}'.*give 'cpu'"):
+            Spectra(spectra.model, spectra.sites, TYPES, device=device)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+def test_factorizations_elsewhere_are_the_same_and_factors_come_back(spectra: Spectra, device: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    moments = {}
+    for site in spectra.sites:
+        x = torch.randn(400, site.c_in * site.kernel[0] * site.kernel[1], generator=generator).double()
+        moments[site.name] = Moments((x.mT @ x)[None] / 400)
+    here = Spectra(spectra.model, spectra.sites, TYPES, moments=moments)
+    for _ in range(2):  # computed there, then read from the disk
+        there = pickle.loads(pickle.dumps(Spectra(spectra.model, spectra.sites, TYPES, moments=moments, device=device, cache=tmp_path)))
+        for site in here.sites:
+            for name in ("svd", "spatial"):
+                one, two = here.profile(site, name), there.profile(site, name)
+                assert one is not None and two is not None
+                np.testing.assert_allclose(two.frobenius, one.frobenius, rtol=1e-6, atol=1e-9)
+                decomposition, rank = here.decomposition(name), tuple(one.ranks[len(one.ranks) // 2].tolist())
+                made = there.factors(site, name, rank)
+                assert {factor.device.type for factor in made} == {"cpu"}
+                assert all(t.device.type == device for t in _tensors(there.state(site, name)))
+                torch.testing.assert_close(decomposition.compose(site, made), decomposition.compose(site, here.factors(site, name, rank)))
+
+
+def _tensors(state) -> list[torch.Tensor]:
+    """The tensors of a state that is a dataclass of dataclasses."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    return [t for field in fields(state) for t in _tensors(getattr(state, field.name))] if is_dataclass(state) else []

@@ -281,8 +281,7 @@ def test_large_dimensions_are_kept_as_a_kronecker_product(monkeypatch):
     model, x = small()
     sites = find_sites(model, x[:1])
     exact = collect(model, sites, [x], labels=None).input_moment("0", shrink=False)
-    monkeypatch.setattr("ranksearch.statistics.collection.LARGEST", 20)
-    monkeypatch.setattr("ranksearch.statistics.collector.LARGEST", 20)
+    monkeypatch.setattr("ranksearch.statistics.inputs.LARGEST", 20)
     statistics = collect(model, sites, [x], labels=None)
     assert statistics.of["0"].input is None and "Kronecker" in statistics.uncovered["0"]
     found = statistics.input_moment("0", shrink=False)
@@ -291,7 +290,7 @@ def test_large_dimensions_are_kept_as_a_kronecker_product(monkeypatch):
     torch.testing.assert_close(torch.einsum("aibi->ab", found.reshape(3, 9, 3, 9)), torch.einsum("aibi->ab", blocks), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.einsum("aiaj->ij", found.reshape(3, 9, 3, 9)), torch.einsum("aiaj->ij", blocks), rtol=1e-4, atol=1e-5)
     assert LARGEST == 4608
-    monkeypatch.setattr("ranksearch.statistics.collection._memory", lambda: 1000.0)
+    monkeypatch.setattr("ranksearch.statistics.statistics.machine_memory", lambda: 1000.0)
     with pytest.raises(InvalidArgument, match=r"site='0': its input moment.*exclude='0'"):
         statistics.moments("activation")
 
@@ -337,7 +336,7 @@ def test_the_rows_of_a_large_embedding_count_as_equally_likely(monkeypatch: pyte
         model, sites, [tokens], labels=SampledLabels(sample=lambda out, _: out.argmax(1), loss=nn.functional.cross_entropy)
     )
     exact = {metric: statistics.moments(metric, shrink=False)["0"] for metric in ("activation", "fisher")}
-    monkeypatch.setattr("ranksearch.statistics.collection.LARGEST", 40)
+    monkeypatch.setattr("ranksearch.statistics.statistics.LARGEST", 40)
     change = torch.randn(6, 50, dtype=torch.float64)
     for metric, kept in exact.items():
         large = statistics.moments(metric, shrink=False)["0"]
@@ -394,7 +393,7 @@ def test_moments_that_the_machine_cannot_hold_are_refused_before_any_work(monkey
     model, x = small()
     sites = find_sites(model, x[:1])
     needed = 2 * accumulator_bytes(sites, gradients=False)
-    monkeypatch.setattr("ranksearch.statistics.collection._memory", lambda: float(needed))
+    monkeypatch.setattr("ranksearch.statistics.memory.machine_memory", lambda: float(needed))
     collect(model, sites, [x], labels=None)
     largest = max(sites, key=lambda site: accumulator_bytes([site]))
     with pytest.raises(InvalidArgument, match=rf"the moments of {len(sites)} layers take .* exclude='{largest.name}'"):

@@ -18,7 +18,7 @@ from ranksearch.networks.reconstruction.sweep import Seen
 from ranksearch.sites import Site, UnpackedExperts, canonical_weight
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
-from ranksearch.statistics.collector import LARGEST
+from ranksearch.statistics import LARGEST
 
 
 @dataclass(frozen=True)

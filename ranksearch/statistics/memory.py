@@ -1,0 +1,61 @@
+"""How much memory second moments take, which of them are collected at a time, and what the machine has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from ranksearch.errors import InvalidArgument
+from ranksearch.sites import Site
+from ranksearch.statistics.inputs import factored
+
+SHARE = 1 / 8  # of the machine's memory that the moments of one pass over the data may take: what reads them out takes as much again
+
+
+def machine_memory() -> float:
+    """Bytes of the machine; infinite where it does not say."""
+    known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(getattr(os, "sysconf_names", ()))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else float("inf")
+
+
+def accumulator_bytes(sites: Iterable[Site], *, gradients: bool = True, diagonal: bool = False) -> int:
+    """Bytes that the float64 accumulators of `collect` hold, all sites together; ``gradients``: with those of output moments."""
+    total = 0
+    for site in sites:
+        c, taps = site.c_in // site.groups, site.kernel[0] * site.kernel[1]
+        if site.kind == "embedding":
+            inner = site.c_in
+        elif factored(site):
+            inner = site.groups * (c * c + taps * taps)
+        else:
+            inner = site.groups * (c * taps) ** 2
+        total += 8 * (inner + (site.groups * (site.c_out // site.groups) ** 2 if gradients else 0))
+        total += 8 * site.c_out * c * taps if diagonal else 0
+    return total
+
+
+def passes(sites: Iterable[Site], limit: float | None, *, gradients: bool, diagonal: bool = False) -> list[tuple[Site, ...]]:
+    """The sites that are collected in one pass over the data each, in order: as many neighbours at a time as have accumulators within
+    ``limit`` bytes (None: ``SHARE`` of the machine's memory), one at least."""
+    room = SHARE * machine_memory() if limit is None else limit
+    found: list[list[Site]] = []
+    left = 0.0
+    for site in sites:
+        needed = accumulator_bytes([site], gradients=gradients, diagonal=diagonal)
+        if not found or needed > left:
+            found.append([])
+            left = room
+        found[-1].append(site)
+        left -= needed
+    return [tuple(group) for group in found]
+
+
+def check_room(sites: Sequence[Site], *, gradients: bool, diagonal: bool, remedy: str = "") -> None:
+    """Refuses, before any work, moments that the machine could not hold while they are read out."""
+    needed, memory = 2 * accumulator_bytes(sites, gradients=gradients, diagonal=diagonal), machine_memory()
+    if needed > memory:
+        largest = max(sites, key=lambda site: accumulator_bytes([site], gradients=gradients, diagonal=diagonal))
+        raise InvalidArgument(
+            f"sites: the moments of {len(sites)} layers take {needed / 2**30:.1f} GiB, and this machine has {memory / 2**30:.1f}; leave "
+            f"out the largest, such as exclude={largest.name!r}, or take metric='weight'{remedy}"
+        )
