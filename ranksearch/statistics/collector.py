@@ -70,7 +70,8 @@ class Collector:
         blocks = g.unflatten(1, (site.groups, -1)).permute(1, 2, 0, 3)  # (g, o, batch, positions)
         rows = blocks.flatten(2)
         assert self.gradient is not None
-        self.gradient += (rows @ rows.mT).to(self.gradient)
+        self.gradient = self.gradient.to(rows.device)
+        self.gradient += (rows @ rows.mT).double()
         seen = self.output_noise.probes(mean_square(rows)) @ rows
         examples = 1 if len(gradient) == 1 else self.size
         self.output_noise.add(seen, examples=examples, batch=examples, sequences=site.kind != "conv2d", per_position=False)
@@ -113,7 +114,7 @@ class Collector:
             squares = to_patch_order(site, self.squares, (2,)).reshape(site.shape)
         return SiteStatistics(
             self.examples, inputs.rows, self.sampled, inputs.input, inputs.mean, inputs.shrinkage,
-            self.gradient, None if self.gradient is None else self.output_noise.weight(),
+            None if self.gradient is None else self.gradient.cpu(), None if self.gradient is None else self.output_noise.weight(),
             inputs.channel, inputs.tap, inputs.counts, squares,
         )  # fmt: skip
 

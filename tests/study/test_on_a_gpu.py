@@ -121,7 +121,7 @@ def test_a_search_with_latency_finds_a_front(task: Classification, tmp_path: Pat
     one.run(trials=6, runner="local")
     rows = one.evaluations()
     assert len(rows) == 6 and set(rows["status"]) == {"done"}
-    assert (rows["latency"] > 0).all() and rows["device"].str.contains("cuda").all()
+    assert (rows["latency"] > 0).all()
     small = one.build(one.best("macs <= 0.9")["id"])
     assert next(small.parameters()).device.type == "cuda"
 
