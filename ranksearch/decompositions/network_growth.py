@@ -52,8 +52,7 @@ def grow(tensor: Tensor, sizes: tuple[int, ...]) -> list[Grown]:
             worth[k] = (path[-1].error - trials[k].error) / (stored(sizes, wider) - stored(sizes, path[-1].bonds))
         if trials:
             (best,) = _worthiest({k: worth[k] for k in trials}, 1)
-            cores, error = fit(tensor, trials[best].cores, sweeps=8, tolerance=1e-3)
-            path.append(Grown(trials[best].bonds, list(even(cores)), error))
+            path.append(_settled(tensor, trials[best]))
         elif all(w == -math.inf for w in worth.values()):
             break
     return path
@@ -70,11 +69,20 @@ def _worthiest(worth: dict[int, float], count: int) -> list[int]:
     return order
 
 
+def _settled(tensor: Tensor, trial: Grown) -> Grown:
+    """The same bonds after more sweeps, unless their damping, which tells where the new slices are of no use, makes the error larger."""
+    cores, error = fit(tensor, trial.cores, sweeps=8, tolerance=1e-3)
+    return Grown(trial.bonds, list(even(cores if error <= trial.error else trial.cores)), min(error, trial.error))
+
+
 def _widened(tensor: Tensor, before: Grown, wider: Bonds, ends: tuple[int, int], generator: torch.Generator) -> Grown:
-    """``before`` with the bond between ``ends`` wider, its two ends solved for; trees also from their closed form, if that
-    comes out better."""
+    """``before`` with the bond between ``ends`` wider, its two ends solved for, unless that is worse than ``before`` itself; trees also
+    from their closed form, if that comes out better."""
     i, j = ends
-    cores, error = fit(tensor, widen(before.cores, wider, generator), sweeps=1, nodes=(j, i, j))
+    same = widen(before.cores, wider, generator)
+    cores, error = fit(tensor, same, sweeps=1, nodes=(j, i, j))
+    if error > before.error:
+        cores, error = same, before.error
     if is_forest(wider):
         closed, closed_error = fit(tensor, truncate_to_tree(tensor, wider), sweeps=1)
         if closed_error < error * (1 + TIE):
