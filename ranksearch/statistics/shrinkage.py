@@ -47,13 +47,14 @@ class Noise:
         Args:
             energy: mean squares of the vectors at hand per channel, shape (groups, size / taps). The first that are not zero make w.
         """
+        device = energy.device
         if self._scale is None or not bool(self._scale.any()):
             energy = energy.double().cpu()
             alive = energy[energy > 0]
             least = FAINT * (alive.median() if len(alive) else torch.tensor(1.0, dtype=torch.float64))
             scale = torch.where(energy > 0, energy.maximum(least).rsqrt(), torch.zeros_like(energy))
             self._scale = scale.repeat_interleave(self._taps, dim=1)
-        return (self._signs * self._scale[:, None, :]).float().to(energy.device)
+        return (self._signs * self._scale[:, None, :]).float().to(device)
 
     def add(self, projected: Tensor, *, examples: int, batch: int, sequences: bool, per_position: bool) -> None:
         """Take in one forward pass, or a part of it.
