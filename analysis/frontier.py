@@ -43,7 +43,7 @@ from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss, Energy
 from ranksearch.search.loop import indices_of
 from ranksearch.search.refit import refit
-from ranksearch.sites import Site, Sites, device_of
+from ranksearch.sites import Site, device_of
 from ranksearch.space import Configuration, SearchSpace, mixture, svd_only
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
@@ -122,7 +122,8 @@ class Subject:
         self.task = task.cut(train=task.sizes()["train"] - given.seed)
         if given.test_images:
             self.task = self.task.cut(test=given.test_images)
-        self.model, self.moved = model.to(given.prepare), copy.deepcopy(model).to(given.device)
+        self.sites = self.spec.sites(model, self.task.example())
+        self.moved, self.model = copy.deepcopy(model).to(given.device), model.to(given.prepare)
         self.seen = self.spec.calibration
         self.held_out = list(self.task.labelled(self.seen + HELD_OUT))[-HELD_OUT:]
         self.wide = copy.copy(self.task)
@@ -132,10 +133,6 @@ class Subject:
         self._measured: dict[tuple[MetricName, str, str], dict[str, float]] = {}
         self._anchors: dict[str, float] = {}
         self._contenders = given.contenders
-
-    @cached_property
-    def sites(self) -> Sites:
-        return self.spec.sites(self.model, self.task.example())
 
     @cached_property
     def dense(self) -> dict[str, float]:
