@@ -41,7 +41,7 @@ def factorized(spectra: Spectra, site: Site, decomposition: str, rank: Rank) -> 
     with dtype, device, memory format, training mode and ``requires_grad`` of the original."""
     original = spectra.model.get_submodule(site.name)
     weight, bias = original.get_parameter("weight"), original._parameters.get("bias")
-    factors = spectra.factors(site, decomposition, rank)
+    factors = tuple(factor.to(weight.device) for factor in spectra.factors(site, decomposition, rank))
     bias = None if bias is None else bias.detach().to(factors[-1].dtype, copy=True)
     layer = spectra.decomposition(decomposition).module(site, factors, bias)
     return conformed(layer.to(weight.dtype), original)

@@ -39,13 +39,15 @@ class Layer:
     weight: Tensor  # of the dense layer, canonical
     bias: Tensor | None
     output: Tensor | None  # G, see `LayerMoments`
+    device: torch.device  # where the network runs; everything else here is where the type was prepared
     routed: bool  # what it is given depends on the network: it is fitted to the dense layer's answers to its own inputs
 
     def moments(self, seen: Seen, fitted_to: int) -> tuple[LayerMoments, LayerMoments]:
         """Those of the batches up to a number, and of the others."""
-        fitting, checking = (LayerMoments.none(self.site, self.output, self.weight.device) for _ in range(2))
+        fitting, checking = (LayerMoments.none(self.site, self.output, self.device) for _ in range(2))
         for number, given, wanted in seen:
             (fitting if number < fitted_to else checking).add(given, wanted)
+        fitting, checking = fitting.to(self.weight.device), checking.to(self.weight.device)
         if self.routed:
             return fitting.answered_by(self.weight, self.bias), checking.answered_by(self.weight, self.bias)
         return fitting, checking
@@ -114,10 +116,11 @@ def layers_of(spectra: Spectra, configuration: Configuration, metric: Mapping[st
         if name in left:
             continue
         site, original, moments = spectra.sites[name], reference.get_submodule(name), metric.get(name)
-        bias = original._parameters.get("bias")
-        bias = None if bias is None else bias.detach().double()
+        factors = spectra.factors(site, kind, rank)
+        bias, device = original._parameters.get("bias"), factors[-1].device
+        bias = None if bias is None else bias.detach().to(device, torch.float64)
         output = None if moments is None else moments.floored.output
-        weight, routed = canonical_weight(original, site), name.startswith(experts)
-        layers[name] = Layer(site, spectra.decomposition(kind), rank, weight, bias, output, routed)
-        now[name] = Fitted(spectra.factors(site, kind, rank), bias)
+        dense, routed = canonical_weight(original, site), name.startswith(experts)
+        layers[name] = Layer(site, spectra.decomposition(kind), rank, dense.to(device), bias, output, dense.device, routed)
+        now[name] = Fitted(factors, bias)
     return layers, now

@@ -92,6 +92,11 @@ class LayerMoments:
         energy = float((cross * (layer if self.output is None else self.output @ layer)).sum())
         return LayerMoments(self.site, self.output, self.count, self.inputs, cross, energy)
 
+    def to(self, device: torch.device) -> LayerMoments:
+        """The same on a device."""
+        output = None if self.output is None else self.output.to(device)
+        return LayerMoments(self.site, output, self.count, self.inputs.to(device), self.cross.to(device), self.energy)
+
     def __add__(self, other: LayerMoments) -> LayerMoments:
         return LayerMoments(
             self.site, self.output, self.count + other.count, self.inputs + other.inputs, self.cross + other.cross,

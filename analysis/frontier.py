@@ -1,0 +1,375 @@
+"""The quality frontier: every published rule of choosing types and ranks and ours, as the factors come and reconstructed, without training,
+over networks, spaces, budgets and calibration seeds. One process makes the rows of one network, space and seed, and writes each to
+``--out`` when it has it; what is there is not made again, so that a run that ended goes on, and many run side by side.
+
+    python analysis/frontier.py --network resnet20 --space svd --seed 0 --shared SHARED --out FOLDER
+    python analysis/frontier.py --table --out FOLDER
+
+A calibration seed draws other training examples for everything: moments, measurements, reconstruction, batch norm, and the held-out
+batches that networks are judged on, which alone decide what is handed out (`ranksearch.compress`, made here rule by rule so that the
+rows of one network share their preparation). Test examples are for the reported numbers only. Of every rule's network the held-out loss
+is measured; ``--contenders N`` takes to the test set, and reconstructs, only those of the N published and N other rules with the least.
+``--prepare`` says where types are prepared and ``--device`` where networks run: small layers are factorized faster on a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import lems
+import numpy as np
+import torch
+from spread import spread
+from torch import Tensor, nn
+from vgg import vgg16
+
+from ranksearch.allocators import Additive
+from ranksearch.compression import RULES, Judge, Rule, judge
+from ranksearch.compression.compress import HELD_OUT, REFIT
+from ranksearch.decompositions import Moments, Rank
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.home import home, user_path
+from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.surgery import build
+from ranksearch.proxies import CalibrationLoss, Energy
+from ranksearch.search.loop import indices_of
+from ranksearch.search.refit import refit
+from ranksearch.sites import Site, device_of
+from ranksearch.space import Configuration, SearchSpace, mixture, svd_only
+from ranksearch.space.spectra import Spectra
+from ranksearch.statistics import Statistics
+from ranksearch.statistics import metric as metrics
+from ranksearch.statistics.metric import MetricName
+from ranksearch.surrogate import curves
+from ranksearch.tasks import Classification
+from ranksearch.tasks.images import cifar10, fashion_mnist
+from ranksearch.tasks.networks import cifar_resnet, load_weights
+from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_encoder, sentences
+
+NETWORKS = ("resnet20", "resnet56", "fashion", "vgg16", "tweets", "movies")
+SPACES = {"svd": svd_only, "all": mixture, "no-cp": partial(mixture, cp=False)}
+BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
+LEMS = "lems"  # plain matrices alone: its curves are measured at a rank of `svd`
+PUBLISHED = (
+    "balf", "alds", "alds_heuristic", "energy", "decomposable_net", "stn_storage", "evbmf", "uniform", "frobenius", "energy_weight", LEMS,
+)  # fmt: skip
+EXACT = (*RULES, Rule("energy_weight", "weight", Energy(), lambda spectra: Additive(), "sum of squared weight errors, solved exactly"))
+METRICS: dict[str, MetricName] = {rule.name: rule.metric for rule in EXACT}
+ALL = tuple(dict.fromkeys((*(rule.name for rule in EXACT), LEMS, REFIT)))
+FITTED = 4  # batches that networks are measured on while ranks are chosen, and factors fitted to
+NORMALIZATION = 16  # batches for batch norm
+IMAGES, TEXTS = 1000, 256  # per forward pass over the test set
+WAYS = AS_IT_IS, FIT = "as it is", "reconstructed"
+
+
+def subject(given: argparse.Namespace) -> tuple[nn.Module, Classification]:
+    """The dense network and its task."""
+    name, data, models = given.network, given.shared / "data", given.shared / "models"
+    if name in ("tweets", "movies"):
+        encoder, tokenizer = pretrained_encoder(given.encoder)
+        task = sentences(data / "sentiment" / f"{name}.parquet", tokenizer)
+        classifier = SentenceClassifier(encoder, task.classes).eval()
+        fit_probe(classifier, task, cache=home() / "cache")
+        return classifier, task
+    if name == "fashion":
+        model = load_weights(cifar_resnet(20, in_channels=1), models / "resnet20_fashion_mnist.safetensors")
+        task = fashion_mnist(given.fashion, validation=given.images)
+    else:
+        weights = given.vgg if name == "vgg16" else models / f"{name}_cifar10.safetensors"
+        model = load_weights(vgg16() if name == "vgg16" else cifar_resnet(int(name.removeprefix("resnet"))), weights)
+        task = cifar10(data / "cifar10", validation=given.images)
+    return model.eval().to(memory_format=torch.channels_last), task  # pyright: ignore[reportCallIssue]
+
+
+class Elsewhere(Spectra):
+    """The prepared types of another `Spectra` for a copy of its model on another device: networks run there, factors are made and fitted
+    where the types were prepared."""
+
+    def __init__(self, prepared: Spectra, model: nn.Module) -> None:
+        super().__init__(model, prepared.sites, tuple(prepared.decompositions.values()), moments=prepared.moments)
+        self._prepared = prepared
+
+    def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
+        """See `Spectra.factors`."""
+        return self._prepared.factors(site, name, rank)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One metric: where ranks are chosen, and what networks are built of."""
+
+    spectra: Spectra
+    space: SearchSpace
+    here: Spectra  # on the device that networks run on
+
+
+class Subject:
+    """A network, a space and a calibration seed."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.spec = SPACES[given.space]().replace(max_options=given.max_options)
+        model, task = subject(given)
+        # calibration batches are drawn from all training examples: of fewer, others are drawn
+        self.task = task.cut(train=task.sizes()["train"] - given.seed)
+        if given.test_images:
+            self.task = self.task.cut(test=given.test_images)
+        self.sites = self.spec.sites(model, self.task.example())
+        self.moved, self.model = copy.deepcopy(model).to(given.device), model.to(given.prepare)
+        self.seen = self.spec.calibration
+        self.held_out = list(self.task.labelled(self.seen + HELD_OUT))[-HELD_OUT:]
+        self.wide = copy.copy(self.task)
+        self.wide.batch_size = TEXTS if given.network in ("tweets", "movies") else IMAGES
+        self._prepared: dict[MetricName, Prepared] = {}
+        self._losses: dict[MetricName, CalibrationLoss] = {}
+        self._measured: dict[tuple[MetricName, str, str], dict[str, float]] = {}
+        self._anchors: dict[str, float] = {}
+        self._contenders = given.contenders
+
+    @cached_property
+    def dense(self) -> dict[str, float]:
+        """Accuracy and loss of the dense network on the test set."""
+        return self.wide.measure(self.moved, "test")
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Divergence on batches that nothing else sees, which decides what is handed out."""
+        return judge(self.moved, self.task, self.held_out)
+
+    @cached_property
+    def fitted(self) -> Judge:
+        """The same on batches that ranks are chosen and factors fitted with."""
+        return judge(self.moved, self.task, list(self.task.labelled(FITTED)))
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Of inputs and output gradients, collected where networks run."""
+        return metrics.statistics(self.moved, self.sites, self.task, calibration=self.seen, gradients=True)
+
+    @cached_property
+    def outputs(self) -> Mapping[str, Moments]:
+        """What weighs errors in every reconstruction."""
+        return {name: Moments(None, moments.output) for name, moments in metrics.moments(self.statistics, "fisher").items()}
+
+    def prepared(self, metric: MetricName) -> Prepared:
+        """Types and ladders in a metric, made once."""
+        if metric not in self._prepared:
+            moments = None if metric == "weight" else metrics.moments(self.statistics, metric)
+            spectra = Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=home() / "cache" / "spectra")
+            space = self.spec.build(spectra, example=self.task.example())
+            here = spectra if device_of(self.model) == device_of(self.moved) else Elsewhere(spectra, self.moved)
+            self._prepared[metric] = Prepared(spectra, space, here)
+        return self._prepared[metric]
+
+    def loss(self, metric: MetricName) -> CalibrationLoss:
+        """The measured loss of configurations while ranks are chosen."""
+        if metric not in self._losses:
+            here, seen = self.prepared(metric).here, self.fitted
+            self._losses[metric] = CalibrationLoss(here, seen.batches, seen.loss, normalization="batch")
+        return self._losses[metric]
+
+    def lems(self, budgets: dict[str, float]) -> Configuration:
+        """LEMS's ranks, with factors and curves of the Fisher metric."""
+        found = self.prepared("fisher")
+        for _ in lems.anchors(found.here, [x for x, _ in self.fitted.batches], self.task.divergence, self._anchors):  # pyright: ignore[reportArgumentType]
+            pass
+        return lems.allocate(found.space, found.spectra, self._anchors, budgets, self.loss("fisher"))
+
+    def refitted(self, budgets: dict[str, float], known: Sequence[Configuration]) -> Configuration:
+        """Measure, refit, resolve, beginning with every other rule's answer."""
+        found = self.prepared("fisher")
+        space, loss = found.space, self.loss("fisher")
+        begin = [indices for one in known if (indices := indices_of(space, one)) is not None]
+        answer = refit(space, curves(space, Energy().table(space)), lambda i: loss(space.configuration(i)), budgets, known=begin)
+        return space.configuration(answer.indices)
+
+    def measured(self, metric: MetricName, configuration: Configuration, way: str, *, test: bool) -> dict[str, float]:
+        """Loss on the held-out batches and, if ``test``, accuracy and loss on the test set; made once per network."""
+        found = self._measured.setdefault((metric, configuration.id, way), {})
+        if "held_out" in found and ("accuracy" in found or not test):
+            return found
+        here, start = self.prepared(metric).here, time.perf_counter()
+        network = build(here, configuration).eval()
+        if way == FIT:
+            reconstruct(network, here, configuration, self.task.calibration(FITTED), moments=self.outputs)
+        found["seconds"] = round(time.perf_counter() - start, 2)
+        found["held_out"] = self.judge(network)
+        if test:
+            recalibrate(network, self.task.normalization(NORMALIZATION))
+            found |= self.wide.measure(network, "test")
+        return found
+
+    def rows(self, cost: str, budget: float, names: Sequence[str]) -> list[dict[str, Any]]:
+        """What every rule comes to at a budget."""
+        found: list[dict[str, Any]] = []
+        answers: dict[str, tuple[MetricName, Configuration]] = {}
+        for name in names:
+            metric: MetricName = METRICS.get(name, "fisher")
+            prepared, start = self.prepared(metric), time.perf_counter()
+            try:
+                configuration = self._chosen(name, prepared, {cost: budget}, [one for _, one in answers.values()])
+            except (InfeasibleBudget, InvalidArgument) as error:
+                found.append({"rule": name, "error": str(error)})
+                continue
+            answers[name] = metric, configuration
+            seconds, total = time.perf_counter() - start, prepared.space.candidate(prepared.space.indices(configuration)).cost
+            shares = {key: total.share(key, prepared.space.baseline) for key in prepared.space.costs}
+            row = {"rule": name, "shares": shares, "choosing": round(seconds, 2), "configuration": configuration.to_json()}
+            found.append(row | {AS_IT_IS: self.measured(metric, configuration, AS_IT_IS, test=False)})
+        for row in self._contending(found):
+            for way in WAYS:
+                row[way] = self.measured(*answers[row["rule"]], way, test=True)
+        return found
+
+    def _chosen(self, name: str, prepared: Prepared, budgets: dict[str, float], known: Sequence[Configuration]) -> Configuration:
+        if name == LEMS:
+            return self.lems(budgets)
+        if name == REFIT:
+            return self.refitted(budgets, known)
+        rule = next(rule for rule in EXACT if rule.name == name)
+        return prepared.space.configuration(rule.choose(prepared.spectra, prepared.space, budgets).indices)
+
+    def _contending(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of the published and of the other rules that lose least on the held-out batches."""
+        ordered = sorted((row for row in rows if AS_IT_IS in row), key=lambda row: row[AS_IT_IS]["held_out"])
+        published, others = ([row for row in ordered if (row["rule"] in PUBLISHED) is known] for known in (True, False))
+        return [*published[: self._contenders], *others[: self._contenders]]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; a last one that was cut off is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def run(given: argparse.Namespace) -> None:
+    """Make the rows of one network, space and seed that are not there yet, a budget at once, until the time is over."""
+    begin = time.monotonic()
+    path = given.out / f"{given.network}-{given.space}-{given.seed}.jsonl"
+    rows = rows_of(path)
+    given.out.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # without what was cut off
+    done = {(row["cost"], row["budget"]) for row in rows}
+    made, names = Subject(given), [name for name in given.rules if name != LEMS or given.space == "svd"]
+    common = {"network": given.network, "space": given.space, "seed": given.seed, "dense": made.dense["accuracy"]}
+    for budget, cost in product(given.budgets, given.costs):
+        if (cost, budget) in done or time.monotonic() - begin > 60 * given.minutes:
+            continue
+        place = common | {"cost": cost, "budget": budget, "test": made.task.sizes()["test"]}
+        found = [place | row for row in made.rows(cost, budget, names)]
+        with path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in found))
+        print(f"{path.name}: {cost} {budget:g} after {time.monotonic() - begin:.0f} s", flush=True)
+
+
+# -- the table -----------------------------------------------------------------------------------------------------------
+
+Cells = dict[int, list[dict[str, Any]]]  # rows of one network, space and budget, by seed
+
+
+def accuracies(cells: Cells, rule: str, way: str) -> dict[int, float]:
+    """In %, by seed."""
+    return {seed: 100 * row[way]["accuracy"] for seed, cell in cells.items() for row in cell if row["rule"] == rule and tested(row, way)}
+
+
+def tested(row: Mapping[str, Any], way: str) -> bool:
+    """Whether a row has an accuracy of the test set."""
+    return "accuracy" in row.get(way, {})
+
+
+def handed_out(cells: Cells) -> dict[int, float]:
+    """What `ranksearch.compress` hands out, the least loss on the held-out batches, in % by seed."""
+    found = {seed: [row[way] for row in cell for way in WAYS if tested(row, way)] for seed, cell in cells.items()}
+    return {seed: 100 * min(ways, key=lambda one: one["held_out"])["accuracy"] for seed, ways in found.items() if ways}
+
+
+def best_published(cells: Cells, way: str) -> tuple[str, dict[int, float]]:
+    """The published rule that is best on the test set, by the mean over the seeds, of those that have most seeds."""
+    found = {rule: accuracies(cells, rule, way) for rule in PUBLISHED}
+    return max(found.items(), key=lambda item: (len(item[1]), np.mean([*item[1].values(), 0.0])))
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One line per network, space and budget: the published rule that is best on the test set, as published and with our reconstruction,
+    ours, by how much that is ahead seed by seed, and the standard error of one accuracy."""
+    lines = ["| network | types | budget | dense | best published | with our reconstruction | refit | handed out | ahead | s.e. |"]
+    lines.append("|---" * 10 + "|")
+    for place in dict.fromkeys((r["network"], r["space"], r["cost"], r["budget"]) for r in rows):
+        cells: Cells = {}
+        for row in rows:
+            if (row["network"], row["space"], row["cost"], row["budget"]) == place:
+                cells.setdefault(row["seed"], []).append(row)
+        ours, pairs = handed_out(cells), [best_published(cells, way) for way in WAYS]
+        ahead = [value - pairs[0][1][seed] for seed, value in ours.items() if seed in pairs[0][1]]
+        first = next(iter(cells.values()))[0]
+        share = float(np.mean([*ours.values()])) / 100 if ours else float("nan")
+        error = 100 * (share * (1 - share) / first["test"]) ** 0.5
+        told = [f"{spread([*values.values()])} {rule}" for rule, values in pairs]
+        refits = spread([*accuracies(cells, REFIT, FIT).values()])
+        lines.append(
+            f"| {place[0]} | {place[1]} | {place[2]} {place[3]:g} | {100 * first['dense']:.1f} | {told[0]} | {told[1]} | {refits} "
+            f"| {spread([*ours.values()])} | {spread(ahead, sign='+')} | {error:.1f} |"
+        )
+    return lines
+
+
+def by_rule(rows: Sequence[dict[str, Any]], way: str) -> list[str]:
+    """Rules down, budgets across, for every network and space; ``x``: the rule has no answer, ``-``: it was no contender."""
+    lines: list[str] = []
+    for network, space in dict.fromkeys((r["network"], r["space"]) for r in rows):
+        here = [r for r in rows if (r["network"], r["space"]) == (network, space)]
+        heads = sorted({(r["cost"], r["budget"]) for r in here}, key=lambda head: (head[0] != "params", -head[1]))
+        lines += [f"\n{network}, {space}, {way}:\n", "| rule | " + " | ".join(f"{c} {b:g}" for c, b in heads) + " |"]
+        lines.append("|---" * (len(heads) + 1) + "|")
+        for rule in (name for name in ALL if any(r["rule"] == name for r in here)):
+            cells = []
+            for head in heads:
+                found = [r for r in here if r["rule"] == rule and (r["cost"], r["budget"]) == head]
+                values = [100 * r[way]["accuracy"] for r in found if tested(r, way)]
+                cells.append("x" if any("error" in r for r in found) and not values else spread(values))
+            lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the rows")
+    parser.add_argument("--table", action="store_true", help="print the tables of what is there")
+    parser.add_argument("--network", choices=NETWORKS)
+    parser.add_argument("--space", choices=list(SPACES), default="svd")
+    parser.add_argument("--seed", type=int, default=0, help="of calibration")
+    parser.add_argument("--shared", type=user_path, help="folder with data/cifar10, data/sentiment and models")
+    parser.add_argument("--encoder", type=user_path, help="folder of MiniLM, for tweets and movies")
+    parser.add_argument("--fashion", type=user_path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of Fashion-MNIST")
+    parser.add_argument("--vgg", type=user_path, help="safetensors of analysis/vgg.py, for vgg16")
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
+    parser.add_argument("--costs", nargs="+", default=["params", "macs"])
+    parser.add_argument("--rules", nargs="+", choices=ALL, default=ALL)
+    parser.add_argument("--max-options", type=int, help="per ladder, where all types are too many")
+    parser.add_argument("--images", type=int, default=5000, help="training images that nothing sees")
+    parser.add_argument("--test-images", type=int, help="only the first so many of the test split")
+    parser.add_argument("--prepare", default="cpu", help="device on which types are prepared")
+    parser.add_argument("--device", default="cpu", help="device on which networks run")
+    parser.add_argument("--contenders", type=int, default=len(ALL), help="published rules and others, that are taken to the test set")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no further budget is begun after these")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    if given.table:
+        rows = [row for path in sorted(given.out.glob("*.jsonl")) for row in rows_of(path)]
+        print("\n".join([*compared(rows), *by_rule(rows, AS_IT_IS), *by_rule(rows, FIT)]))
+        return
+    torch.set_num_threads(given.threads)
+    torch.backends.cudnn.allow_tf32 = False
+    run(given)
+
+
+if __name__ == "__main__":
+    main()
