@@ -42,7 +42,6 @@ from ranksearch.statistics.shrinkage import shrunk
 from ranksearch.surrogate import curves
 from ranksearch.tasks import LanguageModel
 
-BATCH = 1  # sequences of a forward pass; networks are compared on the first batch of the calibration
 PROMPTS = ("The weather in the mountains", "In the year 1969, scientists", "The government announced on Monday that")
 
 
@@ -112,8 +111,8 @@ class Subject:
         count, length = given.sequences, given.length
         start = seed * count * length
         tokens = self._stream(given.calibration)[start : start + count * length].reshape(count, length)
-        self.task = LanguageModel(train=tokens, validation=tokens, batch_size=BATCH)
-        self.batches = list(self.task.labelled(-(-count // BATCH)))
+        self.task = LanguageModel(train=tokens, validation=tokens, batch_size=given.batch)
+        self.batches = list(self.task.labelled(-(-count // given.batch)))
         self.sites = find_sites(self.model, self.batches[0][0], include=given.layers)
         self.kept: tuple[str, Spectra] | None = None
 
@@ -124,7 +123,7 @@ class Subject:
     def _task(self, text: Path) -> LanguageModel:
         count, length = self.given.evaluated
         tokens = self._stream(text)[: count * length]
-        return LanguageModel(train=tokens, validation=tokens, length=length, batch_size=BATCH)
+        return LanguageModel(train=tokens, validation=tokens, length=length, batch_size=self.given.batch)
 
     @property
     def inputs(self) -> list[Any]:
@@ -145,7 +144,8 @@ class Subject:
     def prepared(self, metric: str, round_to: int) -> Prepared:
         if self.kept is None or self.kept[0] != metric:
             self.kept = None  # one at a time: spectra are large
-            self.kept = metric, Spectra(self.model, self.sites, [SVD()], moments=self.moments(metric), cache_bytes=8 << 30)
+            options: dict[str, Any] = {"cache_bytes": 8 << 30, "device": self.given.prepare}
+            self.kept = metric, Spectra(self.model, self.sites, [SVD()], moments=self.moments(metric), **options)
         spectra = self.kept[1]
         return Prepared(self, spectra, build_space(spectra, round_to=round_to, example=self.inputs[0]))
 
@@ -236,7 +236,7 @@ class Results:
     def __init__(self, given: argparse.Namespace) -> None:
         self._folder, self._end = given.folder, time.monotonic() + 60 * given.minutes
         self._folder.mkdir(parents=True, exist_ok=True)
-        names = ("layers", "sequences", "length", "evaluated", "refit")
+        names = ("layers", "sequences", "length", "evaluated", "refit", "batch")
         settings = {name: getattr(given, name) for name in names} | {"texts": [t.name for t in (given.calibration, *given.text)]}
         kept = self._folder / "settings.json"
         if kept.exists() and json.loads(kept.read_text()) != json.loads(json.dumps(settings)):
@@ -400,7 +400,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table of what is there, and measure nothing")
     parser.add_argument("--shrinkage", action="store_true", help="held-out errors by the weight of the diagonal instead")
     parser.add_argument("--every", type=int, default=1, help="with --shrinkage: every so many layers")
-    parser.add_argument("--device", default="cpu", help="where networks run and layers are factorized")
+    parser.add_argument("--batch", type=int, default=1, help="sequences of a forward pass; ranks are chosen by the first")
+    parser.add_argument("--device", default="cpu", help="where networks run")
+    parser.add_argument("--prepare", help="where layers are factorized; default: where networks run")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -23,7 +23,7 @@ from torch import nn
 
 from ranksearch.allocators import Additive, Problem
 from ranksearch.costs import COSTS, DenseNetwork
-from ranksearch.errors import InfeasibleBudget
+from ranksearch.errors import EmptySpace, InfeasibleBudget
 from ranksearch.evaluation import Evaluator, Request
 from ranksearch.home import home
 from ranksearch.latency import RUNTIMES, Latency, Precision, TableLatency, break_even, suggested_round_to
@@ -33,7 +33,7 @@ from ranksearch.latency.runtimes import settled
 from ranksearch.latency.timing import Interval, paired
 from ranksearch.networks.surgery import build
 from ranksearch.sites import copied
-from ranksearch.space import Candidate, SearchSpace, build_space
+from ranksearch.space import Candidate, Configuration, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
 
@@ -68,29 +68,26 @@ class Timed:
         clock, settle = clock_of(self.dense), settled(next(self.dense.parameters()).device)
         return list(paired(works[0], works[1:], precision=PRECISION, clock=clock, settle=settle, runs=runtime.runs).ratios)
 
-    def accuracy(self, candidate: Candidate) -> float | None:
-        if self.subject.task is None or not self.given.rivals:
-            return None
-        evaluator = Evaluator(self.spectra, self.subject.task)
-        return evaluator(Request(candidate.configuration, self.subject.fidelity, 0)).metrics["accuracy"]
-
 
 PRECISION = Precision(least=11, most=31)
 
 
-def prepared(subject: Subject, given: argparse.Namespace, tell: Callable[[str], None]) -> Timed:
-    """Measure the table of a subject and build its spaces."""
+def spectra_of(subject: Subject, given: argparse.Namespace) -> Spectra:
+    """The types of a subject in a metric: that of its weights where they are random."""
     spec = subject.space.replace(metric=given.metric if subject.task else "weight")
     sites = spec.sites(subject.model, subject.example)
     moments = None
     if subject.task is not None and spec.metric != "weight":
         found = space_metric.statistics(subject.model, sites, subject.task, calibration=8, gradients=spec.metric == "fisher")
         moments = space_metric.moments(found, spec.metric)
-    cache = home() / "cache" / "spectra"
-    spectra = Spectra(subject.model, sites, spec.decompositions, moments=moments, cache=cache, cache_bytes=8 << 30)
-    dtype = getattr(torch, given.dtype)
+    return Spectra(subject.model, sites, spec.decompositions, moments=moments, cache=home() / "cache" / "spectra", cache_bytes=8 << 30)
+
+
+def prepared(subject: Subject, spectra: Spectra, given: argparse.Namespace, tell: Callable[[str], None]) -> Timed:
+    """Measure the table of a subject and build its spaces."""
+    spec, dtype = subject.space, getattr(torch, given.dtype)
     dense = subject.ready(copied(subject.model), dtype)
-    network = DenseNetwork(dense, sites, subject.example, 0, spec.decompositions)
+    network = DenseNetwork(dense, spectra.sites, subject.example, 0, spec.decompositions)
     cost = Latency(runtime=given.runtime, batch=given.batch, networks=given.networks).of(network, tell=tell)
     assert isinstance(cost, TableLatency)
     tell("the table is measured")
@@ -125,22 +122,42 @@ def deviations(timed: Timed, count: int, seed: int) -> np.ndarray:
 
 
 def chosen(timed: Timed, budget: float, rivals: Mapping[float, tuple[Candidate, Interval]]) -> dict[str, Any]:
-    """The network at a share of the latency, and the best one of the search over MACs that is measured to be as fast."""
+    """The network at a share of the latency, and those of most MACs of the search over MACs that are measured to be as fast."""
     found = optimum(timed.space, {"latency": budget})
     if found is None:
         fastest = sum(int(ladder.costs["latency"].min()) for ladder in timed.space.ladders) + timed.space.fixed["latency"]
         return {"budget": budget, "fastest_predicted": fastest / timed.space.baseline["latency"]}
     (time_of,) = timed.times([found])
     baseline = timed.space.baseline
-    affordable = [share for share, (_, ratio) in rivals.items() if ratio.value <= time_of.value][: timed.given.rivals]
-    accuracies = {share: timed.accuracy(rivals[share][0]) for share in affordable}
-    best = max(accuracies, key=lambda share: accuracies[share] or 0.0, default=None)
+    as_fast = [(share, rivals[share][0]) for share in rivals if rivals[share][1].value <= time_of.value][: timed.given.rivals]
     return {
         "budget": budget, "predicted": found.cost.share("latency", baseline), "measured": time_of.value, "low": time_of.low,
         "high": time_of.high, "macs": found.cost.share("macs", baseline), "params": found.cost.share("params", baseline),
-        "accuracy": timed.accuracy(found),
-        "by_macs_as_fast": None if best is None else {"macs": best, "latency": rivals[best][1].value, "accuracy": accuracies[best]},
+        "configuration": found.configuration.to_json(),
+        "by_macs_as_fast": [{"macs": share, "configuration": rival.configuration.to_json()} for share, rival in as_fast],
     }  # fmt: skip
+
+
+def with_accuracies(row: dict[str, Any], spectra: Spectra, subject: Subject) -> dict[str, Any]:
+    """A row with the accuracy of every configuration in it, in the place of the configuration; of random weights there is none."""
+    evaluator = None if subject.task is None else Evaluator(spectra, subject.task)
+
+    def judged(one: dict[str, Any]) -> dict[str, Any]:
+        if evaluator is None or "configuration" not in one:
+            return one
+        configuration = Configuration.from_json(one["configuration"])
+        outcome = evaluator(Request(configuration, subject.fidelity, 0))
+        return {**{key: value for key, value in one.items() if key != "configuration"}, "accuracy": outcome.metrics["accuracy"]}
+
+    for one in row["chosen"]:
+        one["by_macs_as_fast"] = [judged(rival) for rival in one.get("by_macs_as_fast", [])]
+    dense = judged({"configuration": Configuration({}).to_json()})
+    return {**row, "chosen": [judged(one) for one in row["chosen"]], "accuracy_dense": dense.get("accuracy")}
+
+
+def settings(given: argparse.Namespace) -> dict[str, Any]:
+    names = ("network", "runtime", "dtype", "batch", "metric")
+    return {"benchmark": "latency", **{name: getattr(given, name) for name in names}}
 
 
 def row(timed: Timed, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -153,15 +170,14 @@ def row(timed: Timed, tell: Callable[[str], None]) -> dict[str, Any]:
     tell("the networks of the search over MACs are measured")
     even = break_even(timed.cost, timed.network, timed.network.decompositions)
     return {
-        "benchmark": "latency", "network": given.network, "device": table.device, "runtime": given.runtime, "dtype": given.dtype,
-        "batch": given.batch, "threads": table.threads, "metric": given.metric,
+        **settings(given), "device": table.device, "threads": table.threads,
         "milliseconds": timed.space.baseline["latency"] / 1e6,
         "scale": table.correction.scale, "rest": table.correction.rest / timed.space.baseline["latency"],
-        "fit_median_deviation": table.correction.deviation, "median_deviation": float(np.median(off)), "worst_deviation": float(off.max()),
+        "fit_median_deviation": table.correction.deviation,
+        "median_deviation": float(np.median(off)) if len(off) else None, "worst_deviation": float(off.max(initial=0.0)),
         "round_to": suggested_round_to(timed.cost, timed.network), "never_faster": sum(one.rank is None for one in even),
         "break_even": len(even), "by_macs": {f"{share:g}": ratio.value for share, (_, ratio) in rivals.items()},
         "chosen": [chosen(timed, budget, rivals) for budget in given.budgets],
-        "accuracy_dense": timed.accuracy(timed.by_macs.candidate(timed.by_macs.dense)),
     }  # fmt: skip
 
 
@@ -192,14 +208,26 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5], help="shares of the latency")
     parser.add_argument("--networks", type=int, default=20, help="that the fit is made of, and as many others that it is compared with")
     parser.add_argument("--metric", default="fisher", choices=["weight", "activation", "fisher"])
-    parser.add_argument("--rivals", type=int, default=2, help="networks of the search over MACs to be evaluated; 0: no accuracies")
+    parser.add_argument("--rivals", type=int, default=2, help="networks of the search over MACs beside each")
+    parser.add_argument("--no-accuracies", action="store_true", help="the line has configurations in their place, for --accuracies")
+    parser.add_argument("--accuracies", type=Path, help="file with a line that was made so, on whatever machine: measure nothing else")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    RUNTIMES[given.runtime].check()
-    timed = prepared(SUBJECTS[given.network](given).on(given.device), given, tell)
-    print(json.dumps(rounded(row(timed, tell))))
+    subject = SUBJECTS[given.network](given).on(given.device)
+    spectra = spectra_of(subject, given)
+    tell("the network is there")
+    if given.accuracies is not None:
+        line = json.loads(given.accuracies.read_text().splitlines()[-1])
+    else:
+        RUNTIMES[given.runtime].check()
+        try:
+            line = row(prepared(subject, spectra, given, tell), tell)
+        except EmptySpace as error:
+            print(json.dumps({**settings(given), "nothing_is_faster": str(error)}))
+            return
+    print(json.dumps(rounded(line if given.no_accuracies else with_accuracies(line, spectra, subject))))
 
 
 if __name__ == "__main__":
