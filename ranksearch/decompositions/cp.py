@@ -18,6 +18,7 @@ from ranksearch.decompositions import cp_fit
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
 from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
+from ranksearch.decompositions.symmetric import eigh
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
@@ -161,7 +162,7 @@ def _ladder(tensor: Tensor, grid: list[int], sweeps: int, enough: float) -> tupl
         return {r: tuple(tensor.new_zeros(n, r) for n in tensor.shape) for r in grid}, []
     # a sum of r rank-one terms lives in r-dimensional subspaces of the channels: work in the leading directions of
     # twice as many (CANDELINC, Carroll et al. 1980), which is lossless once they are all there
-    bases = [torch.linalg.eigh(m @ m.mT)[1].flip(-1) for m in (tensor.flatten(1), tensor.transpose(0, 1).flatten(1))]
+    bases = [eigh(m @ m.mT)[1].flip(-1) for m in (tensor.flatten(1), tensor.transpose(0, 1).flatten(1))]
     core = torch.einsum("oi...,op,iq->pq...", tensor / norm, *bases)
     current = [tensor.new_zeros(n, 0) for n in core.shape]
     sound: dict[int, tuple[Tensor, ...]] = {}

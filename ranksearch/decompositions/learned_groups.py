@@ -9,6 +9,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ranksearch.decompositions.symmetric import eigh
+
 TURNS = 20  # at most, from every start
 KICKS = 10  # at most: exchanges of a few channels of the best order, from which turns start again
 WORK = 4e8  # multiply-adds of subspaces that kicks may take, about; two are always made
@@ -68,7 +70,7 @@ def _subspaces(blocks: Tensor, order: Tensor, groups: int, rank: int) -> tuple[T
     members = order.reshape(groups, -1).sort(dim=1).values
     members = members[members[:, 0].argsort()]
     columns = blocks[:, members].permute(1, 0, 2, 3).flatten(2)  # (groups, c_out, size * taps)
-    basis = torch.linalg.eigh(columns @ columns.mT)[1][..., -rank:]
+    basis = eigh(columns @ columns.mT)[1][..., -rank:]
     projected = torch.einsum("gmr,mck->gcrk", basis, blocks)
     return members.flatten(), projected.square().sum(dim=(2, 3)).T
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ranksearch.decompositions.symmetric import eigh
 from ranksearch.errors import InvalidArgument
 
 FLOOR = 1e-8  # no eigenvalue of a moment counts for less than this share of the moment's trace
@@ -70,7 +71,7 @@ def floored(moment: Tensor) -> Tensor:
     if not bool(short.any()):
         return moment
     scale = torch.where(trace > SMALLEST, trace, largest)[short, None, None]
-    values, vectors = torch.linalg.eigh(moment[short] / scale)
+    values, vectors = eigh(moment[short] / scale)
     raised = (vectors * values.clamp_min(FLOOR)[:, None, :]) @ vectors.mT * scale
     moment = moment.clone()
     moment[short] = raised / 2 + raised.mT / 2
@@ -101,7 +102,7 @@ def whitener(moment: Tensor | None, size: int, like: Tensor) -> tuple[Tensor, Te
     if moment is None:
         eye = torch.eye(size, dtype=torch.float64, device=like.device).expand(like.shape[0], size, size)
         return eye, eye
-    values, vectors = torch.linalg.eigh(moment)
+    values, vectors = eigh(moment)
     root = values.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     return (vectors * root[:, None, :]) @ vectors.mT, (vectors / root[:, None, :]) @ vectors.mT
 

@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from ranksearch.decompositions.balanced_factors import balanced_factors
 from ranksearch.decompositions.chain import Link, chain_module
 from ranksearch.decompositions.decomposition import BEYOND
+from ranksearch.decompositions.symmetric import eigh
 from ranksearch.errors import RanksearchError
 from ranksearch.sites import Site
 
@@ -149,7 +150,7 @@ def solve_damped(gram: Tensor, right: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(scaled)
     if not bool(failed.any()):
         return torch.cholesky_solve(right / scale, factor) / scale
-    values, vectors = torch.linalg.eigh(scaled)
+    values, vectors = eigh(scaled)
     return (vectors @ ((vectors.mT @ (right / scale)) / values.clamp_min(damping)[..., None])) / scale
 
 
@@ -242,7 +243,7 @@ def reduce(tensor: Tensor) -> Reduced:
     for mode in range(tensor.ndim):
         unfolding = tensor.movedim(mode, 0).flatten(1)
         if len(unfolding) > CAP:  # which the Gram matrix gives sooner, and as precisely as leading directions need
-            values, vectors = torch.linalg.eigh(unfolding @ unfolding.mT)
+            values, vectors = eigh(unfolding @ unfolding.mT)
             vectors, values = _signed(vectors.flip(-1)), values.flip(-1).clamp_min(0.0).sqrt()
         else:
             vectors, values = directions(unfolding)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions.decomposition import Errors
+from ranksearch.decompositions.symmetric import eigh
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Spectrum:
     @cached_property
     def basis(self) -> Tensor:
         """Left or right singular vectors, whichever are shorter; shape: (batch, k, k), strongest first."""
-        return torch.linalg.eigh(_gram(self.matrix))[1].flip(-1)
+        return eigh(_gram(self.matrix))[1].flip(-1)
 
     @property
     def nbytes(self) -> int:

@@ -19,6 +19,7 @@ from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Error
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
 from ranksearch.decompositions.refinement import refine, refit_output
 from ranksearch.decompositions.spectrum import ratio, spectrum, truncate
+from ranksearch.decompositions.symmetric import eigh
 from ranksearch.sites import Site
 
 LEVELS = 10  # widths of the outer bonds, a factor of sqrt(2) apart; the middle bond has two more
@@ -297,7 +298,7 @@ def _fold(site: Site, dense: Tensor) -> Tensor:
 
 
 def _basis(unfolding: Tensor) -> Tensor:
-    return torch.linalg.eigh(unfolding @ unfolding.mT)[1].flip(-1)
+    return eigh(unfolding @ unfolding.mT)[1].flip(-1)
 
 
 def _middle(state: TrainState, r1: int, r3: int) -> Tensor:

@@ -17,6 +17,7 @@ from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank,
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import ratio
+from ranksearch.decompositions.symmetric import eigh
 from ranksearch.decompositions.weighted_truncation import (
     FoldedMetric,
     Weighted,
@@ -292,7 +293,7 @@ def _fit(seen: Weighted, anchor: int) -> Callable[[Tensor, Tensor], tuple[Tensor
 
 def _regress(seen: Weighted, rows: Tensor, spread: Tensor) -> Regression:
     factor, z = coordinates(seen, rows, spread)
-    values, vectors = torch.linalg.eigh(z.mT @ z)
+    values, vectors = eigh(z.mT @ z)
     return Regression(factor, z, values.flip(-1).clamp_min(0.0), vectors.flip(-1))
 
 
@@ -321,7 +322,7 @@ def _iterate(core: Tensor, r_in: int, r_out: int, sweeps: int) -> tuple[Tensor, 
 
 def _leading(matrix: Tensor) -> Tensor:
     """Left singular vectors of matrices (g, m, n), strongest first, shape (g, m, m)."""
-    return torch.linalg.eigh(matrix @ matrix.mT)[1].flip(-1)
+    return eigh(matrix @ matrix.mT)[1].flip(-1)
 
 
 def _norms(matrix: Tensor) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from ranksearch.decompositions.decomposition import AnyDecomposition, Errors, Ra
 from ranksearch.decompositions.folding import Folding
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
+from ranksearch.decompositions.symmetric import eigh
 from ranksearch.sites import Site
 
 SWEEPS = 8  # steps of R per rank, each with the best L for it, at most
@@ -282,7 +283,7 @@ def strongest(metric: FoldedMetric, seen: Weighted, left: Tensor, right: Tensor)
     orthonormal, triangle = torch.linalg.qr((right @ seen.channel_half).mT)
     groups, o, s, r = left.shape
     white = (half(metric.taps).mT[:, None] @ left).reshape(groups, o * s, r) @ triangle.mT
-    vectors = torch.linalg.eigh(white.mT @ white)[1].flip(-1)
+    vectors = eigh(white.mT @ white)[1].flip(-1)
     return solve_triangular(seen.channel_half, vectors.mT @ orthonormal.mT, upper=False, left=False)
 
 

@@ -21,6 +21,7 @@ from ranksearch.decompositions import Moments, Rank
 from ranksearch.decompositions.folding import FOLDINGS, Folding, split_tiles
 from ranksearch.decompositions.metric import conditioned, half, is_weight_metric
 from ranksearch.decompositions.spectrum import balance
+from ranksearch.decompositions.symmetric import eigh
 from ranksearch.decompositions.tiles import diagonal_halves
 from ranksearch.decompositions.weighted_truncation import fold_metric
 from ranksearch.errors import InvalidArgument
@@ -93,7 +94,7 @@ def solve(wanted: Sequence[Wanted]) -> list[Bases]:
                 by_size.setdefault((gram.shape[-1], gram.dtype, gram.device), []).append((i, j))
         found: list[list[tuple[Tensor, Tensor]]] = [[None] * len(several) for several in grams]  # type: ignore[list-item]
         for places in by_size.values():
-            values, vectors = torch.linalg.eigh(torch.cat([grams[i][j] for i, j in places]))
+            values, vectors = eigh(torch.cat([grams[i][j] for i, j in places]))
             start = 0
             for i, j in places:
                 stop = start + len(grams[i][j])
