@@ -229,22 +229,13 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
 
     Args:
         trials: that were asked for; None: those of the study's stages."""
-    from ranksearch.evaluation.failure import may_be_retried
-    from ranksearch.evaluation.fidelity import SUPERNET, Fidelity
-
-    evaluations = study.evaluations()
-    failures = [row for row in evaluations.to_dict("records") if row["status"] == "failed"]
-    errors = [" ".join(str(row["error"]).split()) for row in failures]
-    failed, kinds_of_failure = len(errors), {kind if isinstance(kind := row["error_kind"], str) else None for row in failures}
-    frame = study.front(None, objectives)
-    stopped = sum(row == "stopped" for row in evaluations["status"])
-    noted = (f", {failed} of them failed" if failed else "") + (f", {stopped:,} of them stopped early" if stopped else "")
-    kinds = {key: Fidelity.parse(key).kind for key in evaluations["fidelity"].unique()}
-    screened = sum(kinds[key] == SUPERNET for key in evaluations["fidelity"])
-    noted = (f", {screened:,} of them screened with a supernet" if screened else "") + noted
-    print(f"\n{study.name}: {plural(len(evaluations), 'evaluation')} stored{noted}. None of these beats another; dense for comparison:\n")
+    evaluations, frame = study.evaluations(), study.front(None, objectives)
+    screened = _screened(evaluations)
+    stored = f"{plural(len(evaluations), 'evaluation')} stored{_noted(evaluations, screened)}"
+    print(f"\n{study.name}: {stored}. None of these beats another; dense for comparison:\n")
     print(front_table(study, frame))
-    if failed:
+    errors = [" ".join(str(error).split()) for error in evaluations.loc[evaluations["status"] == "failed", "error"]]
+    if errors:
         print("\nfailed: " + "; ".join(f"{number} x {text[:160]}" for text, number in Counter(errors).most_common(3)))
     if study.profiled and (line := best_proxy(study, objectives)) is not None:
         print(f"\n{line}\n  {command('proxies')}")
@@ -255,15 +246,42 @@ def searched(study: Study, command: Callable[[str], str], objectives: Sequence[s
     print("\nnext:")
     print(f'  {command("front")} --where "{"macs" if study.baseline.macs else "params"} < 0.5 and {bound}"')
     print(f"  {command('build')} {pick} --out {study.name}-{pick}")
-    if trials is not None:
-        print(f"  {command('search')} --trials {max(2 * trials, len(evaluations) - screened + trials)}")
-    same = command("search") + (f" --trials {trials}" if trials is not None else "")
-    if any(may_be_retried(kind) for kind in kinds_of_failure - {"machine"}):
-        print(f"  {same} --retry-failed")
-    elif "machine" in kinds_of_failure:  # tried again in any case
-        print(f"  {same}")
+    for line in _searches(command("search"), evaluations, screened, trials):
+        print(f"  {line}")
     if screened:
         print(f"  {command('front')} --fidelity supernet")
+
+
+def _screened(evaluations: pd.DataFrame) -> int:
+    """How many were measured with a supernet."""
+    from ranksearch.evaluation.fidelity import SUPERNET, Fidelity
+
+    kinds = {key: Fidelity.parse(key).kind for key in evaluations["fidelity"].unique()}
+    return sum(kinds[key] == SUPERNET for key in evaluations["fidelity"])
+
+
+def _noted(evaluations: pd.DataFrame, screened: int) -> str:
+    """What is to be said of the number of evaluations."""
+    ended = Counter(evaluations["status"])
+    stopped, failed = ended["stopped"], ended["failed"]
+    noted = f", {screened:,} of them screened with a supernet" if screened else ""
+    noted += f", {failed} of them failed" if failed else ""
+    return noted + (f", {stopped:,} of them stopped early" if stopped else "")
+
+
+def _searches(search: str, evaluations: pd.DataFrame, screened: int, trials: int | None) -> Iterator[str]:
+    """Commands of searches that go on: with more trials, and with another try of what failed."""
+    from ranksearch.evaluation.failure import may_be_retried
+
+    if trials is not None:
+        yield f"{search} --trials {max(2 * trials, len(evaluations) - screened + trials)}"
+        search += f" --trials {trials}"
+    failed = evaluations.loc[evaluations["status"] == "failed", "error_kind"]
+    kinds = {kind if isinstance(kind, str) else None for kind in failed}
+    if any(may_be_retried(kind) for kind in kinds - {"machine"}):
+        yield f"{search} --retry-failed"
+    elif "machine" in kinds:  # tried again in any case
+        yield search
 
 
 def built(study: Study, directory: Path) -> None:

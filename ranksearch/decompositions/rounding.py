@@ -29,9 +29,7 @@ class Held:
 def layout(decomposition: AnyDecomposition, site: Site, factors: Sequence[Tensor]) -> list[Held]:
     """The layers of the chain that factors of these shapes are built as, first to last: every entry of a factor is one of a weight, but
     for factors of integers, which are none."""
-    total = sum(f.numel() for f in weights_of(factors))
-    numbers = torch.arange(total, dtype=torch.float64, device=factors[-1].device)  # exact below 2^53
-    module = decomposition.module(site, _parted(numbers, factors), None)
+    module = numbered(decomposition, site, factors)
     held: list[Held] = []
     for layer in [module] if not isinstance(module, nn.Sequential) else list(module):
         if isinstance(layer, nn.ChannelShuffle):
@@ -39,8 +37,16 @@ def layout(decomposition: AnyDecomposition, site: Site, factors: Sequence[Tensor
             held.append(Held(last.places, last.groups, last.table, layer.groups))
         elif layer._parameters.get("weight") is not None:
             weight, groups = layer.get_parameter("weight").detach(), getattr(layer, "groups", 1)
-            held.append(Held(weight.long(), int(groups), isinstance(layer, nn.Embedding), 1))
+            held.append(Held(weight.long() - 1, int(groups), isinstance(layer, nn.Embedding), 1))
     return held
+
+
+def numbered(decomposition: AnyDecomposition, site: Site, factors: Sequence[Tensor], *, bias: bool = False) -> nn.Module:
+    """The layer that factors of these shapes are built as, with the number of an entry in its place, which says what entry of a factor
+    stands where: entries are counted from 1, one factor behind another, those of integers left out; a ``bias`` has zeros."""
+    total = sum(f.numel() for f in weights_of(factors))
+    numbers = torch.arange(1, total + 1, dtype=torch.float64, device=factors[-1].device)  # exact below 2^53
+    return decomposition.module(site, _parted(numbers, factors), numbers.new_zeros(site.shape[0]) if bias else None)
 
 
 def rounded(weights: Tensor, bits: int) -> Tensor:

@@ -7,6 +7,7 @@ begins with ``#`` names the device."""
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 from ranksearch.decompositions import Rank
@@ -51,25 +52,13 @@ def read_table(path: str | Path) -> LatencyTable:
         InvalidArgument: no such file, a missing column, a row that cannot be read (named by its line), a type of a site without its
             dense row, or two rows of one option."""
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"table={str(path)!r} cannot be read: {error}") from error
-    comments = [line[1:].strip() for line in lines if line.startswith("#")]
-    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
-    reader = csv.DictReader(line for _, line in rows)
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-    if missing:
-        raise InvalidArgument(f"table={str(path)!r} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
+    comments, rows = _read(path)
     whole: float | None = None
     dense: dict[str, float] = {}
     times: dict[str, dict[str, dict[Rank, Interval]]] = {}
-    for (number, _), row in zip(rows[1:], reader, strict=False):
-        where = f"table={str(path)!r}, line {number}"
-        site, kind, rank = (row["site"] or "").strip(), (row["type"] or "").strip(), _rank(where, row["rank"])
+    for where, row in rows:
+        site, kind, rank = _option(where, row)
         value = _milliseconds(where, "milliseconds", row["milliseconds"])
-        if not kind or (kind == DENSE) == bool(rank) or (not site and kind != DENSE and kind):
-            raise InvalidArgument(f"{where}: type={kind!r}, rank={row['rank']!r}: dense has no rank, every other type has a site and one")
         if kind == DENSE and not site:
             whole = value
         elif rank in times.get(site, {}).get(kind, {}) or (kind == DENSE and site in dense):
@@ -77,10 +66,7 @@ def read_table(path: str | Path) -> LatencyTable:
         elif kind == DENSE:
             dense[site] = value
         else:
-            low, high = (_milliseconds(where, end, row.get(end) or row["milliseconds"]) for end in ENDS)
-            if not low <= value <= high:
-                raise InvalidArgument(f"{where}: {value:g} ms is not between low={low:g} and high={high:g}")
-            times.setdefault(site, {}).setdefault(kind, {})[rank] = Interval(value, low, high)
+            times.setdefault(site, {}).setdefault(kind, {})[rank] = _interval(where, row, value)
     without = [site for site in times if site not in dense]
     if without or not dense:
         named = f" of site {without[0]!r}" if without else ""
@@ -90,6 +76,35 @@ def read_table(path: str | Path) -> LatencyTable:
     correction = Correction(0.0, 1.0) if whole is None else simple(total, MILLION * whole)
     device = comments[0] if comments else path.stem
     return LatencyTable(device, 0, "imported", "", None, {site: site for site in dense}, layers, correction, imported=True).named()
+
+
+def _read(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """The comments of a table, and its rows with where they stand."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"table={str(path)!r} cannot be read: {error}") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    reader = csv.DictReader(line for _, line in numbered)
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+    if missing:
+        raise InvalidArgument(f"table={str(path)!r} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
+    rows = [(f"table={str(path)!r}, line {number}", row) for (number, _), row in zip(numbered[1:], reader, strict=False)]
+    return [line[1:].strip() for line in lines if line.startswith("#")], rows
+
+
+def _option(where: str, row: Mapping[str, str]) -> tuple[str, str, Rank]:
+    site, kind, rank = (row["site"] or "").strip(), (row["type"] or "").strip(), _rank(where, row["rank"])
+    if not kind or (kind == DENSE) == bool(rank) or (not site and kind != DENSE):
+        raise InvalidArgument(f"{where}: type={kind!r}, rank={row['rank']!r}: dense has no rank, every other type has a site and one")
+    return site, kind, rank
+
+
+def _interval(where: str, row: Mapping[str, str], value: float) -> Interval:
+    low, high = (_milliseconds(where, end, row.get(end) or row["milliseconds"]) for end in ENDS)
+    if not low <= value <= high:
+        raise InvalidArgument(f"{where}: {value:g} ms is not between low={low:g} and high={high:g}")
+    return Interval(value, low, high)
 
 
 def _ratios(types: dict[str, dict[Rank, Interval]], dense: float) -> dict[str, dict[Rank, Interval]]:

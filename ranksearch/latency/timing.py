@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtr
 
 Work = Callable[[], object]  # does the work once; an accelerator may still be at it when this returns
 CONFIDENCE = 0.95
@@ -83,7 +83,7 @@ def median_interval(values: np.ndarray) -> Interval:
     """The median of independent values, shape: (n,), and its 95 % interval; the range where values are too few for one."""
     ordered = np.sort(values)
     n = len(ordered)
-    below = int(binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))  # values[below - 1] and its mirror still cover
+    below = int(np.searchsorted(bdtr(np.arange(n), n, 0.5), (1 - CONFIDENCE) / 2))  # values[below - 1] and its mirror still cover
     low = max(below - 1, 0)
     return Interval(float(np.median(ordered)), float(ordered[low]), float(ordered[n - 1 - low]))
 

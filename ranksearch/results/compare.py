@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.results.frames import DENSE_ID, floats, framed
@@ -96,7 +96,7 @@ def interval(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> tu
     if total == 0:
         return difference, difference
     freedom = total**2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, (a, b), strict=True))
-    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(total)
+    half = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(total)
     return difference - half, difference + half
 
 

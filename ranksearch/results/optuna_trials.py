@@ -33,25 +33,10 @@ def to_optuna(
     Raises:
         InvalidArgument: the storage has a study of that name, or its address cannot be used.
     """
-    import optuna
     from optuna.distributions import CategoricalDistribution
     from optuna.trial import FrozenTrial, TrialState
-    from sqlalchemy import exc
 
-    try:
-        storage = optuna.storages.InMemoryStorage() if url is None else optuna.storages.get_storage(url)
-    except (exc.SQLAlchemyError, ImportError, ValueError) as error:
-        raise InvalidArgument(f"url={url!r}: Optuna cannot use it ({error}); give one such as sqlite:///trials.db") from error
-    if name in optuna.get_all_study_names(storage):
-        if not force:
-            raise InvalidArgument(f"name={name!r}: the storage {url!r} has a study of that name; give another name, or force=True")
-        optuna.delete_study(study_name=name, storage=storage)
-    made = optuna.create_study(
-        study_name=name, storage=storage, directions=["minimize" if d == "min" else "maximize" for d in objectives.values()]
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        made.set_metric_names(list(objectives))
+    made = _new_study(objectives, name=name, url=url, force=force)
     words = np.array([" ".join(filter(None, (kind, "x".join(map(str, rank))))) for _, kind, rank in choices.options], dtype=object)
     rows = choices.rows(frame["id"])
     codes = choices.codes[rows]
@@ -74,4 +59,26 @@ def to_optuna(
             trial_id=number,
         ))  # fmt: skip
     made.add_trials(trials)
+    return made
+
+
+def _new_study(objectives: Mapping[str, Direction], *, name: str, url: str | None, force: bool) -> optuna.Study:
+    """A study without trials, in the storage at ``url``."""
+    import optuna
+    from sqlalchemy import exc
+
+    try:
+        storage = optuna.storages.InMemoryStorage() if url is None else optuna.storages.get_storage(url)
+    except (exc.SQLAlchemyError, ImportError, ValueError) as error:
+        raise InvalidArgument(f"url={url!r}: Optuna cannot use it ({error}); give one such as sqlite:///trials.db") from error
+    if name in optuna.get_all_study_names(storage):
+        if not force:
+            raise InvalidArgument(f"name={name!r}: the storage {url!r} has a study of that name; give another name, or force=True")
+        optuna.delete_study(study_name=name, storage=storage)
+    made = optuna.create_study(
+        study_name=name, storage=storage, directions=["minimize" if d == "min" else "maximize" for d in objectives.values()]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        made.set_metric_names(list(objectives))
     return made

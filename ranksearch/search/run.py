@@ -117,9 +117,7 @@ class SearchRun:
         Raises:
             DenseFailed: the dense network could not be evaluated.
             FailedInARow: one evaluation after the other failed, by no fault of theirs."""
-        spool = None if store.spool is None else Spool(store.spool, store.fingerprint)
-        if spool is not None and (found := self._recovered(store, spool)):
-            tell(Announced(f"{found} evaluations that were finished when an earlier run ended are stored now"))
+        spool = self._spool(store, tell)
         known = self.objectives.known(store, self.fidelity, self.seed)
         asked = {start.candidate.configuration.id: start for start in wanted}
         again = {id: start for id, start in asked.items() if id in known and known[id].stopped} | self._again(known)
@@ -128,17 +126,13 @@ class SearchRun:
         tell(Planned(max(trials, len(known)), len(known), self.screening))
         if len(known) >= trials:
             return
-        taken = {start.candidate.configuration.id for start in first}
         measured = self._measured(tell, trials, len(known))
-        solved = self._starts(measured, trials)
-
         keeper = Keeper(store, spool, again.keys(), lambda text: tell(Announced(text)))
         others = None if store.claims is None else self._team(store, set(known), set(again))
         loop = SearchLoop(
             self.space, self._started(measured),
-            starts=chain(first, (start for start in solved if start.candidate.configuration.id not in taken)),
-            again=list(again.values()), wanted=wanted, admissible=self._admissible, fidelity=self.fidelity, seed=self.seed,
-            trials=trials, known=known,
+            starts=self._starts(first, measured, trials), again=list(again.values()), wanted=wanted,
+            admissible=self._admissible, fidelity=self.fidelity, seed=self.seed, trials=trials, known=known,
             values=lambda outcome, candidate: self.objectives.values(outcome.metrics, candidate.cost),
             keep=lambda outcome, candidate: keeper.keep(outcome, record_of(outcome, candidate)), others=others,
         )  # fmt: skip
@@ -184,9 +178,11 @@ class SearchRun:
             store.claims.take_over()
         return Team(store, self.fidelity.key, self.seed, read, again, seen | again)
 
-    def _recovered(self, store: Store, spool: Spool) -> int:
-        """Store what workers of earlier runs had finished and nobody has stored; returns how many these were."""
-        stored = 0
+    def _spool(self, store: Store, tell: Callable[[SearchEvent], None]) -> Spool | None:
+        """Where workers leave what they have finished. What those of earlier runs left there, and nobody has stored, is stored."""
+        if store.spool is None:
+            return None
+        spool, stored = Spool(store.spool, store.fingerprint), 0
         for outcome in spool.outcomes():
             indices = indices_of(self.space, outcome.request.configuration)
             if indices is None:  # of another space: a run in that stores it
@@ -194,7 +190,9 @@ class SearchRun:
             record = record_of(outcome, self.space.candidate(indices))
             stored += store.add(record) or store.add_attempt(record)
             spool.drop(outcome.request)
-        return stored
+        if stored:
+            tell(Announced(f"{stored} evaluations that were finished when an earlier run ended are stored now"))
+        return spool
 
     def _measured(self, tell: Callable[[SearchEvent], None], trials: int, known: int) -> list[tuple[Start, float]]:
         """The portfolio with what each loses; nothing without one, or where as many are known as the sampler lets
@@ -204,12 +202,15 @@ class SearchRun:
         most = AFFORDED * trials
         return self.portfolio.measured(self.space, self.proxies, self.limits, allocator=self.allocator, most=most, tell=tell)
 
-    def _starts(self, measured: Sequence[tuple[Start, float]], trials: int) -> Iterable[Start]:
-        """The best of the portfolio, or, without one, the optima of the proxies."""
+    def _starts(self, first: Sequence[Start], measured: Sequence[tuple[Start, float]], trials: int) -> Iterable[Start]:
+        """``first``, and then what it does not have of the best of the portfolio, or, without one, of the optima of the proxies."""
         if self.portfolio is None:
-            return optima(self.space, self.proxies, self.limits, allocator=self.allocator)
-        costs = [name for name in self.space.costs if name in self.objectives.names or name in self.limits]
-        return cheap_front(measured, costs or [self.space.leading_cost], self.sampler.starts(trials))
+            solved = optima(self.space, self.proxies, self.limits, allocator=self.allocator)
+        else:
+            costs = [name for name in self.space.costs if name in self.objectives.names or name in self.limits]
+            solved = cheap_front(measured, costs or [self.space.leading_cost], self.sampler.starts(trials))
+        taken = {start.candidate.configuration.id for start in first}
+        return chain(first, (start for start in solved if start.candidate.configuration.id not in taken))
 
     def _started(self, measured: Sequence[tuple[Start, float]]) -> Sampler:
         """The sampler, told of the space and of what was measured without training."""

@@ -95,6 +95,22 @@ def network(model: nn.Module, example: Any) -> Network:
     return Network(digest.hexdigest()[:16], modules, not alike(first, second))
 
 
+def fingerprint(measured: str, network: Network) -> str:
+    """Content hash of what evaluations are facts about.
+
+    Args:
+        measured: what says how networks are measured.
+    """
+    return hashlib.sha256(f"{measured}{network.weights} {network.structure}".encode()).hexdigest()[:16]
+
+
+def former_fingerprint(measured: str, model: nn.Module) -> str:
+    """`fingerprint` as earlier versions made it: of the weights alone."""
+    digest = hashlib.sha256(measured.encode())
+    absorb(digest, sorted(model.state_dict().items()))
+    return digest.hexdigest()[:16]
+
+
 def _same(one: Tensor, two: Tensor) -> bool:
     one_hash, two_hash = hashlib.sha256(), hashlib.sha256()
     absorb(one_hash, [("", one)])

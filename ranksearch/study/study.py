@@ -1,8 +1,7 @@
-"""What a study is made of, and what everything else about it starts from."""
+"""A study: what it is given, and what a user does with it."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
@@ -16,25 +15,24 @@ from torch import nn
 from ranksearch import checks
 from ranksearch.allocators import Allocator
 from ranksearch.compression import Compressed, Rule, compress
-from ranksearch.costs import COSTS, CostModel, DenseNetwork, check_costs, network_cost
+from ranksearch.costs import COSTS, CostModel, check_costs
 from ranksearch.decompositions import KNOWN
 from ranksearch.errors import InvalidArgument
-from ranksearch.evaluation import Evaluator, Fidelity
-from ranksearch.home import home
+from ranksearch.evaluation import Fidelity
 from ranksearch.proxies import ScoreProxy, TableProxy
 from ranksearch.results.names import OF_LAYERS, RESERVED, Direction, check_metrics
 from ranksearch.runners import Runner
 from ranksearch.samplers import Sampler
 from ranksearch.schedulers import Scheduler
 from ranksearch.search.events import Announced, Profiled, SearchEvent
-from ranksearch.sites import Cost, Sites, unwrapped
+from ranksearch.sites import unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, declared
-from ranksearch.space.spectra import Spectra, checked_device
-from ranksearch.statistics import metric as space_metric
+from ranksearch.space.spectra import checked_device
 from ranksearch.store import Record, Store
-from ranksearch.study import counts, identity, queue, storage
+from ranksearch.study import counts, queue, storage
 from ranksearch.study.exports import Exports
 from ranksearch.study.kept import Kept
+from ranksearch.study.parts import Parts
 from ranksearch.study.questions import Questions, Where
 from ranksearch.study.report import Report
 from ranksearch.study.results import Results
@@ -46,7 +44,6 @@ from ranksearch.supernet import TrainingStep
 from ranksearch.supernet.methods import Method
 from ranksearch.supernet.study import TrainedSupernet
 from ranksearch.tasks import Task, declared_metrics
-from ranksearch.tensors import absorb
 
 TRIALS = 40  # of a search that nobody gives a number
 
@@ -55,7 +52,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Study:
+class Study(Parts):
     """Search the decompositions and ranks of a trained network.
 
     `run` searches; `results` (`front`, `best`, `build`, ...), `report` (`proxies`) and `supernets` (`train_supernet`) are the rest of
@@ -181,142 +178,6 @@ class Study:
         if unknown or not objectives:
             raise InvalidArgument(f"objectives={list(objectives)}: this task reports {', '.join(self.directions)}; name some of these")
         return tuple(dict.fromkeys(objectives))
-
-    # -- what it is made of --------------------------------------------------------------------------------------
-
-    @cached_property
-    def sites(self) -> Sites:
-        """The factorizable layers, and what was skipped and why."""
-        found = self.spec.sites(self.model, self.task.example(), batch_dim=self.task.batch_dim)
-        _ = self.network  # what is computed from now on is of this network
-        return found
-
-    @cached_property
-    def spectra(self) -> Spectra:
-        """The prepared decompositions of every site, in the metric of the space; what took long is kept under
-        ``$RANKSEARCH_HOME/cache/spectra``.
-
-        Other metrics than the weights' take statistics from ``space.calibration`` batches first, cached under
-        ``$RANKSEARCH_HOME/cache``, with what was measured best as defaults (`ranksearch.statistics.metric`): labels
-        sampled from the model at temperature 3."""
-        name = self.spec.metric
-        moments = None
-        if name != "weight":
-            batches, gradients = self.spec.calibration, name == "fisher"
-            found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=gradients)
-            moments = space_metric.moments(found, name)
-        cache = home() / "cache" / "spectra"
-        return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=cache, device=self.device)
-
-    @cached_property
-    def space(self) -> SearchSpace:
-        """The search space: a ladder of options for every site."""
-        return self.spec.build(self.spectra, costs=self.counts, example=self.dense_network.example)
-
-    @property
-    def profiled(self) -> bool:
-        """Whether the space is computed already."""
-        return "space" in vars(self)
-
-    def profile(self, tell: Callable[[Announced | Profiled], None]) -> SearchSpace:
-        """`space`, each stage of its computation told before it begins, each site when it is done."""
-        if not self.profiled:
-            if self.spec.metric != "weight":
-                tell(Announced(space_metric.announced(self.sites, self.spec.metric, self.spec.calibration)))
-                _ = self.spectra
-            tell(Announced(f"profiling {len(self.sites)} sites"))
-            self.spectra.profile_all(tell)
-        self.measure(tell)
-        return self.space
-
-    @cached_property
-    def counts(self) -> tuple[CostModel, ...]:
-        """The cost models that have amounts: ``costs``, those that measure by the measurement that the store has, else by one made now.
-
-        Raises:
-            StoreError: the store is another study's.
-            InvalidArgument: the store has another measurement than ``costs`` ask for."""
-        return self._counts(lambda text: None)
-
-    def measure(self, tell: Callable[[Announced], None]) -> None:
-        """Make `counts`, each stage told before it begins."""
-        if "counts" not in vars(self):
-            vars(self)["counts"] = self._counts(lambda text: tell(Announced(text)))
-
-    def _counts(self, tell: Callable[[str], None]) -> tuple[CostModel, ...]:
-        def known() -> counts.Records:
-            return counts.stored(self.store_url, study=self.name, fingerprint=self.fingerprint, formerly=self.former_fingerprint)
-
-        return counts.bound(self.costs, self.dense_network, known, tell)
-
-    @cached_property
-    def baseline(self) -> Cost:
-        """Every cost of the dense network."""
-        return network_cost(self.counts, self.dense_network)
-
-    @property
-    def dense_network(self) -> DenseNetwork:
-        """The network as cost models see it."""
-        return DenseNetwork(self.model, self.sites, self.task.example(), self.task.batch_dim, self.spec.decompositions)
-
-    @cached_property
-    def network(self) -> identity.Network:
-        """What the model is: its weights, and how its modules are configured."""
-        return identity.network(self.model, self.task.example())
-
-    @cached_property
-    def outputs(self) -> list[dict[str, Any]] | None:
-        """What the model computes: a summary of its outputs on the first calibration batch; None where it varies by itself."""
-        return None if self.network.varies else identity.outputs(self.model, self.task.calibration(1))
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Content hash of the model's weights and structure and of the task: evaluations are facts about this. In other metrics than
-        the weights' a configuration has other factors, so the metric and its settings are part of it there. What the model computes
-        is compared with what the store says of it, within a tolerance (`ranksearch.study.identity`)."""
-        digest = self._measured
-        digest.update(f"{self.network.weights} {self.network.structure}".encode())
-        return digest.hexdigest()[:16]
-
-    @cached_property
-    def former_fingerprint(self) -> str:
-        """The fingerprint in stores of earlier versions: without the structure, so that other networks of the same weights had it too."""
-        digest = self._measured
-        absorb(digest, sorted(self.model.state_dict().items()))
-        return digest.hexdigest()[:16]
-
-    @property
-    def _measured(self) -> Any:
-        digest = hashlib.sha256(self.task.fingerprint().encode())
-        digest.update(space_metric.settings(self.spec.metric, self.spec.calibration, self.task).encode())
-        return digest
-
-    def check_unchanged(self) -> None:
-        """Refuse a model that was changed in place since the study looked at it first: what is computed of its sites would be
-        another network's.
-
-        Raises:
-            InvalidModel: it was; the message says what changed.
-        """
-        if "network" not in vars(self):
-            return
-        now = identity.network(self.model, self.task.example())
-        before, after = vars(self).get("outputs"), None
-        if before is not None and not now.varies:
-            after = identity.outputs(self.model, self.task.calibration(1))
-        identity.unchanged(self.network, now, before, after)
-
-    @property
-    def evaluator(self) -> Evaluator:
-        """What evaluates a request; picklable."""
-        return Evaluator(self.spectra, self.task)
-
-    # -- the store ---------------------------------------------------------------------------------------------
-
-    @property
-    def store_url(self) -> str:
-        """Where the evaluations are."""
-        return self._store or str(home() / f"{self.name}.db")
 
     def open_store(self, *, write: bool) -> Store:
         """The store, made if it is to be written to and is not there. What the network computes is compared when it is to be written.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import hashlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -66,13 +68,14 @@ def neighbours(path: Path, own: ModuleType) -> tuple[ModuleType, ...]:
     directory = path.parent.resolve()
     root = _root(directory)
     folders = {directory} | ({root / SPACES} if root else set())
+    place = functools.cache(lambda folder: Path(folder).resolve())  # most modules share theirs with others
     found = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not file or module is own or name == "__main__" or name.split(".")[0] == "ranksearch":
             continue
-        place = Path(file).resolve()
-        if folders & set(place.parents) and not {"site-packages", "dist-packages"} & set(place.parts):
+        folder = place(os.path.dirname(file))
+        if folders & {folder, *folder.parents} and not {"site-packages", "dist-packages"} & set(folder.parts):
             found.append(module)
     return tuple(found)
 

@@ -21,6 +21,7 @@ from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import device_of, fitted, mode, run
 from ranksearch.tasks._fine_tune import fine_tune_in_steps
 from ranksearch.tasks._identity import identity
+from ranksearch.tasks._optimizers import SGD
 from ranksearch.tasks.metrics import Metrics, identities, reported, tried
 from ranksearch.tasks.task import Metric, Split, Task, Training
 from ranksearch.tensors import absorb
@@ -275,7 +276,7 @@ class _Steps(Training):
         self.task = task
         self.per_epoch = max(1, task.sizes()["train"] // task.batch_size)
         self.steps = max(1, round(epochs * self.per_epoch))
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = SGD(
             parameters, lr=task.learning_rate, momentum=task.momentum, nesterov=task.momentum > 0, weight_decay=task.weight_decay
         )
         self.done = 0

@@ -20,6 +20,7 @@ from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import device_of, mode, run
 from ranksearch.tasks._fine_tune import fine_tune_in_steps
+from ranksearch.tasks._optimizers import AdamW
 from ranksearch.tasks.classification import rate
 from ranksearch.tasks.task import Metric, Split, Task, Training, mean_divergence
 from ranksearch.tensors import absorb
@@ -200,7 +201,7 @@ class _Steps(Training):
         self._tokens = task._splits["train"]
         self._per_epoch = -(-len(self._tokens) // task.batch_size)
         self.steps = max(1, round(epochs * self._per_epoch))
-        self.optimizer = torch.optim.AdamW(parameters, lr=task.learning_rate, weight_decay=task.weight_decay)
+        self.optimizer = AdamW(parameters, lr=task.learning_rate, weight_decay=task.weight_decay)
         self._done = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)

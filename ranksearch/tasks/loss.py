@@ -18,6 +18,7 @@ from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import BatchDim, batch_size, device_of, map_tensors, mode, run, tensors_of
 from ranksearch.tasks._fine_tune import fine_tune_in_steps
 from ranksearch.tasks._identity import identity
+from ranksearch.tasks._optimizers import AdamW
 from ranksearch.tasks.classification import rate
 from ranksearch.tasks.task import Metric, Split, Task, Training, mean_divergence
 from ranksearch.tensors import absorb
@@ -212,7 +213,7 @@ class _Steps(Training):
         self._peak = task.learning_rate
         self._per_epoch = _length(task._loaders["train"])
         self.steps = max(1, round(epochs * self._per_epoch))
-        self.optimizer = torch.optim.AdamW(parameters, lr=self._peak, weight_decay=task.weight_decay)
+        self.optimizer = AdamW(parameters, lr=self._peak, weight_decay=task.weight_decay)
         self._done = 0
         self._batches: Iterator[tuple[Any, Any]] = iter(())
 

@@ -145,15 +145,15 @@ def test_the_choice_is_stored_and_used_again(study, tmp_path, capsys):
 
 def test_another_space_of_a_store_keeps_its_facts(study, tmp_path, capsys):
     store = tmp_path / "bright.db"
-    assert search(study, store, trials=6) == 0 and stored_details(str(store))["space"] is None
+    assert search(study, store, trials=4) == 0 and stored_details(str(store))["space"] is None
     capsys.readouterr()
-    assert search(study, store, "--space", spaces(study) + ":convolutions", trials=9) == 0
+    assert search(study, store, "--space", spaces(study) + ":convolutions", trials=6) == 0
     printed = capsys.readouterr()
     assert f"space: {spaces(study)}:convolutions instead of the study's own; what is stored stays, and counts among --trials" in printed.err
-    assert "9 evaluations wanted, 6 of them in the store" in printed.err and "9 evaluations stored" in printed.out
+    assert "6 evaluations wanted, 4 of them in the store" in printed.err and "6 evaluations stored" in printed.out
     assert cli.main(["front", study, "--store", str(store), "--all", "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 9
+    assert len(rows) == 6
     # networks of the first space can still be built, though the second has neither their types nor their layers
     for row in rows:
         assert cli.main(["build", study, row["id"], "--store", str(store), "--out", str(tmp_path / row["id"])]) == 0
@@ -163,7 +163,7 @@ def test_another_space_of_a_store_keeps_its_facts(study, tmp_path, capsys):
     found = {name for row in rows for name, _ in json.loads((tmp_path / row["id"] / "manifest.json").read_text())["configuration"].values()}
     assert found == {"svd", "spatial"}
     capsys.readouterr()
-    assert search(study, store, "--space", "study", trials=9) == 0
+    assert search(study, store, "--space", "study", trials=6) == 0
     assert "space: the study's own instead of" in capsys.readouterr().err and stored_details(str(store))["space"] is None
 
 

@@ -51,9 +51,8 @@ def planted(rank: int, shuffled: Tensor) -> Tensor:
     return torch.cat([part.reshape(10, 4, 3, 3) for part in parts], dim=1)[:, shuffled]
 
 
-def test_no_partition_keeps_more_and_what_is_found_is_near_it() -> None:
+def test_no_partition_keeps_more_than_the_best_of_all_and_none_less_than_the_given_one() -> None:
     """All ten partitions of six channels into two groups; energies by singular values."""
-    gained, possible = 0.0, 0.0
     for seed in range(8):
         blocks, given = random(5, 6, 2, seed=seed), torch.arange(6)
         order = partition(blocks, 2, 2, [given])
@@ -66,8 +65,6 @@ def test_no_partition_keeps_more_and_what_is_found_is_near_it() -> None:
         best, found = max(map(energy, every)), energy([order[:3].tolist(), order[3:].tolist()])
         assert found == pytest.approx(kept(blocks, order, 2, 2)) and found <= best * (1 + 1e-12)
         assert found >= energy([[0, 1, 2], [3, 4, 5]]) * (1 - 1e-12)
-        gained, possible = gained + found - energy([[0, 1, 2], [3, 4, 5]]), possible + best - energy([[0, 1, 2], [3, 4, 5]])
-    assert gained > 0.4 * possible > 0  # 0.7 and more of it in every draw that was tried; nothing without turns
 
 
 def test_no_channel_is_better_off_in_another_groups_directions() -> None:
@@ -82,25 +79,33 @@ def test_no_channel_is_better_off_in_another_groups_directions() -> None:
         assert sum(energies[number, group].sum() for number, group in enumerate(groups)) >= best * (1 - 1e-8)
 
 
-def test_groups_among_millions_of_partitions_are_found_by_turns() -> None:
-    """Four groups of four channels, each of rank one: no start is anywhere near; layers come out without loss."""
-    found = 0
-    for seed in range(6):
-        parts = [random(12, 1, seed=10 * seed + k) @ random(1, 16, seed=10 * seed + 5 + k) for k in range(4)]
-        blocks = torch.cat([part.reshape(12, 4, 4) for part in parts], dim=1)
-        blocks = blocks[:, torch.randperm(16, generator=torch.Generator().manual_seed(seed))]
-        lost = float(blocks.square().sum()) - kept(blocks, partition(blocks, 4, 1, [torch.arange(16)]), 4, 1)
-        found += lost < 1e-9 * float(blocks.square().sum())
-    assert found >= 2
+def test_turns_bring_channels_that_are_astray_home() -> None:
+    """Three channels of a group have a direction that is orthogonal to the other groups', one has the next group's. Each group's leading
+    direction is that of its three, so that the best assignment to directions is the one without loss."""
+    for seed in range(3):
+        directions = torch.linalg.qr(random(12, 12, seed=seed))[0][:, :4]
+        taps = torch.nn.functional.normalize(random(16, 3, seed=seed + 10), dim=1)
+        own = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 0])
+        blocks = directions[:, own, None] * taps
+        assert kept(blocks, torch.arange(16), 4, 1) == pytest.approx(12)
+        order = partition(blocks, 4, 1, [torch.arange(16)])
+        assert kept(blocks, order, 4, 1) == pytest.approx(16)
+        assert all(len(set(own[group].tolist())) == 1 for group in order.split(4))
 
 
-def test_turns_keep_more_than_nearly_all_random_partitions() -> None:
-    gains = []
-    for seed in range(4):
-        blocks, generator = random(12, 16, 4, seed=seed), torch.Generator().manual_seed(seed)
-        random_ones = sorted(kept(blocks, torch.randperm(16, generator=generator), 4, 2) for _ in range(60))
-        gains.append(kept(blocks, partition(blocks, 4, 2, [torch.arange(16)]), 4, 2) - random_ones[-6])
-    assert sum(gains) > 0
+def test_exchanges_lead_away_from_where_turns_stand_still() -> None:
+    """A strong channel in each of two groups: both groups have its direction, and the weak ones gain nothing by a move. Exchanging a
+    strong channel for the weak one of the other group loses nothing any more. Of the four ways to number the channels, any exchange
+    across the groups is such a one for two."""
+    solved = 0
+    for strong in itertools.product((0, 1), (2, 3)):
+        blocks = torch.zeros(2, 4, 1, dtype=torch.float64)
+        blocks[1] = 1.0
+        for channel in strong:
+            blocks[:, channel, 0] = torch.tensor([2.0, 0.0])
+        assert kept(blocks, torch.arange(4), 2, 1) == pytest.approx(8)
+        solved += kept(blocks, partition(blocks, 2, 1, [torch.arange(4)]), 2, 1) == pytest.approx(10)
+    assert solved >= 2
 
 
 @pytest.mark.parametrize("metric", list(METRICS))

@@ -147,8 +147,9 @@ PRELUDES: dict[str, Callable[[dict[str, Any], Path], None]] = {function.__name__
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def few(study: Study, trials: int, asked: Asked, **options: Any) -> None:
-        real(study, min(trials, 6), replace(asked, runner=LocalRunner()), **options)
+    def few(study: Study, trials: int, asked: Asked, screening: Screening | None = None, **options: Any) -> None:
+        screening = None if screening is None else replace(screening, count=min(screening.count, 10))
+        real(study, min(trials, 6), replace(asked, runner=LocalRunner()), screening=screening, **options)
 
     def staged(study: Study, asked: Asked) -> None:
         real_stages(study, replace(asked, runner=LocalRunner()))
@@ -156,6 +157,7 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     real, real_stages = study_module.run, study_module.run_stages
     monkeypatch.setattr(study_module, "run", few)  # the same search, shorter and in this process
     monkeypatch.setattr(study_module, "run_stages", staged)
+    monkeypatch.setattr("ranksearch.networks.reconstruction.refit.STEPS", 2)  # fits that are not as good, and as sound
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path / "home"))
     with contextlib.suppress(ImportError):  # transformers copies the code of a folder before it runs it

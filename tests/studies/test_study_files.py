@@ -113,7 +113,7 @@ def test_digits_without_fine_tuning_is_another_fidelity_of_the_same_store(tmp_pa
     short = {"training_epochs": 0.1, "metric": "weight"}
     tuned, plain = digits(**short), digits(**short, epochs=0.0)
     assert tuned.fingerprint == plain.fingerprint and tuned.fidelity.key != plain.fidelity.key
-    space = plain.spec.replace(include="*conv1", max_options=3)
+    space = plain.spec.replace(include="layer1.0.conv*", max_options=3)
     plain, tuned = (study.replace(space=space, store=tmp_path / "digits.db") for study in (plain, tuned))
     plain.run(5, runner="local")
     tuned.replace(fidelity=Fidelity(epochs=0.05, recalibration=8)).run(5, runner="local")

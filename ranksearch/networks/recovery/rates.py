@@ -6,12 +6,15 @@ many factors, such as `cp`."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from ranksearch.decompositions import AnyDecomposition, Quantized
+from ranksearch.decompositions.rounding import numbered
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 from ranksearch.space import Configuration
@@ -65,24 +68,19 @@ def factor_rates(network: nn.Module, spectra: Spectra, configuration: Configurat
 def _places(
     decomposition: AnyDecomposition, site: Site, like: Sequence[Tensor], layer: nn.Module
 ) -> list[tuple[nn.Parameter, int, Tensor]] | None:  # fmt: skip
-    """For every parameter of a layer that holds a factor, which one, and which entry of that stands at each place of it, int64: a layer is
-    made of factors whose entries are numbered. None: the layer is another one."""
-    starts = [sum(factor.numel() for factor in like[:k]) for k in range(len(like) + 1)]
-    numbered = tuple(
-        torch.arange(start + 1, start + 1 + factor.numel(), dtype=torch.float64).reshape(factor.shape)
-        if factor.is_floating_point() else factor.cpu()
-        for start, factor in zip(starts, like, strict=False)
-    )  # fmt: skip
-    bias = torch.zeros(site.shape[0], dtype=torch.float64) if site.bias else None
-    made, mine = list(decomposition.module(site, numbered, bias).parameters()), list(layer.parameters())
+    """For every parameter of a layer that holds a factor, which one, and which entry of that stands at each place of it, int64. None: the
+    layer is another one."""
+    made, mine = list(numbered(decomposition, site, like, bias=site.bias).parameters()), list(layer.parameters())
     if [one.shape for one in made] != [one.shape for one in mine]:
         return None
+    weights = [k for k, factor in enumerate(like) if factor.is_floating_point()]
+    ends = list(accumulate(like[k].numel() for k in weights))
     found = []
     for number, parameter in zip(made, mine, strict=True):
         entries = number.detach().round().to(torch.int64) - 1
         if int(entries.min()) >= 0:
-            owner = next(k for k in range(len(like)) if int(entries.min()) < starts[k + 1])
-            found.append((parameter, owner, entries - starts[owner]))
+            at = bisect_right(ends, int(entries.min()))
+            found.append((parameter, weights[at], entries - (ends[at] - like[weights[at]].numel())))
     return found
 
 

@@ -1,0 +1,160 @@
+"""What a study computes of its network before it evaluates anything: layers, factors, space, costs, and the hash that its evaluations
+are facts about. Everything is computed when it is asked for first, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from ranksearch.costs import CostModel, DenseNetwork, network_cost
+from ranksearch.evaluation import Evaluator
+from ranksearch.home import home
+from ranksearch.search.events import Announced, Profiled
+from ranksearch.sites import Cost, Sites
+from ranksearch.space import SearchSpace, SpaceSpec
+from ranksearch.space.spectra import Spectra
+from ranksearch.statistics import metric as space_metric
+from ranksearch.study import counts, identity
+from ranksearch.tasks import Task
+
+
+class Parts:
+    """The parts of a `ranksearch.study.Study`, which sets what they are made of."""
+
+    name: str
+    model: nn.Module
+    task: Task
+    spec: SpaceSpec
+    costs: Sequence[CostModel]
+    device: torch.device | None
+    _store: str | None
+
+    @cached_property
+    def sites(self) -> Sites:
+        """The factorizable layers, and what was skipped and why."""
+        found = self.spec.sites(self.model, self.task.example(), batch_dim=self.task.batch_dim)
+        _ = self.network  # what is computed from now on is of this network
+        return found
+
+    @cached_property
+    def spectra(self) -> Spectra:
+        """The prepared decompositions of every site, in the metric of the space; what took long is kept under
+        ``$RANKSEARCH_HOME/cache/spectra``.
+
+        Other metrics than the weights' take statistics from ``space.calibration`` batches first, cached under
+        ``$RANKSEARCH_HOME/cache``, with what was measured best as defaults (`ranksearch.statistics.metric`): labels
+        sampled from the model at temperature 3."""
+        name = self.spec.metric
+        moments = None
+        if name != "weight":
+            batches, gradients = self.spec.calibration, name == "fisher"
+            found = space_metric.statistics(self.model, self.sites, self.task, calibration=batches, gradients=gradients)
+            moments = space_metric.moments(found, name)
+        cache = home() / "cache" / "spectra"
+        return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=cache, device=self.device)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space: a ladder of options for every site."""
+        return self.spec.build(self.spectra, costs=self.counts, example=self.dense_network.example)
+
+    @property
+    def profiled(self) -> bool:
+        """Whether the space is computed already."""
+        return "space" in vars(self)
+
+    def profile(self, tell: Callable[[Announced | Profiled], None]) -> SearchSpace:
+        """`space`, each stage of its computation told before it begins, each site when it is done."""
+        if not self.profiled:
+            if self.spec.metric != "weight":
+                tell(Announced(space_metric.announced(self.sites, self.spec.metric, self.spec.calibration)))
+                _ = self.spectra
+            tell(Announced(f"profiling {len(self.sites)} sites"))
+            self.spectra.profile_all(tell)
+        self.measure(tell)
+        return self.space
+
+    @cached_property
+    def counts(self) -> tuple[CostModel, ...]:
+        """The cost models that have amounts: ``costs``, those that measure by the measurement that the store has, else by one made now.
+
+        Raises:
+            StoreError: the store is another study's.
+            InvalidArgument: the store has another measurement than ``costs`` ask for."""
+        return self._counts(lambda text: None)
+
+    def measure(self, tell: Callable[[Announced], None]) -> None:
+        """Make `counts`, each stage told before it begins."""
+        if "counts" not in vars(self):
+            vars(self)["counts"] = self._counts(lambda text: tell(Announced(text)))
+
+    def _counts(self, tell: Callable[[str], None]) -> tuple[CostModel, ...]:
+        def known() -> counts.Records:
+            return counts.stored(self.store_url, study=self.name, fingerprint=self.fingerprint, formerly=self.former_fingerprint)
+
+        return counts.bound(self.costs, self.dense_network, known, tell)
+
+    @cached_property
+    def baseline(self) -> Cost:
+        """Every cost of the dense network."""
+        return network_cost(self.counts, self.dense_network)
+
+    @property
+    def dense_network(self) -> DenseNetwork:
+        """The network as cost models see it."""
+        return DenseNetwork(self.model, self.sites, self.task.example(), self.task.batch_dim, self.spec.decompositions)
+
+    @cached_property
+    def network(self) -> identity.Network:
+        """What the model is: its weights, and how its modules are configured."""
+        return identity.network(self.model, self.task.example())
+
+    @cached_property
+    def outputs(self) -> list[dict[str, Any]] | None:
+        """What the model computes: a summary of its outputs on the first calibration batch; None where it varies by itself."""
+        return None if self.network.varies else identity.outputs(self.model, self.task.calibration(1))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash of the model's weights and structure and of the task: evaluations are facts about this. In other metrics than
+        the weights' a configuration has other factors, so the metric and its settings are part of it there. What the model computes
+        is compared with what the store says of it, within a tolerance (`ranksearch.study.identity`)."""
+        return identity.fingerprint(self._measured, self.network)
+
+    @cached_property
+    def former_fingerprint(self) -> str:
+        """The fingerprint in stores of earlier versions: without the structure, so that other networks of the same weights had it too."""
+        return identity.former_fingerprint(self._measured, self.model)
+
+    @property
+    def _measured(self) -> str:
+        return self.task.fingerprint() + space_metric.settings(self.spec.metric, self.spec.calibration, self.task)
+
+    def check_unchanged(self) -> None:
+        """Refuse a model that was changed in place since the study looked at it first: what is computed of its sites would be
+        another network's.
+
+        Raises:
+            InvalidModel: it was; the message says what changed.
+        """
+        if "network" not in vars(self):
+            return
+        now = identity.network(self.model, self.task.example())
+        before, after = vars(self).get("outputs"), None
+        if before is not None and not now.varies:
+            after = identity.outputs(self.model, self.task.calibration(1))
+        identity.unchanged(self.network, now, before, after)
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What evaluates a request; picklable."""
+        return Evaluator(self.spectra, self.task)
+
+    @property
+    def store_url(self) -> str:
+        """Where the evaluations are."""
+        return self._store or str(home() / f"{self.name}.db")
