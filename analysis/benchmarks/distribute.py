@@ -6,11 +6,11 @@ workers    on Ray: how much of two workers' time goes into evaluations of a seco
            `ray.tune` with OptunaSearch, in turns on the same Ray
 memory     the driver's memory over 5,000 trivial trials on Ray, beside plain `ray.tune`'s, each in a process of its own
 simulated  1,000 workers and 100,000 evaluations on a virtual clock, on which the driver takes the processor time that it really takes:
-           where the driver is the limit. With --store it goes on from what is there, so that it can be run in parts
+           where the driver is the limit. --filled 97000 begins with as many finished evaluations, --stop-after ends it by the clock
 
     python analysis/benchmarks/distribute.py PART ... [--sampler surrogate] [--workers 2] [--seconds 1] [--trials 40] [--trivial 200]
         [--rounds 3] [--known 10 1000 10000] [--memory-trials 5000] [--simulated-workers 1000] [--evaluations 100000] [--minutes 1]
-        [--store FILE]
+        [--filled 0] [--stop-after SECONDS]
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def main() -> None:
     parser.add_argument("--simulated-workers", type=int, default=1000)
     parser.add_argument("--evaluations", type=int, default=100_000)
     parser.add_argument("--minutes", type=float, default=1.0, help="that an evaluation of the simulation takes on average")
-    parser.add_argument("--store", type=Path, help="of the simulation [default: one in memory, which is removed]")
+    parser.add_argument("--filled", type=int, default=0, help="evaluations that the simulation begins with")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds by the clock on the wall after which none is begun")
     given = parser.parse_args()
     found: dict[str, Any] = {"benchmark": "distribute", "sampler": given.sampler, "load": round(os.getloadavg()[0], 1)}
     for part in given.parts:
@@ -106,9 +107,13 @@ class Simulated(Runner):
     """Workers on a virtual clock, on which their evaluations take what ``duration`` says and the driver, one call after the other, takes
     the processor time that it really takes. How long both kinds of call took is kept."""
 
-    def __init__(self, workers: int, duration: Callable[[], float], watch: Callable[[int, float], None] = lambda done, now: None) -> None:
-        self.workers, self._duration, self._watch = workers, duration, watch
+    def __init__(
+        self, workers: int, duration: Callable[[], float], watch: Callable[[int, float], None] = lambda done, now: None,
+        seconds: float = float("inf"),
+    ) -> None:  # fmt: skip
+        self.workers, self._duration, self._watch, self._end = workers, duration, watch, time.monotonic() + seconds
         self.now = self.busy = 0.0  # virtual seconds; and those of all workers together
+        self.evaluating = 0.0  # processor seconds that the workers' part took here
         self.took: list[tuple[float, float]] = []  # per trial, to propose and to record: by the clock on the wall, of processor time
 
     def run(self, evaluate: Evaluate, propose: Propose, report: Report, judge: Judge | None = None) -> None:
@@ -116,7 +121,7 @@ class Simulated(Runner):
         heap: list[tuple[float, int, Request, tuple[float, float]]] = []
         number, idle = 0, self.workers
         while True:
-            while idle:
+            while idle and time.monotonic() < self._end:
                 request, took = self._timed(lambda trial=str(number): dispatcher.take(trial))
                 if request is None:
                     break
@@ -126,7 +131,9 @@ class Simulated(Runner):
                 return
             ready, landed, request, before = heapq.heappop(heap)
             self.now, idle = max(self.now, ready), idle + 1
+            begun = time.process_time()
             outcome = evaluate(request)
+            self.evaluating += time.process_time() - begun
             assert isinstance(outcome, Outcome)
             _, after = self._timed(lambda trial=str(landed), found=outcome: dispatcher.landed(trial, found))
             self.took.append((before[0] + after[0], before[1] + after[1]))
@@ -190,7 +197,7 @@ def fill(store: Store, space: SearchSpace, count: int) -> None:
 def simulated(given: argparse.Namespace) -> dict[str, Any]:
     """Evaluations take a lognormal time (a factor of two, up or down, is usual)."""
     space, random, curve = sixty_sites(), np.random.default_rng(0), []
-    mean, sigma, step = 60 * given.minutes, 0.7, max(1, given.evaluations // 20)
+    mean, sigma, step = 60 * given.minutes, 0.7, max(1, (given.evaluations - given.filled) // 10)
     begun = [0.0]
 
     def watch(done: int, now: float) -> None:
@@ -200,13 +207,17 @@ def simulated(given: argparse.Namespace) -> dict[str, Any]:
         rate, begun[0] = step / (now - begun[0]), now
         curve.append({"done": done, "mebibytes": mebibytes(), "processor_ms": round(1e3 * recent.mean(), 2), "per_second": round(rate, 1)})
 
-    runner = Simulated(given.simulated_workers, lambda: mean * random.lognormal(-(sigma**2) / 2, sigma), watch)
-    with in_memory() as folder, Store.open(given.store or Path(folder, "s.db"), study="bench", fingerprint="f") as store:
-        known = store.count()
+    runner = Simulated(given.simulated_workers, lambda: mean * random.lognormal(-(sigma**2) / 2, sigma), watch, given.stop_after)
+    with in_memory() as folder, Store.open(Path(folder, "s.db"), study="bench", fingerprint="f") as store:
+        if given.filled:
+            fill(store, space, given.filled)
+        begin = time.process_time()
         search(space, chosen(given), given.evaluations).run(store, runner, lambda event: None)
     each = float(np.array(runner.took)[:, 1].mean())
+    to_begin = time.process_time() - begin - runner.evaluating - float(np.array(runner.took)[:, 1].sum())
     return {
-        "workers": given.simulated_workers, "seconds_per_evaluation": mean, "known": known, "evaluations": len(runner.took),
+        "workers": given.simulated_workers, "seconds_per_evaluation": mean, "known": given.filled, "evaluations": len(runner.took),
+        "processor_seconds_to_begin": round(to_begin, 1),
         "virtual_hours": round(runner.now / 3600, 2), "share_of_ideal": round(runner.busy / (runner.workers * runner.now), 4),
         "processor_ms_per_trial": round(1e3 * each, 2), "driver_bound_per_second": round(1 / each, 1), "curve": curve,
     }  # fmt: skip

@@ -104,7 +104,7 @@ class Study:
         stages: Sequence[Stage] = (),
         device: str | torch.device | None = None,
     ) -> None:
-        if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
+        if not isinstance(name, str) or not name.isprintable() or not name or any(c in name for c in "/\\:") or name.startswith("."):
             raise InvalidArgument(f"name={name!r}: give letters, digits, '-' or '_'; it names the store's file")
         self.name = name
         self.model = unwrapped(model)
@@ -287,7 +287,10 @@ class Study:
 
     @property
     def _measured(self) -> Any:
-        digest = hashlib.sha256(self.task.fingerprint().encode())
+        of_task = self.task.fingerprint()
+        if not isinstance(of_task, str):
+            raise InvalidArgument(f"{type(self.task).__name__}.fingerprint() gives {of_task!r}: give a text that tells it from other tasks")
+        digest = hashlib.sha256(of_task.encode())
         digest.update(space_metric.settings(self.spec.metric, self.spec.calibration, self.task).encode())
         return digest
 
