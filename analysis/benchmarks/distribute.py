@@ -242,8 +242,9 @@ def workers(given: argparse.Namespace) -> dict[str, Any]:
                 "ray_tune": lambda t, s: theirs(t, s, given.workers, 1),
                 "ray_tune_60_parameters": lambda t, s: theirs(t, s, given.workers, 60),
             }.items():
-                found.setdefault(f"share_of_ideal/{name}", []).append(share(run(given.trials, given.seconds), given.seconds, given.workers))
                 found.setdefault(f"ms_per_trivial_trial/{name}", []).append(each(run(given.trivial, 0.0), given.workers))
+                found.setdefault(f"share_of_ideal/{name}", []).append(share(run(given.trials, given.seconds), given.seconds, given.workers))
+                print(json.dumps(found), file=sys.stderr, flush=True)  # of a run that is cut short
     medians = {name: round(float(np.median(values)), 3) for name, values in found.items()}
     trivial = "ms_per_trivial_trial/"
     ratios = {f"trivial/{ours}_to_{theirs}": round(float(np.median(np.divide(found[trivial + ours], found[trivial + theirs]))), 2)
@@ -356,8 +357,13 @@ def grown(given: argparse.Namespace, run: Callable[..., Any]) -> list[tuple[int,
     """(trials that are done, mebibytes of this process), ten times."""
     curve: list[tuple[int, int]] = []
     step = max(1, given.memory_trials // 10)
+    def watch(done: int) -> None:
+        if done % step == 0:
+            curve.append((done, mebibytes()))
+            print(json.dumps(curve), file=sys.stderr, flush=True)  # of a run that is cut short
+
     with ray_of(given.workers):
-        run(given.memory_trials, 0.0, given.workers, lambda done: curve.append((done, mebibytes())) if done % step == 0 else None)
+        run(given.memory_trials, 0.0, given.workers, watch)
     return curve
 
 
