@@ -35,6 +35,10 @@ class FailedInARow(RanksearchError):
     """So many evaluations failed one after the other that it is no fault of theirs; the message has the last reason."""
 
 
+class ClusterLost(RanksearchError):
+    """The head of a Ray cluster, or Ray's process on this machine, is gone. What was finished is stored, and the same run goes on."""
+
+
 class StoreError(RanksearchError):
     """A store cannot be opened, read or written, or belongs to something else."""
 

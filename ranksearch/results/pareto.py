@@ -170,6 +170,36 @@ def gains(points: ArrayLike) -> np.ndarray:
     return found
 
 
+def growths(front: ArrayLike, candidates: ArrayLike) -> np.ndarray:
+    """What every candidate by itself would add to the hypervolume of a front, up to the reference 1 in every column.
+
+    Args:
+        front: all columns to be minimised, dominated rows allowed, shape: (n, m).
+        candidates: shape: (k, m).
+
+    Returns:
+        float64, shape: (k,).
+
+    With two columns all are computed at once, as the areas between each candidate's box and the steps of the front, O(n k); with others
+    each costs a hypervolume.
+    """
+    candidates = np.array(candidates, dtype=np.float64)
+    size = candidates.shape[1]
+    points = np.array(front, dtype=np.float64).reshape(-1, size)
+    points = points[(points < 1.0).all(axis=1)]
+    points = points[_front(points)]
+    if size != 2:
+        reference, directions = np.ones(size), ["min"] * size
+        volume = hypervolume(points, reference, directions)  # type: ignore[arg-type]
+        volumes = [hypervolume(np.vstack([points, row]), reference, directions) for row in candidates]  # type: ignore[arg-type]
+        return np.array(volumes) - volume
+    steps = points[np.lexsort((points[:, 1], points[:, 0]))]
+    left, right = np.append(-np.inf, steps[:, 0]), np.append(steps[:, 0], 1.0)
+    height = np.append(1.0, steps[:, 1])  # of what is not dominated, from left to right
+    widths = np.clip(right - np.maximum(left, candidates[:, [0]]), 0.0, None)
+    return (widths * np.clip(height - candidates[:, [1]], 0.0, None)).sum(axis=1)
+
+
 def knee(values: ArrayLike, directions: Sequence[Direction]) -> int:
     """Index of the knee: the row of the front that lies farthest from the hyperplane through the front's extremes,
     on the side of the ideal point, with every objective scaled to [0, 1] over the front.

@@ -12,11 +12,13 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from ranksearch.errors import RanksearchError
 from ranksearch.runners._dispatch import Dispatcher
+from ranksearch.runners._lifeline import Lifeline
 from ranksearch.runners._watchdog import Limits
 
 RESIZE = 5.0  # seconds between two looks at how large the cluster is
@@ -93,6 +95,21 @@ def _soften(controller: Any) -> None:
         known(tracked_actor_task=tracked_actor_task, exception=exception)
 
     manager._actor_task_failed = failed
+
+
+class Pulse(Callback):
+    """Ends a run that has lost its cluster, at the next step of Tune's controller: ten times a second where nothing happens."""
+
+    def __init__(self, lifeline: Lifeline) -> None:
+        self._lifeline = lifeline
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        with aborting():
+            self._lifeline.check()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles its experiment, which is never restored; a thread cannot be pickled."""
+        return Callback, ()
 
 
 class Bridge(Searcher):

@@ -39,6 +39,36 @@ def quiet(name: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
+@contextlib.contextmanager
+def loopback() -> Iterator[None]:
+    """A Ray that is started in the block listens on this machine's loopback alone. It does so by itself where it is not made for clusters;
+    elsewhere its ports are open on all interfaces, and whoever reaches them runs code."""
+    import ray._private.ray_constants as constants
+
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with environment({constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):  # for the processes that it starts
+            yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def unechoed() -> Iterator[None]:
+    """In the block Ray does not print here what its other processes say: of one that was killed it is some fifty lines of its log, on
+    standard output."""
+    import ray._private.worker as worker
+
+    name = "print_to_stdstream"
+    before = getattr(worker, name, None)  # None: another Ray
+    setattr(worker, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(worker, name, before)
+
+
 def uninterrupted(action: Callable[[], object]) -> None:
     """Do something that must not be cut in half: a signal that stops the process and comes meanwhile is raised right after it. What
     handles these signals is then what it was before, whatever ``action`` has put there. Outside the main thread, where none

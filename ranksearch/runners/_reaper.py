@@ -1,5 +1,6 @@
-"""When the driver is killed, Ray's workers end with it, but two of Ray's helper processes and the temporary folder may not. A
-process of a few lines waits for the driver's end and removes them. It works on Linux; elsewhere nothing is done."""
+"""When the driver is killed, Ray's workers end with it, but two of Ray's helper processes and the temporary folder may not; when Ray's
+own head is killed, its workers may not. A process of a few lines waits for that and removes what is left. It works on Linux; elsewhere
+nothing is done."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 MARK = "RANKSEARCH_RUN"  # in the environment of every process of a run: its temporary folder
 GRACE = 3.0  # seconds that Ray's processes have to end by themselves
@@ -15,9 +16,14 @@ GRACE = 3.0  # seconds that Ray's processes have to end by themselves
 CODE = """
 import os, shutil, signal, sys, time
 folder, mark, grace = sys.argv[1], sys.argv[2], float(sys.argv[3])
-if sys.stdin.buffer.read(1):  # the run ended as it should; end of file: the driver is gone
+spared = {os.getpid()}
+said = sys.stdin.buffer.read(1)
+if said == b".":  # the run ended as it should
     sys.exit()
-time.sleep(grace)
+if said:  # the driver lives on, without Ray
+    spared.add(int(sys.argv[4]))
+else:  # the driver is gone
+    time.sleep(grace)
 wanted = f"{mark}={folder}".encode()
 
 def ours(process):
@@ -39,7 +45,7 @@ for _ in range(20):
     found = False
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if int(pid) != os.getpid() and ours("/proc/" + pid):
+            if int(pid) not in spared and ours("/proc/" + pid):
                 os.kill(int(pid), signal.SIGKILL)
                 found = True
         except OSError:  # gone meanwhile, or another user's
@@ -52,25 +58,30 @@ shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def reaper(folder: str) -> Iterator[None]:
+def reaper(folder: str) -> Iterator[Callable[[], None]]:
     """While the block lasts, the end of this process is also the end of ``folder`` and of all processes that were started meanwhile
-    and inherited the environment.
+    and inherited the environment. What the block is given ends them at once, where this process lives on and Ray cannot end them.
 
     Args:
         folder: temporary folder of the run; marks its processes, so it must be this run's alone.
     """
     if not sys.platform.startswith("linux"):
-        yield
+        yield lambda: None
         return
     # a session of its own: an interrupt from the terminal is not for it
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", CODE, folder, MARK, str(GRACE)],
+        [sys.executable, "-I", "-S", "-c", CODE, folder, MARK, str(GRACE), str(os.getpid())],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     os.environ[MARK] = folder
     try:
-        yield
+        yield lambda: _say(process, b"!")
     finally:
         os.environ.pop(MARK, None)
+        _say(process, b".")
+
+
+def _say(process: subprocess.Popen[bytes], word: bytes) -> None:
+    if process.poll() is None:
         with contextlib.suppress(BrokenPipeError):  # somebody has ended it
-            process.communicate(b".")
+            process.communicate(word)

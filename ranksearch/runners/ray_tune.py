@@ -21,16 +21,18 @@ from typing import Any, Self
 import numpy as np
 
 from ranksearch import checks
-from ranksearch.errors import InvalidArgument, RanksearchError, RanksearchWarning
+from ranksearch.errors import ClusterLost, InvalidArgument, RanksearchError, RanksearchWarning
 from ranksearch.evaluation.request import Evaluate
 from ranksearch.runners._address import checked_address
 from ranksearch.runners._base import Judge, Propose, Report, Runner
 from ranksearch.runners._dispatch import BACKOFF, RETRIES, Dispatcher
-from ranksearch.runners._process import cores, environment, quiet, uninterrupted
+from ranksearch.runners._lifeline import Lifeline, Place
+from ranksearch.runners._process import cores, environment, loopback, quiet, unechoed, uninterrupted
 from ranksearch.runners._reaper import reaper
 from ranksearch.runners._watchdog import Limits
 
 LOCAL = "local"
+PATIENCE = 10.0  # seconds that the head of a cluster may be away
 PENDING = 1000  # trials that Tune may have waiting, in a cluster
 STORE_LEAST = 128 * 2**20  # bytes of Ray's object store when it holds next to nothing
 SETTINGS = {
@@ -108,12 +110,13 @@ class RayTuneRunner(Runner):
 
         Raises:
             RanksearchError: workers cannot load the evaluator, or no machine has room for a worker.
+            ClusterLost: the head of the cluster, or Ray's process on this machine, has gone, which takes a few seconds to find out.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
-        from ranksearch.runners._bridge import Abort, Bridge, Watch
+        from ranksearch.runners._bridge import Bridge, Watch
         from ranksearch.runners._worker import pickled
 
         pieces = pickled(evaluate, self.by_value)
@@ -123,9 +126,12 @@ class RayTuneRunner(Runner):
             folder = tempfile.mkdtemp(prefix="ranksearch-")
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             ours = not ray.is_initialized()
+            lifeline = stack.enter_context(self._lifeline(ours))
             if ours:
-                stack.enter_context(reaper(folder))
+                stack.enter_context(unechoed())
+                end_all = stack.enter_context(reaper(folder))
                 stack.callback(uninterrupted, ray.shutdown)
+                stack.callback(lambda: lifeline.lost and self.address is None and end_all())
                 uninterrupted(lambda: self._start(folder, sum(piece.nbytes for piece in pieces)))
             threads = self._fit(ray)
             # the dispatcher has no more out than there are workers; how many there may be is not known where machines may join
@@ -136,15 +142,19 @@ class RayTuneRunner(Runner):
             verdicts.mkdir(mode=0o700)
             resize = (lambda: self._resized(ray)) if not ours or self.address else None
             bridge = Bridge(dispatcher, watch, self.limits, verdicts, resize)
+            given = {"pieces": pieces, "threads": threads, "limits": self.limits, "verdicts": str(verdicts)}
             try:
-                given = {"pieces": pieces, "threads": threads, "limits": self.limits, "verdicts": str(verdicts)}
-                self._tune(folder, given, bridge, watch)
+                with lifeline.watching(_places(ray)):
+                    self._tune(folder, given, bridge, watch, lifeline)
             except BaseException as error:
-                if not ours:
+                if not ours and lifeline.lost is None:
                     uninterrupted(watch.end_workers)
-                if isinstance(error, Abort):
-                    raise error.cause from None
-                raise
+                raise _cause(error, lifeline.lost) from None
+
+    def _lifeline(self, ours: bool) -> Lifeline:
+        if ours and self.address is None:  # nobody restarts it
+            return Lifeline(patience=0.0, remedy="")
+        return Lifeline(patience=PATIENCE, remedy="start the cluster and ")
 
     def _resized(self, ray: Any) -> int:
         """How many workers the cluster has room for by now."""
@@ -167,11 +177,12 @@ class RayTuneRunner(Runner):
             return
         # sockets live in the folder, and their paths must stay under 107 characters; Ray opens its own to everybody, so it is within ours
         place = {"_temp_dir": f"{folder}/r"} if len(folder) < 38 else {}
-        ray.init(
-            address=LOCAL,  # a new one, whatever RAY_ADDRESS says
-            num_cpus=max(cores(), int(np.ceil(self.workers * self.cpus_per_worker))), include_dashboard=False,
-            object_store_memory=max(STORE_LEAST, int(size * 1.25) + STORE_LEAST // 2), **place, **quiet,
-        )  # fmt: skip
+        with loopback():
+            ray.init(
+                address=LOCAL,  # a new one, whatever RAY_ADDRESS says
+                num_cpus=max(cores(), int(np.ceil(self.workers * self.cpus_per_worker))), include_dashboard=False,
+                object_store_memory=max(STORE_LEAST, int(size * 1.25) + STORE_LEAST // 2), **place, **quiet,
+            )  # fmt: skip
 
     def _fit(self, ray: Any) -> int:
         """Settle ``workers`` by what the cluster has; returns the PyTorch threads of each."""
@@ -203,9 +214,10 @@ class RayTuneRunner(Runner):
         room = int(cpus / self.cpus_per_worker + 1e-9)
         return min(room, _on_gpus(gpus, self.gpus_per_worker)) if self.gpus_per_worker else room
 
-    def _tune(self, folder: str, given: Mapping[str, Any], bridge: Any, watch: Any) -> None:
+    def _tune(self, folder: str, given: Mapping[str, Any], bridge: Any, watch: Any, lifeline: Lifeline) -> None:
         from ray import tune
 
+        from ranksearch.runners._bridge import Pulse
         from ranksearch.runners._worker import Worker
 
         resources = {"cpu": self.cpus_per_worker} | ({"gpu": self.gpus_per_worker} if self.gpus_per_worker else {})
@@ -218,9 +230,28 @@ class RayTuneRunner(Runner):
                 trial_name_creator=lambda trial: trial.trial_id, trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                name="run", storage_path=folder, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+                name="run", storage_path=folder, verbose=0, callbacks=[Pulse(lifeline)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()  # fmt: skip
+
+
+def _places(ray: Any) -> dict[str, Place]:
+    """Where Ray's processes listen without which this one cannot go on."""
+    context = ray.get_runtime_context()
+    node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    host, _, port = context.gcs_address.rpartition(":")
+    head = (host.strip("[]"), int(port))
+    return {"the head of Ray": head, "Ray on this machine": (node["NodeManagerAddress"], node["NodeManagerPort"])}
+
+
+def _cause(error: BaseException, lost: ClusterLost | None) -> BaseException:
+    """Why a run has ended: what Tune passed through; that Ray is gone, where Tune has failed for that."""
+    from ranksearch.runners._bridge import Abort
+
+    if isinstance(error, Abort):
+        return error.cause
+    return error if lost is None or not isinstance(error, Exception) else lost
 
 
 def _cluster(address: str | None) -> str | None:

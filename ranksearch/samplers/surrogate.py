@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import moocore
 import numpy as np
 
 from ranksearch import checks
@@ -15,7 +14,7 @@ from ranksearch.allocators import Additive, lagrangian_hull
 from ranksearch.allocators import Problem as Allocating
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.proxies import Energy, Frobenius
-from ranksearch.results.pareto import non_dominated
+from ranksearch.results.pareto import growths, non_dominated
 from ranksearch.samplers.problem import Problem
 from ranksearch.samplers.sampler import Sampler
 from ranksearch.space.table import Table
@@ -58,6 +57,7 @@ class Surrogate(Sampler):
 
     def _begin(self, seed: int) -> None:
         self._observed: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # indices and values
+        self._best: list[tuple[np.ndarray, np.ndarray]] | None = []  # of these the front; None: to be found anew
         self._failed: set[bytes] = set()
         self._flying: dict[bytes, np.ndarray] = {}
         self._solved: _Solved | None = None  # until enough has been observed
@@ -81,7 +81,8 @@ class Surrogate(Sampler):
             return self._additive()
         if self._solved is None:
             self._solved = self._solve(self.problem, self._curves)
-        best = self._solved.best(self._front(), list(self._flying.values()), exclude=self._taken())
+        front = np.array([values for _, values in self._front()]).reshape(-1, self.n_objectives)
+        best = self._solved.best(front, list(self._flying.values()), taken=self._taken)
         if best is None:
             self._solved, self._barren = None, self._barren + 1
             return self._neighbour()
@@ -97,14 +98,22 @@ class Surrogate(Sampler):
             return
         if key in self._observed and np.array_equal(self._observed[key][1], values):
             return  # the answer to a duplicate
-        self._observed[key] = (indices, np.array(values))
+        row = (indices, np.array(values))
+        self._best = None if key in self._observed or self._best is None else _front_of([*self._best, row])
+        self._observed[key] = row
         self._barren = 0
         self._stale += 1
         if self._stale > len(self._observed) // 50:
             self._solved, self._stale = None, 0
 
-    def _taken(self) -> set[bytes]:
-        return {*self._observed, *self._failed, *self._flying}
+    def _taken(self, key: bytes) -> bool:
+        return key in self._observed or key in self._failed or key in self._flying
+
+    def _front(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Indices and values of what nothing observed dominates."""
+        if self._best is None:
+            self._best = _front_of(list(self._observed.values()))
+        return self._best
 
     def _remembered(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices and values that models are fitted to: the front, and the latest."""
@@ -119,10 +128,6 @@ class Surrogate(Sampler):
         return indices, values
 
     # -- where the space is known ------------------------------------------------------------------------------
-
-    def _front(self) -> np.ndarray:
-        values = np.array([values for _, values in self._observed.values()]).reshape(-1, self.n_objectives)
-        return values[_best(values)]
 
     def _dense(self) -> np.ndarray:
         """Values of the dense network, or the best of each that is known."""
@@ -163,15 +168,14 @@ class Surrogate(Sampler):
         shape = np.array(self.shape)
         if not self._observed:
             return self._rng.integers(0, shape)
-        rows, taken = list(self._observed.values()), self._taken()
-        front = np.flatnonzero(_best(np.array([values for _, values in rows])))
-        indices = rows[0][0]
+        front = self._front()
+        indices = front[0][0]
         for tried in range(NEIGHBOURS):
-            indices = rows[int(self._rng.choice(front))][0].copy()
+            indices = front[int(self._rng.integers(len(front)))][0].copy()
             changed = self._rng.random(len(shape)) < tried / NEIGHBOURS
             changed[self._rng.integers(len(shape))] = True
             indices[changed] = self._rng.integers(0, shape[changed])
-            if indices.tobytes() not in taken and self._admissible(indices):
+            if not self._taken(indices.tobytes()) and self._admissible(indices):
                 break
         return indices
 
@@ -191,9 +195,10 @@ class _Solved:
         expected = np.array([_expected(scale, model, parameters, candidates) for parameters in drawn])
         return cls(scale, candidates, expected, model, set())
 
-    def best(self, front: np.ndarray, flying: Sequence[np.ndarray], *, exclude: set[bytes]) -> np.ndarray | None:
+    def best(self, front: np.ndarray, flying: Sequence[np.ndarray], *, taken: Callable[[bytes], bool]) -> np.ndarray | None:
         """The candidate with which the hypervolume is expected to grow most; None where none is left."""
-        free = np.array([key not in exclude and key not in self.refused for key in (row.tobytes() for row in self.candidates)], dtype=bool)
+        keys = (row.tobytes() for row in self.candidates)
+        free = np.array([key not in self.refused and not taken(key) for key in keys], dtype=bool)
         left = np.flatnonzero(free)
         if not len(left):
             return None
@@ -201,29 +206,24 @@ class _Solved:
         if flying:
             soon = _expected(self.scale, self.model, self.model.mean, np.array(flying))
             points = np.concatenate([points, soon])
-        points = points[(points < 1).all(axis=1)]
-        volume = _volume(points)
-        likely = np.array([_volume(np.concatenate([points, self.expected[0, [i]]])) for i in left])
-        chance = np.array([_volume(np.concatenate([points, self.expected[-1, [i]]])) for i in left])
-        finalists = left[np.argsort(-(likely + chance), kind="stable")[:FINALISTS]]
-        growth = [np.mean([_volume(np.concatenate([points, of[[i]]])) for of in self.expected]) - volume for i in finalists]
+        sums = growths(points, self.expected[0, left]) + growths(points, self.expected[-1, left])
+        finalists = left[np.argsort(-sums, kind="stable")[:FINALISTS]]
+        expected = self.expected[:, finalists]
+        growth = growths(points, expected.reshape(-1, expected.shape[2])).reshape(expected.shape[:2]).mean(axis=0)
         if max(growth) <= 0:  # nothing is expected to grow: what the most likely model puts nearest to it
             return self.candidates[left[int(np.argmin(self.expected[0, left].max(axis=1)))]].copy()
         return self.candidates[finalists[int(np.argmax(growth))]].copy()
+
+
+def _front_of(rows: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of indices and values that no other dominates, in their order."""
+    return [rows[i] for i in np.flatnonzero(_best(np.array([values for _, values in rows])))] if rows else []
 
 
 def _best(values: np.ndarray) -> np.ndarray:
     """Which rows are on the front, bool, shape: (n,)."""
     directions: list[Literal["min", "max"]] = ["min" for _ in range(values.shape[1])]
     return non_dominated(values, directions)
-
-
-def _volume(points: np.ndarray) -> float:
-    """Hypervolume up to 1 in every column."""
-    inside = points[(points < 1).all(axis=1)]
-    if not len(inside):
-        return 0.0
-    return float(1 - inside.min()) if inside.shape[1] == 1 else float(moocore.hypervolume(inside, ref=1.0))
 
 
 @dataclass(frozen=True)

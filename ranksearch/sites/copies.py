@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ranksearch.errors import InvalidModel
+from ranksearch.printable import shortened
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
@@ -25,7 +26,12 @@ _MODULE = frozenset(vars(nn.Module()))  # what every module has
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network itself where ``model`` is a wrapper around it: what ``torch.compile`` gives, and torch's parallel modules. Where
     such wrappers are inside it, a copy without them that shares the parameters' memory. Paths have no ``_orig_mod.`` or
-    ``module.`` then, and what is found fits the plain network."""
+    ``module.`` then, and what is found fits the plain network.
+
+    Raises:
+        InvalidModel: it is no module."""
+    if not isinstance(model, nn.Module):
+        raise InvalidModel(f"model={shortened(repr(model), 80)} is of type {type(model).__name__}: give a torch.nn.Module")
     while (inner := _wrapped(model)) is not None:
         model = inner
     wrappers = [module for module in model.modules() if _wrapped(module) is not None]

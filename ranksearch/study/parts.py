@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ranksearch.costs import CostModel, DenseNetwork, network_cost
+from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator
 from ranksearch.home import home
 from ranksearch.search.events import Announced, Profiled
@@ -132,7 +133,10 @@ class Parts:
 
     @property
     def _measured(self) -> str:
-        return self.task.fingerprint() + space_metric.settings(self.spec.metric, self.spec.calibration, self.task)
+        of_task = self.task.fingerprint()
+        if not isinstance(of_task, str):
+            raise InvalidArgument(f"{type(self.task).__name__}.fingerprint() gives {of_task!r}: give a text that tells it from other tasks")
+        return of_task + space_metric.settings(self.spec.metric, self.spec.calibration, self.task)
 
     def check_unchanged(self) -> None:
         """Refuse a model that was changed in place since the study looked at it first: what is computed of its sites would be

@@ -69,8 +69,10 @@ def checked(stages: Sequence[Stage], fidelity: Fidelity | None) -> tuple[tuple[S
     """The stages of a study, and its fidelity, which is that of the last.
 
     Raises:
-        InvalidArgument: what is no `Stage`, two of one fidelity, proxies that are not first, a last stage without a `Fidelity`, or
-            another fidelity than the last stage's."""
+        InvalidArgument: what is no `Stage` or no `Fidelity`, two of one fidelity, proxies that are not first, a last stage without a
+            `Fidelity`, or another fidelity than the last stage's."""
+    if not isinstance(fidelity, (Fidelity, type(None))):
+        raise InvalidArgument(f"fidelity={fidelity!r:.80} is none; give Fidelity(epochs=..., recalibration=...)")
     wrong = [stage for stage in stages if not isinstance(stage, Stage)]
     if wrong:
         raise InvalidArgument(f"stages: {wrong[0]!r:.80} is no Stage; give Stage(fidelity, trials)")

@@ -101,7 +101,7 @@ class Study(Parts):
         stages: Sequence[Stage] = (),
         device: str | torch.device | None = None,
     ) -> None:
-        if not name or any(c in name for c in "/\\:\0") or name.startswith("."):
+        if not isinstance(name, str) or not name.isprintable() or not name or any(c in name for c in "/\\:") or name.startswith("."):
             raise InvalidArgument(f"name={name!r}: give letters, digits, '-' or '_'; it names the store's file")
         self.name = name
         self.model = unwrapped(model)

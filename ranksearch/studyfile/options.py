@@ -155,7 +155,13 @@ def _option(path: Path, name: str, parameter: inspect.Parameter, hint: Any) -> D
         spelled = getattr(hint, "__name__", None) or str(hint)
         raise StudyFileError(f"{path}: parameter {parameter.name!r} of {name}() has type {spelled}; an option is one of {_names()}")
     required = parameter.default is parameter.empty
-    return DeclaredOption(parameter.name, kind, text, required, None if required else parameter.default, choices, optional)
+    option = DeclaredOption(parameter.name, kind, text, required, None if required else parameter.default, choices, optional)
+    if not required:
+        try:
+            option.convert(option.default)
+        except InvalidArgument as error:
+            raise StudyFileError(f"{path}: the default of {name}(): {error}") from error
+    return option
 
 
 def _names() -> str:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.results.pareto import hypervolume, knee, non_dominated, relative_hypervolume, spread_front
+from ranksearch.results.pareto import growths, hypervolume, knee, non_dominated, relative_hypervolume, spread_front
 
 # small integers, so that ties and duplicates are common
 points = st.integers(1, 4).flatmap(
@@ -169,3 +169,16 @@ def test_a_spread_front_begins_with_the_most_hypervolume_and_has_no_row_twice() 
     assert spread_front([[1.0, 0.0], [0.0, 1.0]], 1) == [0]  # of rows that add the same, the first
     assert sorted(spread_front([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], 3)) == [0, 1, 2]  # equal in one objective alone
     assert spread_front([[0.0, 1.0], [0.6, 0.6], [1.0, 0.0]], 1) == [1]  # the reference is a tenth beyond the ends, which count little
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_growths_are_differences_of_hypervolumes(size: int) -> None:
+    rng, directions = np.random.default_rng(0), ["min"] * size
+    for count in (0, 1, 2, 12):
+        front, candidates = rng.uniform(-0.2, 1.3, (count, size)), rng.uniform(-0.2, 1.3, (30, size))
+        candidates[:count] = front  # equal rows add nothing
+        before = hypervolume(front, np.ones(size), directions)
+        found = growths(front, candidates)
+        expected = [hypervolume(np.vstack([front, row]), np.ones(size), directions) - before for row in candidates]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+        assert (found[:count] <= 1e-12).all() and (found >= -1e-12).all() and (count == 12 or found.max() > 0)

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
@@ -397,6 +398,20 @@ def remaining(marker: str) -> list[str]:
     return found
 
 
+def listening(marker: str) -> set[str]:
+    """The addresses at which these processes listen, as the kernel spells them, in hexadecimal."""
+    inodes: set[str] = set()
+    for process in remaining(marker):
+        for link in Path("/proc", process.split()[0], "fd").iterdir():
+            try:
+                if (found := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(link))) is not None:
+                    inodes.add(found[1])
+            except OSError:  # closed meanwhile
+                continue
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -435,6 +450,8 @@ def test_an_interrupt_comes_through_soon_and_leaves_nothing(tmp_path: Path, temp
 def test_killing_the_driver_leaves_no_process(tmp_path: Path, temporary: str) -> None:
     process, pids = launch(tmp_path, temporary, 600.0)
     assert wait_for(pids.exists, 90), "no evaluation has started"
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert (found := listening(temporary)) and found <= loopback, found
     assert [path.stat().st_mode & 0o777 for path in Path(temporary).glob("ranksearch-*")] == [0o700], "others see nothing of it"
     process.kill()
     process.communicate(30)

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import nn
 
-from ranksearch.errors import InfeasibleBudget, InvalidArgument, InvalidModel, StoreError
+from ranksearch.errors import InfeasibleBudget, InvalidArgument, InvalidModel, RanksearchError, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
 from ranksearch.proxies import PROXIES, free_proxies
 from ranksearch.search.events import Announced
@@ -145,6 +145,38 @@ def test_seeds_that_no_generator_takes_are_refused() -> None:
             make(seed=seed)
         with pytest.raises(InvalidArgument, match=r"^seed="):
             make().train_supernet(seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"model": None}, "model=None is of type NoneType"), ({"model": torch.relu}, "give a torch.nn.Module"),
+        ({"fidelity": 3}, "fidelity=3 is none"), ({"fidelity": "full"}, "fidelity='full' is none"), ({"name": "a\udcff"}, "name="),
+        ({"name": None}, "name=None"), ({"space": 3}, "space=3"), ({"task": None}, "NoneType.metrics"),
+    ],
+)  # fmt: skip
+def test_what_is_of_another_type_is_refused(wrong: dict, said: str) -> None:
+    with pytest.raises(RanksearchError, match=said):
+        make().replace(**wrong)
+
+
+@pytest.mark.parametrize(("method", "said"), [("example", "holds no tensor with a batch"), ("fingerprint", r"fingerprint\(\) gives None")])
+def test_tasks_that_say_nothing_are_refused(method: str, said: str, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make(store=store)
+    monkeypatch.setattr(type(study.task), method, lambda self: None)
+    with pytest.raises(RanksearchError, match=said):
+        _run(study)
+    assert not Path(store).exists()
+
+
+def test_the_same_seed_and_one_worker_give_the_same_front_bit_for_bit(tmp_path: Path) -> None:
+    found = []
+    for number in range(2):
+        study = make(store=str(tmp_path / f"{number}.db")).replace(fidelity=Fidelity(epochs=0, recalibration=1))
+        _run(study, 12)
+        front = study.front(all=True)
+        found.append(front.drop(columns=["seconds"]).sort_values("id").to_csv(index=False, float_format="%.17g"))
+    assert found[0] == found[1] and found[0].count("\n") == 13
 
 
 def test_one_objective_or_constraint_may_be_a_string(store: str) -> None:

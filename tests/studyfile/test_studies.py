@@ -149,6 +149,8 @@ def test_an_object_is_a_study_too(tmp_path):
         ("def study(*, x): ...\n", "parameter 'x' of study\\(\\) has no type"),
         ("def study(*, x: list = ()): ...\n", "parameter 'x' of study\\(\\) has type list"),
         ("def study(*, x: int | str = 1): ...\n", "parameter 'x' of study"),
+        ("from typing import Literal\n    def study(*, x: Literal['a', 'b'] = 'c'): ...\n", "the default of study.*'c' is not one of a, b"),
+        ("def study(*, x: int = 1.5): ...\n", "the default of study.*1.5 is not a whole number"),
         ("def study(*args: int): ...\n", r"takes \*args"),
         ("def study(**options: int): ...\n", r"takes \*\*options"),
         ("def study(*, x: 'Missing' = 1): ...\n", "annotations of study\\(\\) cannot be read: NameError"),
