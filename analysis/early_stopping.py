@@ -165,7 +165,8 @@ def of_bench(bench: RankBench) -> list[Tabulated]:
     dense = bench.evaluate(bench.space.dense)
     epochs = sorted(float(e) for e in whole["epochs"].unique() if e > 0)
     tables = []
-    for _, of_seed in whole[whole["epochs"] > 0].sort_values(["row", "epochs"]).groupby("seed"):
+    trained = whole.loc[whole["epochs"] > 0].sort_values(by=["row", "epochs"])
+    for _, of_seed in trained.groupby("seed"):
         curves = [signs * curve[list(OBJECTIVES)].to_numpy(dtype=np.float64) for _, curve in of_seed.groupby("row")]
         runs = [Run(curve.tolist(), epochs[-1]) for curve in curves]
         tables.append(Tabulated(constant, epochs, (signs * [dense[name] for name in OBJECTIVES]).tolist(), runs))
