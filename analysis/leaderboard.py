@@ -39,7 +39,6 @@ RECOMBINED = ("near", "far", "uniform")  # rows that come in families
 STAGES = (("conv1", "layer1"), ("layer2",), ("layer3", "linear"))  # that are recombined, see `rankbench.py`
 BY_MEASURING = ("refined", "searched")  # rows that were chosen by what others had measured
 SAMPLERS = ("surrogate", "nsga2", "nsga3", "tpe", "gp", "random", "starts", "surrogate alone", "nsga2 alone", "random alone")
-SLOW = {"gp": 1, "tpe": 3}  # seeds at most
 
 
 def scores_of(bench: RankBench) -> dict[str, pd.Series]:
@@ -139,7 +138,7 @@ def samplers_table(kept: Kept, names: Sequence[str], *, trials: int, seeds: int,
     with tempfile.TemporaryDirectory() as folder:
         shared = Shared(Path(folder) / "kept.json", Case.of_bench(kept.bench))
         for name in names:
-            count = 1 if name == "starts" else min(seeds, SLOW.get(name, seeds))
+            count = 1 if name == "starts" else seeds
             for seed in range(count):
                 if (key := f"{name}, {trials} trials, seed {seed}") not in kept.curves:
                     if time.monotonic() > end:

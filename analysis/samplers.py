@@ -171,10 +171,16 @@ class InTurn(Runner):
 
 def search(kept: Kept, name: str, *, trials: int, seed: int, where: Sequence[str]) -> tuple[np.ndarray, np.ndarray, float]:
     """Hypervolume after each evaluation, down to worthless metrics and to half of the dense network's, and seconds per proposal."""
+    outcomes, seconds = outcomes_of(kept, name, trials=trials, seed=seed, where=where)
+    return curve(kept.case, outcomes), curve(kept.case, outcomes, worst=0.5), seconds
+
+
+def outcomes_of(kept: Kept, name: str, *, trials: int, seed: int, where: Sequence[str]) -> tuple[list[Outcome], float]:
+    """What a search evaluates, in its order, and seconds per proposal."""
     case = kept.case
     limits = upper_limits(case.space, Condition.parse_all(where))
     if name == "starts":
-        return *_curves(case, _starts(kept, limits, trials)), 0.0
+        return _starts(kept, limits, trials), 0.0
     alone = name.endswith(" alone")
     sampler, proxies, portfolio = BY_NAME[name.removesuffix(" alone")], () if alone else free_proxies(), None if alone else kept.portfolio
     run = SearchRun(
@@ -185,11 +191,7 @@ def search(kept: Kept, name: str, *, trials: int, seed: int, where: Sequence[str
         place = Path(folder) / "s.db"
         with Store.open(place, study="s", fingerprint="f", create=True, write=True) as store:
             run.run(store, runner, lambda event: None)
-    return *_curves(case, runner.outcomes), runner.seconds / len(runner.outcomes)
-
-
-def _curves(case: Case, outcomes: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
-    return curve(case, outcomes), curve(case, outcomes, worst=0.5)
+    return runner.outcomes, runner.seconds / len(runner.outcomes)
 
 
 def _starts(kept: Kept, limits: Mapping[str, Amount], trials: int) -> list[Outcome]:

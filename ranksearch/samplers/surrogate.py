@@ -24,7 +24,8 @@ REMEMBERED = 400  # observations that models are fitted to: the front and the la
 POINTS = 24  # of every solved front
 FINALISTS = 32  # whose expected growth of the hypervolume is computed over all draws
 WITHIN, SECONDS = 12, 0.1  # optima within limits and shares of them, over all fronts; and what HiGHS may take for each
-USEFUL = 0.5  # of the largest loss seen: networks that lost more are worth nothing
+USEFUL = 0.5  # of the largest loss seen: networks that lost more are worth nothing, of metrics without a worst value
+FEWEST = 4  # starts, where they are half of the trials at most: what the links of a model are fitted to first
 FLOOR = 0.02  # of the 0.9 quantile of rises: smaller differences are taken for noise
 NEIGHBOURS = 64  # of the front that are tried, farther and farther away, where all that was solved is known
 BARREN = 2  # times that fronts are solved without anything new on them, before more is observed
@@ -43,7 +44,8 @@ class Surrogate(Sampler):
     Args:
         draws: models drawn for the expectation.
         fronts: models whose fronts are solved, the most likely one among them.
-        start_share: of the trials that starts may take before the sampler is asked.
+        start_share: of the trials that starts may take before the sampler is asked; above 0 at least `FEWEST`, as far as these are no more
+            than half. The model knows what the others lost without training, and proposes what it expects more of.
 
     Raises:
         InvalidArgument: ``draws`` or ``fronts`` below 1, or ``start_share`` not between 0 and 1.
@@ -51,9 +53,12 @@ class Surrogate(Sampler):
 
     name = "surrogate"
 
-    def __init__(self, *, draws: int = 16, fronts: int = 8, start_share: float = 0.25) -> None:
+    def __init__(self, *, draws: int = 16, fronts: int = 8, start_share: float = 0.1) -> None:
         self.draws, self.fronts = checks.whole("draws", draws, least=1), checks.whole("fronts", fronts, least=1)
         self.start_share = checks.fraction("start_share", start_share, hint="a share of the trials")
+
+    def starts(self, trials: int) -> int:
+        return max(super().starts(trials), min(FEWEST, trials // 2) if self.start_share else 0)
 
     def _begin(self, seed: int) -> None:
         self._observed: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # indices and values
@@ -229,8 +234,9 @@ def _best(values: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class _Scale:
     """From values to what hypervolume is taken of: 1 and more is worth nothing. Costs are shares of the dense network's. Metrics are what
-    is lost against the dense network, in units of half of the largest loss seen: networks so small that they know nothing any more
-    would fill a hypervolume and be of no use to anybody."""
+    is lost against the dense network, in the units of `ranksearch.results.pareto.relative_hypervolume`: in shares of its value, so that a
+    metric of which more is better is worth nothing at 0, whatever was seen of it so far. Others have no worst value; their unit is half of
+    the largest loss seen where that is more."""
 
     problem: Problem
     dense: np.ndarray
@@ -239,7 +245,8 @@ class _Scale:
     @classmethod
     def of(cls, problem: Problem, values: np.ndarray, dense: np.ndarray) -> _Scale:
         most = (values - dense).max(axis=0, initial=0.0)
-        return cls(problem, dense, np.where(most > 0, USEFUL * most, np.where(dense == 0, 1.0, np.abs(dense))))
+        share = np.where(dense < 0, 0.0, USEFUL)  # below 0: more is better
+        return cls(problem, dense, np.maximum(np.where(dense == 0, 1.0, np.abs(dense)), share * most))
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         scaled = np.array(values, dtype=np.float64).reshape(-1, len(self.unit))
@@ -279,9 +286,7 @@ def _observations(problem: Problem, indices: np.ndarray, rises: np.ndarray) -> O
     )  # fmt: skip
 
 
-def _fronts(
-    problem: Problem, model: LossModel, parameters: np.ndarray, random: np.random.Generator, *, limited: int
-) -> list[np.ndarray]:
+def _fronts(problem: Problem, model: LossModel, parameters: np.ndarray, random: np.random.Generator, *, limited: int) -> list[np.ndarray]:
     """Exact optima of a model: points of its convex front for every cost alone and one random mixture of them, its optimum within the
     limits, and up to ``limited`` in all within random shares of them."""
     space, table = problem.space, model.table(parameters)

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
+from ranksearch.rankbench import load
 from ranksearch.schedulers import ASHA, NoStopping, ParetoASHA
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "early_stopping.py"
@@ -49,5 +51,18 @@ def test_who_is_stopped_frees_its_worker(script: ModuleType, kind: type) -> None
 
 
 def test_the_table_has_a_row_for_each_scheduler(script: ModuleType) -> None:
-    lines = script.compared(table(script), [NoStopping(), ParetoASHA(first=1, eta=2)], seeds=3, workers=1)
+    lines = script.compared([table(script)], [NoStopping(), ParetoASHA(first=1, eta=2)], seeds=3, workers=1)
     assert len(lines) == 4 and lines[2].startswith("| `none` | 0 | 4 |") and lines[3].startswith("| `pareto_asha` |")
+
+
+def test_seeds_take_the_tables_in_turn_and_the_bench_has_one_per_seed(script: ModuleType) -> None:
+    other = script.Tabulated([False, True], [1.0, 9.0], [0.0, 1.0], table(script).runs[:2])
+    lines = script.compared([table(script), other], [NoStopping()], seeds=4, workers=1)
+    assert lines[2].startswith("| `none` | 0 | 3 |")  # four runs in two seeds, two in the others
+    bench = load("digits")
+    tables = script.of_bench(bench)
+    assert len(tables) == 3 and {len(t.runs) for t in tables} == {300} and tables[0].epochs == [1.0, 2.0, 4.0]
+    curve = bench.curves[(bench.curves["row"] == bench.curves["row"].min()) & (bench.curves["seed"] == 1) & (bench.curves["epochs"] > 0)]
+    values = np.array(tables[1].runs[0].values)
+    assert np.allclose(values[:, 0], -curve.sort_values("epochs")["accuracy"]) and tables[1].constant == [False, True, True]
+    assert set(values[:, 1]) == {float(bench.configurations["macs"][curve["row"].iloc[0]])}

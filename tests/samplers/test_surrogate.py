@@ -86,6 +86,28 @@ def test_what_was_measured_without_training_teaches_it() -> None:
     assert np.mean(gains) > 0
 
 
+def test_networks_far_below_those_seen_are_tried() -> None:
+    """How far down the front is of use does not hang on what was seen of it: told of networks near the dense one alone, it goes to small
+    ones first, which still know something and add most to the hypervolume."""
+    first = []
+    for seed in range(3):
+        of = space(8, 7, seed=seed)
+        value, rows = worth(of, seed=seed), of.sample(60, 3)
+        problem = Problem(of, ("accuracy", "macs", "params"), {}, rows, np.array([value(row)[0] + 0.9 for row in rows]))
+        sampler = Surrogate().start(of.shape, 3, seed=seed, admissible=lambda x: True, problem=problem)
+        near = [of.dense - np.eye(len(of.shape), dtype=np.int64)[site] for site in range(4)]
+        for row in (of.dense, *near):
+            sampler.observe(row, value(row))
+        assert min(value(row)[1] for row in near) > 0.9
+        first.append(value(sampler.propose()))
+    assert np.mean(first, axis=0)[1] < 0.5 and np.mean(first, axis=0)[0] < -0.4
+
+
+def test_starts_are_a_tenth_of_the_trials_and_at_least_a_few() -> None:
+    assert [Surrogate().starts(trials) for trials in (1, 2, 6, 8, 20, 40, 100)] == [0, 1, 3, 4, 4, 4, 10]
+    assert Surrogate(start_share=0.0).starts(40) == 0 and Surrogate(start_share=0.5).starts(40) == 20
+
+
 @pytest.mark.parametrize("share", [0.35, 0.6])
 def test_constraints_are_kept_and_used_up(share: float) -> None:
     of = space(6, 6)
