@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ranksearch.costs.narrower import Narrower
 from ranksearch.decompositions import DECOMPOSITIONS, KNOWN, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.results.names import unusable
@@ -25,6 +26,7 @@ class DenseNetwork:
     example: Any = None  # the input of one forward pass, for cost models that run the network; None: there is none
     batch_dim: BatchDim = 0  # along which dimension ``example`` stacks examples, see `find_sites`
     decompositions: Sequence[AnyDecomposition] = DECOMPOSITIONS  # the types that are to be chosen from
+    narrower: Narrower | None = None  # of its architecture, for cost models that measure networks
 
     @property
     def beside_sites(self) -> Cost:
