@@ -77,6 +77,11 @@ class CostModel(ABC):
         """Which options may stand on a ladder at all, as far as this cost is concerned; bool, shape: (n_ranks,)."""
         return np.ones(len(layer.ranks), dtype=bool)
 
+    def round_to(self, network: DenseNetwork) -> int | None:
+        """Of which multiple ranks may be at no price, as far as this cost is concerned; None: it does not say."""
+        del network
+        return None
+
     def of(self, network: DenseNetwork, known: Mapping[str, Any] | None = None, tell: Callable[[str], None] = lambda _: None) -> CostModel:
         """The cost model that `options`, `rest` and `offered` are asked of: this one, or, where something must be measured, one
         that has done so.

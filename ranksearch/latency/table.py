@@ -75,6 +75,7 @@ class LatencyTable:
     imported: bool = False  # measured elsewhere: nothing can be added to it here
     id: str = ""  # equal in tables that grew from one measurement
     narrower: tuple[NarrowerTimes, ...] = ()  # the widest first
+    round_to: int | None = None  # multiple of ranks that costs no time, see `ranksearch.latency.rounding`; None: nobody asked
 
     def layer(self, site: str) -> LayerTimes:
         """The times of a site.
@@ -109,8 +110,9 @@ class LatencyTable:
             for name, layer in self.layers.items()
         }
         plain = {k: getattr(self, k) for k in ("device", "threads", "runtime", "version", "batch", "imported", "id")}
-        rivals = {"narrower": [one.as_json() for one in self.narrower]} if self.narrower else {}
-        return {"schema": SCHEMA, **plain, "sites": dict(self.sites), "layers": layers, "correction": asdict(self.correction), **rivals}
+        more: dict[str, Any] = {"narrower": [one.as_json() for one in self.narrower]} if self.narrower else {}
+        more |= {"round_to": self.round_to} if self.round_to is not None else {}
+        return {"schema": SCHEMA, **plain, "sites": dict(self.sites), "layers": layers, "correction": asdict(self.correction), **more}
 
     @classmethod
     def from_json(cls, data: Any) -> LatencyTable:
@@ -127,7 +129,9 @@ class LatencyTable:
             }
             plain = {k: data[k] for k in ("device", "threads", "runtime", "version", "batch", "imported", "id")}
             narrower = tuple(NarrowerTimes.from_json(one) for one in data.get("narrower", ()))
-            correction = Correction(**data["correction"])
-            return cls(**plain, sites=dict(data["sites"]), layers=layers, correction=correction, narrower=narrower)
+            return cls(
+                **plain, sites=dict(data["sites"]), layers=layers, correction=Correction(**data["correction"]), narrower=narrower,
+                round_to=data.get("round_to"),
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidArgument(f"latency: the stored table cannot be read ({error}); measure again, with another store") from error
