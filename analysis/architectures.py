@@ -256,7 +256,8 @@ def main() -> None:
     for name in options.only or ARCHITECTURES:
         start = time.perf_counter()
         rows.append(examined(name, options.type, options.ask or list(COLUMNS)))
-        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        said = ", ".join(f"{column} {answer}" for column, answer in rows[-1].answers.items() if answer)
+        print(f"{name}: {time.perf_counter() - start:.0f} s, {said}", file=sys.stderr, flush=True)
     print("\n".join(markdown(rows)))
     good = sum(all(answer in ("", "yes", "as dense") for answer in row.answers.values()) for row in rows)
     print(f"\n{good} of {len(rows)} work in all columns (transformers {transformers.__version__}, torch {torch.__version__}).")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import torch
 
+from ranksearch.costs import Narrower
 from ranksearch.evaluation import Fidelity
 from ranksearch.study import Study
 from ranksearch.tasks.images import CropAndFlip, cifar10
@@ -34,4 +35,5 @@ def study(
     task = cifar10(data, learning_rate=learning_rate, augment=CropAndFlip() if augment else None)
     fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction, training=training)
     spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results.md
-    return Study("cifar10_resnet20", model=model, task=task, space=spec, fidelity=fidelity, seed=seed)
+    narrower = Narrower(lambda width: cifar_resnet(20, width=width))  # none of these is trained
+    return Study("cifar10_resnet20", model=model, task=task, space=spec, fidelity=fidelity, narrower=narrower, seed=seed)

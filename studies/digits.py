@@ -1,10 +1,13 @@
 """Handwritten digits of scikit-learn (8 x 8) and a small residual network, trained here in a few seconds and cached."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
+from torch import nn
 
+from ranksearch.costs import Narrower
 from ranksearch.evaluation import Fidelity
 from ranksearch.home import home
 from ranksearch.study import Study
@@ -33,4 +36,10 @@ def study(
     spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results.md
     lengths = [(0.0, 60), (epochs / 4, 20), (epochs, 10)] if staged else []
     stages = [Stage(replace(fidelity, epochs=length), trials) for length, trials in lengths]
-    return Study("digits", model=model, task=digits(), space=spec, fidelity=fidelity, stages=stages, seed=seed)
+    task = digits()
+
+    def narrow(width: float) -> nn.Module:
+        return trained(partial(digits_net, width=width), schooling, epochs=training_epochs, seed=seed, cache=home() / "cache")
+
+    narrower = Narrower(narrow, widths=(0.85, 0.7, 0.5), metrics=lambda width: task.measure(narrow(width)))
+    return Study("digits", model=model, task=task, space=spec, fidelity=fidelity, stages=stages, narrower=narrower, seed=seed)

@@ -57,7 +57,7 @@ def break_even_table(study: Study) -> str:
         ratio = "" if row["ratio"] is None else f"{1 / row['ratio']:.2f} x"
         cells.append((site, row["decomposition"], row["words"] or "never", share, ratio, f"{row['faster']:,} of {row['options']:,}"))
     header = ("site", "type", "really faster up to", "of the MACs", "there", "options faster")
-    return "\n".join([*lines, "", table(header, cells, left=header[:3]), *_rounding(study)])
+    return "\n".join([*lines, "", table(header, cells, left=header[:3]), *_rounding(study), *_narrower(study)])
 
 
 def _rounding(study: Study) -> list[str]:
@@ -69,6 +69,25 @@ def _rounding(study: Study) -> list[str]:
     if found == 1:
         return ["\nat the slowest layer every rank counts: round_to=1"]
     return [f"\nat the slowest layer ranks between multiples of {found} take as long as the next multiple: round_to={found}"]
+
+
+def narrower_rows(study: Study) -> list[dict[str, Any]]:
+    """Narrower dense networks as data; metrics that nobody measured as nothing."""
+    found = study.questions.narrower().to_dict("records")
+    return [{str(name): None if value != value else value for name, value in row.items()} for row in found]
+
+
+def _narrower(study: Study) -> list[str]:
+    found = narrower_rows(study)
+    if not found:
+        return []
+    metrics = [metric.name for metric in study.task.metrics]
+    cells = [
+        (percent(row["width"]), percent(row["latency_rel"]), percent(row["macs_rel"]), percent(row["params_rel"]),
+         *("not trained" if row[name] is None else f"{row[name]:.4f}" for name in metrics))
+        for row in found
+    ]  # fmt: skip
+    return ["\nnarrower dense networks", table(("channels", "latency", "macs", "params", *metrics), cells)]
 
 
 def write(study: Study, path: Path) -> None:

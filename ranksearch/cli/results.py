@@ -52,7 +52,7 @@ def profile(study: Study, format_: str, *, latency: bool = False) -> None:
         print(out.getvalue(), end="")
     elif format_ == "json":
         data = {"study": study.name, **total, "sites": rows, "skipped": skipped, "uncounted": list(study.sites.uncounted)}
-        data |= {"break_even": latencies.rows(study)} if latency else {}
+        data |= {"break_even": latencies.rows(study), "narrower": latencies.narrower_rows(study)} if latency else {}
         with suppress(EmptySpace):  # raised below
             space = study.space
             data |= {"size": str(space.size), "smallest": {name: space.smallest(name) for name in space.costs}}

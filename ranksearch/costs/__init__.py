@@ -13,6 +13,7 @@ from ranksearch.costs.cost_model import (
     network_cost,
 )
 from ranksearch.costs.macs import MACs
+from ranksearch.costs.narrower import Narrower
 from ranksearch.costs.params import Params
 
 COSTS: tuple[CostModel, ...] = (
@@ -21,6 +22,6 @@ COSTS: tuple[CostModel, ...] = (
 )
 
 __all__ = [
-    "COSTS", "Bytes", "CostModel", "DenseNetwork", "LayerOptions", "MACs", "Params", "check_costs", "dense_layer_cost", "layer_cost",
-    "network_cost",
+    "COSTS", "Bytes", "CostModel", "DenseNetwork", "LayerOptions", "MACs", "Narrower", "Params", "check_costs", "dense_layer_cost",
+    "layer_cost", "network_cost",
 ]  # fmt: skip

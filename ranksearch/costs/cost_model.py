@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ranksearch.costs.narrower import Narrower
 from ranksearch.decompositions import DECOMPOSITIONS, KNOWN, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.results.names import unusable
@@ -25,6 +26,7 @@ class DenseNetwork:
     example: Any = None  # the input of one forward pass, for cost models that run the network; None: there is none
     batch_dim: BatchDim = 0  # along which dimension ``example`` stacks examples, see `find_sites`
     decompositions: Sequence[AnyDecomposition] = DECOMPOSITIONS  # the types that are to be chosen from
+    narrower: Narrower | None = None  # of its architecture, for cost models that measure networks
 
     @property
     def beside_sites(self) -> Cost:
@@ -74,6 +76,11 @@ class CostModel(ABC):
     def offered(self, layer: LayerOptions) -> np.ndarray:
         """Which options may stand on a ladder at all, as far as this cost is concerned; bool, shape: (n_ranks,)."""
         return np.ones(len(layer.ranks), dtype=bool)
+
+    def round_to(self, network: DenseNetwork) -> int | None:
+        """Of which multiple ranks may be at no price, as far as this cost is concerned; None: it does not say."""
+        del network
+        return None
 
     def of(self, network: DenseNetwork, known: Mapping[str, Any] | None = None, tell: Callable[[str], None] = lambda _: None) -> CostModel:
         """The cost model that `options`, `rest` and `offered` are asked of: this one, or, where something must be measured, one

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from torch import nn
@@ -100,12 +101,15 @@ class Bench:
 
     def networks(self, configurations: Iterable[Sequence[Choice]]) -> list[Interval]:
         """Ratios of whole networks, with stand-ins for layers, to the dense one."""
+        return self.whole(self.built(choices) for choices in configurations)
+
+    def whole(self, models: Iterable[nn.Module]) -> list[Interval]:
+        """Ratios of networks that take the same inputs to the dense one."""
         reference = self._network_work(copied(self.network.model))
         found: list[Interval] = []
-        configurations = list(configurations)
-        for start in range(0, len(configurations), GROUP):  # so many networks at a time in memory
-            works = [self._network_work(self.built(choices)) for choices in configurations[start : start + GROUP]]
-            found += self._paired(reference, works).ratios
+        waiting = iter(models)
+        while some := list(islice(waiting, GROUP)):  # so many networks at a time in memory
+            found += self._paired(reference, [self._network_work(model) for model in some]).ratios
         return found
 
     def built(self, choices: Sequence[Choice]) -> nn.Module:

@@ -14,6 +14,7 @@ from ranksearch.costs import CostModel, DenseNetwork, LayerOptions
 from ranksearch.decompositions import AnyDecomposition
 from ranksearch.errors import InvalidArgument
 from ranksearch.home import home, user_path
+from ranksearch.latency import narrower
 from ranksearch.latency.bench import Bench, spread
 from ranksearch.latency.cache import MeasurementCache
 from ranksearch.latency.correction import fitted, simple
@@ -107,6 +108,7 @@ class Latency(CostModel):
     def _measured(self, network: DenseNetwork, runtime: Runtime, tell: Callable[[str], None]) -> TableLatency:
         if network.example is None:
             raise InvalidArgument("latency: the network is to be run, so it needs an example; give example=")
+        rivals = narrower.built(network)
         bench = self._bench(network, runtime)
         environment, keys = bench.environment, bench.keys
         tell(f"measuring latency of {len(set(keys.values()))} different layers ({environment.words()})")
@@ -124,6 +126,9 @@ class Latency(CostModel):
         if self.networks and ladders:
             tell(f"measuring {self.networks} networks as a whole")
             cost.table = replace(cost.table, correction=_corrected(cost, bench, ladders, 1e9 * dense.network, self.networks))
+        if rivals:
+            tell(f"measuring {len(rivals)} narrower dense networks")
+            cost.table = replace(cost.table, narrower=narrower.timed(bench, rivals))
         cost.table = cost.table.named()
         return cost
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ranksearch.decompositions import AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.latency.bench import Bench
 from ranksearch.latency.curve import Curve, coordinates, curve, measured_curve, structures
+from ranksearch.latency.rounding import suggested_round_to
 from ranksearch.latency.table import LatencyTable
 from ranksearch.latency.timing import Interval
 from ranksearch.sites import Site
@@ -59,6 +61,13 @@ class TableLatency(CostModel):
     def offered(self, layer: LayerOptions) -> np.ndarray:
         """Options that are known, and not slower than the dense layer."""
         return self.ratios(layer) <= 1.0  # NaN compares as False
+
+    def round_to(self, network: DenseNetwork) -> int | None:
+        """The multiple of ranks that costs no time on the device, measured once and kept with the table; None where the table is of another
+        device and does not say."""
+        if self.table.round_to is None:
+            self.table = replace(self.table, round_to=suggested_round_to(self, network))
+        return self.table.round_to
 
     def of(self, network: DenseNetwork, known: Mapping[str, Any] | None = None, tell: Callable[[str], None] = lambda _: None) -> CostModel:
         del network, known, tell

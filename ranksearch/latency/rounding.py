@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ranksearch.costs import DenseNetwork
 from ranksearch.decompositions import AnyDecomposition
-from ranksearch.latency.measured import TableLatency
 from ranksearch.sites import Site
+
+if TYPE_CHECKING:
+    from ranksearch.latency.measured import TableLatency
 
 MULTIPLES = (32, 16, 8, 4, 2)
 WINDOW = 33  # ranks that are measured, one after the other, around the middle of a layer's

@@ -41,6 +41,26 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class NarrowerTimes:
+    """A narrower dense network of the same architecture."""
+
+    width: float  # share of the channels
+    params: int
+    macs: int
+    ratio: Interval  # of its latency to that of the dense network
+    metrics: Mapping[str, float]  # empty where it was not trained
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> NarrowerTimes:
+        """Inverse of `as_json`."""
+        return cls(**{**data, "ratio": Interval(**data["ratio"])})
+
+
+@dataclass(frozen=True)
 class LatencyTable:
     """All that predicts the latency of every configuration of a network."""
 
@@ -54,6 +74,8 @@ class LatencyTable:
     correction: Correction
     imported: bool = False  # measured elsewhere: nothing can be added to it here
     id: str = ""  # equal in tables that grew from one measurement
+    narrower: tuple[NarrowerTimes, ...] = ()  # the widest first
+    round_to: int | None = None  # multiple of ranks that costs no time, see `ranksearch.latency.rounding`; None: nobody asked
 
     def layer(self, site: str) -> LayerTimes:
         """The times of a site.
@@ -88,7 +110,9 @@ class LatencyTable:
             for name, layer in self.layers.items()
         }
         plain = {k: getattr(self, k) for k in ("device", "threads", "runtime", "version", "batch", "imported", "id")}
-        return {"schema": SCHEMA, **plain, "sites": dict(self.sites), "layers": layers, "correction": asdict(self.correction)}
+        more: dict[str, Any] = {"narrower": [one.as_json() for one in self.narrower]} if self.narrower else {}
+        more |= {"round_to": self.round_to} if self.round_to is not None else {}
+        return {"schema": SCHEMA, **plain, "sites": dict(self.sites), "layers": layers, "correction": asdict(self.correction), **more}
 
     @classmethod
     def from_json(cls, data: Any) -> LatencyTable:
@@ -104,6 +128,10 @@ class LatencyTable:
                 for name, layer in data["layers"].items()
             }
             plain = {k: data[k] for k in ("device", "threads", "runtime", "version", "batch", "imported", "id")}
-            return cls(**plain, sites=dict(data["sites"]), layers=layers, correction=Correction(**data["correction"]))
+            narrower = tuple(NarrowerTimes.from_json(one) for one in data.get("narrower", ()))
+            return cls(
+                **plain, sites=dict(data["sites"]), layers=layers, correction=Correction(**data["correction"]), narrower=narrower,
+                round_to=data.get("round_to"),
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidArgument(f"latency: the stored table cannot be read ({error}); measure again, with another store") from error

@@ -16,11 +16,15 @@ from ranksearch.decompositions.quantized_layer import QuantizedLayer
 from ranksearch.decompositions.tensor_train import TrainLinear
 from ranksearch.errors import InvalidModel
 from ranksearch.networks.layers import ReadableChain, TransposedLinear, last_bias
-from ranksearch.sites import WINDOWED, Scale, UnpackedExperts, UnpackedRecurrent
+from ranksearch.sites import WINDOWED, Scale, UnpackedCell, UnpackedExperts, UnpackedRecurrent, linear_of, next_state
 from ranksearch.sites.attention import PlainAttention, SplitLinear
 
 VARIANT = "factorized"  # weights are in model.factorized.safetensors
-UNPACKED = (UnpackedExperts, UnpackedRecurrent)  # forms that a folder makes of the modules of the dense network again
+# forms that a folder makes of the modules of the dense network again, and what their source needs besides torch
+UNPACKED: Mapping[type[nn.Module], tuple[Any, ...]] = {
+    UnpackedExperts: (UnpackedExperts,), UnpackedRecurrent: (linear_of, next_state, UnpackedRecurrent),
+    UnpackedCell: (linear_of, next_state, UnpackedCell),
+}  # fmt: skip
 _MODULE_STATE = frozenset(vars(nn.Module()))
 # what the source of a module of ours needs besides torch
 _SOURCES: dict[type[nn.Module], tuple[Any, ...]] = {
@@ -233,8 +237,8 @@ def _parts(model: nn.Module, paths: Sequence[str], first_names: Mapping[str, str
     attributes: dict[str, dict[str, Any]] = {}
     same: dict[str, str] = {}
     first: dict[int, str] = {}
-    unpacked = {path: type(module) for path, module in model.named_modules() if isinstance(module, UNPACKED)}
-    used: dict[str, Any] = {form.__name__: form for form in unpacked.values()}
+    unpacked = {path: type(module) for path, module in model.named_modules() if isinstance(module, tuple(UNPACKED))}
+    used: dict[str, Any] = {each.__name__: each for form in unpacked.values() for each in UNPACKED[form]}
     for path in paths:
         layer = model.get_submodule(path)
         if id(layer) in first:

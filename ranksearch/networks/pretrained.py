@@ -47,7 +47,7 @@ def mark(network: nn.Module, layers: Collection[nn.Module]) -> None:
     for module in network.modules():
         if not is_pretrained(module):
             continue
-        if _note(module, new) or any(isinstance(each, UNPACKED) for each in module.modules()):
+        if _note(module, new) or any(isinstance(each, tuple(UNPACKED)) for each in module.modules()):
             vars(module)["save_pretrained"] = types.MethodType(save_pretrained, module)
 
 

@@ -62,6 +62,7 @@ class Facts:
     made: str  # who made the page, when
     rank_shares: Mapping[Option, float] = field(default_factory=dict)  # see `ranksearch.report.shares`
     proxies: Proxies | str = "they were not asked for"  # or why there are none
+    narrower: pd.DataFrame | None = None  # dense networks with fewer channels, see `ranksearch.study.questions.Questions.narrower`
 
 
 def page_data(facts: Facts) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def page_data(facts: Facts) -> dict[str, Any]:
         "history": _history(facts.history, families, position),
         "families": list(families),
         "proxies": _proxies(facts.proxies, position),
+        "narrower": _narrower(facts),
         "failures": _failures(facts.failures),
     }  # fmt: skip
 
@@ -156,6 +158,19 @@ def _history(frame: Any, families: Mapping[str, int], position: Mapping[str, int
         "hypervolume": _numbers(rows["hypervolume"], 6), "gain": _numbers(rows["gain"], 6),
         "family": [families[name] for name in rows["finder"]], "failed": (rows["status"] == "failed").astype(int).tolist(),
     }  # fmt: skip
+
+
+def _narrower(facts: Facts) -> list[dict[str, Any]]:
+    """Narrower dense networks, the widest first, with all values that are known of them by name."""
+    rows: Any = [] if facts.narrower is None else facts.narrower.to_dict("records")
+    names = [cost.name for cost in facts.costs] + list(facts.directions)
+    return [
+        {
+            "width": _number(row["width"]), "low": _number(row["low"]), "high": _number(row["high"]),
+            "values": {name: _number(float(row[name]), 12) for name in names if name in row},
+        }
+        for row in rows
+    ]  # fmt: skip
 
 
 def _number(value: float, digits: int = 5) -> float | None:

@@ -110,7 +110,7 @@ def objection(path: str, module: nn.Module) -> str | None:
     if kind is None:
         hint = ": see ranksearch.sites.attention.unpack_attention" if isinstance(module, nn.MultiheadAttention) else ""
         hint = ": see ranksearch.sites.unpack_experts" if fused_experts(module) else hint
-        hint = ": see ranksearch.sites.unpack_recurrent" if isinstance(module, nn.RNNBase) else hint
+        hint = ": see ranksearch.sites.unpack_recurrent" if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) else hint
         own = [name for name, value in module._parameters.items() if value is not None and name not in ("weight", "bias")]
         held = f", which holds {', '.join(map(repr, own))} itself, in no layer" if own and not hint else ""
         return f"no decomposition is defined for {type(module).__name__}{held}{hint}"

@@ -1,4 +1,5 @@
-"""Recurrent layers are unpacked, so that every matrix of an LSTM, a GRU or a plain RNN is a site of its own. The outputs stay the same."""
+"""Recurrent layers and cells are unpacked, so that every matrix of an LSTM, a GRU or a plain RNN is a site of its own. The outputs stay the
+same."""
 
 from __future__ import annotations
 
@@ -10,11 +11,40 @@ from torch import Tensor, nn
 
 from ranksearch.errors import InvalidModel
 from ranksearch.sites.copies import copied
-from ranksearch.sites.forward import preserved_randomness
+from ranksearch.sites.forward import preserved_randomness, tensors_of
 from ranksearch.sites.layers import Rule, matches
 from ranksearch.sites.ties import parameter_users
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest value
+
+
+def linear_of(fused: nn.Module, part: str) -> nn.Linear:
+    """A linear layer with copies of ``weight_<part>`` and ``bias_<part>`` of a recurrent layer."""
+    weight, bias = fused._parameters[f"weight_{part}"], fused._parameters.get(f"bias_{part}")
+    assert weight is not None
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
+    return linear
+
+
+def next_state(mode: str, step: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The state after a step, hidden state first, each of shape (batch, hidden).
+
+    Args:
+        mode: as ``nn.RNNBase.mode``.
+        step, recurrent: what the inputs and the hidden state add to the gates, shape (batch, gates * hidden).
+    """
+    if mode == "LSTM":
+        i, f, g, o = (step + recurrent).chunk(4, dim=1)
+        cell = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        return o.sigmoid() * cell.tanh(), cell
+    if mode == "GRU":
+        (r, z, n), (hr, hz, hn) = step.chunk(3, dim=1), recurrent.chunk(3, dim=1)
+        new = (n + (r + hr).sigmoid() * hn).tanh()
+        return (new + (z + hz).sigmoid() * (state[0] - new),)
+    return ((step + recurrent).tanh() if mode == "RNN_TANH" else (step + recurrent).relu(),)
 
 
 class UnpackedRecurrent(nn.Module):
@@ -35,14 +65,8 @@ class UnpackedRecurrent(nn.Module):
         self.kernel = False
         for layer in range(self.num_layers):
             for end in self._ends(layer):
-                for part in ("ih", "hh", "hr"):
-                    weight, bias = (fused._parameters.get(f"{what}_{part}_{end}") for what in ("weight", "bias"))
-                    if weight is not None:
-                        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
-                        linear.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-                        if bias is not None:
-                            linear.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
-                        self.add_module(f"{part}_{end}", linear)
+                for part in ("ih", "hh", "hr")[: 3 if self.proj_size else 2]:
+                    self.add_module(f"{part}_{end}", linear_of(fused, f"{part}_{end}"))
         self.train(fused.training)
 
     def _ends(self, layer: int) -> list[str]:
@@ -132,18 +156,9 @@ class UnpackedRecurrent(nn.Module):
 
     def _cell(self, end: str, step: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The state after a step, from what the inputs add to the gates, shape (batch, gates * hidden)."""
-        hidden = state[0]
-        recurrent = self.get_submodule(f"hh_{end}")(hidden)
-        if self.mode == "LSTM":
-            i, f, g, o = (step + recurrent).chunk(4, dim=1)
-            cell = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-            hidden = o.sigmoid() * cell.tanh()
-            return self.get_submodule(f"hr_{end}")(hidden) if self.proj_size else hidden, cell
-        if self.mode == "GRU":
-            (r, z, n), (hr, hz, hn) = step.chunk(3, dim=1), recurrent.chunk(3, dim=1)
-            new = (n + (r + hr).sigmoid() * hn).tanh()
-            return (new + (z + hz).sigmoid() * (hidden - new),)
-        return ((step + recurrent).tanh() if self.mode == "RNN_TANH" else (step + recurrent).relu(),)
+        recurrent = self.get_submodule(f"hh_{end}")(state[0])
+        new = next_state(self.mode, step, recurrent, state)
+        return (self.get_submodule(f"hr_{end}")(new[0]), *new[1:]) if self.proj_size else new
 
     def _by_kernel(self, rows: Tensor, sizes: Tensor | None, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """What `_layers` gives, by torch's own kernel."""
@@ -177,9 +192,47 @@ class UnpackedRecurrent(nn.Module):
         return f"{self.mode}, {self.input_size}, {self.hidden_size}, layers={self.num_layers}, bidirectional={self.bidirectional}"
 
 
+class UnpackedCell(nn.Module):
+    """What ``nn.LSTMCell``, ``nn.GRUCell`` and ``nn.RNNCell`` compute, with a linear layer for each of their matrices: ``ih`` for
+    ``weight_ih`` and ``bias_ih``, and ``hh``. Arguments and results are the same, with or without a batch."""
+
+    def __init__(self, fused: nn.RNNCellBase) -> None:
+        super().__init__()
+        plain = f"RNN_{fused.nonlinearity.upper()}" if isinstance(fused, nn.RNNCell) else ""
+        self.mode = "LSTM" if isinstance(fused, nn.LSTMCell) else plain or "GRU"
+        self.input_size, self.hidden_size, self.bias = fused.input_size, fused.hidden_size, fused.bias
+        self.ih, self.hh = linear_of(fused, "ih"), linear_of(fused, "hh")
+        self.train(fused.training)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("weight_", "bias_")):
+            kind, _, end = name.partition("_")
+            raise AttributeError(f"{name} is {end}.{kind} here, which a factorized layer need not have: the recurrent cell is unpacked")
+        return super().__getattr__(name)
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """
+        Args:
+            input: shape (batch, d), or (d,).
+            hx: the state before, shape (batch, hidden) or (hidden,), a pair of them for an LSTM; None: zeros.
+        """
+        rows = input if input.dim() == 2 else input.unsqueeze(0)
+        if hx is None:
+            state = (rows.new_zeros(len(rows), self.hidden_size),) * (2 if self.mode == "LSTM" else 1)
+        else:
+            state = tuple(each if input.dim() == 2 else each.unsqueeze(0) for each in (hx if self.mode == "LSTM" else (hx,)))
+        state = next_state(self.mode, self.ih(rows), self.hh(state[0]), state)
+        state = state if input.dim() == 2 else tuple(each.squeeze(0) for each in state)
+        return state if self.mode == "LSTM" else state[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.mode}, {self.input_size}, {self.hidden_size}"
+
+
 def unpack_recurrent(model: nn.Module, *, exclude: Rule | Sequence[Rule] = ()) -> nn.Module:
     """A deep copy of ``model`` with every ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` as an `UnpackedRecurrent`, so that each of their matrices
-    is a linear site, at ``<path>.ih_l0``, ``<path>.hh_l0`` and so on. Outputs, gradients, parameters and counted costs are the same. Hooks
+    is a linear site, at ``<path>.ih_l0``, ``<path>.hh_l0`` and so on; and every ``nn.LSTMCell``, ``nn.GRUCell`` and ``nn.RNNCell`` as an
+    `UnpackedCell`, with sites at ``<path>.ih`` and ``<path>.hh``. Outputs, gradients, parameters and counted costs are the same. Hooks
     on the layer itself are not carried over.
 
     MACs of a recurrent matrix are those of all time steps of the example. Its input moments are those of the hidden states.
@@ -191,12 +244,12 @@ def unpack_recurrent(model: nn.Module, *, exclude: Rule | Sequence[Rule] = ()) -
     Raises:
         InvalidModel: a layer whose weights are no plain parameters or are used by something else, or that computes something else.
     """
-    chosen = {p: m for p, m in model.named_modules() if isinstance(m, nn.RNNBase) and not matches(p, m, exclude)}
+    chosen = {p: m for p, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.RNNCellBase)) and not matches(p, m, exclude)}
     users = parameter_users(model)
     memo: dict[int, Any] = {}
     for path, module in chosen.items():
         reason = _objection(path, module, users)
-        unpacked = None if reason else UnpackedRecurrent(module)
+        unpacked = None if reason else UnpackedRecurrent(module) if isinstance(module, nn.RNNBase) else UnpackedCell(module)
         if unpacked is not None:
             reason = _difference(module, unpacked)
         if reason is not None:
@@ -205,32 +258,42 @@ def unpack_recurrent(model: nn.Module, *, exclude: Rule | Sequence[Rule] = ()) -
     return copied(model, memo)
 
 
-def _objection(path: str, module: nn.RNNBase, users: dict[int, list[str]]) -> str | None:
-    names = [name for names in module._all_weights for name in names]
+def _objection(path: str, module: nn.RNNBase | nn.RNNCellBase, users: dict[int, list[str]]) -> str | None:
+    if isinstance(module, nn.RNNBase):
+        names = [name for names in module._all_weights for name in names]
+    else:
+        if not isinstance(module, (nn.LSTMCell, nn.GRUCell, nn.RNNCell)):
+            return f"{type(module).__name__} is another kind of cell"
+        names = [f"{what}_{part}" for what in ("weight", "bias")[: 2 if module.bias else 1] for part in ("ih", "hh")]
     if getattr(module, "parametrizations", None) or any(module._parameters.get(name) is None for name in names):
         return "its weights are no plain parameters (parametrized, normalised or pruned): bake them in first"
     shared = [user for name in names for user in users[id(module._parameters[name])] if user != path]
     if shared:
         return f"its weights are also used by {shared[0]!r}"
-    other = [name for name in module._parameters if name not in names] + [name for name, _ in module.named_children()]
+    held = [name for name, value in module._parameters.items() if value is not None]
+    other = [name for name in held if name not in names] + [name for name, _ in module.named_children()]
     return f"it holds {other[0]!r} besides its matrices, which the unpacked form would not have" if other else None
 
 
-def _difference(fused: nn.RNNBase, unpacked: UnpackedRecurrent) -> str | None:
-    """What is not the same in both on a sequence made for it; None: nothing."""
-    weight = unpacked.get_submodule("ih_l0").get_parameter("weight")
+def _difference(fused: nn.RNNBase | nn.RNNCellBase, unpacked: UnpackedRecurrent | UnpackedCell) -> str | None:
+    """What is not the same in both on inputs made for it; None: nothing."""
+    cell = isinstance(unpacked, UnpackedCell)
+    weight = unpacked.get_submodule("ih" if cell else "ih_l0").get_parameter("weight")
     values = torch.sin(torch.arange(1, 6 * fused.input_size + 1, dtype=torch.float64) ** 2)
-    sequence = values.reshape(3, 2, fused.input_size).to(weight)
+    given = values.reshape(6, fused.input_size) if cell else values.reshape(3, 2, fused.input_size)
     training = fused.training, unpacked.training
     try:
         with preserved_randomness(fused), torch.no_grad():
             fused.training = unpacked.training = False
-            outputs = [layer.forward(sequence) for layer in (fused, unpacked)]
-        (wanted, _), (got, _) = outputs
-        tolerance = TOLERANCE.get(weight.dtype, 1e-2) * float(wanted.abs().max())
-        same = got.shape == wanted.shape and torch.allclose(got, wanted, rtol=0, atol=tolerance)
+            wanted, got = (list(tensors_of(layer.forward(given.to(weight)))) for layer in (fused, unpacked))
+        same = len(got) == len(wanted) and all(_close(one, other) for (_, one), (_, other) in zip(got, wanted, strict=True))
     except Exception as error:  # a forward pass with other arguments or results
         return f"its forward pass is another ({type(error).__name__}: {error})"
     finally:
         fused.training, unpacked.training = training
     return None if same else "its forward pass computes something else"
+
+
+def _close(got: Tensor, wanted: Tensor) -> bool:
+    tolerance = TOLERANCE.get(wanted.dtype, 1e-2) * float(wanted.abs().max())
+    return got.shape == wanted.shape and torch.allclose(got, wanted, rtol=0, atol=tolerance)

@@ -223,18 +223,18 @@ def build_space(
         spectra: sites and decompositions.
         types: only these of its decompositions; None: all.
         error: which error decides whether an option is beaten.
-        round_to: widths are multiples of this (kernels on hardware like 8 or 16). Types that are stored and built dense have
-            no such widths: all their ranks stay.
+        round_to: widths are multiples of this (kernels on hardware like 8 or 16); 0: of what the costs say (`CostModel.round_to`), as a
+            latency table does of its device. Types that are stored and built dense have no such widths: all their ranks stay.
         max_options: at most so many options per ladder besides dense, spread evenly over the logarithm of the error.
         costs: what options are compared by, besides the error; params and MACs among them.
         example: an input of the model, for costs that run it.
 
     Raises:
         EmptySpace: nothing to choose.
-        InvalidArgument: ``round_to`` or ``max_options`` below 1, a type that the spectra do not have, a cost that is no
-            number for some option, or types of few bits where no cost tells them from others.
+        InvalidArgument: ``round_to`` below 0, or 0 where no cost says one; ``max_options`` below 1, a type that the spectra do not have, a
+            cost that is no number for some option, or types of few bits where no cost tells them from others.
     """
-    checks.whole("round_to", round_to, least=1)
+    checks.whole("round_to", round_to, least=0)
     if max_options is not None:
         checks.whole("max_options", max_options, least=1)
     names = [spectra.decomposition(name).name for name in (spectra.decompositions if types is None else types)]
@@ -246,11 +246,23 @@ def build_space(
         )
     network = DenseNetwork(spectra.model, spectra.sites, example, decompositions=tuple(spectra.decompositions.values()))
     costs = [model.of(network) for model in costs]
+    round_to = round_to or _said_by(costs, network)
     ladders = tuple(
         build_ladder(spectra, network, site, names, costs=costs, error=error, round_to=round_to, max_options=max_options)
         for site in spectra.sites
     )
     return SearchSpace(ladders, network_cost(costs, network), metric="+".join(sorted(spectra.metrics())))
+
+
+def _said_by(costs: Sequence[CostModel], network: DenseNetwork) -> int:
+    """The multiple of ranks that costs nothing of any cost that says one."""
+    said = [multiple for model in costs if (multiple := model.round_to(network)) is not None]
+    if not said:
+        raise InvalidArgument(
+            "round_to=0 takes the multiple of ranks that is free on the device, and none of the costs "
+            f"{', '.join(cost.name for cost in costs)} says one; count latency that is measured here, or give a number such as 8"
+        )
+    return min(said)
 
 
 def _counts(ladder: Ladder) -> list[list[int]]:

@@ -28,7 +28,8 @@ class SpaceSpec:
     Attributes:
         decompositions: the types; ``dense`` is always one of them. `with_bits` gives types with weights of few bits besides.
         include, exclude: which layers may be factorized, see `find_sites`.
-        round_to: ranks are multiples of this.
+        round_to: ranks are multiples of this; 0: of what is free on the device, see `ranksearch.latency.rounding`, in studies that measure
+            latency.
         max_options: at most so many options per ladder; None: all that nothing beats.
         error: which error decides whether an option is beaten.
         metric: what errors are taken in and factors are made for: ``weight`` (the default) needs no data;
@@ -49,7 +50,7 @@ class SpaceSpec:
     calibration: int = 16
 
     def __post_init__(self) -> None:
-        checks.whole("round_to", self.round_to, least=1)
+        checks.whole("round_to", self.round_to, least=0)
         if self.max_options is not None:
             checks.whole("max_options", self.max_options, least=1)
         if self.metric not in get_args(MetricName):
@@ -77,7 +78,7 @@ class SpaceSpec:
         return replace(built, spec=self)
 
 
-RoundTo = Annotated[int, "ranks are multiples of this; 8 suits the tensor cores of GPUs"]
+RoundTo = Annotated[int, "ranks are multiples of this; 8 suits the tensor cores of GPUs; 0: as measured with --cost latency"]
 Bits = Annotated[str, "weights may also be integers of so many bits, such as 8 or 8,4; needs a cost that tells them apart (--cost bytes)"]
 MaxOptions = Annotated[int | None, "at most so many options per layer; default: all that no other option beats"]
 

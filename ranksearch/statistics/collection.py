@@ -179,6 +179,8 @@ def _uncovered(sites: Iterable[Site], found: Mapping[str, SiteStatistics], *, gr
 def _digest(model: nn.Module, sites: Sites, batches: Iterable[Any], labels: Labels | None, diagonal: bool) -> str:
     kind, samples, temperature, *rest = (None, 1, 1.0, 0, "", "") if labels is None else labels.key()
     settings = [UNIT, SHRINKAGE, kind, samples, temperature, diagonal, *rest]
+    if any(site.kind == "transformers_conv1d" for site in sites):
+        settings.append("runs of tokens")  # earlier versions took each for a sample
     digest = hashlib.sha256(repr([sites.sites, settings]).encode())
     absorb(digest, (("", tensor) for _, tensor in sorted(model.state_dict().items())))
     batches = list(batches)

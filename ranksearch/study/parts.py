@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ranksearch.costs import CostModel, DenseNetwork, network_cost
+from ranksearch.costs import CostModel, DenseNetwork, Narrower, network_cost
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator
 from ranksearch.home import home
@@ -31,6 +31,7 @@ class Parts:
     task: Task
     spec: SpaceSpec
     costs: Sequence[CostModel]
+    narrower: Narrower | None
     device: torch.device | None
     _store: str | None
 
@@ -107,7 +108,9 @@ class Parts:
     @property
     def dense_network(self) -> DenseNetwork:
         """The network as cost models see it."""
-        return DenseNetwork(self.model, self.sites, self.task.example(), self.task.batch_dim, self.spec.decompositions)
+        return DenseNetwork(
+            self.model, self.sites, self.task.example(), self.task.batch_dim, self.spec.decompositions, self.narrower
+        )  # fmt: skip
 
     @cached_property
     def network(self) -> identity.Network:

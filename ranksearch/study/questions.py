@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
+from ranksearch.latency import TableLatency
 from ranksearch.results import compare, frames, questions
 from ranksearch.results.conditions import Condition
 from ranksearch.results.names import Direction
@@ -32,6 +33,28 @@ class Questions:
     """
 
     study: Study
+
+    def narrower(self) -> pd.DataFrame:
+        """The narrower dense networks that were measured with the study's latency (`ranksearch.costs.Narrower`), the widest first: their
+        ``width``; ``params``, ``macs`` and ``latency`` (measured) with shares ``*_rel`` of the dense network's, the latter with the
+        ends ``low`` and ``high`` of its interval; and the task's metrics, NaN where a network was not trained. Empty where none was
+        measured."""
+        import pandas as pd
+
+        study = self.study
+        rivals = next((cost.table.narrower for cost in study.counts if isinstance(cost, TableLatency)), ())
+        dense = study.baseline
+        rows = [
+            {
+                "width": one.width, "params": one.params, "macs": one.macs, "latency": round(one.ratio.value * dense["latency"]),
+                "params_rel": one.params / dense.params, "macs_rel": one.macs / dense.macs, "latency_rel": one.ratio.value,
+                "low": one.ratio.low, "high": one.ratio.high,
+                **{metric.name: one.metrics.get(metric.name, math.nan) for metric in study.task.metrics},
+            }
+            for one in rivals
+        ]  # fmt: skip
+        names = ["width", "params", "macs", "latency", "params_rel", "macs_rel", "latency_rel", "low", "high"]
+        return pd.DataFrame(rows, columns=[*names, *(metric.name for metric in study.task.metrics)])
 
     def best(self, where: Where = None, objective: str | None = None, *, fidelity: str | None = None) -> pd.Series:
         """The row of the front that is best in one objective (default: the first) among those that satisfy ``where``.

@@ -135,7 +135,7 @@ class Report:
             networks=networks, layers=layers, history=results.history(fidelity=key),
             failures=results.failures(), sites=[site.name for site in study.sites], build=build or ("study.build('", "')"),
             made=f"Made on {datetime.now(UTC):%Y-%m-%d at %H:%M} UTC", rank_shares=rank_shares(options, sites, types),
-            proxies=self._proxies(key, calibrate, batches) if proxies else "they were left out",
+            proxies=self._proxies(key, calibrate, batches) if proxies else "they were left out", narrower=study.questions.narrower(),
         )  # fmt: skip
 
     def _proxies(self, fidelity: str, calibrate: bool, batches: int) -> Proxies | str:

@@ -15,7 +15,7 @@ from torch import nn
 from ranksearch import checks
 from ranksearch.allocators import Allocator
 from ranksearch.compression import Compressed, Rule, compress
-from ranksearch.costs import COSTS, CostModel, check_costs
+from ranksearch.costs import COSTS, CostModel, Narrower, check_costs
 from ranksearch.decompositions import KNOWN
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Fidelity
@@ -75,6 +75,8 @@ class Study(Parts):
         modules: whose classes and functions workers cannot import, such as those of a study file; they get them by value.
         stages: cheap evaluations of many candidates first, thorough ones of the best last, see `ranksearch.study.stages.Stage`; `run`
             without a number of trials goes through them. The fidelity of the last is the study's.
+        narrower: narrower dense networks of the same architecture, whose latency is measured with the study's and stands beside its
+            networks in the report.
         device: where layers are factorized, such as ``"cuda"``, see `ranksearch.space.spectra.Spectra`; None: where the model is.
 
     Raises:
@@ -99,6 +101,7 @@ class Study(Parts):
         space_choice: Mapping[str, Any] | None = None,
         modules: Sequence[ModuleType] = (),
         stages: Sequence[Stage] = (),
+        narrower: Narrower | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         if not isinstance(name, str) or not name.isprintable() or not name or any(c in name for c in "/\\:") or name.startswith("."):
@@ -108,6 +111,7 @@ class Study(Parts):
         self.task = task
         self.spec = declared(space)
         self.stages, self.fidelity = checked_stages(stages, fidelity)
+        self.narrower = narrower
         self.seed = checks.seed(seed)
         self.device = None if device is None else checked_device(device)
         self.options = dict(options or {})
@@ -129,12 +133,12 @@ class Study(Parts):
             "name": self.name, "model": self.model, "task": self.task, "space": self.spec, "objectives": self.objectives,
             "fidelity": self.fidelity, "seed": self.seed, "costs": self.costs, "store": self._store, "options": self.options,
             "space_choice": self.space_choice, "modules": self.modules, "stages": () if "fidelity" in changes else self.stages,
-            "device": self.device,
+            "narrower": self.narrower, "device": self.device,
         }  # fmt: skip
         if "stages" in changes:
             arguments["fidelity"] = None if changes["stages"] else self.fidelity
         other = copy(self)  # whatever a subclass adds
-        fixed = not {"model", "task", "space", "costs", "device"} & set(changes)
+        fixed = not {"model", "task", "space", "costs", "narrower", "device"} & set(changes)
         of_these = ("sites", "spectra", "fingerprint", "former_fingerprint", "network", "outputs")
         counted = () if fixed and not ("store" in changes and counts.measures(self.costs)) else ("counts", "space", "baseline")
         for name in ("report", "kept", *counted, *(() if fixed else of_these)):

@@ -43,17 +43,17 @@ class ResidualBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The residual network of He et al. 2016, section 4.2, with widths 16, 32, 64. State dict: ``conv1, bn1,
+    """The residual network of He et al. 2016, section 4.2, with widths 16, 32, 64 or others. State dict: ``conv1, bn1,
     layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}, linear``."""
 
-    def __init__(self, blocks: int, in_channels: int, classes: int) -> None:
+    def __init__(self, blocks: int, in_channels: int, classes: int, widths: tuple[int, int, int] = WIDTHS) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, WIDTHS[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        self.layer1 = _stage(blocks, WIDTHS[0], WIDTHS[0], 1)
-        self.layer2 = _stage(blocks, WIDTHS[0], WIDTHS[1], 2)
-        self.layer3 = _stage(blocks, WIDTHS[1], WIDTHS[2], 2)
-        self.linear = nn.Linear(WIDTHS[2], classes)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = _stage(blocks, widths[0], widths[0], 1)
+        self.layer2 = _stage(blocks, widths[0], widths[1], 2)
+        self.layer3 = _stage(blocks, widths[1], widths[2], 2)
+        self.linear = nn.Linear(widths[2], classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
@@ -71,22 +71,27 @@ def _stage(blocks: int, c_in: int, c_out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(*(ResidualBlock(c_in if i == 0 else c_out, c_out, stride if i == 0 else 1) for i in range(blocks)))
 
 
-def cifar_resnet(depth: int, *, in_channels: int = 3, classes: int = 10) -> CifarResNet:
+def cifar_resnet(depth: int, *, in_channels: int = 3, classes: int = 10, width: float = 1.0) -> CifarResNet:
     """An untrained ResNet for small images: depth 20, 32, 44, 56, 110 are those of the paper.
 
+    Args:
+        width: every layer has so many times the paper's channels, rounded.
+
     Raises:
-        InvalidArgument: ``depth`` is not 6 n + 2, or a count below 1.
+        InvalidArgument: ``depth`` is not 6 n + 2, a count below 1, or a width that leaves a layer no channel.
     """
     if depth < 8 or depth % 6 != 2:
         raise InvalidArgument(f"depth={depth}: must be 6 n + 2, such as 20, 32, 44 or 56")
     checks.whole("in_channels", in_channels, least=1)
     checks.whole("classes", classes, least=1)
-    return CifarResNet((depth - 2) // 6, in_channels, classes)
+    checks.number("width", width, least=0.5 / WIDTHS[0], hint="a multiple of the channels of every layer")
+    first, second, third = (max(1, round(channels * width)) for channels in WIDTHS)
+    return CifarResNet((depth - 2) // 6, in_channels, classes, (first, second, third))
 
 
-def digits_net() -> CifarResNet:
-    """An untrained network for 8 x 8 x 1 images of digits: the same layout at depth 14, 172,000 parameters."""
-    return cifar_resnet(14, in_channels=1)
+def digits_net(*, width: float = 1.0) -> CifarResNet:
+    """An untrained network for 8 x 8 x 1 images of digits: the same layout at depth 14, 172,000 parameters at ``width`` 1."""
+    return cifar_resnet(14, in_channels=1, width=width)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:

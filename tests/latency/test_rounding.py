@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from latency_cases import Machine, dense_network, latency
 from torch import nn
 
-from ranksearch.latency import TableLatency, suggested_round_to
+from ranksearch.costs import COSTS
+from ranksearch.decompositions.svd import SVD
+from ranksearch.errors import InvalidArgument
+from ranksearch.latency import LatencyTable, TableLatency, suggested_round_to
 from ranksearch.latency.rounding import largest_free_multiple
+from ranksearch.space import SpaceSpec, build_space
+from ranksearch.space.spectra import Spectra
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 8, 16, 32])
@@ -41,3 +48,23 @@ def test_it_is_measured_at_the_slowest_layer() -> None:
         cost = latency(machine, cache=False).of(dense)
         assert suggested_round_to(cost, dense) == expected
     assert suggested_round_to(TableLatency(cost.table), dense) is None  # of another device
+
+
+def test_a_space_takes_the_multiple_that_was_measured_and_keeps_it_with_the_table() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)).eval()
+    dense = dense_network(model, decompositions=(SVD(),))
+    cost = latency(Stairs(), cache=False).of(dense)
+    assert cost.table.round_to is None and "round_to" not in cost.table.as_json()
+    spectra = Spectra(model, dense.sites, [SVD()])
+    found = build_space(spectra, round_to=0, costs=(*COSTS, cost), example=dense.example)
+    assert found.ladders == build_space(spectra, round_to=8, costs=(*COSTS, cost), example=dense.example).ladders
+    known = LatencyTable.from_json(cost.table.as_json())
+    assert known == cost.table and known.round_to == 8
+    elsewhere = TableLatency(known)
+    assert build_space(spectra, round_to=0, costs=(*COSTS, elsewhere), example=dense.example).ladders == found.ladders
+    for costs in (COSTS, (*COSTS, TableLatency(replace(known, round_to=None)))):  # nothing can be measured there
+        with pytest.raises(InvalidArgument, match=r"round_to=0 .* count latency that is measured here, or give a number"):
+            build_space(spectra, round_to=0, costs=costs, example=dense.example)
+    with pytest.raises(InvalidArgument, match="round_to"):
+        SpaceSpec((SVD(),), round_to=-1)

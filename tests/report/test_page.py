@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from report_cases import HARM, facts, records, until
 
@@ -95,6 +97,28 @@ def test_a_filter_gives_the_front_of_what_satisfies_it(made: Any, report: str, o
     assert page.inner_text("aside h3").split()[0] in {*shown(page), page.evaluate("study.networks.id[study.denseRow]")}
     page.click("#reset")
     assert shown(page) == before and page.input_value(f"#{field}") == ""
+
+
+def test_narrower_dense_networks_stand_beside_the_front_where_they_were_trained(made: Any, opened: Open, tmp_path: Path) -> None:
+    columns = {"width": [0.75, 0.5], "low": [0.7, 0.5], "high": [0.74, 0.52], "params": [800, 300], "macs": [7000, 4000]}
+    rivals = pd.DataFrame({**columns, "accuracy": [0.9, float("nan")], "loss": [float("nan")] * 2})
+    path = tmp_path / "narrower.html"
+    path.write_text(report_page(page_data(replace(made, narrower=rivals))), encoding="utf-8")
+    page, seen = opened(path.as_uri())
+    cells = page.eval_on_selector_all("#narrower-table tbody tr", "rows => rows.map((row) => [...row.cells].map((cell) => cell.innerText))")
+    assert [[text.replace("\u202f", "") for text in row] for row in cells] == [
+        ["75%", "80.0%", "70.0%", "70.0% – 74.0%", "0.9000", "–"], ["50%", "30.0%", "40.0%", "50.0% – 52.0%", "–", "–"],
+    ]  # fmt: skip
+    assert "1 of them trained" in page.inner_text("#narrower-lead")
+    points = "() => byId('front-chart').data.filter((trace) => trace.marker?.symbol === 'triangle-up').map((trace) => [trace.x, trace.y])"
+    assert page.evaluate(points) == [[[70], [0.9]]]
+    page.click("#front-legend label:has-text('narrower dense networks')")
+    assert page.evaluate(points) == [] and not seen.errors
+
+
+def test_a_report_without_them_says_nothing_of_them(report: str, opened: Open) -> None:
+    page, _ = opened(report)
+    assert not page.is_visible("#narrower") and "narrower" not in page.inner_text("#front-legend")
 
 
 def test_filters_by_origin_and_type(made: Any, report: str, opened: Open) -> None:

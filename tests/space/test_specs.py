@@ -39,7 +39,7 @@ def test_types_by_name_are_in_the_order_of_the_table() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"round_to": 0}, {"max_options": 0}, {"max_options": 1.5}, {"metric": "loss"}, {"calibration": 0}], ids=str
+    "wrong", [{"round_to": -1}, {"max_options": 0}, {"max_options": 1.5}, {"metric": "loss"}, {"calibration": 0}], ids=str
 )
 def test_attributes_out_of_range_are_refused(wrong) -> None:
     with pytest.raises(InvalidArgument, match=next(iter(wrong))):

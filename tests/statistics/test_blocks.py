@@ -190,3 +190,24 @@ def test_moments_are_made_when_asked_for_and_again_when_they_had_to_give_way(mon
     assert chosen["a"] is moments["a"] and moments["b"] is moments["b"] and made == ["a", "b"]
     assert moments["a"] and moments["c"] and moments["a"] and made == ["a", "b", "c"]  # b was used least recently
     assert moments["b"] and made == ["a", "b", "c", "b"]
+
+
+def test_layers_that_store_their_weight_transposed_have_the_statistics_of_linear_ones() -> None:
+    transposed = pytest.importorskip("transformers.pytorch_utils").Conv1D
+
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.turned = nn.Linear(6, 5), transposed(5, 6)
+            with torch.no_grad():
+                self.turned.weight.copy_(self.plain.weight.T)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.plain(x) + self.turned(x)).mean(1)
+
+    torch.manual_seed(0)
+    model, x = Twins(), torch.randn(4, 300, 6).cumsum(dim=1) / 10  # neighbours are alike
+    found = collect(model, find_sites(model, x[:1]), [x])
+    plain, turned = found.of["plain"], found.of["turned"]
+    assert torch.equal(plain.input_shrinkage, turned.input_shrinkage) and float(plain.input_shrinkage) > 0.05
+    assert torch.equal(plain.input, turned.input) and torch.equal(plain.output_shrinkage, turned.output_shrinkage)

@@ -129,3 +129,16 @@ def test_trained_weights_fit(name: str, model: nn.Module) -> None:
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     loaded = load_weights(model, SHARED / "models" / f"{name}.safetensors")
     assert not torch.equal(loaded.state_dict()["conv1.weight"], before["conv1.weight"])
+
+
+def test_widths_are_shares_of_the_channels_of_every_layer() -> None:
+    plain, narrow = digits_net(), digits_net(width=0.5)
+    shapes = {name: module.weight.shape[:2] for name, module in plain.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    for name, (out, into) in shapes.items():
+        ends = (out if name == "linear" else out // 2, into if name == "conv1" else into // 2)
+        assert narrow.get_submodule(name).weight.shape[:2] == ends
+    x = torch.randn(2, 1, 8, 8)
+    assert narrow(x).shape == plain(x).shape
+    assert [m.shape for m in digits_net(width=1).parameters()] == [m.shape for m in plain.parameters()]
+    with pytest.raises(InvalidArgument, match="width"):
+        digits_net(width=0.01)

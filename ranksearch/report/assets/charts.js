@@ -97,6 +97,12 @@ function frontFigure(study, view, found) {
     const level = value(study, view.y, study.denseRow);
     shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: level, y1: level, line: { width: 1, dash: "dot", color: colour.muted }, layer: "below" });
   }
+  const rivals = narrowerPlaces(study, view);
+  if (rivals.length && view.shown.has("narrower")) traces.push({
+    type: "scatter", mode: "markers", x: rivals.map((place) => place.x), y: rivals.map((place) => place.y), hoverinfo: "text",
+    hovertext: rivals.map((place) => plain(`dense with ${percent(place.width, 0)} of the channels: ${view.y} ${number(place.y)}`)),
+    marker: { size: 9, symbol: "triangle-up", color: colour.ink, line: { width: 1, color: colour.paper } },
+  });
   traces.push(ring(colour, frontPlace(study, view)));
   const range = frontRange(study, view, front);
   const arrow = study.directions.get(view.y) === "max" ? "↑" : "↓";
@@ -108,6 +114,13 @@ function frontFigure(study, view, found) {
     }),
     outside: range ? rest.filter((row) => value(study, view.y, row) < range[0] || value(study, view.y, row) > range[1]).length : 0,
   };
+}
+
+// Where narrower dense networks are in the figure: those of which both values are known.
+function narrowerPlaces(study, view) {
+  const dense = study.costByName.get(view.x).dense;
+  return study.narrower.map((row) => ({ width: row.width, x: row.values[view.x] ?? null, y: row.values[view.y] ?? null }))
+    .filter((place) => place.x !== null && place.y !== null).map((place) => ({ ...place, x: dense ? (100 * place.x) / dense : place.x }));
 }
 
 // The last trace of a figure with points: a ring around the selected network, where that is drawn.

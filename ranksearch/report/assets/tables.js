@@ -53,6 +53,15 @@ function frontTable(study, view, front, select) {
     more > 0 ? element("button", { type: "button", class: "link", onclick: () => { view.allRows = true; frontTable(study, view, front, select); } }, "Show all") : null);
 }
 
+// Dense networks of the same architecture with fewer channels, measured beside the study's.
+function narrowerTable(study) {
+  const costs = study.costs.filter((cost) => cost.dense && study.narrower.some((row) => cost.name in row.values));
+  const header = head(["channels"], ...costs.map((cost) => [`${cost.label}, %`]), ["latency between, %"], ...study.metrics.map((metric) => [metric.name]));
+  const lines = study.narrower.map((row) => element("tr", {}, cell(percent(row.width, 0)), ...costs.map((cost) => cell(percent(row.values[cost.name] / cost.dense))),
+    cell(`${percent(row.low)} – ${percent(row.high)}`, "change"), ...study.metrics.map((metric) => cell(number(row.values[metric.name])))));
+  show("narrower-table", header, element("tbody", {}, ...lines));
+}
+
 // Mark the selected network in the table, which stays as it is, so that the focus stays where it is.
 function markRow(study, view) {
   for (const line of document.querySelectorAll("#front-table tbody tr")) {

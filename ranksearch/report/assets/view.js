@@ -5,7 +5,7 @@ let study = null;
 let found = null; // rows that satisfy the filter, those on their front, and the fronts of proxies
 const view = {
   x: null, y: null, filter: { costs: {}, metrics: {}, family: null, type: null }, selected: null, heat: "rank_share", over: "number", proxy: null,
-  shown: new Set(["measured", "front", "dense"]), allRows: false,
+  shown: new Set(["measured", "front", "dense", "narrower"]), allRows: false,
 };
 
 // Show a study; what was chosen before stays where it still makes sense.
@@ -190,11 +190,17 @@ function frontSection() {
   draw("front-chart", figure, select);
   configurationPanel(study, view.selected);
   frontTable(study, view, found.front, select);
+  byId("narrower").hidden = !study.narrower.length;
+  if (!study.narrower.length) return;
+  const trained = study.narrower.filter((row) => study.metrics.some((metric) => row.values[metric.name] !== null)).length;
+  show("narrower-lead", `The same architecture with fewer channels in every layer, measured beside the dense network; ${trained ? `${whole(trained)} of them trained` : "none of them trained, so nothing is said of how good they are"}.`);
+  narrowerTable(study);
 }
 
 function frontLegend() {
   const colour = colours();
   const entries = [["front", "front", colour.accent, ""], ["measured", "measured", colour.cloud, ""], ["dense", "dense network", colour.ink, "diamond"]];
+  if (narrowerPlaces(study, view).length) entries.push(["narrower", "narrower dense networks", colour.ink, "triangle"]);
   for (const [at, line] of found.proxyFronts.entries()) entries.push([`proxy ${line.name}`, `chosen by ${line.name}`, PALETTE[(at + 1) % PALETTE.length], "line"]);
   if (byId("front-legend").contains(document.activeElement)) return;
   show("front-legend", ...entries.map(([key, label, fill, shape]) => {
