@@ -11,6 +11,7 @@ from ranksearch.decompositions.decoupled import Decoupled
 from ranksearch.decompositions.dense import Dense
 from ranksearch.decompositions.grouped_svd import GroupedSVD
 from ranksearch.decompositions.grouped_svd_learned import GroupedSVDLearned
+from ranksearch.decompositions.kronecker import Kronecker
 from ranksearch.decompositions.metric import Moments
 from ranksearch.decompositions.quantized import BITS, Quantized, with_bits
 from ranksearch.decompositions.spatial import Spatial
@@ -57,6 +58,6 @@ def describe(site: Site, decomposition: str, rank: Sequence[int]) -> str:
 
 
 __all__ = [
-    "BITS", "DECOMPOSITIONS", "KNOWN", "AnyDecomposition", "Decomposition", "Errors", "Moments", "Quantized", "Rank", "Searched", "cheaper",
-    "describe", "with_bits",
+    "BITS", "DECOMPOSITIONS", "KNOWN", "AnyDecomposition", "Decomposition", "Errors", "Kronecker", "Moments", "Quantized", "Rank",
+    "Searched", "cheaper", "describe", "with_bits",
 ]  # fmt: skip

@@ -197,7 +197,8 @@ def _fit(block: Tensor, start: list[Tensor], ridge: float, sweeps: int, enough: 
 
 def _refine_sweeps(target: cp_fit.Target, rank: int) -> int:
     out, d = target.weight.shape
-    once = min(rank * d * (d + rank), out * d * (d + 2 * rank))  # multiply-adds of applying the metric to one change
+    side = d if isinstance(target.input, Tensor) else target.input.channel.shape[-1] + target.input.tap.shape[-1]  # a column's cost
+    once = min(rank * d * (side + rank), out * d * (side + 2 * rank))  # multiply-adds of applying the metric to one change
     applied = 2 + cp_fit.STEPS * len(target.marginals)
     return int(min(REFINE_SWEEPS, max(1, REFINE_WORK / (applied * once))))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ranksearch.decompositions.kronecker import Matrix, times, trace
 from ranksearch.decompositions.metric import Moments, half
 from ranksearch.decompositions.refinement import refit_output
 
@@ -126,7 +127,7 @@ class Target:
     The marginals are those of A over each mode of a patch: their Kronecker product has its trace."""
 
     weight: Tensor  # W, float64, shape: (o, d)
-    input: Tensor  # A, shape: (d, d)
+    input: Matrix  # A, shape: (d, d)
     output_half: Tensor | None  # C_G, lower triangular, shape: (o, o); None: identity
     seen: Tensor  # C_G^T W A, shape: (o, d)
     marginals: tuple[Tensor, ...]  # shape: (n_k, n_k) each, of the input channels and the kernel's sides above 1
@@ -136,13 +137,27 @@ class Target:
 def target(weight: Tensor, moments: Moments) -> Target:
     """`Target` of a canonical weight, float64, shape (c_out, c_in, kh, kw); the moments are `conditioned`, with one of the input."""
     assert moments.input is not None
-    flat, a = weight.flatten(1), moments.input[0] / moments.input.diagonal(dim1=1, dim2=2).sum()
+    flat, a = weight.flatten(1), _scaled(moments.input[0])
     output_half = None if moments.output is None else half(moments.output / moments.output.diagonal(dim1=1, dim2=2).sum())[0]
-    seen = (flat if output_half is None else output_half.mT @ flat) @ a
-    blocks = a.reshape(*weight.shape[1:], *weight.shape[1:])
-    every = [torch.einsum("ihwjhw->ij", blocks), torch.einsum("ihwivw->hv", blocks), torch.einsum("ihwihv->wv", blocks)]
+    seen = times(flat if output_half is None else output_half.mT @ flat, a)
+    every = _marginals(a, weight.shape[1:])
     marginals = tuple(m / m.diagonal().sum() for m in every[:1] + [m for m in every[1:] if len(m) > 1])
     return Target(flat, a, output_half, seen, marginals, tuple(half(m[None])[0] for m in marginals))
+
+
+def _scaled(moment: Matrix) -> Matrix:
+    """With trace 1."""
+    return moment / trace(moment) if isinstance(moment, Tensor) else moment * (1 / float(trace(moment)))
+
+
+def _marginals(moment: Matrix, patch: tuple[int, ...]) -> list[Tensor]:
+    """Of a moment (d, d) over each mode of a patch (channels, kh, kw), the others traced out."""
+    if isinstance(moment, Tensor):
+        blocks = moment.reshape(*patch, *patch)
+        return [torch.einsum("ihwjhw->ij", blocks), torch.einsum("ihwivw->hv", blocks), torch.einsum("ihwihv->wv", blocks)]
+    taps = moment.tap.reshape(*patch[1:], *patch[1:])
+    height, width = torch.einsum("hwvw->hv", taps), torch.einsum("hwhv->wv", taps)
+    return [moment.channel * trace(moment.tap), height * trace(moment.channel), width * trace(moment.channel)]
 
 
 def refine(factors: Sequence[Tensor], target: Target, *, sweeps: int, steps: int = STEPS) -> list[Tensor]:
@@ -214,14 +229,14 @@ def _precondition(normal: Tensor) -> Tensor:
 def _apply(target: Target, white: Tensor, pairs: Tensor, rows: Tensor) -> Tensor:
     """B^T G B rows A, of shape (r, d), through the narrower side."""
     if len(pairs) < len(white):
-        return (pairs @ rows) @ target.input
-    return white.mT @ ((white @ rows) @ target.input)
+        return times(pairs @ rows, target.input)
+    return white.mT @ times(white @ rows, target.input)
 
 
 def _output(kernel: Sequence[Tensor], target: Target) -> Tensor:
     """The output factor (o, r) that is best for the others: W A K (K^T A K)^-1."""
     rows = _rows(kernel)
-    seen = rows @ target.input
+    seen = times(rows, target.input)
     gram = seen @ rows.mT
     scale = gram.diagonal().clamp_min(TINY).rsqrt()
     gram = gram * scale[:, None] * scale

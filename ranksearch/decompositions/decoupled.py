@@ -14,10 +14,11 @@ from torch.linalg import solve_triangular
 
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
 from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
+from ranksearch.decompositions.folded_metric import FoldedMetric, fold_metric
 from ranksearch.decompositions.folding import FOLDINGS, split_groups
 from ranksearch.decompositions.metric import Moments, conditioned, half, is_weight_metric, residual_energy
 from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
-from ranksearch.decompositions.weighted_truncation import FoldedMetric, bounded, fold_metric, largest
+from ranksearch.decompositions.weighted_truncation import bounded, largest
 from ranksearch.sites import Site
 
 FOLDING, BLOCKS = FOLDINGS["decoupled"], FOLDINGS["svd_in"]
@@ -74,6 +75,7 @@ class Decoupled(Decomposition[FilterState]):
         filters = BLOCKS.blocks(site, weight).transpose(2, 3)  # (g, o, ci, kh kw)
         channel_half = tap_half = None
         if metric is not None:
+            assert isinstance(metric.channels, Tensor), "columns are channels alone"
             channel_half, tap_half = half(metric.channels), half(metric.taps)
             filters = channel_half.mT[:, None] @ filters @ tap_half[:, None]
         return FilterState(split_groups(site, weight), spectrum(filters.flatten(0, 1)), channel_half, tap_half, metric, moments)

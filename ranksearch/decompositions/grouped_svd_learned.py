@@ -12,6 +12,7 @@ from ranksearch.decompositions import tiles
 from ranksearch.decompositions.chain import Link
 from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank
 from ranksearch.decompositions.grouped_svd import GroupedSVD
+from ranksearch.decompositions.kronecker import channel_blocks, permuted
 from ranksearch.decompositions.learned_groups import partition
 from ranksearch.decompositions.metric import Moments, half, residual_energy
 from ranksearch.decompositions.tiles import TileState
@@ -140,7 +141,7 @@ def _permuted(state: LearnedState, order: Tensor) -> TileState:
     given = state.tiles
     taps = given.weight.shape[1] // state.channels
     columns = (order.to(given.weight.device)[:, None] * taps + torch.arange(taps, device=given.weight.device)).flatten()
-    moment = None if given.moments.input is None else given.moments.input[:, columns][:, :, columns]
+    moment = None if given.moments.input is None else permuted(given.moments.input, order.to(given.weight.device))
     return replace(given, weight=given.weight[:, columns], moments=Moments(moment, given.moments.output))
 
 
@@ -167,5 +168,4 @@ def _whitened(state: LearnedState) -> Tensor:
     blocks = weight.reshape(len(weight), state.channels, taps)
     if given.input is None:
         return blocks
-    moment = given.input.reshape(state.channels, taps, state.channels, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    return torch.einsum("mck,ckl->mcl", blocks, half(moment))
+    return torch.einsum("mck,ckl->mcl", blocks, half(channel_blocks(given.input, state.channels)))

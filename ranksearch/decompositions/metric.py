@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from ranksearch.decompositions.kronecker import Kronecker, Matrix, times
 from ranksearch.decompositions.symmetric import eigh
 from ranksearch.errors import InvalidArgument
 
@@ -22,7 +23,7 @@ class Moments:
     """Second moments that define the metric an error is taken in: |W - W_r|^2 = tr(G (W - W_r) A (W - W_r)^T)
     per group. ``None`` stands for the identity; both ``None`` is the plain weight metric."""
 
-    input: Tensor | None = None  # A, shape: (groups, d, d), d = c_in / groups * kh * kw, patch order (c_in, kh, kw)
+    input: Matrix | None = None  # A, shape: (groups, d, d), d = c_in / groups * kh * kw, patch order (c_in, kh, kw); or a product
     output: Tensor | None = None  # G, shape: (groups, c_out / groups, c_out / groups)
 
     @property
@@ -35,19 +36,30 @@ class Moments:
     @cached_property
     def floored(self) -> Moments:
         """The moments as they are used, see `floored`; all types of a site share them."""
-        return Moments(*(None if m is None else floored(m) for m in (self.input, self.output)))
+        output = None if self.output is None else floored(self.output)
+        return Moments(None if self.input is None else floored(self.input), output)
+
+    def to(self, device: torch.device) -> Moments:
+        """The same on a device."""
+        output = None if self.output is None else self.output.to(device)
+        return Moments(None if self.input is None else self.input.to(device), output)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"input": self.input, "output": self.output}  # what is cached does not travel
 
 
-def floored(moment: Tensor) -> Tensor:
+@overload
+def floored(moment: Tensor) -> Tensor: ...
+@overload
+def floored(moment: Matrix) -> Matrix: ...
+def floored(moment: Matrix) -> Matrix:
     """A second moment as it is used everywhere: float64, symmetric, eigenvalues below ``FLOOR`` times its trace raised to that.
 
     Directions that calibration data never showed would otherwise be free, and rounding leaves singular moments slightly
     indefinite. A moment without such eigenvalues stays as it is, bit for bit. A group whose moment is zero has the floor of the
     group with the largest trace, so that it counts for next to nothing; a moment that is zero in all groups says nothing, and is the
-    identity. A trial Cholesky factorization, O(d^3 / 3), tells groups that need the floor; these take an eigendecomposition.
+    identity. A trial Cholesky factorization, O(d^3 / 3), tells groups that need the floor; these take an eigendecomposition. Of a
+    Kronecker product each factor is floored, which bounds what either is inverted at.
 
     Args:
         moment: shape (groups, d, d), positive semidefinite up to rounding.
@@ -55,6 +67,8 @@ def floored(moment: Tensor) -> Tensor:
     Raises:
         InvalidArgument: an entry is not finite.
     """
+    if isinstance(moment, Kronecker):
+        return Kronecker(floored(moment.channel), floored(moment.tap))
     moment = moment.to(torch.float64)
     trace = moment.diagonal(dim1=-2, dim2=-1).sum(-1)
     if not bool(moment.isfinite().all() & trace.isfinite().all()):
@@ -82,17 +96,23 @@ def conditioned(moments: Moments | None, like: Tensor) -> Moments:
     """The metric that a weight is prepared in: both moments `floored`, on the device of ``like``; None is the weight metric."""
     if moments is None:
         return Moments()
-    return Moments(*(None if m is None else m.to(like.device) for m in (moments.floored.input, moments.floored.output)))
+    return moments.floored.to(like.device)
 
 
-def half(moment: Tensor) -> Tensor:
+@overload
+def half(moment: Tensor) -> Tensor: ...
+@overload
+def half(moment: Matrix) -> Matrix: ...
+def half(moment: Matrix) -> Matrix:
     """Lower triangular C with C C^T = the moment: |R|^2 = tr(G R A R^T) is |C_G^T R C_A|^2. A third of the price
-    of a symmetric root, and the inverse is a triangular solve.
+    of a symmetric root, and the inverse is a triangular solve. That of a Kronecker product is the product of its factors' halves.
 
     Args:
         moment: shape (groups, d, d): a `floored` one, a marginal or diagonal block of one, or a Gram matrix in one. What rounding
             has made indefinite is `floored` first.
     """
+    if isinstance(moment, Kronecker):
+        return Kronecker(half(moment.channel), half(moment.tap))
     factor, failed = torch.linalg.cholesky_ex(moment)
     return torch.linalg.cholesky(floored(moment)) if bool(failed.any()) else factor
 
@@ -112,6 +132,8 @@ def channel_moment(moments: Moments, c_in: int) -> Tensor | None:
     shape (groups, c_in, c_in). A whitening by it keeps the mode structure of the kernel."""
     if moments.input is None:
         return None
+    if isinstance(moments.input, Kronecker):
+        return moments.input.channel * moments.input.tap.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
     groups, d, _ = moments.input.shape
     taps = d // c_in
     blocks = moments.input.reshape(groups, c_in, taps, c_in, taps)
@@ -126,7 +148,7 @@ def apply_metric(residual: Tensor, moments: Moments) -> Tensor:
     """G R A, the gradient of half the energy; shapes as `residual_energy`."""
     flat = residual.flatten(2)
     if moments.input is not None:
-        flat = flat @ moments.input.to(flat)
+        flat = times(flat, moments.input.to(flat))
     if moments.output is not None:
         flat = moments.output.to(flat) @ flat
     return flat.reshape(residual.shape)

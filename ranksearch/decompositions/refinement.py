@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ranksearch.decompositions.kronecker import times
 from ranksearch.decompositions.metric import Moments, apply_metric, residual_energy
 
 
@@ -74,9 +75,20 @@ def refit_output(weight: Tensor, rows: Tensor, moments: Moments) -> Tensor:
     Args:
         weight: shape (c_out, d); rows: shape (r, d). Directions that A does not see are left at zero.
     """
-    weighted = rows if moments.input is None else rows @ moments.input[0].to(rows)
+    weighted, scale, inverse = _normal(rows, moments)
+    return ((weight @ weighted.mT) / scale) @ inverse / scale
+
+
+def projector(rows: Tensor, moments: Moments) -> Tensor:
+    """What `refit_output` makes of the identity, shape (d, r): W times it is the B of any W."""
+    weighted, scale, inverse = _normal(rows, moments)
+    return (weighted.mT / scale) @ inverse / scale
+
+
+def _normal(rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+    """K A, the norms of the rows of K in the metric, and (K A K^T)^+ of rows of norm 1."""
+    weighted = rows if moments.input is None else times(rows, moments.input[0].to(rows))
     gram = weighted @ rows.mT
     scale = gram.diagonal().clamp_min(0.0).sqrt()  # columns to unit norm: components differ by orders of magnitude
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    inverse = torch.linalg.pinv(gram / scale[:, None] / scale, rtol=1e-12, hermitian=True)
-    return ((weight @ weighted.mT) / scale) @ inverse / scale
+    return weighted, scale, torch.linalg.pinv(gram / scale[:, None] / scale, rtol=1e-12, hermitian=True)

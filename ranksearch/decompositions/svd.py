@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
 from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.folding import FOLDINGS
+from ranksearch.decompositions.kronecker import Matrix, solve_half, times
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import Spectrum, spectrum, spectrum_errors, truncate
 from ranksearch.sites import Site
@@ -26,7 +27,7 @@ class SVDState:
 
     spectrum: Spectrum
     output_half: Tensor | None  # C_G, shape: (groups, m, m); None: identity
-    input_half: Tensor | None  # C_A, shape: (groups, n, n)
+    input_half: Matrix | None  # C_A, shape: (groups, n, n)
 
 
 class SVD(Decomposition[SVDState]):
@@ -57,9 +58,10 @@ class SVD(Decomposition[SVDState]):
     def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> SVDState:
         matrix = FOLDING.fold(site, weight).double()
         moments = conditioned(moments, matrix)
-        output_half, input_half = (None if m is None else half(m) for m in (moments.output, moments.input))
+        output_half = None if moments.output is None else half(moments.output)
+        input_half = None if moments.input is None else half(moments.input)
         matrix = matrix if output_half is None else output_half.mT @ matrix
-        matrix = matrix if input_half is None else matrix @ input_half
+        matrix = matrix if input_half is None else times(matrix, input_half)
         return SVDState(spectrum(matrix), output_half, input_half)
 
     def errors(self, state: SVDState) -> Errors:
@@ -70,7 +72,7 @@ class SVD(Decomposition[SVDState]):
         if state.output_half is not None:
             left = torch.linalg.solve_triangular(state.output_half.mT, left, upper=True)
         if state.input_half is not None:
-            right = torch.linalg.solve_triangular(state.input_half, right, upper=False, left=False)
+            right = solve_half(right, state.input_half)
         return left, right  # shapes: (groups, c_out / groups, r), (groups, r, c_in / groups * kh * kw)
 
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ from torch.linalg import solve_triangular
 from ranksearch.decompositions.chain import Link, chain_costs
 from ranksearch.decompositions.decomposition import Errors, cheaper
 from ranksearch.decompositions.folding import FOLDINGS, join_tiles, split_tiles
+from ranksearch.decompositions.kronecker import Matrix, block, diagonal_blocks, solve_half, solve_moment, times
 from ranksearch.decompositions.metric import Moments, conditioned, half, residual_energy
 from ranksearch.decompositions.spectrum import ratio, spectrum, truncate
 from ranksearch.sites import Site
@@ -35,7 +36,7 @@ class TileState:
     moments: Moments  # conditioned: that of the whole lowered weight, which couples tiles
 
     @property
-    def input(self) -> Tensor | None:
+    def input(self) -> Matrix | None:
         """A, shape (d, d)."""
         return None if self.moments.input is None else self.moments.input[0]
 
@@ -90,7 +91,7 @@ def errors(state: TileState) -> Errors:
         small = state.weight @ state.weight.T if state.weight.shape[0] <= state.weight.shape[1] else state.weight.T @ state.weight
     else:
         white = state.weight if state.moments.output is None else half(state.moments.output)[0].T @ state.weight
-        small = white @ white.T if state.input is None else white @ state.input @ white.T
+        small = white @ white.T if state.input is None else times(white, state.input) @ white.T
     top = float(torch.linalg.eigvalsh(small)[-1].clamp_min(0.0))
     for p, t in sorted({(int(p), int(t)) for p, t, _ in ranks}):
         rows = np.flatnonzero((ranks[:, 0] == p) & (ranks[:, 1] == t))
@@ -183,7 +184,9 @@ def _coupled(state: TileState, p: int, t: int) -> np.ndarray:
             if (i != i2 and state.output is None) or (j != j2 and state.input is None):
                 continue
             x = left[i2, j2] if state.output is None else state.output[i * m : i * m + m, i2 * m : i2 * m + m] @ left[i2, j2]
-            y = right[i2, j2] if state.input is None else right[i2, j2] @ state.input[j2 * d : j2 * d + d, j * d : j * d + d]
+            y = right[i2, j2]
+            if state.input is not None:
+                y = times(y, block(state.input, slice(j2 * d, j2 * d + d), slice(j * d, j * d + d)))
             pair = (left[i, j].T @ x) * (right[i, j] @ y.T)
             products += pair if (i, j) == (i2, j2) else pair + pair.T
     gained = 2 * products.triu(1).sum(dim=1) + products.diagonal()
@@ -191,15 +194,10 @@ def _coupled(state: TileState, p: int, t: int) -> np.ndarray:
     return np.maximum(tails, 0.0)
 
 
-def _halves(state: TileState, p: int, t: int) -> tuple[Tensor | None, Tensor | None]:
+def _halves(state: TileState, p: int, t: int) -> tuple[Tensor | None, Matrix | None]:
     """Triangular halves of the diagonal blocks of G (p, m, m) and A (t, n, n)."""
     g, a = state.output, state.input
-    return None if g is None else diagonal_halves(g, p), None if a is None else diagonal_halves(a, t)
-
-
-def diagonal_halves(moment: Tensor, count: int) -> Tensor:
-    """Triangular halves of the ``count`` diagonal blocks of a conditioned moment (n, n), shape (count, n / count, n / count)."""
-    return half(split_tiles(moment, count, count).diagonal().permute(2, 0, 1))
+    return None if g is None else half(diagonal_blocks(g, p)), None if a is None else half(diagonal_blocks(a, t))
 
 
 def _start(state: TileState, p: int, t: int, rank: int | None) -> tuple[Tensor, Tensor]:
@@ -208,14 +206,14 @@ def _start(state: TileState, p: int, t: int, rank: int | None) -> tuple[Tensor, 
     return _best(split_tiles(state.weight, p, t), out, inp, rank)
 
 
-def _best(tiles: Tensor, out: Tensor | None, inp: Tensor | None, rank: int | None) -> tuple[Tensor, Tensor]:
+def _best(tiles: Tensor, out: Tensor | None, inp: Matrix | None, rank: int | None) -> tuple[Tensor, Tensor]:
     p, t, m, n = tiles.shape
     white = tiles if out is None else out.mT[:, None] @ tiles
-    white = white if inp is None else white @ inp[None]
+    white = white if inp is None else times(white, inp[None])
     left, right = truncate(spectrum(white.reshape(p * t, m, n)), min(m, n) if rank is None else rank)
     left, right = left.unflatten(0, (p, t)), right.unflatten(0, (p, t))
     left = left if out is None else solve_triangular(out.mT[:, None], left, upper=True)
-    return left, right if inp is None else solve_triangular(inp[None], right, upper=False, left=False)
+    return left, right if inp is None else solve_half(right, inp[None])
 
 
 def factors(state: TileState, p: int, t: int, rank: int, *, sweeps: int = SWEEPS) -> tuple[Tensor, Tensor]:
@@ -237,7 +235,7 @@ def factors(state: TileState, p: int, t: int, rank: int, *, sweeps: int = SWEEPS
                 if out is not None:
                     pull = torch.cholesky_solve(pull, out[i])
                 if inp is not None:
-                    pull = torch.cholesky_solve(pull.T, inp[j]).T
+                    pull = solve_moment(pull, inp[j])
                 target = left[i, j] @ right[i, j] + pull
                 one, two = _best(target[None, None], None if out is None else out[i, None], None if inp is None else inp[j, None], rank)
                 residual[i, j] += left[i, j] @ right[i, j] - one[0, 0] @ two[0, 0]
@@ -248,7 +246,10 @@ def factors(state: TileState, p: int, t: int, rank: int, *, sweeps: int = SWEEPS
 def _pull(state: TileState, residual: Tensor, i: int, j: int) -> Tensor:
     """Tile (i, j) of G R A."""
     _p, _t, m, n = residual.shape
-    columns = residual[:, j].flatten(0, 1) if state.input is None else join_tiles(residual) @ state.input[:, j * n : j * n + n]
+    columns = residual[:, j].flatten(0, 1)
+    if state.input is not None:
+        every = slice(0, state.weight.shape[1])
+        columns = times(join_tiles(residual), block(state.input, every, slice(j * n, j * n + n)))
     return columns[i * m : i * m + m] if state.output is None else state.output[i * m : i * m + m] @ columns
 
 

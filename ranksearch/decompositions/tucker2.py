@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from ranksearch.decompositions import weighted_truncation
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
 from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank, cheaper
+from ranksearch.decompositions.folded_metric import FoldedMetric, fold_metric
 from ranksearch.decompositions.folding import FOLDINGS
+from ranksearch.decompositions.kronecker import solve_half
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import ratio
 from ranksearch.decompositions.symmetric import eigh
 from ranksearch.decompositions.weighted_truncation import (
-    FoldedMetric,
     Weighted,
     coordinates,
     descend,
-    fold_metric,
     geometric,
     leading,
     left_over,
@@ -54,6 +54,7 @@ class TuckerState:
     metric: FoldedMetric | None  # None: no input moment
     kernel: tuple[int, int]
     grid: np.ndarray  # pairs that errors are measured at, where there is no closed form: int64, shape (n_pairs, 2)
+    halves: tuple[Tensor, Tensor] | None = None  # of taps and input channels, where the metric is their product: then as without one
     found: dict[Rank, Tensor] = field(default_factory=dict)  # by input rank and anchor: input bases as rows, see `Searched`
 
 
@@ -124,17 +125,21 @@ class Tucker2(Decomposition[TuckerState]):
         metric = fold_metric(moments, FOLDING, site)
         output_half = None if moments.output is None else half(moments.output)
         rows = blocks if output_half is None else torch.einsum("gpo,gpsi->gosi", output_half, blocks)
+        halves = None
         grid = self._grid(site)
         if metric is not None:
             tap_half, channel_half = half(metric.taps), half(metric.channels)
+            assert isinstance(channel_half, Tensor), "columns are channels alone"
             white = torch.einsum("gts,goti,gij->gosj", tap_half, rows, channel_half)
-            basis = torch.linalg.solve_triangular(channel_half.mT, _leading(white.flatten(1, 2).mT), upper=True)
-            return TuckerState(blocks, basis, None, None, output_half, metric, site.kernel, grid)
+            if not metric.exact:
+                basis = torch.linalg.solve_triangular(channel_half.mT, _leading(white.flatten(1, 2).mT), upper=True)
+                return TuckerState(blocks, basis, None, None, output_half, metric, site.kernel, grid)
+            rows, halves = white, (tap_half, channel_half)
         input_basis = _leading(rows.flatten(1, 2).mT)
         core = torch.einsum("gosi,giq->goqs", rows, input_basis)
         output_basis = _leading(core.flatten(2))
         core = torch.einsum("goqs,gop->gpqs", core, output_basis)
-        return TuckerState(blocks, input_basis, output_basis, core, output_half, None, site.kernel, grid)
+        return TuckerState(blocks, input_basis, output_basis, core, output_half, None, site.kernel, grid, halves)
 
     def _grid(self, site: Site) -> np.ndarray:
         """Pairs of geometric ranks that are cheaper than dense, and the full one, last."""
@@ -196,11 +201,15 @@ class Tucker2(Decomposition[TuckerState]):
             return first, core.unflatten(3, state.kernel), last
         assert state.core is not None and state.output_basis is not None  # without an input moment
         if not self.hooi:
-            core = state.core[:, :r_out, :r_in].unflatten(3, state.kernel).contiguous()
-            return state.input_basis[..., :r_in], core, _unwhiten(state.output_half, state.output_basis[..., :r_out])
-        into, out = _iterate(state.core, r_in, r_out, self.hooi)
-        core = torch.einsum("gop,gois,gij->gpjs", out, state.core, into).unflatten(3, state.kernel)
-        return state.input_basis @ into, core.contiguous(), _unwhiten(state.output_half, state.output_basis @ out)
+            first, core, last = state.input_basis[..., :r_in], state.core[:, :r_out, :r_in], state.output_basis[..., :r_out]
+        else:
+            into, out = _iterate(state.core, r_in, r_out, self.hooi)
+            core = torch.einsum("gop,gois,gij->gpjs", out, state.core, into)
+            first, last = state.input_basis @ into, state.output_basis @ out
+        if state.halves is not None:
+            tap_half, channel_half = state.halves
+            core, first = solve_half(core.flatten(1, 2), tap_half).reshape(core.shape), _unwhiten(channel_half, first)
+        return first, core.unflatten(3, state.kernel).contiguous(), _unwhiten(state.output_half, last)
 
     def describe(self, site: Site, rank: Rank) -> str:
         return f"in {rank[0]}, out {rank[1]}"

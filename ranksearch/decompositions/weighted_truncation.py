@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from ranksearch.decompositions.decomposition import AnyDecomposition, Errors, Rank, cheaper
+from ranksearch.decompositions.folded_metric import FoldedMetric, applied, fold_metric
 from ranksearch.decompositions.folding import Folding
+from ranksearch.decompositions.kronecker import Kronecker, Matrix, solve_half, solve_moment, times
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
 from ranksearch.decompositions.symmetric import eigh
@@ -41,16 +43,6 @@ P = TypeVar("P")
 
 
 @dataclass(frozen=True)
-class FoldedMetric:
-    """Conditioned moments in the order of a folding."""
-
-    input: Tensor  # A, shape: (groups, s, c, s, c)
-    output_half: Tensor | None  # C_G, lower triangular, shape: (groups, o, o); None: identity
-    taps: Tensor  # marginal of A over c, shape: (groups, s, s); taps (x) channels has the trace of A
-    channels: Tensor  # marginal of A over s, shape: (groups, c, c)
-
-
-@dataclass(frozen=True)
 class Folded:
     """A weight prepared in one folding and metric."""
 
@@ -60,6 +52,7 @@ class Folded:
     metric: FoldedMetric | None  # None: no input moment, the truncated SVD is optimal
     rows: Tensor | None  # with a metric: R of the start for all ranks, strongest first, shape: (groups, k, c)
     grid: np.ndarray  # with a metric: the ranks that errors are measured at, int64, shape: (n_ranks, 1)
+    halves: tuple[Tensor, Tensor] | None = None  # of taps and channels, where the metric is their product: the truncated SVD is optimal
     found: dict[Rank, Tensor] = field(default_factory=dict)  # R of every rank of the grid, once asked for; see `Searched`
 
 
@@ -82,21 +75,6 @@ def geometric(top: int, count: int) -> np.ndarray:
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def fold_metric(moments: Moments, folding: Folding, site: Site) -> FoldedMetric | None:
-    """Conditioned moments in the order of a folding whose rows are (o, s) and columns c; None without an input moment."""
-    if moments.input is None:
-        return None
-    order, patch, (groups, rows, c) = folding.patch_order, site.shape[1:], folding.shape(site)
-    s = rows // (site.c_out // site.groups)
-    a = moments.input.reshape(groups, *patch, *patch)
-    a = a.permute(0, *(1 + i for i in order), *(4 + i for i in order)).reshape(groups, s, c, s, c)
-    channels = torch.einsum("gscsd->gcd", a)
-    taps = torch.einsum("gsctc->gst", a)
-    taps = taps / taps.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
-    output_half = None if moments.output is None else half(moments.output)
-    return FoldedMetric(a, output_half, taps, channels)
-
-
 def prepare(site: Site, canonical: Tensor, moments: Moments | None, folding: Folding, grid: np.ndarray) -> Folded:
     """Prepare a canonical weight in a folding, with the ranks to measure where a metric asks for it, shape (n_ranks, 1)."""
     weight = folding.blocks(site, canonical.double())
@@ -108,10 +86,10 @@ def prepare(site: Site, canonical: Tensor, moments: Moments | None, folding: Fol
         return Folded(weight, spectrum(matrix.flatten(1, 2)), output_half, None, None, grid)
     whitened = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
     tap_half, channel_half = half(metric.taps), half(metric.channels)
-    whitened = torch.einsum("gts,gotc,gcd->gosd", tap_half, whitened, channel_half)
-    start = spectrum(whitened.flatten(1, 2))
-    rows = _right_vectors(start)
-    rows = solve_triangular(channel_half, rows, upper=False, left=False)
+    start = spectrum(times(torch.einsum("gts,gotc->gosc", tap_half, whitened).flatten(1, 2), channel_half))
+    if metric.exact and isinstance(channel_half, Tensor):
+        return Folded(weight, start, metric.output_half, None, None, grid, (tap_half, channel_half))
+    rows = solve_half(_right_vectors(start), channel_half)
     return Folded(weight, start, metric.output_half, metric, rows, grid)
 
 
@@ -151,6 +129,11 @@ def coordinates(seen: Weighted, rows: Tensor, spread: Tensor) -> tuple[Tensor, T
 def _spread(seen: Weighted, rows: Tensor) -> Tensor:
     """Rows (g, k, c) times every block of A, shape (g, k, s, t, c): entry (s, t) is rows A_ts."""
     groups, _, s, c = seen.goal.shape
+    if seen.channel is not None:
+        k, side = rows.shape[1], seen.blocks.shape[1]
+        over_channels = rows.reshape(groups, k, -1, side).transpose(2, 3).reshape(groups, k * side, -1) @ seen.channel
+        by_channel = over_channels.reshape(groups, k, side, -1).transpose(2, 3).reshape(groups, -1, side) @ seen.blocks
+        return by_channel.reshape(groups, k, -1, s, s, side).permute(0, 1, 3, 4, 2, 5).reshape(groups, k, s, s, c)
     return (rows @ seen.blocks).reshape(groups, -1, s, s, c)
 
 
@@ -195,8 +178,7 @@ def residual_norms(metric: FoldedMetric, residual: Tensor) -> tuple[float, float
     flat = residual.flatten(2)
     if metric.output_half is not None:
         flat = metric.output_half.mT @ flat
-    d = flat.shape[2]
-    gram = flat @ metric.input.reshape(-1, d, d) @ flat.mT
+    gram = applied(metric, flat.reshape(residual.shape)).flatten(2) @ flat.mT
     frobenius = float(gram.diagonal(dim1=1, dim2=2).sum().clamp_min(0.0))
     return frobenius, min(frobenius, float(torch.linalg.eigvalsh((gram + gram.mT) / 2).max().clamp_min(0.0)))
 
@@ -208,6 +190,10 @@ def factors(state: Folded, rank: int, *, sweeps: int | None = None, seen: Weight
     groups, o, s, _ = weight.shape
     if metric is None or state.rows is None:
         left, right = truncate(state.spectrum, rank)
+        if state.halves is not None:
+            tap_half, channel_half = state.halves
+            left = solve_triangular(tap_half.mT[:, None], left.reshape(groups, o, s, rank), upper=True).reshape(groups, o * s, rank)
+            right = solve_half(right, channel_half)
         if state.output_half is not None:
             left = solve_triangular(state.output_half.mT, left.reshape(groups, o, s * rank), upper=True).reshape(groups, o * s, rank)
         return left, right
@@ -280,11 +266,11 @@ def leading(seen: Weighted, rows: Tensor) -> Tensor:
 def strongest(metric: FoldedMetric, seen: Weighted, left: Tensor, right: Tensor) -> Tensor:
     """R with the same span, shape (groups, r, c), the strongest directions of L R first: as it is whitened by A's marginals. Shapes:
     C_G^T L (groups, o, s, r), R (groups, r, c)."""
-    orthonormal, triangle = torch.linalg.qr((right @ seen.channel_half).mT)
+    orthonormal, triangle = torch.linalg.qr(times(right, seen.channel_half).mT)
     groups, o, s, r = left.shape
     white = (half(metric.taps).mT[:, None] @ left).reshape(groups, o * s, r) @ triangle.mT
     vectors = eigh(white.mT @ white)[1].flip(-1)
-    return solve_triangular(seen.channel_half, vectors.mT @ orthonormal.mT, upper=False, left=False)
+    return solve_half(vectors.mT @ orthonormal.mT, seen.channel_half)
 
 
 @dataclass(frozen=True)
@@ -295,19 +281,23 @@ class Weighted:
     goal: Tensor  # C_G^T W A
     gram: Tensor  # C_G^T W A W^T C_G, shape: (groups, o, o)
     energy: float  # |W|^2 in the metric: its trace
-    blocks: Tensor  # A_ts = A[t, :, s, :] side by side, shape: (groups, c, s t c)
-    channel_half: Tensor  # lower triangular half of A's marginal over the channels, shape: (groups, c, c)
+    blocks: Tensor  # A_ts = A[t, :, s, :] side by side, shape: (groups, c, s t c); of a product those of its taps alone
+    channel_half: Matrix  # lower triangular half of A's marginal over the channels, shape: (groups, c, c)
+    channel: Tensor | None  # of a product, its channels
 
 
 def weighted(metric: FoldedMetric, weight: Tensor) -> Weighted:
     """`Weighted` of a weight. O(o (s c)^2)."""
-    groups, o, s, c = weight.shape
+    groups, s = len(weight), weight.shape[2]
     target = weight if metric.output_half is None else torch.einsum("gpo,gpsc->gosc", metric.output_half, weight)
-    goal = (target.reshape(groups, o, s * c) @ metric.input.reshape(groups, s * c, s * c)).reshape(groups, o, s, c)
-    blocks = metric.input.permute(0, 2, 3, 1, 4).reshape(groups, c, s * s * c)
+    goal = applied(metric, target)
+    channel, every = None, metric.input
+    if isinstance(every, Kronecker):
+        channel, every = every.channel, every.tap.reshape(groups, s, -1, s, every.tap.shape[1] // s)
+    blocks = every.permute(0, 2, 3, 1, 4).reshape(groups, every.shape[2], -1)
     gram = goal.flatten(2) @ target.flatten(2).mT
     energy = float(gram.diagonal(dim1=1, dim2=2).sum().clamp_min(0.0))
-    return Weighted(target, goal, gram, energy, blocks, half(metric.channels))
+    return Weighted(target, goal, gram, energy, blocks, half(metric.channels), channel)
 
 
 def descend(
@@ -386,7 +376,7 @@ def _way(metric: FoldedMetric, seen: Weighted, left: Tensor, spread: Tensor, las
     mean = (pairs.reshape(groups, r * r, s * s) @ metric.taps.reshape(groups, s * s, 1)).reshape(groups, r, r)
     mean_half = half(mean)
     gradient = flat.reshape(groups, o * s, r).mT @ seen.goal.reshape(groups, o * s, -1) - pulled(spread)
-    step = torch.cholesky_solve(torch.cholesky_solve(gradient, mean_half).mT, seen.channel_half).mT
+    step = solve_moment(torch.cholesky_solve(gradient, mean_half), seen.channel_half)
     size = float((gradient * step).sum())
     direction, slope = step, size
     if last is not None and last.size > 0:

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import ranksearch.decompositions
-from ranksearch.decompositions import AnyDecomposition, Decomposition, Moments
+from ranksearch.decompositions import AnyDecomposition, Decomposition, Kronecker, Moments
 from ranksearch.home import replacing
 from ranksearch.sites import Site
 from ranksearch.tensors import absorb
@@ -51,6 +51,8 @@ def content_key(
     for tensor in (weight, *(() if moments is None else (moments.input, moments.output))):
         if tensor is None:
             digest.update(b"none")
+        elif isinstance(tensor, Kronecker):
+            absorb(digest, [("channel", tensor.channel), ("tap", tensor.tap)])
         else:
             absorb(digest, [("", tensor)])
     return digest.hexdigest()[:32]

@@ -198,7 +198,7 @@ class Spectra:
         if all(m is None or m.device == device for m in (moments.input, moments.output)):
             return moments
         if self._moved is None or self._moved[0] is not moments:
-            self._moved = moments, Moments(*(None if m is None else m.to(device) for m in (moments.input, moments.output)))
+            self._moved = moments, moments.to(device)
         return self._moved[1]
 
     def _kept(self, site: Site, name: str, what: str, make: Callable[[], V]) -> V:

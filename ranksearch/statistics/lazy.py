@@ -63,4 +63,4 @@ class Chosen(Mapping[str, Moments]):
 
 def _bytes(moments: Moments) -> int:
     """Of a site's moments, and of the same once they are floored."""
-    return 2 * sum(m.numel() * m.element_size() for m in (moments.input, moments.output) if m is not None)
+    return 2 * sum(m.nbytes for m in (moments.input, moments.output) if m is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 
@@ -22,16 +23,17 @@ def accumulator_bytes(sites: Iterable[Site], *, gradients: bool = True, diagonal
     """Bytes that the float64 accumulators of `collect` hold, all sites together; ``gradients``: with those of output moments."""
     total = 0
     for site in sites:
-        c, taps = site.c_in // site.groups, site.kernel[0] * site.kernel[1]
-        if site.kind == "embedding":
-            inner = site.c_in
-        elif factored(site):
-            inner = site.groups * (c * c + taps * taps)
-        else:
-            inner = site.groups * (c * taps) ** 2
-        total += 8 * (inner + (site.groups * (site.c_out // site.groups) ** 2 if gradients else 0))
-        total += 8 * site.c_out * c * taps if diagonal else 0
+        total += moment_bytes(site) + (8 * site.groups * (site.c_out // site.groups) ** 2 if gradients else 0)
+        total += 8 * math.prod(site.shape) if diagonal else 0
     return total
+
+
+def moment_bytes(site: Site) -> int:
+    """Bytes of the float64 input moment of a site, in the form in which it is kept."""
+    c, taps = site.c_in // site.groups, site.kernel[0] * site.kernel[1]
+    if site.kind == "embedding":
+        return 8 * site.c_in
+    return 8 * site.groups * (c * c + taps * taps if factored(site) else (c * taps) ** 2)
 
 
 def passes(sites: Iterable[Site], limit: float | None, *, gradients: bool, diagonal: bool = False) -> list[tuple[Site, ...]]:

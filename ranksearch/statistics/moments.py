@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ranksearch.decompositions import Kronecker
 from ranksearch.sites import Pair, Site, Window
 
 BLOCKS = 4  # a Gram matrix is computed in so many row blocks, from the diagonal on: (1 + 1/4) / 2 of its full price
@@ -220,10 +221,8 @@ def to_patch_order(site: Site, value: Tensor, dims: tuple[int, ...]) -> Tensor:
     return value
 
 
-def kronecker(site: Site, channel: Tensor, tap: Tensor) -> Tensor:
+def kronecker(channel: Tensor, tap: Tensor) -> Kronecker:
     """The im2col second moment from its two marginals, channel (groups, c, c) summed over taps and tap (groups, k, k)
-    summed over channels: their Kronecker product divided by the common trace, in (channel, tap) order."""
+    summed over channels: their Kronecker product divided by the common trace."""
     trace = tap.diagonal(dim1=1, dim2=2).sum(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    groups, c, k = channel.shape[0], channel.shape[1], tap.shape[1]
-    product = torch.einsum("gij,gkl->gikjl", channel, tap / trace[:, None, None])
-    return product.reshape(groups, c * k, c * k)
+    return Kronecker(channel, tap / trace[:, None, None])

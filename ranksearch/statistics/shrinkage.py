@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ranksearch.decompositions import Kronecker
+
 SHRINKAGE = "diagonal"  # part of the key of the cache, and of a study that errors depend on
 PROBES = 16  # random projections on each side at most; every pair of one and the other sees the entries beside the diagonal once
 RUN = 128  # positions of a sequence that count as one sample; an image is one, however large
@@ -97,6 +99,14 @@ class Noise:
         noise = spread.sum(dim=(1, 2)).clamp_min(0) / self._share**2 * self.samples / (self.samples - 1)
         energy = mean.square().sum(dim=(1, 2))
         return torch.where(energy > 0, noise / energy.clamp_min(torch.finfo(torch.float64).tiny), 0.0).clamp_max(1.0)
+
+
+def shrunk_product(moment: Kronecker, weight: Tensor) -> Kronecker:
+    """A Kronecker product drawn towards its diagonal in both factors by 1 - sqrt(1 - ``weight``), so that what lies beside both diagonals
+    is multiplied by 1 - ``weight``; by ``weight`` itself where one factor is a number."""
+    both = moment.channel.shape[-1] > 1 < moment.tap.shape[-1]
+    each = 1 - (1 - weight).sqrt() if both else weight
+    return Kronecker(shrunk(moment.channel, each), shrunk(moment.tap, each))
 
 
 def shrunk(

@@ -11,15 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions import Moments
+from ranksearch.decompositions import Kronecker, Moments
+from ranksearch.decompositions.kronecker import trace
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 from ranksearch.statistics.collector import SiteStatistics
-from ranksearch.statistics.inputs import LARGEST
+from ranksearch.statistics.inputs import LARGEST, factored
 from ranksearch.statistics.lazy import MadeMoments
-from ranksearch.statistics.memory import machine_memory
+from ranksearch.statistics.memory import machine_memory, moment_bytes
 from ranksearch.statistics.moments import kronecker
-from ranksearch.statistics.shrinkage import shrunk
+from ranksearch.statistics.shrinkage import shrunk, shrunk_product
 
 MomentKind = Literal["activation", "fisher", "output"]
 COPIES = 4  # of a large moment at a time: itself, shrunk, floored, and its half
@@ -33,8 +34,9 @@ class Statistics:
     of: Mapping[str, SiteStatistics]  # in memory, or read from files one by one
     uncovered: dict[str, str] = field(default_factory=dict)  # site -> what is missing there, and why
 
-    def input_moment(self, name: str, *, center: bool = False, shrink: bool = True) -> Tensor | None:
-        """A: the mean of a a^T over examples and positions, shape (groups, d, d); None for a large embedding.
+    def input_moment(self, name: str, *, center: bool = False, shrink: bool = True) -> Tensor | Kronecker | None:
+        """A: the mean of a a^T over examples and positions, shape (groups, d, d), of patches above ``LARGEST`` as the product of its
+        marginals over channels and taps; None for a large embedding.
 
         Args:
             center: take the covariance instead. A shift of a layer's mean output costs nothing where batch norm is
@@ -46,14 +48,23 @@ class Statistics:
             return None if s.counts.numel() > LARGEST else torch.diag_embed(s.counts * (site.scale**2 / max(s.rows, 1)))[None]
         rows = max(s.rows, 1)
         if s.input is None:
-            assert s.channel is not None and s.tap is not None
-            moment = kronecker(site, s.channel / rows, s.tap / rows)
-        else:
-            moment = s.input / rows
+            return self._product(s, center=center, shrink=shrink)
+        moment = s.input / rows
         if center:
             mean = s.mean / rows
             moment = moment - mean[:, :, None] * mean[:, None, :]
         return shrunk(moment, s.input_shrinkage) if shrink else moment
+
+    def _product(self, s: SiteStatistics, *, center: bool, shrink: bool) -> Kronecker:
+        """A as the product of its marginals, or of those of the covariance."""
+        assert s.channel is not None and s.tap is not None
+        rows = max(s.rows, 1)
+        channel, tap = s.channel / rows, s.tap / rows
+        if center:
+            mean = (s.mean / rows).unflatten(1, (channel.shape[1], -1))  # (groups, channels, taps)
+            channel, tap = channel - mean @ mean.mT, tap - mean.mT @ mean
+        moment = kronecker(channel, tap)
+        return shrunk_product(moment, s.input_shrinkage) if shrink else moment
 
     def output_moment(self, name: str, *, shrink: bool = True) -> Tensor | None:
         """G: the mean over examples (and label samples) of the sum over positions of g g^T, where g is the gradient of that
@@ -74,7 +85,7 @@ class Statistics:
 
         The rows of a large embedding count as equally likely: A = I / rows is kept as a factor of G, so that the error of the
             embedding has the unit of the others. Sites that lack what the metric needs (see ``uncovered``) get the moments that
-            there are. This makes a d x d float64 matrix per site and group, also for sites kept in Kronecker form.
+            there are. This makes a d x d float64 matrix per site and group; of sites kept in Kronecker form its two factors.
 
         Raises:
             InvalidArgument: the metric needs gradients that were not collected, or matrices that the machine has no memory for.
@@ -110,11 +121,12 @@ class Statistics:
         memory = machine_memory()
         for site in self.sites.values():
             width = site.c_in // site.groups * site.kernel[0] * site.kernel[1]
-            needed = COPIES * 8 * site.groups * width**2
+            needed = COPIES * moment_bytes(site)
             if needed > memory and site.kind != "embedding":
+                form = ", as a product of channels and taps" if factored(site) else ""
                 raise InvalidArgument(
-                    f"site={site.name!r}: its input moment, {site.groups} x {width} x {width}, takes {needed / 2**30:.1f} GiB, and this "
-                    f"machine has {memory / 2**30:.1f}; leave the layer out with exclude={site.name!r}, or take metric='weight'"
+                    f"site={site.name!r}: its input moment, {site.groups} x {width} x {width}{form}, takes {needed / 2**30:.1f} GiB, and "
+                    f"this machine has {memory / 2**30:.1f}; leave the layer out with exclude={site.name!r}, or take metric='weight'"
                 )
 
     def fisher_ratio(self, name: str) -> float | None:
@@ -124,8 +136,8 @@ class Statistics:
         a, g = self.input_moment(name, shrink=False), self.output_moment(name, shrink=False)
         if s.fisher_diagonal is None or a is None or g is None:
             return None
-        factored = (a.diagonal(dim1=1, dim2=2).sum(1) * g.diagonal(dim1=1, dim2=2).sum(1)).sum()
-        return float(s.fisher_diagonal.sum() / s.sampled / factored) if factored > 0 else None
+        product = (trace(a) * trace(g)).sum()
+        return float(s.fisher_diagonal.sum() / s.sampled / product) if product > 0 else None
 
 
 def _alive(moment: Tensor) -> bool:

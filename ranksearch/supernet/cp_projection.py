@@ -16,7 +16,7 @@ from ranksearch.decompositions import Moments, Rank
 from ranksearch.decompositions.cp import CP
 from ranksearch.decompositions.cp_fit import rank_one
 from ranksearch.decompositions.metric import conditioned
-from ranksearch.decompositions.refinement import refine, refit_output
+from ranksearch.decompositions.refinement import projector, refine, refit_output
 from ranksearch.sites import Site
 from ranksearch.supernet._bases import Bases, Projection, Side, moved
 
@@ -71,8 +71,8 @@ class CPProjection(Projection):
         with torch.no_grad():
             kernels = [k / k.norm(dim=0).clamp_min(torch.finfo(k.dtype).tiny) for k in kernels]
             columns = rank_one(kernels)
-            projector = refit_output(torch.eye(len(columns)).to(columns), columns.mT, metric).mT  # of any weight
-            whole = Side(columns[None], projector[None].contiguous(), columns.new_zeros(1, columns.shape[1]))
+            onto = projector(columns.mT, metric).mT  # of any weight
+            whole = Side(columns[None], onto[None].contiguous(), columns.new_zeros(1, columns.shape[1]))
             modes = [Side(k[None].contiguous(), k.mT[None].contiguous(), k.new_zeros(1, k.shape[1])) for k in kernels]
             return moved(Bases(False, (whole, *modes)), weight)
 

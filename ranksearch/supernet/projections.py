@@ -15,15 +15,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.linalg import solve_triangular
 
 from ranksearch.decompositions import Moments, Rank
+from ranksearch.decompositions.folded_metric import fold_metric
 from ranksearch.decompositions.folding import FOLDINGS, Folding, split_tiles
+from ranksearch.decompositions.kronecker import Kronecker, Matrix, diagonal_blocks, solve_half, times
 from ranksearch.decompositions.metric import conditioned, half, is_weight_metric
 from ranksearch.decompositions.spectrum import balance
 from ranksearch.decompositions.symmetric import eigh
-from ranksearch.decompositions.tiles import diagonal_halves
-from ranksearch.decompositions.weighted_truncation import fold_metric
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 from ranksearch.supernet._bases import Bases, Projection, Side, working_dtype
@@ -35,9 +34,9 @@ class Halves:
     """Triangular halves C of the moments, C C^T = moment, in the folding of a type; None stands for the identity."""
 
     row: Tensor | None = None  # shape: (b, m, m)
-    column: Tensor | None = None  # shape: (b, n, n)
+    column: Matrix | None = None  # shape: (b, n, n)
     taps: Tensor | None = None  # Tucker-2 alone: shape (g, s, s)
-    input: Tensor | None = None  # Tucker-2 alone: the whole input moment, shape (g, s c, s c)
+    input: Matrix | None = None  # Tucker-2 alone: the whole input moment, shape (g, s c, s c)
 
 
 NO_HALVES = Halves()
@@ -72,13 +71,12 @@ class GramProjection(Projection):
         found = self.halves(site, conditioned(moments, weight), labels)
         kind = working_dtype(weight)
         row, column = _unit(found.row), _unit(found.column)
-        scaled = (
-            None if found.row is None else found.row * row,
-            None if found.column is None else found.column * column,
-            found.taps,
-            None if found.input is None else found.input * column**2,
+        return Halves(
+            None if found.row is None else (found.row * row).to(kind),
+            None if found.column is None else (found.column * column).to(kind),
+            None if found.taps is None else found.taps.to(kind),
+            None if found.input is None else (found.input * column**2).to(kind),
         )
-        return Halves(*(None if t is None else t.to(kind) for t in scaled))
 
 
 Wanted = tuple[GramProjection, Site, Tensor, Rank, Halves]
@@ -103,16 +101,17 @@ def solve(wanted: Sequence[Wanted]) -> list[Bases]:
         return [p.assemble(s, labels, h, pairs) for (p, s, _w, labels, h), pairs in zip(wanted, found, strict=True)]
 
 
-def _side(pair: tuple[Tensor, Tensor], triangle: Tensor | None) -> Side:
+def _side(pair: tuple[Tensor, Tensor], triangle: Matrix | None) -> Side:
     values, vectors = pair[0].flip(-1).clamp_min(0.0), pair[1].flip(-1).contiguous()
     if triangle is None:
         return Side(vectors, vectors.mT.contiguous(), values)
-    return Side(solve_triangular(triangle.mT, vectors, upper=True), (triangle @ vectors).mT.contiguous(), values)
+    return Side(solve_half(vectors.mT, triangle).mT, times(vectors.mT, triangle.mT).contiguous(), values)
 
 
-def _unit(half: Tensor | None) -> float:
+def _unit(half: Matrix | None) -> float:
     """The power of two that brings a half of extreme scale to about 1; 1 for all others."""
-    exponent = 0 if half is None else math.frexp(float(half.abs().max()))[1]
+    largest = 0.0 if half is None else half.largest() if isinstance(half, Kronecker) else float(half.abs().max())
+    exponent = math.frexp(largest)[1]
     return 2.0**-exponent if abs(exponent) > RANGE else 1.0
 
 
@@ -144,7 +143,7 @@ class MatrixProjection(GramProjection):
     def grams(self, site: Site, weight: Tensor, labels: Rank, halves: Halves) -> list[Tensor]:
         matrix = self.fold(site, weight, labels)
         matrix = matrix if halves.row is None else halves.row.mT @ matrix
-        matrix = matrix if halves.column is None else matrix @ halves.column
+        matrix = matrix if halves.column is None else times(matrix, halves.column)
         return [matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix]
 
     def assemble(self, site: Site, labels: Rank, halves: Halves, found: Sequence[tuple[Tensor, Tensor]]) -> Bases:
@@ -193,7 +192,8 @@ def _tile_shape(site: Site, labels: Rank) -> tuple[int, int, int]:
 
 
 def _halves_svd(site: Site, moments: Moments, labels: Rank) -> Halves:
-    return Halves(*(None if moment is None else half(moment) for moment in (moments.output, moments.input)))
+    output = None if moments.output is None else half(moments.output)
+    return Halves(output, None if moments.input is None else half(moments.input))
 
 
 def _halves_folding(folding: Folding) -> Callable[[Site, Moments, Rank], Halves]:
@@ -201,12 +201,13 @@ def _halves_folding(folding: Folding) -> Callable[[Site, Moments, Rank], Halves]
 
     def halves(site: Site, moments: Moments, labels: Rank) -> Halves:
         metric = fold_metric(moments, folding, site)
-        given = moments.input if moments.output is None else moments.output
+        given = moments.output if moments.input is None else moments.input
         assert given is not None, "asked of the weight metric"
+        kind = {"dtype": torch.float64, "device": given.device}
         groups, rows, _ = folding.shape(site)
         o = site.c_out // site.groups
-        output = torch.eye(o).to(given).repeat(groups, 1, 1) if moments.output is None else half(moments.output)
-        taps = torch.eye(rows // o).to(given).repeat(groups, 1, 1) if metric is None else half(metric.taps)
+        output = torch.eye(o, **kind).repeat(groups, 1, 1) if moments.output is None else half(moments.output)
+        taps = torch.eye(rows // o, **kind).repeat(groups, 1, 1) if metric is None else half(metric.taps)
         column = None if metric is None else half(metric.channels)
         return Halves(torch.stack([torch.kron(g.contiguous(), t.contiguous()) for g, t in zip(output, taps, strict=True)]), column)
 
@@ -215,8 +216,8 @@ def _halves_folding(folding: Folding) -> Callable[[Site, Moments, Rank], Halves]
 
 def _halves_tiles(site: Site, moments: Moments, labels: Rank) -> Halves:
     p, t = _cut(labels)
-    row = None if moments.output is None else diagonal_halves(moments.output[0], p).repeat_interleave(t, 0)
-    column = None if moments.input is None else diagonal_halves(moments.input[0], t).repeat(p, 1, 1)
+    row = None if moments.output is None else half(diagonal_blocks(moments.output[0], p)).repeat_interleave(t, 0)
+    column = None if moments.input is None else half(diagonal_blocks(moments.input[0], t)).repeat(p, 1, 1)
     return Halves(row, column)
 
 
@@ -225,6 +226,7 @@ def _halves_filters(site: Site, moments: Moments, labels: Rank) -> Halves:
     metric = fold_metric(moments, FOLDINGS["svd_in"], site)
     if metric is None:
         return NO_HALVES
+    assert isinstance(metric.channels, Tensor), "columns are channels alone"
     row, column = half(metric.channels), half(metric.taps)
     count = site.c_out // site.groups
     return Halves(row.repeat_interleave(count, 0), column.repeat_interleave(count, 0))
@@ -244,17 +246,20 @@ class Tucker2Projection(GramProjection):
         row = None if moments.output is None else half(moments.output)
         if metric is None:
             return Halves(row)
-        d = math.prod(site.shape[1:])
-        return Halves(row, half(metric.channels), half(metric.taps), metric.input.reshape(-1, d, d))
+        if isinstance(metric.input, Kronecker):  # of rows in the order (taps, channels)
+            whole: Matrix = Kronecker(metric.input.tap, metric.input.channel)
+        else:
+            whole = metric.input.reshape(site.groups, math.prod(site.shape[1:]), -1)
+        return Halves(row, half(metric.channels), half(metric.taps), whole)
 
     def grams(self, site: Site, weight: Tensor, labels: Rank, halves: Halves) -> list[Tensor]:
         blocks = self._blocks(site, weight)  # (g, o, s, i)
         if halves.row is not None:
             blocks = (halves.row.mT @ blocks.flatten(2)).reshape(blocks.shape)
         flat = blocks.flatten(2)
-        output = flat @ flat.mT if halves.input is None else flat @ halves.input @ flat.mT
+        output = flat @ flat.mT if halves.input is None else times(flat, halves.input) @ flat.mT
         if halves.column is not None and halves.taps is not None:
-            blocks = halves.taps.mT[:, None] @ blocks @ halves.column[:, None]
+            blocks = times(halves.taps.mT[:, None] @ blocks, halves.column[:, None])
         rows = blocks.flatten(1, 2)
         return [rows.mT @ rows, (output + output.mT) / 2]
 

@@ -4,12 +4,14 @@ outlier channels against an independent whitened SVD."""
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ranksearch.decompositions import Kronecker
 from ranksearch.decompositions.svd import SVD
 from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
@@ -17,7 +19,7 @@ from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import SampledLabels, collect
 from ranksearch.statistics.metric import moments
-from ranksearch.statistics.shrinkage import RUN, Noise, shrunk
+from ranksearch.statistics.shrinkage import RUN, Noise, shrunk, shrunk_product
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -224,3 +226,16 @@ def error(residual: Tensor, a: Tensor | None, g: Tensor | None) -> float:
     """tr(G R A R^T)."""
     right = residual if a is None else residual @ a
     return float((residual * (right if g is None else g @ right)).sum())
+
+
+def test_a_product_is_drawn_to_its_diagonal_as_far_as_a_whole_moment_beside_both_diagonals() -> None:
+    channel, tap = (torch.randn(2, n, n, dtype=torch.float64) for n in (3, 4))
+    weight = torch.tensor([0.36, 1.0], dtype=torch.float64)
+    found = shrunk_product(Kronecker(channel, tap), weight)
+    for group, kept in enumerate((0.64, 0.0)):
+        for i, j, s, t in ((0, 1, 2, 3), (1, 1, 2, 2), (2, 0, 1, 1)):
+            share = math.sqrt(kept) ** ((i != j) + (s != t))
+            entry = found.channel[group, i, j] * found.tap[group, s, t]
+            assert entry.item() == pytest.approx(share * (channel[group, i, j] * tap[group, s, t]).item())
+    single = shrunk_product(Kronecker(channel[:, :1, :1], tap), weight)  # one channel: the taps alone are the moment
+    torch.testing.assert_close(single.tap, shrunk(tap, weight))

@@ -8,7 +8,7 @@ import pytest
 import supernet_cases as cases
 import torch
 
-from ranksearch.decompositions import DECOMPOSITIONS, Moments
+from ranksearch.decompositions import DECOMPOSITIONS, Kronecker, Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import find_sites
 from ranksearch.supernet import PROJECTIONS
@@ -83,6 +83,23 @@ def energy(site, residual: torch.Tensor, moments: Moments) -> float:
     flat = residual.reshape(site.groups, site.c_out // site.groups, -1)
     seen = flat if moments.input is None else flat @ moments.input
     return float(((flat if moments.output is None else moments.output @ flat) * seen).sum())
+
+
+@pytest.mark.parametrize("name", list(PROJECTIONS))
+def test_a_metric_kept_as_a_product_is_that_of_the_whole_moment(name: str) -> None:
+    decomposition, projection = cases.BY_NAME[name], PROJECTIONS[name]
+    for site, weight in sites_of(name):
+        channels, taps = site.shape[1], site.kernel[0] * site.kernel[1]
+        roots = [torch.randn(site.groups, n, 2 * n, dtype=torch.float64) for n in (channels, taps)]
+        product = Kronecker(*(root @ root.mT / root.shape[1] for root in roots))
+        whole = torch.stack([torch.kron(c, t) for c, t in zip(product.channel, product.tap, strict=True)])
+        output = cases.moments_of(site, input=False).output
+        rank = some_ranks(name, site)[1]
+        found = []
+        for moments in (Moments(product, output), Moments(whole, output)):
+            bases = projection.bases(site, weight, rank, moments)
+            found.append(decomposition.compose(site, projection.factors(site, weight, bases, rank)))
+        assert (found[0] - found[1]).norm() <= (1e-2 if projection.fitted else 1e-7) * weight.norm()
 
 
 @pytest.mark.parametrize("name", list(PROJECTIONS))
