@@ -3,7 +3,8 @@ its accuracy against the best network that a search over MACs finds at that meas
 measured in turn with the dense network's in this process; times are ratios to it.
 
     python analysis/benchmarks/latency.py --network resnet20 --weights FILE --data FOLDER [--budgets 0.7 0.5]
-    python analysis/benchmarks/latency.py --network resnet50 --batch 32 --device cuda --dtype bfloat16 --runtime cuda_graph"""
+    python analysis/benchmarks/latency.py --network resnet50 --batch 32 --device cuda --dtype bfloat16 --runtime cuda_graph
+    ... --layers                                                    # of each type in how many layers it is faster, and how much"""
 
 from __future__ import annotations
 
@@ -83,19 +84,26 @@ def spectra_of(subject: Subject, given: argparse.Namespace) -> Spectra:
     return Spectra(subject.model, sites, spec.decompositions, moments=moments, cache=home() / "cache" / "spectra", cache_bytes=8 << 30)
 
 
+def table_of(
+    subject: Subject, spectra: Spectra, given: argparse.Namespace, tell: Callable[[str], None]
+) -> tuple[DenseNetwork, TableLatency]:
+    """A subject as it is timed, and the table of its layers."""
+    dense = subject.ready(copied(subject.model), getattr(torch, given.dtype))
+    network = DenseNetwork(dense, spectra.sites, subject.example, 0, subject.space.decompositions)
+    cost = Latency(runtime=given.runtime, batch=given.batch, networks=0 if given.layers else given.networks).of(network, tell=tell)
+    assert isinstance(cost, TableLatency)
+    tell("the table is measured")
+    return network, cost
+
+
 def prepared(subject: Subject, spectra: Spectra, given: argparse.Namespace, tell: Callable[[str], None]) -> Timed:
     """Measure the table of a subject and build its spaces."""
     spec, dtype = subject.space, getattr(torch, given.dtype)
-    dense = subject.ready(copied(subject.model), dtype)
-    network = DenseNetwork(dense, spectra.sites, subject.example, 0, spec.decompositions)
-    cost = Latency(runtime=given.runtime, batch=given.batch, networks=given.networks).of(network, tell=tell)
-    assert isinstance(cost, TableLatency)
-    tell("the table is measured")
+    network, cost = table_of(subject, spectra, given, tell)
     options = {"round_to": spec.round_to, "max_options": spec.max_options}
     space = build_space(spectra, costs=(*COSTS, cost), example=subject.example, **options)
-    return Timed(
-        subject, spectra, dense, cost, network, space, build_space(spectra, **options), lambda model: subject.ready(model, dtype), given
-    )  # fmt: skip
+    by_macs = build_space(spectra, **options)
+    return Timed(subject, spectra, network.model, cost, network, space, by_macs, lambda model: subject.ready(model, dtype), given)
 
 
 def optimum(space: SearchSpace, budgets: Mapping[str, float]) -> Candidate | None:
@@ -181,6 +189,19 @@ def row(timed: Timed, tell: Callable[[str], None]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def by_type(cost: TableLatency) -> dict[str, Any]:
+    """Of each type, in how many different layers it is defined, in how many of these an option that was measured is surely faster than the
+    dense layer, and the least of the measured ratios, a layer each, in rising order."""
+    found: dict[str, dict[str, Any]] = {}
+    for layer in cost.table.layers.values():
+        for name, points in layer.types.items():
+            one = found.setdefault(name, {"layers": 0, "faster": 0, "ratios": []})
+            one["layers"] += 1
+            one["faster"] += any(interval.high < 1 for interval in points.values())
+            one["ratios"].append(min(interval.value for interval in points.values()))
+    return {name: {**one, "ratios": sorted(one["ratios"])} for name, one in found.items()}
+
+
 def rounded(value: Any) -> Any:
     """The same with four digits after the point."""
     if isinstance(value, Mapping):
@@ -209,6 +230,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=20, help="that the fit is made of, and as many others that it is compared with")
     parser.add_argument("--metric", default="fisher", choices=["weight", "activation", "fisher"])
     parser.add_argument("--rivals", type=int, default=2, help="networks of the search over MACs beside each")
+    parser.add_argument("--layers", action="store_true", help="measure layers alone, and say where which type is faster")
     parser.add_argument("--no-accuracies", action="store_true", help="the line has configurations in their place, for --accuracies")
     parser.add_argument("--accuracies", type=Path, help="file with a line that was made so, on whatever machine: measure nothing else")
     parser.add_argument("--threads", type=int, default=1)
@@ -222,6 +244,9 @@ def main() -> None:
         line = json.loads(given.accuracies.read_text().splitlines()[-1])
     else:
         RUNTIMES[given.runtime].check()
+        if given.layers:
+            print(json.dumps(rounded({**settings(given), "types": by_type(table_of(subject, spectra, given, tell)[1])})))
+            return
         try:
             line = row(prepared(subject, spectra, given, tell), tell)
         except EmptySpace as error:
