@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from samplers import Case, reached, search, spread
+from samplers import Case, drawn, reached, search, spread
 from samplers import Kept as Shared
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -129,16 +129,19 @@ class Kept:
                 temporary.write_text(json.dumps({"met": met, "curves": self.curves}))
 
 
-def samplers_table(kept: Kept, names: Sequence[str], *, trials: int, seeds: int, end: float) -> list[str]:
-    """Markdown: samplers down, evaluations across. Ends the program where the time is up before all are done."""
+def samplers_table(
+    kept: Kept, names: Sequence[str], *, trials: int, seeds: int, end: float, figure: Path | None = None
+) -> list[str]:  # fmt: skip
+    """Markdown: samplers down, evaluations across; and a figure of that. Ends the program where the time is up before all are done."""
     marks = sorted({trials // 8, trials // 4, trials // 3, trials // 2, 3 * trials // 4, trials})
     heads = ["sampler", *map(str, marks), "down to half", "seeds"]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     curves: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
         shared = Shared(Path(folder) / "kept.json", Case.of_bench(kept.bench))
-        for name in names:
-            count = 1 if name == "starts" else seeds
+        for asked in names:
+            name, _, fewer = asked.partition(":")
+            count = 1 if name == "starts" else int(fewer or seeds)
             for seed in range(count):
                 if (key := f"{name}, {trials} trials, seed {seed}") not in kept.curves:
                     if time.monotonic() > end:
@@ -151,6 +154,8 @@ def samplers_table(kept: Kept, names: Sequence[str], *, trials: int, seeds: int,
             cells = [*(spread(curves[name][:, mark - 1]) for mark in marks), spread(found[:, 1, -1]), str(count)]
             lines.append(f"| {name} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
+    if figure is not None:
+        drawn(curves, figure, f"RankBench {kept.bench.name}")
     return [*lines, "", *(f"* {line}." for line in reached(curves))]
 
 
@@ -172,10 +177,11 @@ def main() -> None:
     parser.add_argument("--weights", type=user_path, help="safetensors of the ResNet-20")
     parser.add_argument("--tables", type=user_path, help="folder of the tables; default: those that come with ranksearch")
     parser.add_argument("--met", type=user_path, help="file of what was measured outside the table, made if it is not there")
-    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), metavar="NAME[:SEEDS]", help="slow ones with fewer seeds, as gp:2")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--minutes", type=float, default=60.0, help="after which it stops; the same command goes on")
+    parser.add_argument("--figure", type=user_path, help="file of a figure of samplers' curves")
     parser.add_argument("--write", type=user_path, help="page whose tables are exchanged; else they are printed")
     a = parser.parse_args()
     torch.set_num_threads(1)
@@ -189,7 +195,7 @@ def main() -> None:
             parts[f"proxies {a.name} fine-tuned"] = proxies_table(bench, fine_tuned(bench))
     else:
         parts[f"samplers {a.name}"] = samplers_table(
-            kept, a.samplers, trials=a.trials, seeds=a.seeds, end=time.monotonic() + 60 * a.minutes
+            kept, a.samplers, trials=a.trials, seeds=a.seeds, end=time.monotonic() + 60 * a.minutes, figure=a.figure
         )
     for mark, lines in parts.items():
         if a.write:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True, help="file of evaluations, made if it is not there")
     parser.add_argument("--samplers", nargs="+", default=["surrogate", "nsga2", "tpe", "gp", "random", "starts"])
     parser.add_argument("--where", nargs="*", default=[])
+    parser.add_argument("--figure", type=Path, help="file of a figure of the curves")
     parser.add_argument("--option", nargs="*", default=[], metavar="NAME=VALUE", help="of the study's function; numbers are numbers")
     a = parser.parse_args()
     options = {name: _value(text) for name, _, text in (option.partition("=") for option in a.option)}
@@ -249,6 +251,8 @@ def main() -> None:
         cells = [spread(curves[name][:, m - 1]) for m in marks] + [spread(np.array([half[-1] for _, half, _ in found]))]
         print(f"| {name} | {' | '.join(cells)} | {np.mean([seconds for _, _, seconds in found]):.3f} |", flush=True)
     print("\n".join(["", *reached(curves)]))
+    if a.figure:
+        drawn(curves, a.figure, f"{Path(a.study).stem}, {len(kept.case.space.shape)} sites")
     print(f"{len(kept.known)} configurations evaluated in all", file=sys.stderr)
 
 
@@ -266,6 +270,23 @@ def reached(curves: Mapping[str, np.ndarray]) -> list[str]:
             ends = f"it ends at {mine[:, -1].mean():.4f}, above that in {(mine[:, -1] > final).sum()} of {len(mine)} seeds"
             lines.append(f"`{name}` reaches the final mean of `{rival}`, {final:.4f}, {when} of {mine.shape[1]}; {ends}")
     return lines
+
+
+def drawn(curves: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+    """A figure of hypervolumes over evaluations, means and standard deviations over seeds; of shape (seeds, trials) each."""
+    figure, axes = plt.subplots(figsize=(7.4, 4.2), layout="constrained")
+    for name, of_seeds in curves.items():
+        mean, deviation = of_seeds.mean(axis=0), of_seeds.std(axis=0, ddof=min(1, len(of_seeds) - 1))
+        evaluations = np.arange(1, len(mean) + 1)
+        (line,) = axes.plot(evaluations, mean, "--" if name == "starts" else "-", label=f"{name} ({len(of_seeds)})")
+        axes.fill_between(evaluations, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2, linewidth=0)
+    last = max(float(of_seeds[:, -1].mean()) for of_seeds in curves.values())
+    first = min(float(of_seeds[:, min(4, of_seeds.shape[1] - 1)].mean()) for of_seeds in curves.values())
+    axes.set(
+        xlabel="evaluations", ylabel="relative hypervolume", title=title, ylim=(first - 0.1 * (last - first), last + 0.1 * (last - first))
+    )
+    figure.legend(title="sampler (seeds)", loc="outside right upper")
+    figure.savefig(path, dpi=120)
 
 
 def spread(values: np.ndarray) -> str:
