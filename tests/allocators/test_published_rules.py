@@ -324,3 +324,27 @@ def test_evbmf_weakens_no_more_than_it_must(made, decomposition):
         assert number is not None, share
         weakened.add(changes[number] < 1)
     assert weakened == {True, False}  # both halves of the rule
+
+
+class Seconds(CostModel):
+    """An amount that is measured, not counted: a fraction, with half a second beside the layers."""
+
+    name, label, unit = "seconds", "seconds", "s"
+
+    def options(self, layer: LayerOptions) -> np.ndarray:
+        return 0.0123 * (1.0 + layer.ranks.sum(axis=1))
+
+    def rest(self, network: DenseNetwork) -> float:
+        return 0.5
+
+
+def test_measured_amounts_are_counted_in_small_units():
+    spectra, _ = SVD
+    space = build_space(spectra, costs=(*COSTS, Seconds()))
+    problem = Problem(space, Frobenius().table(space), {"seconds": 0.8})
+    (unit,) = problem.units
+    assert 0 < unit < 1e-4 * space.baseline["seconds"]
+    for ladder, costs in zip(space.ladders, problem.costs, strict=True):
+        assert np.abs(costs[:, 0] * unit - ladder.costs["seconds"]).max() <= 0.51 * unit
+    assert (problem.limits[0] - problem.room[0]) * unit == pytest.approx(0.5, abs=0.51 * unit)
+    assert problem.text(0, int(problem.limits[0])).startswith(f"seconds <= {problem.limits[0] * unit:.6g} ")
