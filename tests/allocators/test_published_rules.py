@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ranksearch.allocators import Problem
-from ranksearch.allocators.alds import ALDS, ALDSHeuristic
+from ranksearch.allocators.alds import ALDS, ALDSHeuristic, _least
 from ranksearch.allocators.balf import BALF
 from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw, largest_singular_value
 from ranksearch.allocators.energy import EnergyThreshold
@@ -324,3 +324,37 @@ def test_evbmf_weakens_no_more_than_it_must(made, decomposition):
         assert number is not None, share
         weakened.add(changes[number] < 1)
     assert weakened == {True, False}  # both halves of the rule
+
+
+class Seconds(CostModel):
+    """An amount that is measured, not counted: a fraction, with half a second beside the layers."""
+
+    name, label, unit = "seconds", "seconds", "s"
+
+    def options(self, layer: LayerOptions) -> np.ndarray:
+        return 0.0123 * (1.0 + layer.ranks.sum(axis=1))
+
+    def rest(self, network: DenseNetwork) -> float:
+        return 0.5
+
+
+def test_measured_amounts_are_counted_in_small_units():
+    spectra, _ = SVD
+    space = build_space(spectra, costs=(*COSTS, Seconds()))
+    problem = Problem(space, Frobenius().table(space), {"seconds": 0.8})
+    (unit,) = problem.units
+    assert 0 < unit < 1e-4 * space.baseline["seconds"]
+    for ladder, costs in zip(space.ladders, problem.costs, strict=True):
+        assert np.abs(costs[:, 0] * unit - ladder.costs["seconds"]).max() <= 0.51 * unit
+    assert (problem.limits[0] - problem.room[0]) * unit == pytest.approx(0.5, abs=0.51 * unit)
+    assert problem.text(0, int(problem.limits[0])).startswith(f"seconds <= {problem.limits[0] * unit:.6g} ")
+
+
+def test_alds_starts_from_every_type_and_takes_the_best_one_for_a_price():
+    starts = list(ALDSHeuristic(starts=5)._starts([["a", "b"], ["b"], []]))
+    assert starts[:2] == [["a", "b", "dense"], ["b", "b", "dense"]] and len(starts) == 5
+    assert len(list(ALDSHeuristic(starts=1)._starts([["a", "b"]]))) == 2  # each type, whatever was asked for
+    values, prices = np.array([0.3, 0.1, 0.2, 0.0]), np.array([1.0, 2.0, 3.0, 9.0])
+    types = np.array(["a", "b", "c", "dense"])
+    assert [_least(values, types, prices, index) for index in (0, 1, 2, 3)] == ["a", "b", "b", "b"]
+    assert _least(values, types, np.array([5.0, 5.0, 5.0, 4.0]), 3) is None

@@ -57,5 +57,11 @@ def test_json_that_is_not_canonical_is_read_too() -> None:
             read([(["x", "y"], [whole, damaged])], {})
 
 
+def test_an_id_that_is_none_of_them_is_named() -> None:
+    found = read([([DENSE.id], [DENSE.to_json()])], {})
+    with pytest.raises(KeyError, match="another"):
+        found.rows([DENSE.id, "another"])
+
+
 def test_nothing_to_read() -> None:
     assert read([], {"a": "a"}).codes.shape == (0, 1)

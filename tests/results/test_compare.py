@@ -39,6 +39,12 @@ def test_one_seed_each() -> None:
     assert math.isnan(found[0.05]["a"]) and found[0.05]["seeds_b"] == 0
 
 
+def test_measures_are_categories_and_the_rest_are_numbers() -> None:
+    frame = comparison([run(0, (0.9, 50))], [run(0, (0.8, 50))], OBJECTIVES, ["macs"], metric="accuracy", direction="max", budgets=(0.5,))
+    assert [name for name, kind in frame.dtypes.items() if kind == "category"] == ["measure"]
+    assert all(kind.kind in "if" for name, kind in frame.dtypes.items() if name != "measure")
+
+
 def test_intervals_are_welchs_over_seeds() -> None:
     rng = np.random.default_rng(0)
     a, b = ([run(seed, (float(value), 40.0)) for seed, value in enumerate(0.8 + 0.1 * rng.random(n))] for n in (3, 5))

@@ -100,6 +100,12 @@ def test_long_conditions_that_are_not_deep_are_read() -> None:
     assert Condition.parse("macs < 1" + " + 1" * 90).upper_bounds(COSTS) == {"macs": 90}
 
 
+def test_a_bound_of_nothing_on_what_the_dense_network_has_none_of_is_an_amount() -> None:
+    assert Condition.parse("bytes <= 0").upper_bounds({"bytes": 0}) == {"bytes": 0}
+    with pytest.raises(InvalidArgument, match="cannot be a share"):
+        Condition.parse("bytes <= 0.5").upper_bounds({"bytes": 0})
+
+
 def test_several_conditions_are_read_one_by_one_and_hold_together() -> None:
     assert [c.text for c in Condition.parse_all("macs <= 0.5")] == ["macs <= 0.5"]
     assert [c.text for c in Condition.parse_all(["macs < 1", "params < 1"])] == ["macs < 1", "params < 1"]

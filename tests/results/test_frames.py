@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from ranksearch.errors import InvalidArgument, StoreError
@@ -122,6 +123,13 @@ def test_numbers_are_read_to_the_last_bit_and_others_refused() -> None:
     for bad in ('{"a": "x"}', "[1]", '{"a": 1'):
         with pytest.raises(StoreError, match="not what ranksearch wrote"):
             frames.numbers([bad, "{}"], {"a": False})
+
+
+def test_large_integers_are_the_nearest_numbers_and_times_of_any_iso_form_are_of_utc() -> None:
+    assert frames.floats(pa.array([2**53 + 1, None]))[0] == 2.0**53
+    texts = ["2026-01-02T03:04:05.5+00:00", "20260102T040405.5+0100"]  # the second is none that Arrow reads
+    assert frames._times(pa.array(texts)).tolist() == [pd.Timestamp("2026-01-02T03:04:05.5", tz="UTC")] * 2
+    assert frames._times(pa.array(["20260102T030405"])).tolist() == [pd.Timestamp("2026-01-02T03:04:05", tz="UTC")]
 
 
 def test_front() -> None:

@@ -148,10 +148,19 @@ def test_reluctance_is_a_price_on_every_option_but_the_present_one(setting):
         np.testing.assert_allclose(after - before, np.where(np.arange(len(before)) == index, 0.0, step))
 
 
+def test_moves_that_were_taken_are_counted(setting):
+    space = setting[2]
+    assert polish(space, space.dense, lambda i: 0.0, {"params": 1.0}, evaluations=40).accepted == 0
+    found = polish(space, space.dense * 0, landscape(space, 0), {"params": 0.6}, evaluations=40)
+    assert (found.accepted > 0) == (found.value < found.start)
+
+
 def test_refusals(setting):
     _, _, space = setting
     with pytest.raises(InfeasibleBudget):
         polish(space, space.dense, lambda i: 0.0, {"params": 0.5})
+    with pytest.raises(InfeasibleBudget):
+        polish(space, space.dense, lambda i: 0.0, {"params": 0.5, "macs": 1.0})  # one of two is enough
     with pytest.raises(InvalidArgument):
         polish(space, space.dense, lambda i: 0.0, {"params": 1.0}, evaluations=0)
     with pytest.raises(InvalidArgument):

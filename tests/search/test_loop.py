@@ -80,6 +80,31 @@ def test_a_sampler_that_has_no_more_ideas_leaves_nothing_out() -> None:
     assert loop.done == len(kept) == 8
 
 
+def test_what_others_found_of_a_request_in_flight_waits_for_its_own_outcome(space: SearchSpace) -> None:
+    class Others:
+        def __init__(self) -> None:
+            self.found: dict[str, Known] = {}
+
+        def claim(self, id: str) -> bool:
+            return True
+
+        def news(self) -> dict[str, Known]:
+            return self.found
+
+        def busy(self) -> int:
+            return 0
+
+    others = Others()
+    loop, sampler, _ = make(space, Scripted([(2, 2, 2), (2, 2, 3)]), trials=9, others=others)
+    dense = loop.propose()
+    others.found = {DENSE.id: Known(DENSE, [-0.1, 0.2])}
+    loop.propose()
+    assert loop.done == 0 and not sampler.told  # type: ignore[attr-defined]
+    others.found = {}
+    loop.report(worth(dense))
+    assert loop.done == 1 and len(sampler.told) == 1  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_the_sampler_is_told_every_outcome_once_with_its_values(space: SearchSpace, workers: int) -> None:
     rows = [tuple(row) for row in itertools.product(range(3), repeat=3)]

@@ -16,6 +16,7 @@ from ranksearch.samplers import Random
 from ranksearch.search.events import Announced
 from ranksearch.search.run import Objectives, SearchRun
 from ranksearch.search.spool import Keeper
+from ranksearch.search.team import Team
 from ranksearch.space import DENSE, SearchSpace
 from ranksearch.store import Store
 
@@ -41,6 +42,15 @@ def make(space: SearchSpace, evaluate, **changes) -> SearchRun:
 
 def opened(url: str) -> Store:
     return Store.open(url, study="small", fingerprint="f", create=True, write=True)
+
+
+def test_what_failed_is_claimed_as_something_tried_again() -> None:
+    class Claims:
+        def claim(self, id: str, fidelity: str, seed: int, *, again: bool) -> bool:
+            return again
+
+    team = Team(Claims(), "full", 3, lambda ids: {}, {"failed"}, set())  # type: ignore[arg-type]
+    assert team.claim("failed") and not team.claim("new") and team.seen == {"failed"}
 
 
 def test_two_searches_share_the_work_and_each_evaluation_is_made_once(space: SearchSpace, url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def test_mlflow_has_the_study_and_its_networks(study: Study, tmp_path: Path, mon
     uri = (tmp_path / "runs").as_uri()
     client = mlflow.MlflowClient(tracking_uri=uri)
     where = client.create_experiment("mine", artifact_location=(tmp_path / "artifacts").as_uri())
+    begin = int(1000 * time.time())
     run = study.log_to_mlflow(uri, experiment="mine", all=True)
     parent = client.get_run(run)
     assert parent.info.status == "FINISHED" and parent.data.params["objectives"] == "accuracy, macs, params"
@@ -90,6 +92,8 @@ def test_mlflow_has_the_study_and_its_networks(study: Study, tmp_path: Path, mon
         assert child.data.metrics["accuracy"] == front.loc[id, "accuracy"] and child.data.metrics["macs"] == front.loc[id, "macs"]
         text = (tmp_path / "artifacts" / child.info.run_id / "artifacts" / "configuration.json").read_text()
         assert json.loads(text) == json.loads(study.results.configuration(id).to_json())
+        (point,) = client.get_metric_history(child.info.run_id, "accuracy")
+        assert begin <= point.timestamp <= 1000 * time.time()
     assert DENSE.id in set(front.index)
 
 
