@@ -61,7 +61,8 @@ class Objectives:
     def known(self, store: Store, fidelity: Fidelity, seed: int) -> dict[str, Known]:
         """What a store knows of a fidelity and seed, by configuration id. An evaluation that lacks an objective (the task reports
         more than it did then) counts, and teaches nothing."""
-        return self.read(store.records(fidelity=fidelity.key), seed)
+        records = store.records(fidelity=fidelity.key)[::-1]
+        return self.read((records.pop() for _ in range(len(records))), seed)  # let go one by one: there may be very many
 
     def read(self, records: Iterable[Record], seed: int) -> dict[str, Known]:
         """What records of one fidelity say of a seed."""

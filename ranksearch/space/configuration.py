@@ -6,10 +6,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
+
+
+@lru_cache(maxsize=2**16)
+def _shared(site: str, decomposition: str, rank: Rank) -> tuple[str, str, Rank]:
+    """The same choice is the same object in all configurations: a search may know of a hundred thousand, of the same few options."""
+    return site, decomposition, rank
 
 
 @dataclass(frozen=True, init=False)
@@ -23,7 +29,7 @@ class Configuration:
         items = [(s, *c) for s, c in choices.items()] if isinstance(choices, Mapping) else list(choices)
         if len({item[0] for item in items}) != len(items):
             raise InvalidArgument(f"choices name a site twice: {sorted(item[0] for item in items)}")
-        kept = sorted((str(s), str(d), tuple(int(r) for r in rank)) for s, d, rank in items if d != "dense")
+        kept = sorted(_shared(str(s), str(d), tuple(int(r) for r in rank)) for s, d, rank in items if d != "dense")
         object.__setattr__(self, "choices", tuple(kept))
 
     @cached_property
