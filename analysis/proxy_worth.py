@@ -43,7 +43,7 @@ def drawn(space: SearchSpace, cost: str, each: int, seed: int) -> list[tuple[int
     """``each`` different configurations of every band, those of all bands in turn: near fronts and spread over the space."""
     generator, found = np.random.default_rng(seed), list[list[Configuration]]()
     for low, high in BANDS:
-        ways = [kind(space, low=low, high=high, cost=cost) for kind in (FrontGuided, UniformCost)]
+        ways = FrontGuided(space, low=low, high=high, points=4, jitter=0.1, cost=cost), UniformCost(space, low=low, high=high, cost=cost)
         band: dict[str, Configuration] = {}
         for _ in range(100 * each):
             configuration = ways[len(band) % 2].draw(generator)

@@ -22,6 +22,7 @@ class DenseState:
 
 class Dense(Decomposition[DenseState]):
     name = "dense"
+    optimal = True
 
     def undefined(self, site: Site) -> str | None:
         return None

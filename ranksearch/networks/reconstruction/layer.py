@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions import AnyDecomposition, Moments, Rank
+from ranksearch.decompositions import AnyDecomposition, Moments, Quantized, Rank
+from ranksearch.networks.reconstruction.last import last_site, last_type
 from ranksearch.networks.reconstruction.moments import LayerMoments
 from ranksearch.networks.reconstruction.refit import refit
 from ranksearch.networks.reconstruction.regression import goal
@@ -41,11 +42,15 @@ class Layer:
     output: Tensor | None  # G, see `LayerMoments`
     device: torch.device  # where the network runs; everything else here is where the type was prepared
     routed: bool  # what it is given depends on the network: it is fitted to the dense layer's answers to its own inputs
+    before: nn.Module | None = None  # the layers before it, where it is but the last of a chain; ``weight`` is then that which it has
 
     def moments(self, seen: Seen, fitted_to: int) -> tuple[LayerMoments, LayerMoments]:
         """Those of the batches up to a number, and of the others."""
         fitting, checking = (LayerMoments.none(self.site, self.output, self.device) for _ in range(2))
         for number, given, wanted in seen:
+            if self.before is not None:
+                with torch.no_grad():
+                    given = self.before(given)
             (fitting if number < fitted_to else checking).add(given, wanted)
         fitting, checking = fitting.to(self.weight.device), checking.to(self.weight.device)
         if self.routed:
@@ -79,6 +84,9 @@ class Layer:
     def write(self, fitted: Fitted, layer: nn.Module) -> None:
         """Make ``layer`` that of the factors, in place; what it shares with others stays shared."""
         made = self.decomposition.module(self.site, fitted.factors, fitted.bias)
+        if self.before is not None:
+            assert isinstance(layer, nn.Sequential)
+            layer = layer[-1]
         with torch.no_grad():
             for now, value in zip(held(layer), held(made), strict=True):
                 now.copy_(value)
@@ -92,25 +100,41 @@ def held(layer: nn.Module) -> list[Tensor]:
 def left_out(spectra: Spectra, configuration: Configuration) -> dict[str, str]:
     """The factorized layers of a configuration that reconstruction leaves as they are, and why, by name."""
     found = {}
+    experts = _experts(spectra.model)
     biases = Counter(id(bias) for module in spectra.model.modules() if (bias := module._parameters.get("bias")) is not None)
-    for name, _, _ in configuration.choices:
+    for name, kind, rank in configuration.choices:
         site = spectra.sites[name]
-        width = math.prod(site.shape[1:])
+        last = last_site(site, spectra.decomposition(kind), rank) if _wide(site) else None
         if site.head is not None:
             found[name] = "an embedding that is tied to a head has two uses, and no single inputs"
         elif site.kind == "embedding":
             found[name] = "an embedding has the same inputs in both networks: nothing shifts"
-        elif width > LARGEST:
-            found[name] = f"a patch of {width} inputs, over {LARGEST}: their moment is kept as a Kronecker product alone"
+        elif isinstance(last, str):
+            found[name] = last
+        elif last is not None and name.startswith(experts):
+            found[name] = f"an expert of more than {LARGEST} inputs"
         elif biases[id(spectra.model.get_submodule(name)._parameters.get("bias"))] > 1:
             found[name] = "its bias is that of another layer too"
     return found
 
 
-def layers_of(spectra: Spectra, configuration: Configuration, metric: Mapping[str, Moments]) -> tuple[dict[str, Layer], dict[str, Fitted]]:
-    """The layers that can be fitted, by path, and their factors as they are. ``metric``: whose output moments weigh their errors."""
+def _wide(site: Site) -> bool:
+    """Whether the inputs of a site are too many for a moment."""
+    return site.kind != "embedding" and math.prod(site.shape[1:]) > LARGEST
+
+
+def _experts(model: nn.Module) -> tuple[str, ...]:
+    """What the paths of experts begin with."""
+    return tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, UnpackedExperts))
+
+
+def layers_of(
+    network: nn.Module, spectra: Spectra, configuration: Configuration, metric: Mapping[str, Moments]
+) -> tuple[dict[str, Layer], dict[str, Fitted]]:
+    """The layers that can be fitted, by path, and their factors as they are; of those with patches too large for a moment the last of
+    their chain alone. ``metric``: whose output moments weigh their errors."""
     reference, left = spectra.model, left_out(spectra, configuration)
-    experts = tuple(f"{path}." for path, module in reference.named_modules() if isinstance(module, UnpackedExperts))
+    experts = _experts(reference)
     layers, now = {}, {}
     for name, kind, rank in configuration.choices:
         if name in left:
@@ -123,4 +147,18 @@ def layers_of(spectra: Spectra, configuration: Configuration, metric: Mapping[st
         dense, routed = canonical_weight(original, site), name.startswith(experts)
         layers[name] = Layer(site, spectra.decomposition(kind), rank, dense.to(device), bias, output, dense.device, routed)
         now[name] = Fitted(factors, bias)
+        if _wide(site):
+            layers[name], now[name] = _last(layers[name], now[name], network.get_submodule(name))
     return layers, now
+
+
+def _last(layer: Layer, now: Fitted, built: nn.Module) -> tuple[Layer, Fitted]:
+    """The last of a chain as a layer of its own, and its factors as they are."""
+    site = last_site(layer.site, layer.decomposition, layer.rank)
+    assert isinstance(site, Site) and isinstance(built, nn.Sequential), "`left_out` tells others apart"
+    plain = layer.decomposition.inner if isinstance(layer.decomposition, Quantized) else layer.decomposition
+    chain = plain.module(layer.site, now.factors, now.bias)
+    assert isinstance(chain, nn.Sequential)
+    weight = canonical_weight(chain[-1], site)
+    found = replace(layer, site=site, decomposition=last_type(layer.decomposition), rank=(), weight=weight, before=built[:-1])
+    return found, Fitted((weight,), now.bias)

@@ -67,6 +67,8 @@ def reconstruct(
     examples, and all layers are then fitted once more, to all examples, at the ridges that were found. If the outputs of what comes out
     are no nearer, by the mean of paired differences over the examples held out, all is undone.
 
+    Of a layer whose patches are too large for a moment (4,608 entries) the last of its chain alone is fitted, and its bias.
+
     All batches go through both networks together, layer by layer, so that one forward pass is enough for a round; in return, what lies
         between two layers is in memory for all batches at once. Layers that are used several times take a pass of their own, and so do
         experts (`UnpackedExperts`), which need not get the same tokens in both networks: they are fitted to the dense expert's answers to
@@ -99,7 +101,7 @@ def reconstruct(
     given, fitted_to = divided(list(batches), held_out)
     if not given:
         raise InvalidArgument("batches is empty: a reconstruction needs at least one batch")
-    work = _Work(network, spectra.model, *layers_of(spectra, configuration, spectra.moments if moments is None else moments))
+    work = _Work(network, spectra.model, *layers_of(network, spectra, configuration, spectra.moments if moments is None else moments))
     if not work.layers:
         return ()
     with evaluating(network), evaluating(spectra.model), batch_statistics(network):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranksearch.decompositions import Moments
+from ranksearch.decompositions import KNOWN, Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.reconstruction import Reconstructed, left_out, reconstruct
 from ranksearch.networks.reconstruction.regression import LEAST
@@ -172,16 +172,22 @@ def test_nothing_else_changes() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in [*case.net.modules(), *case.short.modules()])
 
 
-def test_embeddings_and_wide_patches_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def narrow(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Patches of more inputs have no moment."""
+    for module in ("layer", "last"):
+        monkeypatch.setattr(f"ranksearch.networks.reconstruction.{module}.LARGEST", limit)
+
+
+def test_embeddings_are_left_out_by_name_and_of_wide_layers_the_last_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Embedding(20, 6), nn.Linear(6, 5), nn.Linear(5, 4))
     case = Case(net, torch.randint(20, (16, 3)), {"0": ("svd", (2,)), "1": ("svd", (2,)), "2": ("svd", (2,))})
-    monkeypatch.setattr("ranksearch.networks.reconstruction.layer.LARGEST", 5)
+    narrow(monkeypatch, 5)
     left = left_out(case.spectra, case.configuration)
-    assert list(left) == ["0", "1"] and "embedding" in left["0"] and "6 inputs" in left["1"]
+    assert list(left) == ["0"] and "embedding" in left["0"]
     before = copy.deepcopy(case.short.state_dict())
-    assert [one.site for one in case.reconstruct(case.x.split(4), held_out=0)] == ["2"]
+    assert [one.site for one in case.reconstruct(case.x.split(4), held_out=0)] == ["1", "2"]
     changed = {name for name, value in case.short.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {"2.0.weight", "2.1.weight", "2.1.bias"}
+    assert changed == {"1.1.weight", "1.1.bias", "2.0.weight", "2.1.weight", "2.1.bias"}
     twins = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 4))
     twins[1].bias = twins[0].bias
     shared = Case(twins, torch.randn(4, 5), {str(i): ("svd", (2,)) for i in range(3)})
@@ -297,3 +303,49 @@ def test_layers_that_only_some_batches_use() -> None:
     found = reconstruct(short, spectra, configuration, [x[:6], x[6:]], held_out=0)
     assert [r.site for r in found] == ["one", "two", "three"] and all(r.after < r.before for r in found)
     assert torch.is_grad_enabled()
+
+
+WIDE: dict[str, tuple[str, tuple[int, ...]]] = {
+    "svd": ("svd", (3,)), "spatial": ("spatial", (4,)), "spatial_t": ("spatial_t", (4,)), "svd_in": ("svd_in", (2,)),
+    "tucker2": ("tucker2", (3, 4)), "grouped_svd": ("grouped_svd", (2, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(WIDE))
+def test_the_last_of_a_wide_layer_is_the_regression_of_the_dense_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Conv2d(6, 7, 3, stride=(2, 1), padding=1, dilation=(1, 2))).double()
+    case = Case(net, torch.randn(40, 6, 9, 9, dtype=torch.float64), {"0": WIDE[name]})
+    narrow(monkeypatch, 40)
+    assert left_out(case.spectra, case.configuration) == {}
+    first = copy.deepcopy(case.short[0][:-1])
+    (found,) = case.reconstruct([case.x], held_out=0, ridge=0.0)
+    assert found.after < found.before
+    last = case.short[0][-1]
+    with torch.no_grad():
+        inputs, wanted = first(case.x), net(case.x)
+        assert torch.equal(case.short[0][:-1](case.x), inputs)
+        geometry = {"kernel_size": last.kernel_size, "stride": last.stride, "padding": last.padding, "dilation": last.dilation}
+        rows = F.unfold(inputs, **geometry).transpose(1, 2).flatten(0, 1)
+        rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], dim=1)
+        oracle = torch.linalg.lstsq(rows, wanted.flatten(2).transpose(1, 2).flatten(0, 1)).solution.T
+    torch.testing.assert_close(last.weight.flatten(1), oracle[:, :-1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(last.bias, oracle[:, -1], rtol=1e-5, atol=1e-6)
+
+
+def test_rounded_last_layers_are_fitted_and_wide_layers_that_have_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1))
+    site = find_sites(net, torch.randn(1, 6, 5, 5))
+    types = [d for d in KNOWN if d.name in ("svd@int4", "decoupled", "tensor_ring")]
+    spectra = Spectra(net.eval(), site, types)
+    narrow(monkeypatch, 40)
+    choices = Configuration({"0": ("svd@int4", (5,))})
+    short, x = build(spectra, choices).eval(), torch.randn(40, 6, 5, 5)
+    (found,) = reconstruct(short, spectra, choices, x.split(10), held_out=0)
+    with torch.no_grad():
+        assert found.after < found.before and len(short[0][-1](torch.randn(1, 5, 2, 2)).unique()) > 1
+    ranks = {d.name: tuple(d.ranks(site["0"])[0].tolist()) for d in types}
+    for name, why in (("decoupled", "groups of its own"), ("tensor_ring", "no chain of layers")):
+        (told,) = left_out(spectra, Configuration({"0": (name, ranks[name])})).values()
+        assert "54 inputs, over 40" in told and why in told
