@@ -51,10 +51,7 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
     size, label = _size(rows)
     dense, front = rows[rows["is_dense"]], rows[rows["on_front"] & ~rows["is_dense"]]
     beaten = rows[~rows["on_front"] & ~rows["is_dense"]]
-    # the front sets the scale; what is far off it is marked at the edge
-    shown = rows.loc[rows["on_front"] | rows["is_dense"], metric]
-    margin = 0.35 * (shown.max() - shown.min()) or 0.05
-    low, high = shown.min() - 2 * margin, shown.max() + margin
+    low, high = _scale(rows, metric)
     inside = beaten[metric].between(low, high)
     axes.scatter(100 * beaten[size][inside], beaten[metric][inside], s=16, color="0.75", label="evaluated", zorder=1)
     if not inside.all():
@@ -78,6 +75,16 @@ def plot_front(frame: pd.DataFrame, *, metric: str, title: str, path: str | Path
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     return path
+
+
+def _scale(rows: Any, metric: str) -> tuple[float, float]:
+    """The range of an axis: the front sets it, with room for what it beats; what is far off is marked at the edge."""
+    shown, every = rows.loc[rows["on_front"] | rows["is_dense"], metric], rows[metric]
+    span = shown.max() - shown.min()
+    if not span:
+        return shown.min() - 0.1, shown.max() + 0.05
+    room, pad = 0.7 * span, 0.06 * span
+    return max(shown.min() - room, every.min() - pad), min(shown.max() + room, every.max() + pad)
 
 
 def plot_proxies(agreements: pd.DataFrame, scores: pd.DataFrame, *, title: str, path: str | Path) -> Path:

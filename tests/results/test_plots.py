@@ -51,10 +51,20 @@ def test_the_front_sets_the_scale_and_what_is_off_it_is_marked(tmp_path: Path, d
     plot_front(frame, metric="accuracy", title="t", path=tmp_path / "front.png")
     axes = drawn[0].axes[0]
     span = 0.92 - 0.8
-    assert axes.get_ylim() == pytest.approx((0.8 - 0.7 * span, 0.92 + 0.35 * span))
+    assert axes.get_ylim() == pytest.approx((0.8 - 0.7 * span, 0.92 + 0.06 * span))
     labels = {c.get_label(): c.get_offsets() for c in axes.collections}
     assert len(labels["evaluated"]) == 0 and labels["off the scale"].tolist() == [pytest.approx([60.0, 0.8 - 0.7 * span])]
     assert labels["front"].tolist() == [[20.0, 0.8], [50.0, 0.9]]
+
+
+def test_the_scale_ends_with_the_data(tmp_path: Path, drawn: list[Any]) -> None:
+    frame = _frame()
+    plot_front(frame, metric="accuracy", title="t", path=tmp_path / "front.png")
+    low, high = drawn[0].axes[0].get_ylim()
+    pad = 0.06 * (0.92 - 0.8)
+    assert (low, high) == pytest.approx((frame["accuracy"].min() - pad, 0.92 + pad))
+    plot_front(frame.assign(accuracy=-frame["accuracy"]), metric="accuracy", title="less is better", path=tmp_path / "loss.png")
+    assert drawn[1].axes[0].get_ylim() == pytest.approx((-high, -low))
 
 
 def test_a_front_of_one_level_has_room_around_it(tmp_path: Path, drawn: list[Any]) -> None:
