@@ -1,13 +1,17 @@
-"""Checks of numbers that a user gives: one wording for what is wrong with them."""
+"""Checks of numbers, lists and paths that a user gives: one wording for what is wrong with them."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ranksearch.errors import InvalidArgument
+from ranksearch.home import user_path
 
 
 def whole(name: str, value: Any, *, least: int = 1, hint: str = "") -> int:
@@ -70,6 +74,30 @@ def fraction(name: str, value: Any, *, hint: str = "") -> float:
         InvalidArgument: it is none.
     """
     return number(name, value, least=0, most=1, hint=hint)
+
+
+def several(name: str, value: Any, *, hint: str = "") -> tuple[Any, ...]:
+    """``value``, things in a list or another iterable, as a tuple; a text is one thing.
+
+    Raises:
+        InvalidArgument: it is neither.
+    """
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise InvalidArgument(f"{name}={value!r:.80}: must be a list{_ending(hint)}")
+    return tuple(value)
+
+
+def path(name: str, value: Any) -> Path:
+    """``value``, a text or a path, as `ranksearch.home.user_path` reads it.
+
+    Raises:
+        InvalidArgument: it is neither.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise InvalidArgument(f"{name}={value!r:.80}: must be a text or a pathlib.Path")
+    return user_path(value)
 
 
 def _ending(hint: str) -> str:

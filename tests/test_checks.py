@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,3 +58,13 @@ def test_seeds_are_what_every_generator_takes() -> None:
     for wrong in (-1, 2**32, 10**40, 1.0, True, "1", None):
         with pytest.raises(InvalidArgument, match=r"^seed=.*: must be a whole number"):
             checks.seed(wrong)
+
+
+def test_lists_and_paths() -> None:
+    assert checks.several("x", ["a", 2]) == ("a", 2) and checks.several("x", "abc") == ("abc",)
+    assert checks.several("x", (k for k in range(2))) == (0, 1)
+    with pytest.raises(InvalidArgument, match=r"^x=3: must be a list; of names$"):
+        checks.several("x", 3, hint="of names")
+    assert checks.path("x", "a/b") == checks.path("x", Path("a/b")) == Path("a/b")
+    with pytest.raises(InvalidArgument, match=r"^x=None: must be a text or a pathlib.Path$"):
+        checks.path("x", None)

@@ -278,7 +278,7 @@ def _rules(given: Sequence[str | Rule] | None) -> tuple[Rule, ...]:
     if given is None:
         return RULES
     table = {rule.name: rule for rule in RULES}
-    unknown = [rule for rule in given if not isinstance(rule, Rule) and rule not in table]
+    unknown = [rule for rule in checks.several("rules", given) if not isinstance(rule, Rule) and rule not in table]
     if unknown or not given or isinstance(given, str):
         raise InvalidArgument(f"rules={given!r}: give some of {', '.join(table)} in a list, or rules of your own")
     found = tuple(rule if isinstance(rule, Rule) else table[rule] for rule in given)

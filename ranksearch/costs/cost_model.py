@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ranksearch import checks
 from ranksearch.costs.narrower import Narrower
 from ranksearch.decompositions import DECOMPOSITIONS, KNOWN, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument
@@ -163,6 +164,10 @@ def check_costs(models: Sequence[CostModel], taken: Iterable[str] = ()) -> tuple
         InvalidArgument: a name that conditions cannot use, comes twice or is taken, or ``params`` or ``macs`` is missing: options
             are those that save one of the two.
     """
+    models = checks.several("costs", models, hint="of cost models, such as (*COSTS, Latency())")
+    strange = [model for model in models if not isinstance(model, CostModel)]
+    if strange:
+        raise InvalidArgument(f"costs: {strange[0]!r:.80} is no CostModel; give (*COSTS, Latency()) and the like")
     names = [model.name for model in models]
     reserved = {*taken, *(f"{name}{end}" for name in names for end in ("_rel", "_share"))}
     wrong = {name: why for name in names if (why := unusable(name, reserved) or ("it comes twice" if names.count(name) > 1 else None))}
@@ -171,4 +176,4 @@ def check_costs(models: Sequence[CostModel], taken: Iterable[str] = ()) -> tuple
     missing = [name for name in ("params", "macs") if name not in names]
     if missing:
         raise InvalidArgument(f"costs={names}: {' and '.join(missing)} is missing; give (*COSTS, ...) of ranksearch.costs")
-    return tuple(models)
+    return models

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ranksearch import __version__
+from ranksearch import __version__, checks
 from ranksearch.decompositions import KNOWN, AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument, InvalidModel, MissingDependency
 from ranksearch.home import sync, user_path
@@ -142,7 +142,7 @@ def load(
         InvalidArgument: no export there, a manifest or weights that were changed or damaged, another schema.
         InvalidModel: the dense network has other layers than the one that was searched.
     """
-    folder = user_path(directory)
+    folder = checks.path("directory", directory)
     manifest = read_manifest(folder)
     configuration = _configuration(manifest, str(folder / MANIFEST))
     if configuration.id != manifest.get("configuration_id"):

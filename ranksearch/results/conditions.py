@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 
 BASELINE = "baseline"
@@ -63,6 +64,8 @@ class Condition:
         Raises:
             InvalidArgument: the text is not one; the message shows the text and what is wrong.
         """
+        if not isinstance(text, str):
+            raise InvalidArgument(f"condition {text!r:.80} is no text; write for example {example}")
         if len(text) > LONGEST:
             raise InvalidArgument(f"condition {text[:40]!r}... has {len(text)} characters; {LONGEST} are allowed")
         if not text.strip():
@@ -88,7 +91,7 @@ class Condition:
         Raises:
             InvalidArgument: as `parse`.
         """
-        return [cls.parse(text, example=example) for text in ([texts] if isinstance(texts, str) else texts)]
+        return [cls.parse(text, example=example) for text in checks.several("conditions", texts, hint=f"write for example {example}")]
 
     @classmethod
     def joined(cls, texts: str | Sequence[str] | None) -> Condition | None:

@@ -365,7 +365,8 @@ class Store:
         Raises:
             InvalidArgument: none or several do.
         """
-        if not id_prefix.isprintable():  # databases take neither NUL nor lone surrogates, and no id has them
+        # databases take neither NUL nor lone surrogates, and no id has them
+        if not isinstance(id_prefix, str) or not id_prefix.isprintable():
             raise InvalidArgument(f"id={id_prefix!r}: no id has such characters; `ranksearch front STUDY` lists ids")
         query = sa.select(configurations_table).where(configurations_table.c.id.startswith(id_prefix, autoescape=True)).limit(6)
         with self._use("read") as engine, engine.connect() as connection:

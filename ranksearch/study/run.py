@@ -106,7 +106,9 @@ def asked(
         allocator = _of_table("allocator", allocator, Allocator, ((a.name, a) for a in ALLOCATORS))
     if not isinstance(scheduler, Scheduler):
         scheduler = _of_table("scheduler", scheduler, Scheduler, ((s.name, s) for s in SCHEDULERS))
-    kinds = None if proxies is None else [_proxy_kind(proxy) for proxy in proxies]
+    if not isinstance(retry_failed, bool):
+        raise InvalidArgument(f"retry_failed={retry_failed!r:.80}: must be True or False")
+    kinds = None if proxies is None else [_proxy_kind(proxy) for proxy in checks.several("proxies", proxies, hint="names or instances")]
     conditions = Condition.parse_all(constraints, example=BOUNDS)
     for condition in conditions:
         condition.check_bounds([cost.name for cost in study.costs])

@@ -73,10 +73,10 @@ def checked(stages: Sequence[Stage], fidelity: Fidelity | None) -> tuple[tuple[S
             `Fidelity`, or another fidelity than the last stage's."""
     if not isinstance(fidelity, (Fidelity, type(None))):
         raise InvalidArgument(f"fidelity={fidelity!r:.80} is none; give Fidelity(epochs=..., recalibration=...)")
+    stages = checks.several("stages", stages, hint="of Stage(fidelity, trials)")
     wrong = [stage for stage in stages if not isinstance(stage, Stage)]
     if wrong:
         raise InvalidArgument(f"stages: {wrong[0]!r:.80} is no Stage; give Stage(fidelity, trials)")
-    stages = tuple(stages)
     if not stages:
         return (), fidelity or Fidelity()
     texts = [stage.text for stage in stages]

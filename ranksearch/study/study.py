@@ -114,6 +114,8 @@ class Study(Parts):
         self.narrower = narrower
         self.seed = checks.seed(seed)
         self.device = None if device is None else checked_device(device)
+        if not isinstance(options, (Mapping, type(None))):
+            raise InvalidArgument(f"options={options!r:.80}: must be a mapping from names to values")
         self.options = dict(options or {})
         self.space_choice = None if space_choice is None else dict(space_choice)
         self.modules = tuple(modules)
@@ -177,7 +179,7 @@ class Study(Parts):
 
         Raises:
             InvalidArgument: none, or one that is neither a metric of the task nor a cost."""
-        objectives = [objectives] if isinstance(objectives, str) else objectives
+        objectives = checks.several("objectives", objectives, hint="names of metrics and costs")
         unknown = [o for o in objectives if o not in self.directions]
         if unknown or not objectives:
             raise InvalidArgument(f"objectives={list(objectives)}: this task reports {', '.join(self.directions)}; name some of these")

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import nn
 
+from ranksearch.costs import COSTS
 from ranksearch.errors import InfeasibleBudget, InvalidArgument, InvalidModel, RanksearchError, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
 from ranksearch.proxies import PROXIES, free_proxies
@@ -131,7 +132,9 @@ def test_infeasible_constraint_names_the_smallest_value_and_leaves_no_store(stor
 def test_bad_arguments_are_refused_before_any_work(store: str) -> None:
     with pytest.raises(InvalidArgument, match="accuracy, loss"):
         make(objectives=("f1", "macs"))
-    for bad in ({"trials": 0}, {"sampler": "magic"}, {"allocator": "greedy"}, {"proxies": ["nope"]}, {"constraints": ["accuracy > 0.5"]}):
+    strange = ({"proxies": 3}, {"constraints": 3}, {"constraints": [3]}, {"retry_failed": 3})
+    unknown = ({"trials": 0}, {"sampler": "magic"}, {"allocator": "greedy"}, {"proxies": ["nope"]}, {"constraints": ["accuracy > 0.5"]})
+    for bad in (*strange, *unknown):
         study = make(store=store)
         with pytest.raises(InvalidArgument):
             _run(study, **bad)
@@ -153,6 +156,8 @@ def test_seeds_that_no_generator_takes_are_refused() -> None:
         ({"model": None}, "model=None is of type NoneType"), ({"model": torch.relu}, "give a torch.nn.Module"),
         ({"fidelity": 3}, "fidelity=3 is none"), ({"fidelity": "full"}, "fidelity='full' is none"), ({"name": "a\udcff"}, "name="),
         ({"name": None}, "name=None"), ({"space": 3}, "space=3"), ({"task": None}, "NoneType.metrics"),
+        ({"objectives": 3}, "objectives=3"), ({"costs": 3}, "costs=3"), ({"costs": (*COSTS, 3)}, "3 is no CostModel"),
+        ({"stages": 3}, "stages=3"), ({"options": 3}, "options=3"),
     ],
 )  # fmt: skip
 def test_what_is_of_another_type_is_refused(wrong: dict, said: str) -> None:
