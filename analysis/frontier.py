@@ -28,13 +28,13 @@ import lems
 import numpy as np
 import torch
 from spread import spread
-from torch import Tensor, nn
+from torch import nn
 from vgg import vgg16
 
 from ranksearch.allocators import Additive
 from ranksearch.compression import RULES, Judge, Rule, judge
 from ranksearch.compression.compress import HELD_OUT, REFIT
-from ranksearch.decompositions import Moments, Rank
+from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home, user_path
 from ranksearch.networks.batch_norm import recalibrate
@@ -43,7 +43,6 @@ from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss, Energy
 from ranksearch.search.loop import indices_of
 from ranksearch.search.refit import refit
-from ranksearch.sites import Site, device_of
 from ranksearch.space import Configuration, SearchSpace, mixture, svd_only
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
@@ -90,26 +89,12 @@ def subject(given: argparse.Namespace) -> tuple[nn.Module, Classification]:
     return model.eval().to(memory_format=torch.channels_last), task  # pyright: ignore[reportCallIssue]
 
 
-class Elsewhere(Spectra):
-    """The prepared types of another `Spectra` for a copy of its model on another device: networks run there, factors are made and fitted
-    where the types were prepared."""
-
-    def __init__(self, prepared: Spectra, model: nn.Module) -> None:
-        super().__init__(model, prepared.sites, tuple(prepared.decompositions.values()), moments=prepared.moments)
-        self._prepared = prepared
-
-    def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
-        """See `Spectra.factors`."""
-        return self._prepared.factors(site, name, rank)
-
-
 @dataclass(frozen=True)
 class Prepared:
     """One metric: where ranks are chosen, and what networks are built of."""
 
     spectra: Spectra
     space: SearchSpace
-    here: Spectra  # on the device that networks run on
 
 
 class Subject:
@@ -123,7 +108,7 @@ class Subject:
         if given.test_images:
             self.task = self.task.cut(test=given.test_images)
         self.sites = self.spec.sites(model, self.task.example())
-        self.moved, self.model = copy.deepcopy(model).to(given.device), model.to(given.prepare)
+        self.model, self._prepare = model.to(given.device), given.prepare
         self.seen = self.spec.calibration
         self.held_out = list(self.task.labelled(self.seen + HELD_OUT))[-HELD_OUT:]
         self.wide = copy.copy(self.task)
@@ -137,22 +122,22 @@ class Subject:
     @cached_property
     def dense(self) -> dict[str, float]:
         """Accuracy and loss of the dense network on the test set."""
-        return self.wide.measure(self.moved, "test")
+        return self.wide.measure(self.model, "test")
 
     @cached_property
     def judge(self) -> Judge:
         """Divergence on batches that nothing else sees, which decides what is handed out."""
-        return judge(self.moved, self.task, self.held_out)
+        return judge(self.model, self.task, self.held_out)
 
     @cached_property
     def fitted(self) -> Judge:
         """The same on batches that ranks are chosen and factors fitted with."""
-        return judge(self.moved, self.task, list(self.task.labelled(FITTED)))
+        return judge(self.model, self.task, list(self.task.labelled(FITTED)))
 
     @cached_property
     def statistics(self) -> Statistics:
         """Of inputs and output gradients, collected where networks run."""
-        return metrics.statistics(self.moved, self.sites, self.task, calibration=self.seen, gradients=True)
+        return metrics.statistics(self.model, self.sites, self.task, calibration=self.seen, gradients=True)
 
     @cached_property
     def outputs(self) -> Mapping[str, Moments]:
@@ -163,23 +148,23 @@ class Subject:
         """Types and ladders in a metric, made once."""
         if metric not in self._prepared:
             moments = None if metric == "weight" else metrics.moments(self.statistics, metric)
-            spectra = Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=home() / "cache" / "spectra")
+            options: dict[str, Any] = {"cache": home() / "cache" / "spectra", "device": self._prepare}
+            spectra = Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, **options)
             space = self.spec.build(spectra, example=self.task.example())
-            here = spectra if device_of(self.model) == device_of(self.moved) else Elsewhere(spectra, self.moved)
-            self._prepared[metric] = Prepared(spectra, space, here)
+            self._prepared[metric] = Prepared(spectra, space)
         return self._prepared[metric]
 
     def loss(self, metric: MetricName) -> CalibrationLoss:
         """The measured loss of configurations while ranks are chosen."""
         if metric not in self._losses:
-            here, seen = self.prepared(metric).here, self.fitted
+            here, seen = self.prepared(metric).spectra, self.fitted
             self._losses[metric] = CalibrationLoss(here, seen.batches, seen.loss, normalization="batch")
         return self._losses[metric]
 
     def lems(self, budgets: dict[str, float]) -> Configuration:
         """LEMS's ranks, with factors and curves of the Fisher metric."""
         found = self.prepared("fisher")
-        for _ in lems.anchors(found.here, [x for x, _ in self.fitted.batches], self.task.divergence, self._anchors):  # pyright: ignore[reportArgumentType]
+        for _ in lems.anchors(found.spectra, [x for x, _ in self.fitted.batches], self.task.divergence, self._anchors):  # pyright: ignore[reportArgumentType]
             pass
         return lems.allocate(found.space, found.spectra, self._anchors, budgets, self.loss("fisher"))
 
@@ -196,7 +181,7 @@ class Subject:
         found = self._measured.setdefault((metric, configuration.id, way), {})
         if "held_out" in found and ("accuracy" in found or not test):
             return found
-        here, start = self.prepared(metric).here, time.perf_counter()
+        here, start = self.prepared(metric).spectra, time.perf_counter()
         network = build(here, configuration).eval()
         if way == FIT:
             reconstruct(network, here, configuration, self.task.calibration(FITTED), moments=self.outputs)

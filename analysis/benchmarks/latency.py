@@ -27,11 +27,8 @@ from ranksearch.costs import COSTS, DenseNetwork
 from ranksearch.errors import EmptySpace, InfeasibleBudget
 from ranksearch.evaluation import Evaluator, Request
 from ranksearch.home import home
-from ranksearch.latency import RUNTIMES, Latency, Precision, TableLatency, break_even, suggested_round_to
-from ranksearch.latency.device import clock_of
-from ranksearch.latency.inputs import batched, network_input
-from ranksearch.latency.runtimes import settled
-from ranksearch.latency.timing import Interval, paired
+from ranksearch.latency import RUNTIMES, Latency, TableLatency, break_even, suggested_round_to
+from ranksearch.latency.timing import Interval
 from ranksearch.networks.surgery import build
 from ranksearch.sites import copied
 from ranksearch.space import Candidate, Configuration, SearchSpace, build_space
@@ -53,7 +50,6 @@ class Timed:
 
     subject: Subject
     spectra: Spectra
-    dense: nn.Module  # as it is timed
     cost: TableLatency
     network: DenseNetwork
     space: SearchSpace
@@ -63,14 +59,9 @@ class Timed:
 
     def times(self, candidates: Sequence[Candidate]) -> list[Interval]:
         """Of whole networks with real factors over the dense one's."""
-        runtime, inputs = RUNTIMES[self.given.runtime], network_input(self.dense, batched(self.subject.example, self.given.batch, 0))
-        networks = [self.ready(build(self.spectra, candidate.configuration)) for candidate in candidates]
-        works = [runtime.prepare(model, inputs) for model in (self.dense, *networks)]
-        clock, settle = clock_of(self.dense), settled(next(self.dense.parameters()).device)
-        return list(paired(works[0], works[1:], precision=PRECISION, clock=clock, settle=settle, runs=runtime.runs).ratios)
-
-
-PRECISION = Precision(least=11, most=31)
+        bench = self.cost.bench
+        assert bench is not None  # the table was measured here
+        return bench.whole(self.ready(build(self.spectra, candidate.configuration)) for candidate in candidates)
 
 
 def spectra_of(subject: Subject, given: argparse.Namespace) -> Spectra:
@@ -103,7 +94,7 @@ def prepared(subject: Subject, spectra: Spectra, given: argparse.Namespace, tell
     options = {"round_to": spec.round_to, "max_options": spec.max_options}
     space = build_space(spectra, costs=(*COSTS, cost), example=subject.example, **options)
     by_macs = build_space(spectra, **options)
-    return Timed(subject, spectra, network.model, cost, network, space, by_macs, lambda model: subject.ready(model, dtype), given)
+    return Timed(subject, spectra, cost, network, space, by_macs, lambda model: subject.ready(model, dtype), given)
 
 
 def optimum(space: SearchSpace, budgets: Mapping[str, float]) -> Candidate | None:
