@@ -34,20 +34,15 @@ class LocalRunner(Runner):
 
     def run(self, evaluate: Evaluate, propose: Propose, report: Report, judge: Judge | None = None) -> None:
         """See `Runner.run`."""
-        import torch
+        from ranksearch.threads import threads
 
         dispatcher = Dispatcher(propose, report, judge, workers=1, retries=self.retries, backoff=self.backoff)
-        before = torch.get_num_threads()
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        try:
+        with threads(self.threads):
             while not dispatcher.finished:
                 if (request := dispatcher.take("here")) is not None:
                     _evaluate(dispatcher, evaluate, request)
                 elif (pause := dispatcher.pause) > 0:
                     time.sleep(pause)
-        finally:
-            torch.set_num_threads(before)
 
 
 def _evaluate(dispatcher: Dispatcher, evaluate: Evaluate, request: Request) -> None:

@@ -7,8 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,10 +23,10 @@ from ranksearch.sites import Site, Sites, canonical_weight, unwrapped
 from ranksearch.space.cache import ContentCache, content_key
 from ranksearch.statistics.lazy import SHARE, Chosen
 from ranksearch.statistics.memory import machine_memory
+from ranksearch.threads import few, threads
 
 V = TypeVar("V")
 
-SMALL = 1 << 18  # parameters of a layer up to which it is factorized on one thread
 STATES = 1 << 30  # bytes of prepared states that are held where nobody says how many, at least
 SHIPPED = 256 << 20  # bytes of prepared states that go along when spectra are pickled
 DEAR = 0.02  # seconds of processor time from which on what was made is kept on disk
@@ -204,7 +203,7 @@ class Spectra:
     def _kept(self, site: Site, name: str, what: str, make: Callable[[], V]) -> V:
         """What was made before, by whatever process, or made now, and kept if that took long. Of a state that is `Searched` only what
         was found is kept, with the errors that come of it."""
-        with _threads(site):
+        with threads(few(site.cost.params)):
             if (key := self._key(site, name)) is None or self._disk is None:
                 return make()
             if (kept := self._load(site, name, what)) is not None:
@@ -224,7 +223,7 @@ class Spectra:
             self._found.add(place)
 
     def _load(self, site: Site, name: str, what: str) -> Any | None:
-        with _threads(site):
+        with threads(few(site.cost.params)):
             key = self._key(site, name)
         kept = None if key is None or self._disk is None else self._disk.load(f"{key}-{what}")
         return _moved(kept, self._weight(site).device)
@@ -291,21 +290,6 @@ def _room() -> float:
 def _alike(one: AnyDecomposition | None, other: AnyDecomposition) -> bool:
     """Whether two types are one, options and all, so that the state of one is that of the other."""
     return type(one) is type(other) and vars(one) == vars(other)
-
-
-@contextmanager
-def _threads(site: Site) -> Iterator[None]:
-    """One thread for small layers: their thousands of small operations lose more to waking a second one than they gain, many
-    times over on a busy machine; and their factors are the same whatever the thread count."""
-    before = torch.get_num_threads()
-    if before == 1 or site.cost.params >= SMALL:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -24,6 +24,7 @@ from ranksearch.statistics.memory import check_room, passes
 from ranksearch.statistics.shrinkage import SHRINKAGE
 from ranksearch.statistics.statistics import Statistics
 from ranksearch.tensors import absorb
+from ranksearch.threads import few, threads
 
 _SAMPLED = SampledLabels()
 
@@ -123,7 +124,8 @@ def _collected(
     }
     differentiate = None if labels is None else _Differentiation(labels, collectors.values())
     seen = 0
-    with observing(model, collectors, backward=labels is not None):
+    one = few(sum(p.numel() for p in model.parameters()))
+    with threads(one), observing(model, collectors, backward=labels is not None):
         for batch in batches:
             seen += 1
             inputs, targets = (batch, None) if labels is None else labels.split(batch)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-import torch
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.evaluation.fidelity import SUPERNET
 from ranksearch.space import Configuration
 from ranksearch.store import Record
+from ranksearch.threads import threads
 
 if TYPE_CHECKING:
     from ranksearch.study.study import Study
@@ -74,16 +72,11 @@ def replay(study: Study, id: str, *, fidelity: Fidelity, seed: int | None = None
     request = Request(configuration, fidelity, wanted, "replay")
     by_supernet = fidelity.kind == SUPERNET
     evaluate = study.supernets.store.of_fidelity(fidelity).evaluator if by_supernet else study.covering(configuration).evaluator
-    with _threads(rows[wanted].provenance or {}):
+    with threads(_count(rows[wanted].provenance or {})):
         return Replay(rows[wanted], evaluate(request))
 
 
-@contextmanager
-def _threads(provenance: Mapping[str, Any]) -> Iterator[None]:
-    before = torch.get_num_threads()
-    wanted = provenance.get("threads")
-    torch.set_num_threads(wanted if isinstance(wanted, int) and 0 < wanted <= 1024 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _count(provenance: Mapping[str, Any]) -> int | None:
+    """The thread count of an evaluation, where it is known and sound."""
+    count = provenance.get("threads")
+    return count if isinstance(count, int) and 0 < count <= 1024 else None

@@ -16,6 +16,7 @@ from ranksearch.tasks._cache import write_cache
 from ranksearch.tasks.networks import load_weights
 from ranksearch.tasks.task import Task
 from ranksearch.tensors import save
+from ranksearch.threads import few, threads
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,9 @@ log = logging.getLogger(__name__)
 def trained(build: Callable[[], nn.Module], task: Task, *, epochs: float, seed: int, cache: str | Path) -> nn.Module:
     """The network of ``build()`` after ``task.fine_tune`` trained it for ``epochs``, in evaluation mode.
 
-    The weights are kept as ``trained-<key>.safetensors`` in the folder ``cache``; the key stands for the shapes of the
-    network, the task, the epochs and the seed. A file that does not fit is reported in the log and made again.
+    A small network (`ranksearch.threads.few`) is trained on one thread, so that its weights do not depend on how many there are. The
+    weights are kept as ``trained-<key>.safetensors`` in the folder ``cache``; the key stands for the shapes of the network, the task, the
+    epochs and the seed. A file that does not fit is reported in the log and made again.
 
     Raises:
         InvalidArgument, Diverged: as `Task.fine_tune`.
@@ -40,7 +42,8 @@ def trained(build: Callable[[], nn.Module], task: Task, *, epochs: float, seed: 
             return load_weights(model, path).eval()
         except InvalidModel as error:
             log.warning("the cached weights cannot be used and are made again: %s", error)
-    task.fine_tune(model, epochs=epochs, seed=seed)
+    with threads(few(sum(p.numel() for p in model.parameters()))):
+        task.fine_tune(model, epochs=epochs, seed=seed)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_cache(path, lambda temporary: save(state, temporary))
     return model.eval()
