@@ -4,25 +4,22 @@ published slice rule (`slice_rule`) and the search for networks that are the wei
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from torch import Tensor, nn
 
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
+from ranksearch.decompositions.decomposition import Rank, blank
 from ranksearch.decompositions.exact_structure import exact_network, with_hub
-from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
+from ranksearch.decompositions.fitted import FittedDecomposition, FittedNetworks, measured_networks
+from ranksearch.decompositions.metric import Moments, conditioned
 from ranksearch.decompositions.network import (
     CAP,
     Bonds,
     Reduced,
     contract,
     core_shapes,
-    even,
     matrix_modes,
     pairs,
     reduce,
-    storage_undefined,
     stored,
     stored_costs,
     stored_module,
@@ -33,29 +30,13 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
 
-@dataclass(frozen=True)
-class AdaptiveState:
-    """The networks on the path of growth, and their measured errors."""
-
-    ranks: np.ndarray  # int64, shape: (n_steps, pairs of modes and hub)
-    cores: tuple[tuple[Tensor, ...], ...]
-    reduced: Reduced
-    frobenius: np.ndarray
-    norm: float
-
-
-class Adaptive(Decomposition[AdaptiveState]):
+class Adaptive(FittedDecomposition):
     """Rank: the widths of all bonds, upper triangle row by row, of the modes and, last, a hub without a mode (the
     core of a Tucker form; all its bonds are 1 where there is none). Width 1 is no edge, so that the topology is part of the
     rank; see `topology`. Which ranks exist is learned from the weight: `ranks` knows only where growth starts."""
 
     name = "adaptive"
-    nested = False
-    exact = False
-    storage_only = True
-
-    def undefined(self, site: Site) -> str | None:
-        return storage_undefined(site)
+    found_on = "the path learned"
 
     def ranks(self, site: Site) -> np.ndarray:
         nodes = len(modes(site)) + 1
@@ -65,30 +46,12 @@ class Adaptive(Decomposition[AdaptiveState]):
         sizes = tuple(modes(site).values())
         return stored_costs(site, sizes, [stored_bonds(tuple(row), len(sizes)) for row in ranks.tolist()])
 
-    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> AdaptiveState:
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> FittedNetworks:
         dense = weight.double()
         metric = conditioned(moments, dense)
         sizes = tuple(modes(site).values())
-        norm = residual_energy(dense[None], metric) ** 0.5
         reduced = reduce(dense.reshape(sizes))
-        path = learned_path(reduced, sizes)
-        energies = []
-        for _, cores in path:
-            residual = dense - contract(reduced.lift(cores), len(sizes)).reshape(dense.shape)
-            energies.append(residual_energy(residual[None], metric))
-        frobenius = np.sqrt(np.array(energies)) / norm if norm > 0 else np.zeros(len(path))
-        ranks = np.array([bonds for bonds, _ in path], dtype=np.int64)
-        return AdaptiveState(ranks, tuple(tuple(cores) for _, cores in path), reduced, frobenius, norm)
-
-    def errors(self, state: AdaptiveState) -> Errors:
-        nothing = np.full(len(state.ranks), np.nan)
-        return Errors(state.ranks, state.frobenius, nothing, state.norm, frobenius_is="measured", operator_is="measured")
-
-    def factors(self, state: AdaptiveState, rank: Rank) -> tuple[Tensor, ...]:
-        position = np.flatnonzero((state.ranks == np.array(rank)).all(axis=1))
-        if not len(position):
-            raise InvalidArgument(f"rank={rank} of adaptive is not on the path learned; ranks are {state.ranks.tolist()}")
-        return even(state.reduced.lift(state.cores[int(position[0])]))
+        return measured_networks(dense, metric, reduced, dict(learned_path(reduced, sizes)), len(sizes))
 
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
         """The path, and with it the ranks that exist, is that of one weight: a stored network may have another.

@@ -4,17 +4,16 @@ layers for it: the cores are stored and the dense weight is put together from th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank, blank
-from ranksearch.decompositions.metric import Moments, conditioned, residual_energy
+from ranksearch.decompositions.decomposition import Rank, blank
+from ranksearch.decompositions.fitted import FittedDecomposition, FittedNetworks, measured_networks
+from ranksearch.decompositions.metric import Moments, conditioned
 from ranksearch.decompositions.network import (
     Bonds,
-    Reduced,
     contract,
     core_shapes,
     even,
@@ -23,12 +22,10 @@ from ranksearch.decompositions.network import (
     pairs,
     reduce,
     start,
-    storage_undefined,
     stored_costs,
     stored_module,
     widen,
 )
-from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 
 SWEEPS = 25  # of alternating least squares per rank at most, 10 on large weights; fewer once they gain under a thousandth
@@ -36,29 +33,13 @@ AFRESH = 10_000  # weights up to this many entries are also fitted from two rand
 RATIOS = (1, 2, 4)  # of the bond between the channels to the bonds of the kernel
 
 
-@dataclass(frozen=True)
-class RingState:
-    """Fitted cores per rank, and their measured errors."""
-
-    ranks: np.ndarray
-    cores: tuple[tuple[Tensor, ...], ...]
-    reduced: Reduced
-    frobenius: np.ndarray
-    norm: float
-
-
-class TensorRing(Decomposition[RingState]):
+class TensorRing(FittedDecomposition):
     """Rank: the bonds around the ring. Convolutions have the modes (C_out, C_in, kh kw), matrices
     (o_1, o_2, i_1, i_2) of balanced factors. The ranks are a small grid, fitted by
     alternating least squares, and their errors are measured."""
 
     name = "tensor_ring"
-    nested = False
-    exact = False
-    storage_only = True
-
-    def undefined(self, site: Site) -> str | None:
-        return storage_undefined(site)
+    found_on = "its grid"
 
     def ranks(self, site: Site) -> np.ndarray:
         sizes = ring_modes(site)
@@ -81,18 +62,15 @@ class TensorRing(Decomposition[RingState]):
         sizes = ring_modes(site)
         return stored_costs(site, sizes, [_bonds(tuple(row), len(sizes)) for row in ranks.tolist()])
 
-    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> RingState:
+    def prepare(self, site: Site, weight: Tensor, moments: Moments | None = None) -> FittedNetworks:
         dense = weight.double()
         metric = conditioned(moments, dense)
         sizes = ring_modes(site)
-        norm = residual_energy(dense[None], metric) ** 0.5
         reduced = reduce(dense.reshape(sizes))
         generator = torch.Generator().manual_seed(0)
         found: dict[Rank, list[Tensor]] = {}
-        energies = []
-        ranks = self.ranks(site)
         first = start(reduced.core)
-        for row in map(tuple, ranks.tolist()):
+        for row in map(tuple, self.ranks(site).tolist()):
             # from the best ring that fits inside: the last one found that is nowhere wider
             inner = next((r for r in reversed(found) if all(a <= b for a, b in zip(r, row, strict=True))), None)
             bonds = _bonds(row, len(sizes))
@@ -102,20 +80,7 @@ class TensorRing(Decomposition[RingState]):
                 begins += [[torch.randn(c.shape, generator=generator, dtype=torch.float64).to(c) for c in begins[0]] for _ in range(2)]
             fits = [fit(reduced.core, cores, sweeps=SWEEPS if small else 10, tolerance=1e-3) for cores in begins]
             found[row] = list(even(min(fits, key=lambda f: f[1])[0]))
-            residual = dense - contract(reduced.lift(found[row]), len(sizes)).reshape(dense.shape)
-            energies.append(residual_energy(residual[None], metric))
-        frobenius = np.sqrt(np.array(energies)) / norm if norm > 0 else np.zeros(len(ranks))
-        return RingState(ranks, tuple(map(tuple, found.values())), reduced, frobenius, norm)
-
-    def errors(self, state: RingState) -> Errors:
-        nothing = np.full(len(state.ranks), np.nan)
-        return Errors(state.ranks, state.frobenius, nothing, state.norm, frobenius_is="measured", operator_is="measured")
-
-    def factors(self, state: RingState, rank: Rank) -> tuple[Tensor, ...]:
-        position = np.flatnonzero((state.ranks == np.array(rank)).all(axis=1))
-        if not len(position):
-            raise InvalidArgument(f"rank={rank} of tensor_ring is not on its grid; ranks are {state.ranks.tolist()}")
-        return even(state.reduced.lift(state.cores[int(position[0])]))
+        return measured_networks(dense, metric, reduced, found, len(sizes))
 
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
         sizes = ring_modes(site)

@@ -91,11 +91,10 @@ class FineTuning:
                 self._random["cuda"] = torch.cuda.get_rng_state(cuda)
 
 
-def fine_tune_in_steps(task: Task, model: nn.Module, *, epochs: float, seed: int) -> None:
-    """What `Task.fine_tune` promises, for a task whose `Task.training` says how it trains.
+class InSteps(Task):
+    """A task whose fine-tuning is its own steps (`Task.training`) with its own loss."""
 
-    Raises:
-        Diverged, InvalidArgument, InvalidModel: as `Task.fine_tune`.
-    """
-    if checks.number("epochs", epochs, least=0) > 0:
-        FineTuning(task, model, epochs=epochs, seed=seed).advance(epochs)
+    def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
+        """See `Task.fine_tune`."""
+        if checks.number("epochs", epochs, least=0) > 0:
+            FineTuning(self, model, epochs=epochs, seed=seed).advance(epochs)

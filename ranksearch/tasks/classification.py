@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import device_of, fitted, mode, run
-from ranksearch.tasks._fine_tune import fine_tune_in_steps
+from ranksearch.tasks._fine_tune import InSteps
 from ranksearch.tasks._identity import identity
 from ranksearch.tasks._optimizers import SGD
 from ranksearch.tasks.metrics import Metrics, identities, reported, tried
-from ranksearch.tasks.task import Metric, Split, Task, Training
+from ranksearch.tasks.task import Metric, Split, Training, check_split
 from ranksearch.tensors import absorb
 
 Array = Tensor | np.ndarray
@@ -37,7 +37,7 @@ WARM_UP = 0.3  # share of a one-cycle run in which the learning rate rises
 
 
 @final
-class Classification(Task):
+class Classification(InSteps):
     """Inputs ``x`` with one class each.
 
     Args:
@@ -213,14 +213,9 @@ class Classification(Task):
         """See `Task.training`."""
         return _Steps(self, model, epochs=epochs, seed=seed)
 
-    def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
-        """See `Task.fine_tune`."""
-        fine_tune_in_steps(self, model, epochs=epochs, seed=seed)
-
     def measure(self, model: nn.Module, split: Split = "validation") -> dict[str, float]:
         """See `Task.measure`."""
-        if split not in ("validation", "test") or split not in self._splits:
-            raise InvalidArgument(f"split={split!r}: this task has {', '.join(s for s in self._splits if s != 'train')}")
+        check_split(split, self._splits)
         x, y = self._splits[split]
         device = device_of(model)
         correct, loss, weight = 0, 0.0, 0.0

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import device_of, mode, run
-from ranksearch.tasks._fine_tune import fine_tune_in_steps
+from ranksearch.tasks._fine_tune import InSteps
 from ranksearch.tasks._optimizers import AdamW
 from ranksearch.tasks.classification import rate
-from ranksearch.tasks.task import Metric, Split, Task, Training, mean_divergence
+from ranksearch.tasks.task import Metric, Split, Training, check_split, mean_divergence
 from ranksearch.tensors import absorb
 
 Text = str | Path | Sequence[Path] | Tensor | np.ndarray
@@ -30,7 +30,7 @@ CALIBRATION_SEED = 0
 
 
 @final
-class LanguageModel(Task):
+class LanguageModel(InSteps):
     """Networks that predict the next token.
 
     Args:
@@ -144,14 +144,9 @@ class LanguageModel(Task):
         """See `Task.training`."""
         return _Steps(self, model, epochs=epochs, seed=seed)
 
-    def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
-        """See `Task.fine_tune`."""
-        fine_tune_in_steps(self, model, epochs=epochs, seed=seed)
-
     def measure(self, model: nn.Module, split: Split = "validation") -> dict[str, float]:
         """See `Task.measure`."""
-        if split not in ("validation", "test") or split not in self._splits:
-            raise InvalidArgument(f"split={split!r}: this task has {', '.join(s for s in self._splits if s != 'train')}")
+        check_split(split, self._splits)
         tokens = self._splits[split]
         count = tokens.shape[0] * (tokens.shape[1] - 1)
         loss = divergence = same = 0.0

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import BatchDim, batch_size, device_of, map_tensors, mode, run, tensors_of
-from ranksearch.tasks._fine_tune import fine_tune_in_steps
+from ranksearch.tasks._fine_tune import InSteps
 from ranksearch.tasks._identity import identity
 from ranksearch.tasks._optimizers import AdamW
 from ranksearch.tasks.classification import rate
-from ranksearch.tasks.task import Metric, Split, Task, Training, mean_divergence
+from ranksearch.tasks.task import Metric, Split, Training, check_split, mean_divergence
 from ranksearch.tensors import absorb
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -29,7 +29,7 @@ IDENTIFYING = 8  # batches of training data that the fingerprint is of
 SEED = 0  # of the order in which training data come, where nothing else says
 
 
-class FromLoss(Task):
+class FromLoss(InSteps):
     """Batches (inputs, targets) and a loss.
 
     Args:
@@ -110,14 +110,9 @@ class FromLoss(Task):
         """See `Task.training`."""
         return _Steps(self, model, epochs=epochs, seed=seed)
 
-    def fine_tune(self, model: nn.Module, *, epochs: float, seed: int) -> None:
-        """See `Task.fine_tune`."""
-        fine_tune_in_steps(self, model, epochs=epochs, seed=seed)
-
     def measure(self, model: nn.Module, split: Split = "validation") -> dict[str, float]:
         """See `Task.measure`."""
-        if split not in ("validation", "test") or split not in self._loaders:
-            raise InvalidArgument(f"split={split!r}: this task has {', '.join(s for s in self._loaders if s != 'train')}")
+        check_split(split, self._loaders)
         functions: dict[str, Function] = {"loss": self._loss, **self._functions}
         sums, examples = dict.fromkeys(functions, 0.0), 0
         for inputs, targets in _first(self._loaders[split], None):

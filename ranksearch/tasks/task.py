@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -208,6 +208,16 @@ def _number(what: str, value: Any) -> float:
         return float(one)
     except OverflowError as error:
         raise InvalidMetrics(f"{what} is too large for a float: {error}") from error
+
+
+def check_split(split: str, splits: Iterable[str]) -> None:
+    """Check that a split of a task is there to be measured on.
+
+    Raises:
+        InvalidArgument: it is not."""
+    there = [name for name in splits if name != "train"]
+    if split not in there:
+        raise InvalidArgument(f"split={split!r}: this task has {', '.join(there)}")
 
 
 def declared_metrics(task: Task) -> dict[str, Literal["min", "max"]]:

@@ -108,7 +108,7 @@ def test_small_layers_are_factorized_on_one_thread(spectra: Spectra, monkeypatch
     torch.set_num_threads(2)
     try:
         spectra.profile(spectra.sites.sites[0], "svd")
-        monkeypatch.setattr(module, "SMALL", 1)
+        monkeypatch.setattr("ranksearch.threads.SMALL", 1)
         spectra.profile(spectra.sites.sites[1], "svd")
         assert seen == [1, 2] and torch.get_num_threads() == 2
     finally:
