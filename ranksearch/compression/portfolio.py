@@ -19,7 +19,7 @@ from ranksearch.costs import CostModel, DenseNetwork
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
-from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.reconstruction import announced, reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss, Energy
 from ranksearch.search import landing
@@ -209,7 +209,10 @@ class Portfolio:
 
     def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
         """The losses of a configuration before and after reconstruction."""
-        candidate = self.space(metric)[1].candidate(indices)
+        spectra, space = self.space(metric)
+        candidate = space.candidate(indices)
+        if self.reconstruction and (text := announced(spectra, candidate.configuration)) is not None:
+            self.tell(Announced(text))
         loss = self.judge(self.network(metric, candidate.configuration, fitted=False))
         reconstructed = self.judge(self.network(metric, candidate.configuration, fitted=True)) if self.reconstruction else math.nan
         passes = len(self.data.held_out) * (2 if self.reconstruction else 1)
