@@ -33,7 +33,7 @@ from vgg import vgg16
 
 from ranksearch.allocators import Additive
 from ranksearch.compression import RULES, Judge, Rule, judge
-from ranksearch.compression.compress import HELD_OUT, REFIT
+from ranksearch.compression.portfolio import HELD_OUT, REFIT
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home, user_path

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ranksearch import compress
-from ranksearch.compression.compress import HELD_OUT
+from ranksearch.compression.portfolio import HELD_OUT
 from ranksearch.home import replacing, user_path
 from ranksearch.search.events import Announced
 from ranksearch.space import mixture, svd_only

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ranksearch.compression.compress import Compressed, Tried, compress
+from ranksearch.compression.compress import Compressed, compress
 from ranksearch.compression.judge import Judge, judge
+from ranksearch.compression.portfolio import Tried
 from ranksearch.compression.rules import RULES, Rule
 
 __all__ = ["RULES", "Compressed", "Judge", "Rule", "Tried", "compress", "judge"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,68 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch import checks
-from ranksearch.compression.judge import Judge, judge
+from ranksearch.compression.portfolio import POLISH, REFIT, Data, Portfolio, Tried
 from ranksearch.compression.rules import RULES, Rule
-from ranksearch.costs import COSTS, Bytes, CostModel, DenseNetwork, check_costs, network_cost
-from ranksearch.decompositions import Moments, with_bits
+from ranksearch.costs import COSTS, Bytes, CostModel, check_costs, network_cost
+from ranksearch.decompositions import with_bits
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
-from ranksearch.home import home
 from ranksearch.networks import export
 from ranksearch.networks.batch_norm import recalibrate
-from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.recovery import Recovered, recover
-from ranksearch.networks.surgery import build
-from ranksearch.proxies import CalibrationLoss, Energy
 from ranksearch.search.events import Announced
-from ranksearch.search.local_search import polish
-from ranksearch.search.loop import indices_of
-from ranksearch.search.refit import refit
-from ranksearch.sites import Cost, Sites, evaluating, run, unwrapped
-from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture
+from ranksearch.sites import Cost, evaluating, run, unwrapped
+from ranksearch.space import Configuration, SpaceSpec, mixture
 from ranksearch.space.specs import bits_of
-from ranksearch.space.spectra import Spectra, checked_device
-from ranksearch.statistics import metric as space_metric
-from ranksearch.statistics.metric import MetricName
-from ranksearch.surrogate import curves
+from ranksearch.space.spectra import checked_device
 from ranksearch.tasks import Agreement, Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-POLISH = "polish"  # the name of what measured exchanges make of the best answer
-REFIT = "refit"  # and of what a model of the loss makes of all measured answers
 REFITS = 3  # rounds of it beside the whole portfolio
-HELD_OUT = 4  # batches that networks are judged on
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One rule's answer, measured.
-
-    Attributes:
-        rule: its name.
-        metric: what the factors are made for.
-        configuration: None where it has no answer.
-        cost: of the whole network.
-        loss: on the held-out batches, as the factors come; NaN where it was not measured.
-        reconstructed: the same after `reconstruct`.
-        note: why there is no answer.
-        passes: forward passes of one batch that its networks were measured with; those of `reconstruct` are not among them.
-    """
-
-    rule: str
-    metric: MetricName
-    configuration: Configuration | None
-    cost: Cost | None
-    loss: float = math.nan
-    reconstructed: float = math.nan
-    note: str = ""
-    passes: int = 0
-
-    @property
-    def least(self) -> float:
-        """The better of the two losses; infinite where nothing was measured."""
-        return min((value for value in (self.loss, self.reconstructed) if not math.isnan(value)), default=math.inf)
 
 
 @dataclass(frozen=True)
@@ -231,11 +187,11 @@ def compress(
         task.training(model, epochs=epochs, seed=0)  # one that does not train says so before any work
     spec = space or mixture()
     spec = spec.replace(decompositions=with_bits(spec.decompositions, found)) if found else spec
-    data = _Data.of(task, spec.calibration)
+    data = Data.of(task, spec.calibration)
     spec = spec.replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
     two_sided = any(rule.metric == "fisher" for rule in chosen)
-    portfolio = _Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided, device)
+    portfolio = Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided, device)
     tried = [portfolio.tried(rule) for rule in chosen]
     if all(one.configuration is None for one in tried):
         raise InfeasibleBudget(tried[0].note)
@@ -243,7 +199,7 @@ def compress(
         tried.append(portfolio.refitted(tried, refits))
     if polished:
         tried.append(portfolio.polished(min(tried, key=lambda one: one.least), polished))
-    return portfolio.result(tried, epochs)
+    return _result(portfolio, tried, epochs)
 
 
 def _without_labels(batches: Iterable[Any] | Callable[[], Iterable[Any]], model: nn.Module) -> Task:
@@ -298,151 +254,16 @@ def _check_budgets(budgets: Mapping[str, float], costs: Sequence[CostModel]) -> 
         checks.number(name, value, above=0, hint="up to 1 it is a share of the dense network's")
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Batches of training data, parted: those that metrics and reconstruction see, and those that networks are judged on."""
-
-    seen: int
-    held_out: list[Any]
-
-    @classmethod
-    def of(cls, task: Task, calibration: int) -> _Data:
-        """At most ``calibration`` seen batches; a quarter of little data, and one batch of it at least, is held out. A task with a
-        single batch is judged on the batch that is seen."""
-        batches = list(task.labelled(calibration + HELD_OUT))
-        held = min(HELD_OUT, max(1, len(batches) // 4))
-        seen = max(1, len(batches) - held)
-        return cls(seen, batches[-held:])
-
-
-@dataclass
-class _Portfolio:
-    """What the rules of one call share: spectra and spaces by metric, and how a network is made and judged."""
-
-    model: nn.Module
-    task: Task
-    spec: SpaceSpec
-    costs: Sequence[CostModel]
-    budgets: dict[str, float]
-    data: _Data
-    reconstruction: int
-    recalibration: int
-    tell: Callable[[Announced], None]
-    two_sided: bool  # whether output gradients are collected at all: where a rule takes them
-    device: torch.device | None
-    spaces: dict[MetricName, tuple[Spectra, SearchSpace]] = field(default_factory=dict)
-
-    @cached_property
-    def sites(self) -> Sites:
-        return self.spec.sites(self.model, self.task.example(), batch_dim=self.task.batch_dim)
-
-    @cached_property
-    def dense_network(self) -> DenseNetwork:
-        return DenseNetwork(self.model, self.sites, self.task.example(), self.task.batch_dim, self.spec.decompositions)
-
-    @cached_property
-    def counts(self) -> tuple[CostModel, ...]:
-        """The cost models, measured once for all metrics where they measure."""
-        return tuple(cost.of(self.dense_network, None, lambda text: self.tell(Announced(text))) for cost in self.costs)
-
-    @cached_property
-    def judge(self) -> Judge:
-        return judge(self.model, self.task, self.data.held_out)
-
-    @cached_property
-    def outputs(self) -> Mapping[str, Moments]:
-        """Moments whose output gradients weigh errors in every rule's reconstruction, whatever the metric that it chooses in."""
-        found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=True)
-        return space_metric.moments(found, "fisher")
-
-    def space(self, metric: MetricName) -> tuple[Spectra, SearchSpace]:
-        """Prepared decompositions and ladders in a metric, made once."""
-        if metric not in self.spaces:
-            moments = None
-            if metric != "weight":
-                self.tell(Announced(space_metric.announced(self.sites, metric, self.data.seen)))
-                gradients = metric == "fisher"
-                found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=gradients)
-                moments = space_metric.moments(found, metric)
-            self.tell(Announced(f"profiling {len(self.sites)} sites in the {metric} metric"))
-            cache = home() / "cache" / "spectra"
-            spectra = Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=cache, device=self.device)
-            self.spaces[metric] = spectra, self.spec.build(spectra, costs=self.counts, example=self.task.example())
-        return self.spaces[metric]
-
-    def tried(self, rule: Rule) -> Tried:
-        """A rule's answer, measured."""
-        spectra, space = self.space(rule.metric)
-        try:
-            found = rule.choose(spectra, space, self.budgets)
-        except (InfeasibleBudget, InvalidArgument) as error:
-            return Tried(rule.name, rule.metric, None, None, note=str(error))
-        self.tell(Announced(f"measuring the answer of {rule.name}"))
-        return self.measured(rule.name, rule.metric, found.indices)
-
-    def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
-        """The losses of a configuration before and after reconstruction."""
-        candidate = self.space(metric)[1].candidate(indices)
-        loss = self.judge(self.network(metric, candidate.configuration, fitted=False))
-        reconstructed = self.judge(self.network(metric, candidate.configuration, fitted=True)) if self.reconstruction else math.nan
-        passes = len(self.data.held_out) * (2 if self.reconstruction else 1)
-        return Tried(name, metric, candidate.configuration, candidate.cost, loss, reconstructed, passes=passes)
-
-    def seen(self, metric: MetricName) -> Callable[[np.ndarray], float]:
-        """Measures option indices on the batches that factors are fitted to."""
-        spectra, space = self.space(metric)
-        seen = judge(self.model, self.task, list(self.task.labelled(self.measured_on)))
-        loss = CalibrationLoss(spectra, seen.batches, seen.loss, normalization="batch")
-        return lambda indices: loss(space.configuration(indices))
-
-    @property
-    def measured_on(self) -> int:
-        """Batches that `seen` measures on."""
-        return self.reconstruction or min(HELD_OUT, self.data.seen)
-
-    def refitted(self, tried: Sequence[Tried], rounds: int) -> Tried:
-        """What a model of the loss finds that was fitted to the rules' answers, with factors for the Fisher metric, and to its own."""
-        _, space = self.space("fisher")
-        self.tell(Announced(f"fitting a model of the loss in {rounds} rounds"))
-        known = [indices for one in tried if one.configuration and (indices := indices_of(space, one.configuration)) is not None]
-        try:
-            found = refit(space, curves(space, Energy().table(space)), self.seen("fisher"), self.budgets, known=known, rounds=rounds)
-        except (InfeasibleBudget, InvalidArgument) as error:
-            return Tried(REFIT, "fisher", None, None, note=str(error))
-        answer = self.measured(REFIT, "fisher", found.indices)
-        return replace(answer, passes=answer.passes + found.measured * self.measured_on)
-
-    def polished(self, best: Tried, evaluations: int) -> Tried:
-        """Measured exchanges from the best answer on."""
-        assert best.configuration is not None
-        self.tell(Announced(f"polishing the answer of {best.rule} by {evaluations} measurements"))
-        _, space = self.space(best.metric)
-        found = polish(
-            space, space.indices(best.configuration), self.seen(best.metric), self.budgets,
-            evaluations=evaluations, table=Energy().table(space) if best.metric == "fisher" else None,
-        )  # fmt: skip
-        answer = self.measured(POLISH, best.metric, found.indices)
-        return replace(answer, passes=answer.passes + found.evaluations * self.measured_on)
-
-    def network(self, metric: MetricName, configuration: Configuration, *, fitted: bool) -> nn.Module:
-        """The network of a configuration, its batch norms as they were."""
-        spectra = self.space(metric)[0]
-        network = build(spectra, configuration).eval()
-        if fitted:
-            batches = self.task.calibration(self.reconstruction)
-            reconstruct(network, spectra, configuration, batches, moments=self.outputs if self.two_sided else None)
-        return network
-
-    def result(self, tried: Sequence[Tried], epochs: float) -> Compressed:
-        """The best of what was tried, made again, and trained."""
-        best = min(tried, key=lambda one: one.least)
-        assert best.configuration is not None
-        model = self.network(best.metric, best.configuration, fitted=best.reconstructed < best.loss)
-        recalibrate(model, self.task.normalization(self.recalibration))
-        baseline = network_cost(self.counts, self.dense_network)
-        recovered = None
-        if epochs:
-            self.tell(Announced(f"training it for {epochs:g} epochs"))
-            spectra = self.space(best.metric)[0]
-            recovered = recover(model, spectra, best.configuration, self.task, epochs=epochs, recalibration=self.recalibration)
-        return Compressed(model.eval(), best, tuple(tried), baseline, self.judge(self.model), recovered)
+def _result(portfolio: Portfolio, tried: Sequence[Tried], epochs: float) -> Compressed:
+    """The best of what was tried, made again, and trained."""
+    best = min(tried, key=lambda one: one.least)
+    assert best.configuration is not None
+    model = portfolio.network(best.metric, best.configuration, fitted=best.reconstructed < best.loss)
+    recalibrate(model, portfolio.task.normalization(portfolio.recalibration))
+    baseline = network_cost(portfolio.counts, portfolio.dense_network)
+    recovered = None
+    if epochs:
+        portfolio.tell(Announced(f"training it for {epochs:g} epochs"))
+        spectra = portfolio.spectra(best.metric)
+        recovered = recover(model, spectra, best.configuration, portfolio.task, epochs=epochs, recalibration=portfolio.recalibration)
+    return Compressed(model.eval(), best, tuple(tried), baseline, portfolio.judge(portfolio.model), recovered)

@@ -97,6 +97,17 @@ class CostModel(ABC):
         del network, known, tell
         return self
 
+    @property
+    def refines(self) -> bool:
+        """Whether `refined` may ever give another one."""
+        return False
+
+    def refined(self, chosen: Iterable[tuple[Site, AnyDecomposition, Rank]]) -> CostModel:
+        """One that has measured what these options cost, where this one only infers it from the cost of others; this one where there is
+        nothing to measure. Its amounts differ, so that ladders are to be built again."""
+        del chosen
+        return self
+
     def record(self) -> dict[str, Any] | None:
         """JSON data that gives the amounts again (see `of`); None where they follow from the network alone. ``settings`` in it are the
         arguments that make this cost model, ``id`` is equal in records that agree on every amount both have."""

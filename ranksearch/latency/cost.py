@@ -45,6 +45,8 @@ class Latency(CostModel):
             on another machine than it was measured on.
         table: a table that was measured elsewhere, or the CSV file of one (see `ranksearch.latency.files`).
         networks: whole networks that are measured to fit how layers add up; 0: layers are summed as they are.
+        refine: measure also the options that the best configurations land on, where their latency was interpolated, and solve again
+            (`ranksearch.search.landing`).
         precision: how long works are repeated.
         cache: keep measurements of layers in ``$RANKSEARCH_HOME/cache/latency`` and take them from there.
         clock: seconds; None: on one thread of a processor the time that this thread runs, else that of the wall.
@@ -58,6 +60,7 @@ class Latency(CostModel):
     device: str | None = None
     table: LatencyTable | str | Path | None = None
     networks: int = 20
+    refine: bool = True
     precision: Precision = field(default_factory=Precision)
     cache: bool = True
     clock: Callable[[], float] | None = field(default=None, repr=False)
@@ -71,6 +74,8 @@ class Latency(CostModel):
             checks.whole("batch", self.batch, least=1)
         if checks.whole("networks", self.networks, least=0) in (1, 2):
             raise InvalidArgument(f"networks={self.networks}: a fit needs 3 or more; 0 makes none")
+        if not isinstance(self.refine, bool):
+            raise InvalidArgument(f"refine={self.refine!r:.80}: must be True or False")
 
     def options(self, layer: LayerOptions) -> np.ndarray:
         raise InvalidArgument("latency is not measured yet: take Latency(...).of(network); a study and build_space do")
@@ -121,7 +126,7 @@ class Latency(CostModel):
             environment.device, environment.threads, environment.runtime, environment.version, _examples(self.batch, network),
             sites={site: names[key] for site, key in keys.items()}, layers=layers, correction=simple(total, 1e9 * dense.network),
         )  # fmt: skip
-        cost = TableLatency(table, lambda: bench)
+        cost = TableLatency(table, lambda: bench, refine=self.refine)
         ladders = _everything(cost, network)
         if self.networks and ladders:
             tell(f"measuring {self.networks} networks as a whole")
@@ -155,7 +160,7 @@ class Latency(CostModel):
                 "or use another --store"
             )
         same = here is not None and here.version == table.version
-        return TableLatency(table, (lambda: self._bench(network, runtime)) if same else None)
+        return TableLatency(table, (lambda: self._bench(network, runtime)) if same else None, refine=self.refine)
 
 
 def _file(path: str | Path) -> LatencyTable | None:

@@ -17,6 +17,7 @@ Points = Mapping[Rank, Interval]  # ratios to the dense layer, by rank
 Measure = Callable[[Sequence[Rank]], Points]
 ENOUGH = 0.02  # a middle that is off by less, relative to itself, needs no point of its own
 MOST = {1: 9, 2: 5}  # points along an axis, by the number of axes
+LEAST = 9  # points of a grid that is one whatever else was measured
 GRID = 2  # axes that are interpolated between; ranks of more entries are told apart by their MACs alone
 
 
@@ -56,11 +57,8 @@ def _cell(axis: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 def monotone(values: np.ndarray) -> np.ndarray:
     """Values on a grid as ones that nowhere fall along any axis: the mean of the least such array above and the largest below.
     Values that are so already stay as they are."""
-    above, below = values, values
-    for axis in range(values.ndim):
-        above = np.maximum.accumulate(above, axis=axis)
-        below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis=axis), axis)
-    return (above + below) / 2
+    least, most = _bounds(values, np.ones(values.shape, dtype=bool))
+    return (least + most) / 2
 
 
 def structures(decomposition: AnyDecomposition, ranks: np.ndarray) -> dict[Rank, np.ndarray]:
@@ -78,25 +76,80 @@ def coordinates(decomposition: AnyDecomposition, site: Site, ranks: np.ndarray, 
 
 
 def curve(decomposition: AnyDecomposition, site: Site, points: Points) -> Curve:
-    """The curve through measurements of one structure."""
+    """The curve through measurements of one structure. Pairs that form a grid are interpolated on it; further pairs, measured where
+    allocations landed, move what lies in the cells around them."""
     ranks = np.array(list(points), dtype=np.int64)
     widths = ranks[:, decomposition.labels :]
-    axes = tuple(np.unique(column) for column in widths.T)
-    by_macs = not 0 < len(axes) <= GRID or len(points) != np.prod([len(axis) for axis in axes])
-    spots = coordinates(decomposition, site, ranks, by_macs=by_macs)
-    axes = tuple(np.unique(column) for column in spots.T)
+    inside = _grid(widths) if 0 < widths.shape[1] <= GRID else None
+    spots = coordinates(decomposition, site, ranks, by_macs=inside is None)
+    found = np.array([[i.value, i.low, i.high] for i in points.values()])
+    if inside is None or inside.all():
+        return _through(spots, found, by_macs=inside is None)
+    return _moved(_through(spots[inside], found[inside], by_macs=False), spots[~inside], found[~inside])
+
+
+def _grid(widths: np.ndarray) -> np.ndarray | None:
+    """Which of different widths form a full grid, bool, shape: (n_ranks, n_axes) -> (n_ranks,): lines that the fewest of their points are
+    known of are left out, one after the other. None: what is left is no grid to speak of."""
+    inside = np.ones(len(widths), dtype=bool)
+    while True:
+        lines = [np.unique(column[inside], return_counts=True) for column in widths.T]
+        sizes = [len(values) for values, _ in lines]
+        if inside.sum() == np.prod(sizes):
+            break
+        known = [(n * sizes[axis], axis, -value) for axis, line in enumerate(lines) for value, n in zip(*line, strict=True)]
+        _, axis, value = min(known)  # the share of a line's points that is known, but for a factor that all lines have
+        inside &= widths[:, axis] != -value
+    spans = all(size >= min(2, len(np.unique(column))) for size, column in zip(sizes, widths.T, strict=True))
+    return inside if spans and (2 * inside.sum() > len(widths) or inside.sum() >= LEAST) else None
+
+
+def _through(spots: np.ndarray, found: np.ndarray, *, by_macs: bool) -> Curve:
+    """The curve through points that form a grid, or lie along one axis, where those at one place count as their mean.
+
+    Args:
+        spots: coordinates, shape: (n, n_axes).
+        found: value, low and high, shape: (n, 3)."""
+    axes, place = _axes(spots)
     shape = tuple(len(axis) for axis in axes)
+    counts, sums = np.zeros(shape), np.zeros((*shape, 3))
+    np.add.at(counts, place, 1)
+    np.add.at(sums, place, found)
+    return Curve(axes, *(monotone(sums[..., k] / counts) for k in range(3)), by_macs=by_macs)
+
+
+def _moved(known: Curve, spots: np.ndarray, found: np.ndarray) -> Curve:
+    """A curve on the grid of which the coordinates of further points are lines, too: there it is what was measured, at the other places of
+    the new lines what it was, as far as that is between what was measured at smaller and at larger ranks."""
+    axes, _ = _axes(np.concatenate([spots, np.array(list(itertools.product(*known.axes)))]))
     place = tuple(np.searchsorted(axis, column) for axis, column in zip(axes, spots.T, strict=True))
-    counts = np.zeros(shape)
-    np.add.at(counts, place, 1)  # ranks of equal MACs are one point
+    every, shape = np.array(list(itertools.product(*axes))), tuple(len(axis) for axis in axes)
+    measured = np.zeros(shape, dtype=bool)
+    measured[np.ix_(*(np.isin(axis, lines) for axis, lines in zip(axes, known.axes, strict=True)))] = True
+    measured[place] = True
+    tables = []
+    for k, which in enumerate(("value", "low", "high")):
+        table = known.at(every, which).reshape(shape)
+        table[place] = found[:, k]
+        least, most = _bounds(table, measured)
+        least, most = _bounds((least + most) / 2, measured)
+        tables.append(np.clip(table, least, most))
+    return Curve(axes, *tables, by_macs=False)
 
-    def on_grid(values: Sequence[float]) -> np.ndarray:
-        sums = np.zeros(shape)
-        np.add.at(sums, place, values)
-        return monotone(sums / counts)
 
-    found = points.values()
-    return Curve(axes, on_grid([i.value for i in found]), on_grid([i.low for i in found]), on_grid([i.high for i in found]), by_macs)
+def _bounds(values: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For every place of a grid the largest measured value at or below it, and the least at or above it."""
+    below, above = np.where(measured, values, -np.inf), np.where(measured, values, np.inf)
+    for axis in range(values.ndim):
+        below = np.maximum.accumulate(below, axis=axis)
+        above = np.flip(np.minimum.accumulate(np.flip(above, axis), axis=axis), axis)
+    return below, above
+
+
+def _axes(spots: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """The lines of a grid that holds some points, and on which ones each of them is."""
+    found = [np.unique(column, return_inverse=True) for column in spots.T]
+    return tuple(axis for axis, _ in found), tuple(place for _, place in found)
 
 
 def measured_curve(decomposition: AnyDecomposition, site: Site, ranks: np.ndarray, measure: Measure) -> dict[Rank, Interval]:

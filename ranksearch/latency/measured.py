@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,12 +27,14 @@ class TableLatency(CostModel):
     Args:
         table: see `LatencyTable`.
         bench: measures types that the table lacks; None: they are not offered.
+        refine: whether `refined` measures options, as far as there is a bench.
     """
 
     name, label, unit = NAME, LABEL, UNIT
 
-    def __init__(self, table: LatencyTable, bench: Callable[[], Bench] | None = None) -> None:
+    def __init__(self, table: LatencyTable, bench: Callable[[], Bench] | None = None, *, refine: bool = True) -> None:
         self.table = table
+        self._refine = refine
         self._bench = bench
         self._made: Bench | None = None
         self._curves: dict[tuple[str, str], dict[Rank, Curve]] = {}
@@ -72,6 +74,24 @@ class TableLatency(CostModel):
     def of(self, network: DenseNetwork, known: Mapping[str, Any] | None = None, tell: Callable[[str], None] = lambda _: None) -> CostModel:
         del network, known, tell
         return self
+
+    @property
+    def refines(self) -> bool:
+        return self._refine and self._bench is not None
+
+    def refined(self, chosen: Iterable[tuple[Site, AnyDecomposition, Rank]]) -> TableLatency:
+        bench = self.bench if self.refines else None
+        missing: dict[tuple[str, str], tuple[Site, AnyDecomposition, set[Rank]]] = {}  # by layer and type: identical layers once
+        for site, decomposition, rank in chosen:
+            if decomposition.name != "dense" and rank not in self.table.layer(site.name).types.get(decomposition.name, {}):
+                key = self.table.sites[site.name], decomposition.name
+                missing.setdefault(key, (site, decomposition, set()))[2].add(rank)
+        if bench is None or not missing:
+            return self
+        table = self.table
+        for site, decomposition, ranks in missing.values():
+            table = table.with_points(site.name, decomposition.name, bench.points(site, decomposition, sorted(ranks)))
+        return TableLatency(table.named(), lambda: bench, refine=self._refine)
 
     def record(self) -> dict[str, Any]:
         table = self.table

@@ -31,6 +31,7 @@ def optima(
     *,
     allocator: Allocator | None = None,
     shares: Sequence[float] | None = None,
+    costs: Sequence[str] | None = None,
     seconds: float = SECONDS,
 ) -> Iterator[Start]:
     """The optimum of every proxy at several budgets within ``limits``: distinct ones, proxy by proxy, so that the first few already span
@@ -41,11 +42,12 @@ def optima(
     Args:
         allocator: solves the tables that it takes; others, and without it all, are solved exactly.
         shares: instead of both tables.
+        costs: budgets are of these alone; None: of all.
         seconds: for HiGHS, per start; where it takes longer, a start is the best that is known by then.
     """
     exact: dict[str, Allocator] = {"sum": Additive(seconds=seconds)}
     seen: set[bytes] = set()
-    problems = [(proxy, cost) for proxy in proxies for cost in space.costs if space.baseline[cost]]
+    problems = [(proxy, cost) for proxy in proxies for cost in costs or space.costs if space.baseline[cost]]
     problems.sort(key=lambda problem: (problem[1] in problem[0].poor_budgets(space), bool(limits) and problem[1] not in limits))
     tables = {}
     for proxy, cost in problems:

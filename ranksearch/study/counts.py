@@ -17,12 +17,9 @@ def measures(costs: Sequence[CostModel]) -> bool:
     return any(type(cost).of is not CostModel.of for cost in costs)
 
 
-def bound(
-    costs: Sequence[CostModel], network: DenseNetwork, known: Callable[[], Records], tell: Callable[[str], None]
-) -> tuple[CostModel, ...]:
-    """The cost models of a network; ``known`` is what the store has, asked for only where something is measured."""
-    found = known() if measures(costs) else {}
-    return tuple(cost.of(network, found.get(cost.name), tell) for cost in costs)
+def bound(costs: Sequence[CostModel], network: DenseNetwork, known: Records, tell: Callable[[str], None]) -> tuple[CostModel, ...]:
+    """The cost models of a network; ``known`` is what the store has of them."""
+    return tuple(cost.of(network, known.get(cost.name), tell) for cost in costs)
 
 
 def stored(url: str, *, study: str, fingerprint: str, formerly: str) -> Records:

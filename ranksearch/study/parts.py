@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from ranksearch.costs import CostModel, DenseNetwork, Narrower, network_cost
-from ranksearch.errors import InvalidArgument
+from ranksearch.errors import EmptySpace, InvalidArgument
 from ranksearch.evaluation import Evaluator
 from ranksearch.home import home
+from ranksearch.search import landing
 from ranksearch.search.events import Announced, Profiled
 from ranksearch.sites import Cost, Sites
 from ranksearch.space import SearchSpace, SpaceSpec
@@ -62,7 +63,11 @@ class Parts:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space: a ladder of options for every site."""
-        return self.spec.build(self.spectra, costs=self.counts, example=self.dense_network.example)
+        counts = self.counts
+        return self._built(counts) if not self.profiled else vars(self)["space"]  # `counts` may have made it
+
+    def _built(self, costs: Sequence[CostModel]) -> SearchSpace:
+        return self.spec.build(self.spectra, costs=costs, example=self.dense_network.example)
 
     @property
     def profiled(self) -> bool:
@@ -72,33 +77,50 @@ class Parts:
     def profile(self, tell: Callable[[Announced | Profiled], None]) -> SearchSpace:
         """`space`, each stage of its computation told before it begins, each site when it is done."""
         if not self.profiled:
-            if self.spec.metric != "weight":
-                tell(Announced(space_metric.announced(self.sites, self.spec.metric, self.spec.calibration)))
-                _ = self.spectra
-            tell(Announced(f"profiling {len(self.sites)} sites"))
-            self.spectra.profile_all(tell)
+            self._profile_sites(tell)
         self.measure(tell)
         return self.space
 
+    def _profile_sites(self, tell: Callable[[Announced | Profiled], None]) -> None:
+        if self.spec.metric != "weight":
+            tell(Announced(space_metric.announced(self.sites, self.spec.metric, self.spec.calibration)))
+            _ = self.spectra
+        tell(Announced(f"profiling {len(self.sites)} sites"))
+        self.spectra.profile_all(tell)
+
     @cached_property
     def counts(self) -> tuple[CostModel, ...]:
-        """The cost models that have amounts: ``costs``, those that measure by the measurement that the store has, else by one made now.
+        """The cost models that have amounts: ``costs``, those that measure by the measurement that the store has, else by one made now,
+        which also measures the options that exact fronts land on (`ranksearch.search.landing`) and so makes the space.
 
         Raises:
             StoreError: the store is another study's.
             InvalidArgument: the store has another measurement than ``costs`` ask for."""
-        return self._counts(lambda text: None)
+        return self._counts(lambda event: None)
 
-    def measure(self, tell: Callable[[Announced], None]) -> None:
+    def measure(self, tell: Callable[[Announced | Profiled], None]) -> None:
         """Make `counts`, each stage told before it begins."""
         if "counts" not in vars(self):
-            vars(self)["counts"] = self._counts(lambda text: tell(Announced(text)))
+            vars(self)["counts"] = self._counts(tell)
 
-    def _counts(self, tell: Callable[[str], None]) -> tuple[CostModel, ...]:
-        def known() -> counts.Records:
-            return counts.stored(self.store_url, study=self.name, fingerprint=self.fingerprint, formerly=self.former_fingerprint)
+    def _counts(self, tell: Callable[[Announced | Profiled], None]) -> tuple[CostModel, ...]:
+        def said(text: str) -> None:
+            tell(Announced(text))
 
-        return counts.bound(self.costs, self.dense_network, known, tell)
+        known = self._stored_costs() if counts.measures(self.costs) else {}
+        found = counts.bound(self.costs, self.dense_network, known, said)
+        if not (names := landing.refining(found, kept=known)):
+            return found
+        self._profile_sites(tell)
+        try:
+            choose = landing.fronts(names)
+            found, vars(self)["space"] = landing.landed(found, self.spectra, self._built, choose, kept=known, tell=said)
+        except EmptySpace:  # nothing can be chosen, so nothing is landed on; whoever needs a space is told
+            return found
+        return found
+
+    def _stored_costs(self) -> counts.Records:
+        return counts.stored(self.store_url, study=self.name, fingerprint=self.fingerprint, formerly=self.former_fingerprint)
 
     @cached_property
     def baseline(self) -> Cost:

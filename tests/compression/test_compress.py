@@ -172,7 +172,7 @@ def test_reconstruction_is_left_out_where_it_measures_worse(monkeypatch: pytest.
             for parameter in small.parameters():
                 parameter.mul_(-3)
 
-    monkeypatch.setattr(importlib.import_module("ranksearch.compression.compress"), "reconstruct", spoil)
+    monkeypatch.setattr(importlib.import_module("ranksearch.compression.portfolio"), "reconstruct", spoil)
     found = compress(network(), task(), macs=0.7, rules=["frobenius"], space=svd_only())
     assert found.chosen.reconstructed > found.chosen.loss and not found.reconstructed
     spectra = Spectra(network(), find_sites(network(), task().example()), svd_only().decompositions)
@@ -252,7 +252,7 @@ def test_bad_arguments_are_refused_before_any_work(arguments: dict[str, Any], me
 
 
 def test_a_task_that_cannot_train_says_so_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("ranksearch.compression.compress"), "_Portfolio", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr(importlib.import_module("ranksearch.compression.compress"), "Portfolio", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(InvalidArgument, match="learning_rate"):
         compress(network(), [x for x, _ in task().labelled(4)], macs=0.6, epochs=1)
 

@@ -19,6 +19,7 @@ from torch import nn
 
 import ranksearch as rs
 from ranksearch.cli import main as cli
+from ranksearch.networks.export import save
 from ranksearch.networks.surgery import build
 from ranksearch.runners import LocalRunner
 from ranksearch.sites import find_sites
@@ -68,15 +69,16 @@ def export(names: dict[str, Any], folder: Path) -> None:
     names["study"].evaluate(names["configuration"])
     names["study"].export(names["configuration"].id, folder / "small", onnx=True)
     names["MyNetwork"] = network
-    built_llama(transformers).save_pretrained(folder / "small_llama")
+    write_llama(transformers, folder / "small_llama")
 
 
-def built_llama(transformers: Any) -> Any:
+def write_llama(transformers: Any, folder: Path) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     dense = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=31, max_position_embeddings=16, **sizes)).eval()
-    sites = find_sites(dense, {"input_ids": torch.arange(8).reshape(1, 8)})
+    example = {"input_ids": torch.arange(8).reshape(1, 8)}
     choice = rs.Configuration({"model.layers.0.mlp.up_proj": ("svd", (4,))})
-    return build(Spectra(dense, sites, named("svd")), choice).eval()
+    model = build(Spectra(dense, find_sites(dense, example), named("svd")), choice)
+    save(model, folder, manifest={"configuration": {site: [kind, list(rank)] for site, kind, rank in choice.choices}}, example=example)
 
 
 def how_to(names: dict[str, Any], folder: Path) -> None:

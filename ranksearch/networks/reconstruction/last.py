@@ -1,4 +1,5 @@
-"""The last layer of a factorized one, which is fitted alone where patches are too large for a moment: what reaches it has few channels."""
+"""The last layer of a factorized one, which is fitted alone where the layer has too many inputs for a moment: what reaches it has few
+channels."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ import numpy as np
 
 from ranksearch.decompositions import AnyDecomposition, Quantized, Rank
 from ranksearch.decompositions.dense import Dense
+from ranksearch.networks.reconstruction.room import too_wide
 from ranksearch.sites import Site
-from ranksearch.statistics import LARGEST
 
 
 def last_site(site: Site, decomposition: AnyDecomposition, rank: Rank) -> Site | str:
     """The last link of the chain that a site is built as, as a site of its own; or why there is none to fit."""
-    wide = f"a patch of {math.prod(site.shape[1:])} inputs, over {LARGEST}"
+    wide = too_wide(site)
     plain = decomposition.inner if isinstance(decomposition, Quantized) else decomposition
     links = plain.links(site, np.array([rank], dtype=np.int64))
     if links is None or len(links) < 2:
@@ -33,8 +34,8 @@ def last_site(site: Site, decomposition: AnyDecomposition, rank: Rank) -> Site |
         site, kind="linear" if site.kind == "transformers_conv1d" else site.kind, c_in=c_in, kernel=link.kernel(site), stride=stride,
         dilation=dilation, padding=padding,
     )  # fmt: skip
-    if (width := math.prod(found.shape[1:])) > LARGEST:
-        return f"{wide}, and {width} of its last layer's"
+    if too_wide(found):
+        return f"{wide}, and {math.prod(found.shape[1:])} of its last layer's"
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +14,11 @@ from ranksearch.networks.reconstruction.last import last_site, last_type
 from ranksearch.networks.reconstruction.moments import LayerMoments
 from ranksearch.networks.reconstruction.refit import refit
 from ranksearch.networks.reconstruction.regression import goal
+from ranksearch.networks.reconstruction.room import too_wide
 from ranksearch.networks.reconstruction.sweep import Seen
 from ranksearch.sites import Site, UnpackedExperts, canonical_weight
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
-from ranksearch.statistics import LARGEST
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def left_out(spectra: Spectra, configuration: Configuration) -> dict[str, str]:
     biases = Counter(id(bias) for module in spectra.model.modules() if (bias := module._parameters.get("bias")) is not None)
     for name, kind, rank in configuration.choices:
         site = spectra.sites[name]
-        last = last_site(site, spectra.decomposition(kind), rank) if _wide(site) else None
+        last = last_site(site, spectra.decomposition(kind), rank) if too_wide(site) else None
         if site.head is not None:
             found[name] = "an embedding that is tied to a head has two uses, and no single inputs"
         elif site.kind == "embedding":
@@ -112,15 +111,10 @@ def left_out(spectra: Spectra, configuration: Configuration) -> dict[str, str]:
         elif isinstance(last, str):
             found[name] = last
         elif last is not None and name.startswith(experts):
-            found[name] = f"an expert of more than {LARGEST} inputs"
+            found[name] = f"an expert of {too_wide(site)}"
         elif biases[id(spectra.model.get_submodule(name)._parameters.get("bias"))] > 1:
             found[name] = "its bias is that of another layer too"
     return found
-
-
-def _wide(site: Site) -> bool:
-    """Whether the inputs of a site are too many for a moment."""
-    return site.kind != "embedding" and math.prod(site.shape[1:]) > LARGEST
 
 
 def _experts(model: nn.Module) -> tuple[str, ...]:
@@ -131,7 +125,7 @@ def _experts(model: nn.Module) -> tuple[str, ...]:
 def layers_of(
     network: nn.Module, spectra: Spectra, configuration: Configuration, metric: Mapping[str, Moments]
 ) -> tuple[dict[str, Layer], dict[str, Fitted]]:
-    """The layers that can be fitted, by path, and their factors as they are; of those with patches too large for a moment the last of
+    """The layers that can be fitted, by path, and their factors as they are; of those with more inputs than there is room for the last of
     their chain alone. ``metric``: whose output moments weigh their errors."""
     reference, left = spectra.model, left_out(spectra, configuration)
     experts = _experts(reference)
@@ -147,7 +141,7 @@ def layers_of(
         dense, routed = canonical_weight(original, site), name.startswith(experts)
         layers[name] = Layer(site, spectra.decomposition(kind), rank, dense.to(device), bias, output, dense.device, routed)
         now[name] = Fitted(factors, bias)
-        if _wide(site):
+        if too_wide(site):
             layers[name], now[name] = _last(layers[name], now[name], network.get_submodule(name))
     return layers, now
 

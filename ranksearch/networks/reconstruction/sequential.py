@@ -67,7 +67,8 @@ def reconstruct(
     examples, and all layers are then fitted once more, to all examples, at the ridges that were found. If the outputs of what comes out
     are no nearer, by the mean of paired differences over the examples held out, all is undone.
 
-    Of a layer whose patches are too large for a moment (4,608 entries) the last of its chain alone is fitted, and its bias.
+    Of a layer whose patches are too large for a moment (4,608 entries), or whose inputs are too many for the moments that half of the
+    machine's memory holds (`room.fit_bytes`), the last of its chain alone is fitted, and its bias.
 
     All batches go through both networks together, layer by layer, so that one forward pass is enough for a round; in return, what lies
         between two layers is in memory for all batches at once. Layers that are used several times take a pass of their own, and so do

@@ -172,10 +172,10 @@ def test_nothing_else_changes() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in [*case.net.modules(), *case.short.modules()])
 
 
-def narrow(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    """Patches of more inputs have no moment."""
-    for module in ("layer", "last"):
-        monkeypatch.setattr(f"ranksearch.networks.reconstruction.{module}.LARGEST", limit)
+def narrow(monkeypatch: pytest.MonkeyPatch, limit: int, memory: float = 0) -> None:
+    """More inputs have no moment: patches of convolutions, and what takes more than half of a machine's memory in bytes."""
+    monkeypatch.setattr("ranksearch.networks.reconstruction.room.LARGEST", limit)
+    monkeypatch.setattr("ranksearch.networks.reconstruction.room.machine_memory", lambda: memory)
 
 
 def test_embeddings_are_left_out_by_name_and_of_wide_layers_the_last_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,274 @@
+"""What the rules of one `compress` share: spectra and spaces by metric, costs, and how answers are made and judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from ranksearch.allocators import Allocation
+from ranksearch.compression.judge import Judge, judge
+from ranksearch.compression.rules import Rule
+from ranksearch.costs import CostModel, DenseNetwork
+from ranksearch.decompositions import Moments
+from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.home import home
+from ranksearch.networks.reconstruction import announced, reconstruct
+from ranksearch.networks.surgery import build
+from ranksearch.proxies import CalibrationLoss, Energy
+from ranksearch.search import landing
+from ranksearch.search.events import Announced
+from ranksearch.search.local_search import Polished, polish
+from ranksearch.search.loop import indices_of
+from ranksearch.search.refit import Refitted, refit
+from ranksearch.sites import Cost, Sites
+from ranksearch.space import Configuration, SearchSpace, SpaceSpec
+from ranksearch.space.spectra import Spectra
+from ranksearch.statistics import metric as space_metric
+from ranksearch.statistics.metric import MetricName
+from ranksearch.surrogate import curves
+from ranksearch.tasks import Task
+
+POLISH = "polish"  # the name of what measured exchanges make of the best answer
+REFIT = "refit"  # and of what a model of the loss makes of all measured answers
+Answer = TypeVar("Answer", Allocation, Refitted, Polished)  # each has ``indices``
+HELD_OUT = 4  # batches that networks are judged on
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One rule's answer, measured.
+
+    Attributes:
+        rule: its name.
+        metric: what the factors are made for.
+        configuration: None where it has no answer.
+        cost: of the whole network.
+        loss: on the held-out batches, as the factors come; NaN where it was not measured.
+        reconstructed: the same after `reconstruct`.
+        note: why there is no answer.
+        passes: forward passes of one batch that its networks were measured with; those of `reconstruct` are not among them.
+    """
+
+    rule: str
+    metric: MetricName
+    configuration: Configuration | None
+    cost: Cost | None
+    loss: float = math.nan
+    reconstructed: float = math.nan
+    note: str = ""
+    passes: int = 0
+
+    @property
+    def least(self) -> float:
+        """The better of the two losses; infinite where nothing was measured."""
+        return min((value for value in (self.loss, self.reconstructed) if not math.isnan(value)), default=math.inf)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches of training data, parted: those that metrics and reconstruction see, and those that networks are judged on."""
+
+    seen: int
+    held_out: list[Any]
+
+    @classmethod
+    def of(cls, task: Task, calibration: int) -> Data:
+        """At most ``calibration`` seen batches; a quarter of little data, and one batch of it at least, is held out. A task with a
+        single batch is judged on the batch that is seen."""
+        batches = list(task.labelled(calibration + HELD_OUT))
+        held = min(HELD_OUT, max(1, len(batches) // 4))
+        seen = max(1, len(batches) - held)
+        return cls(seen, batches[-held:])
+
+
+@dataclass
+class Seen:
+    """Losses of configurations, each measured once, whatever space its indices are of."""
+
+    loss: CalibrationLoss
+    known: dict[str, float] = field(default_factory=dict)  # by id
+
+    @property
+    def measured(self) -> int:
+        """How many there are."""
+        return len(self.known)
+
+    def on(self, space: SearchSpace) -> Callable[[np.ndarray], float]:
+        """The loss of option indices of a space."""
+
+        def of(indices: np.ndarray) -> float:
+            configuration = space.configuration(indices)
+            if configuration.id not in self.known:
+                self.known[configuration.id] = self.loss(configuration)
+            return self.known[configuration.id]
+
+        return of
+
+
+@dataclass
+class Portfolio:
+    """What the rules of one call share: spectra and spaces by metric, and how a network is made and judged."""
+
+    model: nn.Module
+    task: Task
+    spec: SpaceSpec
+    costs: Sequence[CostModel]
+    budgets: dict[str, float]
+    data: Data
+    reconstruction: int
+    recalibration: int
+    tell: Callable[[Announced], None]
+    two_sided: bool  # whether output gradients are collected at all: where a rule takes them
+    device: torch.device | None
+    spaces: dict[MetricName, SearchSpace] = field(default_factory=dict)
+    prepared: dict[MetricName, Spectra] = field(default_factory=dict)
+
+    @cached_property
+    def sites(self) -> Sites:
+        return self.spec.sites(self.model, self.task.example(), batch_dim=self.task.batch_dim)
+
+    @cached_property
+    def dense_network(self) -> DenseNetwork:
+        return DenseNetwork(self.model, self.sites, self.task.example(), self.task.batch_dim, self.spec.decompositions)
+
+    @cached_property
+    def counts(self) -> tuple[CostModel, ...]:
+        """The cost models, measured once for all metrics where they measure."""
+        return tuple(cost.of(self.dense_network, None, lambda text: self.tell(Announced(text))) for cost in self.costs)
+
+    @cached_property
+    def judge(self) -> Judge:
+        return judge(self.model, self.task, self.data.held_out)
+
+    @cached_property
+    def outputs(self) -> Mapping[str, Moments]:
+        """Moments whose output gradients weigh errors in every rule's reconstruction, whatever the metric that it chooses in."""
+        found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=True)
+        return space_metric.moments(found, "fisher")
+
+    def space(self, metric: MetricName) -> tuple[Spectra, SearchSpace]:
+        """Prepared decompositions and ladders in a metric, made once; ladders again where costs were measured more closely."""
+        spectra = self.spectra(metric)
+        if metric not in self.spaces:
+            self.spaces[metric] = self._built(spectra, self.counts)
+        return spectra, self.spaces[metric]
+
+    def _built(self, spectra: Spectra, counts: Sequence[CostModel]) -> SearchSpace:
+        return self.spec.build(spectra, costs=counts, example=self.task.example())
+
+    def spectra(self, metric: MetricName) -> Spectra:
+        """Prepared decompositions in a metric, made once."""
+        if metric not in self.prepared:
+            moments = None
+            if metric != "weight":
+                self.tell(Announced(space_metric.announced(self.sites, metric, self.data.seen)))
+                gradients = metric == "fisher"
+                found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=gradients)
+                moments = space_metric.moments(found, metric)
+            self.tell(Announced(f"profiling {len(self.sites)} sites in the {metric} metric"))
+            cache = home() / "cache" / "spectra"
+            self.prepared[metric] = Spectra(
+                self.model, self.sites, self.spec.decompositions, moments=moments, cache=cache, device=self.device
+            )
+        return self.prepared[metric]
+
+    def chosen(self, metric: MetricName, choose: Callable[[Spectra, SearchSpace], Answer]) -> Answer:
+        """What is chosen in the space of a metric, once the latency of what it lands on is measured (`ranksearch.search.landing`)."""
+        spectra, space = self.space(metric)
+        if not landing.refining(self.counts):
+            return choose(spectra, space)
+        last: list[tuple[SearchSpace, Answer]] = []
+
+        def indices(space: SearchSpace) -> list[np.ndarray]:
+            last[:] = [(space, choose(spectra, space))]
+            return [last[0][1].indices]
+
+        def build(costs: Sequence[CostModel]) -> SearchSpace:
+            return space if costs == self.counts else self._built(spectra, costs)
+
+        counts, found = landing.landed(self.counts, spectra, build, indices, tell=lambda text: self.tell(Announced(text)))
+        if found is not space:
+            self.counts, self.spaces = counts, {metric: found}
+        return last[0][1] if last[0][0] is found else choose(spectra, found)
+
+    def tried(self, rule: Rule) -> Tried:
+        """A rule's answer, measured."""
+        try:
+            found = self.chosen(rule.metric, lambda spectra, space: rule.choose(spectra, space, self.budgets))
+        except (InfeasibleBudget, InvalidArgument) as error:
+            return Tried(rule.name, rule.metric, None, None, note=str(error))
+        self.tell(Announced(f"measuring the answer of {rule.name}"))
+        return self.measured(rule.name, rule.metric, found.indices)
+
+    def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
+        """The losses of a configuration before and after reconstruction."""
+        spectra, space = self.space(metric)
+        candidate = space.candidate(indices)
+        if self.reconstruction and (text := announced(spectra, candidate.configuration)) is not None:
+            self.tell(Announced(text))
+        loss = self.judge(self.network(metric, candidate.configuration, fitted=False))
+        reconstructed = self.judge(self.network(metric, candidate.configuration, fitted=True)) if self.reconstruction else math.nan
+        passes = len(self.data.held_out) * (2 if self.reconstruction else 1)
+        return Tried(name, metric, candidate.configuration, candidate.cost, loss, reconstructed, passes=passes)
+
+    def seen(self, metric: MetricName) -> Seen:
+        """Measures configurations on the batches that factors are fitted to."""
+        seen = judge(self.model, self.task, list(self.task.labelled(self.measured_on)))
+        return Seen(CalibrationLoss(self.spectra(metric), seen.batches, seen.loss, normalization="batch"))
+
+    @property
+    def measured_on(self) -> int:
+        """Batches that `seen` measures on."""
+        return self.reconstruction or min(HELD_OUT, self.data.seen)
+
+    def refitted(self, tried: Sequence[Tried], rounds: int) -> Tried:
+        """What a model of the loss finds that was fitted to the rules' answers, with factors for the Fisher metric, and to its own."""
+        self.tell(Announced(f"fitting a model of the loss in {rounds} rounds"))
+        seen = self.seen("fisher")
+
+        def choose(spectra: Spectra, space: SearchSpace) -> Refitted:
+            del spectra
+            known = [indices for one in tried if one.configuration and (indices := indices_of(space, one.configuration)) is not None]
+            return refit(space, curves(space, Energy().table(space)), seen.on(space), self.budgets, known=known, rounds=rounds)
+
+        try:
+            found = self.chosen("fisher", choose)
+        except (InfeasibleBudget, InvalidArgument) as error:
+            return Tried(REFIT, "fisher", None, None, note=str(error))
+        answer = self.measured(REFIT, "fisher", found.indices)
+        return replace(answer, passes=answer.passes + seen.measured * self.measured_on)
+
+    def polished(self, best: Tried, evaluations: int) -> Tried:
+        """Measured exchanges from the best answer on."""
+        self.tell(Announced(f"polishing the answer of {best.rule} by {evaluations} measurements"))
+        seen = self.seen(best.metric)
+
+        def choose(spectra: Spectra, space: SearchSpace) -> Polished:
+            del spectra
+            assert best.configuration is not None
+            table = Energy().table(space) if best.metric == "fisher" else None
+            start = space.indices(best.configuration)
+            return polish(space, start, seen.on(space), self.budgets, evaluations=evaluations, table=table)
+
+        try:
+            found = self.chosen(best.metric, choose)
+        except (InfeasibleBudget, InvalidArgument) as error:  # its start, since more of its latency was measured
+            return Tried(POLISH, best.metric, None, None, note=str(error))
+        answer = self.measured(POLISH, best.metric, found.indices)
+        return replace(answer, passes=answer.passes + seen.measured * self.measured_on)
+
+    def network(self, metric: MetricName, configuration: Configuration, *, fitted: bool) -> nn.Module:
+        """The network of a configuration, its batch norms as they were."""
+        spectra = self.spectra(metric)
+        network = build(spectra, configuration).eval()
+        if fitted:
+            batches = self.task.calibration(self.reconstruction)
+            reconstruct(network, spectra, configuration, batches, moments=self.outputs if self.two_sided else None)
+        return network
