@@ -7,8 +7,9 @@ over networks, spaces, budgets and calibration seeds. One process makes the rows
 
 A calibration seed draws other training examples for everything: moments, measurements, reconstruction, batch norm, and the held-out
 batches that networks are judged on, which alone decide what is handed out (`ranksearch.compress`, made here rule by rule so that the
-rows of one network share their preparation). Test examples are for the reported numbers only. Of every rule's network the held-out loss
-is measured; ``--contenders N`` takes to the test set, and reconstructs, only those of the N published and N other rules with the least.
+rows of one network share their preparation). Test examples are for the reported numbers only. Every rule's network is measured as its
+factors come and after a light reconstruction; ``--contenders N`` takes to the test set, and reconstructs, only those of the N published
+and N other rules with the least loss.
 ``--prepare`` says where types are prepared and ``--device`` where networks run: small layers are factorized faster on a CPU."""
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import lems
 import numpy as np
 import torch
 from spread import spread
@@ -33,14 +33,15 @@ from vgg import vgg16
 
 from ranksearch.allocators import Additive
 from ranksearch.compression import RULES, Judge, Rule, judge
-from ranksearch.compression.portfolio import HELD_OUT, REFIT
+from ranksearch.compression.measured import Measured, as_it_is, fitted, prior
+from ranksearch.compression.portfolio import FINAL, HELD_OUT, KNOWN, LIGHT, REFIT
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home, user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
-from ranksearch.proxies import CalibrationLoss, Energy
+from ranksearch.proxies import Energy
 from ranksearch.search.loop import indices_of
 from ranksearch.search.refit import refit
 from ranksearch.space import Configuration, SearchSpace, mixture, svd_only
@@ -48,7 +49,6 @@ from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
 from ranksearch.statistics import metric as metrics
 from ranksearch.statistics.metric import MetricName
-from ranksearch.surrogate import curves
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import cifar10, fashion_mnist
 from ranksearch.tasks.networks import cifar_resnet, load_weights
@@ -57,17 +57,17 @@ from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_enco
 NETWORKS = ("resnet20", "resnet56", "fashion", "vgg16", "tweets", "movies")
 SPACES = {"svd": svd_only, "all": mixture, "no-cp": partial(mixture, cp=False)}
 BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
-LEMS = "lems"  # plain matrices alone: its curves are measured at a rank of `svd`
 PUBLISHED = (
-    "balf", "alds", "alds_heuristic", "energy", "decomposable_net", "stn_storage", "evbmf", "uniform", "frobenius", "energy_weight", LEMS,
+    "balf", "alds", "alds_heuristic", "energy", "decomposable_net", "stn_storage", "evbmf", "uniform", "frobenius", "energy_weight", "lems",
 )  # fmt: skip
 EXACT = (*RULES, Rule("energy_weight", "weight", Energy(), lambda spectra: Additive(), "sum of squared weight errors, solved exactly"))
 METRICS: dict[str, MetricName] = {rule.name: rule.metric for rule in EXACT}
-ALL = tuple(dict.fromkeys((*(rule.name for rule in EXACT), LEMS, REFIT)))
+ALL = (*METRICS, REFIT)
 FITTED = 4  # batches that networks are measured on while ranks are chosen, and factors fitted to
 NORMALIZATION = 16  # batches for batch norm
 IMAGES, TEXTS = 1000, 256  # per forward pass over the test set
 WAYS = AS_IT_IS, FIT = "as it is", "reconstructed"
+LIGHTLY = "lightly fitted"  # loss on batches that ranks are chosen with: which networks contend
 
 
 def subject(given: argparse.Namespace) -> tuple[nn.Module, Classification]:
@@ -114,9 +114,9 @@ class Subject:
         self.wide = copy.copy(self.task)
         self.wide.batch_size = TEXTS if given.network in ("tweets", "movies") else IMAGES
         self._prepared: dict[MetricName, Prepared] = {}
-        self._losses: dict[MetricName, CalibrationLoss] = {}
+        self._losses: dict[MetricName, Measured] = {}
+        self._fitted: dict[MetricName, Measured] = {}
         self._measured: dict[tuple[MetricName, str, str], dict[str, float]] = {}
-        self._anchors: dict[str, float] = {}
         self._contenders = given.contenders
 
     @cached_property
@@ -128,11 +128,6 @@ class Subject:
     def judge(self) -> Judge:
         """Divergence on batches that nothing else sees, which decides what is handed out."""
         return judge(self.model, self.task, self.held_out)
-
-    @cached_property
-    def fitted(self) -> Judge:
-        """The same on batches that ranks are chosen and factors fitted with."""
-        return judge(self.model, self.task, list(self.task.labelled(FITTED)))
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -154,27 +149,27 @@ class Subject:
             self._prepared[metric] = Prepared(spectra, space)
         return self._prepared[metric]
 
-    def loss(self, metric: MetricName) -> CalibrationLoss:
-        """The measured loss of configurations while ranks are chosen."""
+    def loss(self, metric: MetricName) -> Measured:
+        """The loss of networks as their factors come, measured while ranks are chosen."""
         if metric not in self._losses:
-            here, seen = self.prepared(metric).spectra, self.fitted
-            self._losses[metric] = CalibrationLoss(here, seen.batches, seen.loss, normalization="batch")
+            self._losses[metric] = as_it_is(self.prepared(metric).spectra, self.task, FITTED)
         return self._losses[metric]
 
-    def lems(self, budgets: dict[str, float]) -> Configuration:
-        """LEMS's ranks, with factors and curves of the Fisher metric."""
-        found = self.prepared("fisher")
-        for _ in lems.anchors(found.spectra, [x for x, _ in self.fitted.batches], self.task.divergence, self._anchors):  # pyright: ignore[reportArgumentType]
-            pass
-        return lems.allocate(found.space, found.spectra, self._anchors, budgets, self.loss("fisher"))
+    def fitted(self, metric: MetricName) -> Measured:
+        """The loss of networks that are fitted to one batch, measured on others that metrics see."""
+        if metric not in self._fitted:
+            self._fitted[metric] = fitted(self.prepared(metric).spectra, self.task, LIGHT, FITTED, seen=self.seen, moments=self.outputs)
+        return self._fitted[metric]
 
     def refitted(self, budgets: dict[str, float], known: Sequence[Configuration]) -> Configuration:
-        """Measure, refit, resolve, beginning with every other rule's answer."""
-        found = self.prepared("fisher")
-        space, loss = found.space, self.loss("fisher")
-        begin = [indices for one in known if (indices := indices_of(space, one)) is not None]
-        answer = refit(space, curves(space, Energy().table(space)), lambda i: loss(space.configuration(i)), budgets, known=begin)
-        return space.configuration(answer.indices)
+        """Measure, refit, resolve, beginning with the best of the other rules' answers; of what measured least, that with the least
+        held-out loss."""
+        space, loss = self.prepared("fisher").space, self.fitted("fisher")
+        begin = [indices for one in known if (indices := indices_of(space, one)) is not None][:KNOWN]
+        curves = prior(space, self.loss("fisher"))
+        answer = refit(space, curves, lambda i: loss(space.configuration(i)), budgets, known=begin)
+        final = [space.configuration(indices) for indices in answer.ranked[:FINAL]]
+        return min(final, key=lambda one: self.measured("fisher", one, FIT, test=False)["held_out"])
 
     def measured(self, metric: MetricName, configuration: Configuration, way: str, *, test: bool) -> dict[str, float]:
         """Loss on the held-out batches and, if ``test``, accuracy and loss on the test set; made once per network."""
@@ -199,8 +194,9 @@ class Subject:
         for name in names:
             metric: MetricName = METRICS.get(name, "fisher")
             prepared, start = self.prepared(metric), time.perf_counter()
+            known = [answers[row["rule"]][1] for row in sorted((row for row in found if LIGHTLY in row), key=lambda row: row[LIGHTLY])]
             try:
-                configuration = self._chosen(name, prepared, {cost: budget}, [one for _, one in answers.values()])
+                configuration = self._chosen(name, prepared, {cost: budget}, known)
             except (InfeasibleBudget, InvalidArgument) as error:
                 found.append({"rule": name, "error": str(error)})
                 continue
@@ -208,25 +204,30 @@ class Subject:
             seconds, total = time.perf_counter() - start, prepared.space.candidate(prepared.space.indices(configuration)).cost
             shares = {key: total.share(key, prepared.space.baseline) for key in prepared.space.costs}
             row = {"rule": name, "shares": shares, "choosing": round(seconds, 2), "configuration": configuration.to_json()}
-            found.append(row | {AS_IT_IS: self.measured(metric, configuration, AS_IT_IS, test=False)})
-        for row in self._contending(found):
-            for way in WAYS:
-                row[way] = self.measured(*answers[row["rule"]], way, test=True)
+            row |= {AS_IT_IS: self.measured(metric, configuration, AS_IT_IS, test=False), LIGHTLY: self.fitted(metric)(configuration)}
+            found.append(row)
+        for row, way in contending(found, self._contenders):
+            row[way] = self.measured(*answers[row["rule"]], way, test=True)
         return found
 
     def _chosen(self, name: str, prepared: Prepared, budgets: dict[str, float], known: Sequence[Configuration]) -> Configuration:
-        if name == LEMS:
-            return self.lems(budgets)
         if name == REFIT:
             return self.refitted(budgets, known)
         rule = next(rule for rule in EXACT if rule.name == name)
-        return prepared.space.configuration(rule.choose(prepared.spectra, prepared.space, budgets).indices)
+        found = rule.choose(prepared.spectra, prepared.space, budgets, self.loss(METRICS[name]))
+        return prepared.space.configuration(found.indices)
 
-    def _contending(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those of the published and of the other rules that lose least on the held-out batches."""
-        ordered = sorted((row for row in rows if AS_IT_IS in row), key=lambda row: row[AS_IT_IS]["held_out"])
-        published, others = ([row for row in ordered if (row["rule"] in PUBLISHED) is known] for known in (True, False))
-        return [*published[: self._contenders], *others[: self._contenders]]
+
+def contending(rows: Sequence[dict[str, Any]], count: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """Which rows are taken to the test set, and in which way: as they come, those published rules that lose least so; reconstructed, the
+    published and the other rules that lose least when lightly fitted."""
+    answered = [row for row in rows if LIGHTLY in row]
+    published, others = ([row for row in answered if (row["rule"] in PUBLISHED) is known] for known in (True, False))
+    for row in sorted(published, key=lambda row: row[AS_IT_IS]["held_out"])[:count]:
+        yield row, AS_IT_IS
+    for group in (published, others):
+        for row in sorted(group, key=lambda row: row[LIGHTLY])[:count]:
+            yield row, FIT
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -243,13 +244,13 @@ def run(given: argparse.Namespace) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # without what was cut off
     done = {(row["cost"], row["budget"]) for row in rows}
-    made, names = Subject(given), [name for name in given.rules if name != LEMS or given.space == "svd"]
+    made = Subject(given)
     common = {"network": given.network, "space": given.space, "seed": given.seed, "dense": made.dense["accuracy"]}
     for budget, cost in product(given.budgets, given.costs):
         if (cost, budget) in done or time.monotonic() - begin > 60 * given.minutes:
             continue
         place = common | {"cost": cost, "budget": budget, "test": made.task.sizes()["test"]}
-        found = [place | row for row in made.rows(cost, budget, names)]
+        found = [place | row for row in made.rows(cost, budget, given.rules)]
         with path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in found))
         print(f"{path.name}: {cost} {budget:g} after {time.monotonic() - begin:.0f} s", flush=True)

@@ -1,14 +1,12 @@
-"""LEMS and KFAC-SVD (ICML 2026), rebuilt from the description of the method: the strongest published rule for language models that trains
-nothing. Factors are two-sided, with a moment of output gradients over tokens; every layer's curve is scaled by one measurement of the
-whole network, and the depth of layers is weighed by two numbers that are fitted to a few more.
+"""LEMS with KFAC-SVD (ICML 2026), rebuilt from the description of the method: the strongest published rule for language models that trains
+nothing. `ranksearch.proxies.LEMS` is its choice of ranks for any network and types; here are its own factors, and anchors that are measured
+without computing the blocks in front of them again. Factors are two-sided, with a moment of output gradients over tokens.
 
 What the description leaves open, and what is done here: gradients are those of the text's own tokens; the energy of the curves is that in
-the two-sided metric, as the factors are; the depth factor's sum is divided by its largest value, that of the first block; the trials of its
-two numbers are points of a Sobol sequence."""
+the two-sided metric, as the factors are."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,17 +18,15 @@ from torch import Tensor, nn
 from ranksearch.allocators import Additive, Problem
 from ranksearch.decompositions import Moments
 from ranksearch.networks.surgery import factorized
+from ranksearch.proxies.lems import ANCHOR, block_of, deepened
 from ranksearch.sites import Site, Sites, evaluating, run
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
-from ranksearch.space.table import Table
 from ranksearch.statistics import Statistics
 
 MIDDLE = 0.75  # share of the positions of a sequence whose gradients count: those in the middle
 CLIP = (0.1, 10.0)  # of the mean norm: what a gradient's norm is brought to where it is outside
 SHRINK_INPUT, SHRINK_OUTPUT = 0.1, 0.3  # towards the identity of the same trace
-ANCHOR = 0.1  # of the rank at which factors have as many parameters as the dense layer
-ALPHA, GAMMA, TRIALS = 3.0, 7.0, 10
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -157,19 +153,6 @@ def _replaced(model: nn.Module, name: str, spectra: Spectra) -> Iterator[None]:
         model.set_submodule(name, original)
 
 
-def block_of(name: str) -> tuple[str | None, int]:
-    """The path of the list of blocks that a layer is in, and the number of its block; None and 0 where it is in none."""
-    found = re.match(r"(.*?)\.(\d+)(\.|$)", name)
-    return (None, 0) if found is None else (found[1], int(found[2]))
-
-
-def depth(blocks: Sequence[int], alpha: float, gamma: float) -> np.ndarray:
-    """1 + gamma norm(sum over k from a block to the last of (k + 1)^-alpha), per entry of ``blocks``."""
-    count = max(blocks) + 1
-    sums = np.cumsum((np.arange(count) + 1.0)[::-1] ** -alpha)[::-1]
-    return 1 + gamma * (sums / sums[0])[list(blocks)]
-
-
 def curves(space: SearchSpace, measured: Mapping[str, float], spectra: Spectra) -> list[np.ndarray]:
     """What every option adds, before the depth factor: its relative energy lost over that of the anchor, times the anchor's divergence."""
     found = []
@@ -190,14 +173,10 @@ def allocate(
     budgets: Mapping[str, float],
     loss: Callable[[Configuration], float],
 ) -> Configuration:
-    """The best of ``TRIALS`` optima that differ in the depth factor, by the measured ``loss`` of the whole network; the first has none."""
+    """The best of the optima that differ in the depth factor, by the measured ``loss`` of the whole network; the first has none."""
     base = curves(space, measured, spectra)
-    blocks = [block_of(ladder.site.name)[1] for ladder in space.ladders]
-    points = torch.quasirandom.SobolEngine(2).draw(TRIALS).double().numpy()
     tried: dict[str, tuple[float, Configuration]] = {}
-    for alpha, gamma in points * (ALPHA, GAMMA):
-        weights = depth(blocks, alpha, gamma)
-        table = Table(tuple(w * values for w, values in zip(weights, base, strict=True)), "sum")
+    for table in deepened(base, [block_of(ladder.site.name)[1] for ladder in space.ladders]):
         configuration = space.configuration(Additive(seconds=5).allocate(Problem(space, table, budgets)).indices)
         if configuration.id not in tried:
             tried[configuration.id] = loss(configuration), configuration

@@ -14,6 +14,7 @@ from torch import nn
 
 from ranksearch.allocators import Allocation
 from ranksearch.compression.judge import Judge, judge
+from ranksearch.compression.measured import Measured, as_it_is, fitted, prior
 from ranksearch.compression.rules import Rule
 from ranksearch.costs import CostModel, DenseNetwork
 from ranksearch.decompositions import Moments
@@ -21,7 +22,7 @@ from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
 from ranksearch.networks.reconstruction import announced, reconstruct
 from ranksearch.networks.surgery import build
-from ranksearch.proxies import CalibrationLoss, Energy
+from ranksearch.proxies import Energy
 from ranksearch.search import landing
 from ranksearch.search.events import Announced
 from ranksearch.search.local_search import Polished, polish
@@ -32,13 +33,15 @@ from ranksearch.space import Configuration, SearchSpace, SpaceSpec
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as space_metric
 from ranksearch.statistics.metric import MetricName
-from ranksearch.surrogate import curves
 from ranksearch.tasks import Task
 
 POLISH = "polish"  # the name of what measured exchanges make of the best answer
 REFIT = "refit"  # and of what a model of the loss makes of all measured answers
 Answer = TypeVar("Answer", Allocation, Refitted, Polished)  # each has ``indices``
 HELD_OUT = 4  # batches that networks are judged on
+KNOWN = 8  # of the rules' answers, those that a model of the loss begins with: the best
+FINAL = 3  # of what it measured, those that are judged like the rules' answers
+LIGHT = 1  # batches that factors are fitted to where networks are measured by dozens
 
 
 @dataclass(frozen=True)
@@ -89,30 +92,6 @@ class Data:
 
 
 @dataclass
-class Seen:
-    """Losses of configurations, each measured once, whatever space its indices are of."""
-
-    loss: CalibrationLoss
-    known: dict[str, float] = field(default_factory=dict)  # by id
-
-    @property
-    def measured(self) -> int:
-        """How many there are."""
-        return len(self.known)
-
-    def on(self, space: SearchSpace) -> Callable[[np.ndarray], float]:
-        """The loss of option indices of a space."""
-
-        def of(indices: np.ndarray) -> float:
-            configuration = space.configuration(indices)
-            if configuration.id not in self.known:
-                self.known[configuration.id] = self.loss(configuration)
-            return self.known[configuration.id]
-
-        return of
-
-
-@dataclass
 class Portfolio:
     """What the rules of one call share: spectra and spaces by metric, and how a network is made and judged."""
 
@@ -129,6 +108,7 @@ class Portfolio:
     device: torch.device | None
     spaces: dict[MetricName, SearchSpace] = field(default_factory=dict)
     prepared: dict[MetricName, Spectra] = field(default_factory=dict)
+    measuring: dict[MetricName, Measured] = field(default_factory=dict)
 
     @cached_property
     def sites(self) -> Sites:
@@ -200,12 +180,15 @@ class Portfolio:
 
     def tried(self, rule: Rule) -> Tried:
         """A rule's answer, measured."""
+        seen = self.seen(rule.metric)
+        before = seen.passes
         try:
-            found = self.chosen(rule.metric, lambda spectra, space: rule.choose(spectra, space, self.budgets))
+            found = self.chosen(rule.metric, lambda spectra, space: rule.choose(spectra, space, self.budgets, seen))
         except (InfeasibleBudget, InvalidArgument) as error:
             return Tried(rule.name, rule.metric, None, None, note=str(error))
         self.tell(Announced(f"measuring the answer of {rule.name}"))
-        return self.measured(rule.name, rule.metric, found.indices)
+        answer = self.measured(rule.name, rule.metric, found.indices)
+        return replace(answer, passes=answer.passes + seen.passes - before)
 
     def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
         """The losses of a configuration before and after reconstruction."""
@@ -218,51 +201,64 @@ class Portfolio:
         passes = len(self.data.held_out) * (2 if self.reconstruction else 1)
         return Tried(name, metric, candidate.configuration, candidate.cost, loss, reconstructed, passes=passes)
 
-    def seen(self, metric: MetricName) -> Seen:
-        """Measures configurations on the batches that factors are fitted to."""
-        seen = judge(self.model, self.task, list(self.task.labelled(self.measured_on)))
-        return Seen(CalibrationLoss(self.spectra(metric), seen.batches, seen.loss, normalization="batch"))
+    def seen(self, metric: MetricName) -> Measured:
+        """Measures networks as their factors come, on the batches that factors are fitted to."""
+        if metric not in self.measuring:
+            self.measuring[metric] = as_it_is(self.spectra(metric), self.task, self.measured_on)
+        return self.measuring[metric]
+
+    def fitted(self, metric: MetricName) -> Measured:
+        """Measures networks after a reconstruction on a single batch, if what comes out is reconstructed at all."""
+        if not self.reconstruction:
+            return self.seen(metric)
+        moments = self.outputs if self.two_sided else None
+        return fitted(self.spectra(metric), self.task, LIGHT, self.measured_on, seen=self.data.seen, moments=moments)
 
     @property
     def measured_on(self) -> int:
-        """Batches that `seen` measures on."""
+        """Batches that `seen` and `fitted` measure on."""
         return self.reconstruction or min(HELD_OUT, self.data.seen)
 
     def refitted(self, tried: Sequence[Tried], rounds: int) -> Tried:
-        """What a model of the loss finds that was fitted to the rules' answers, with factors for the Fisher metric, and to its own."""
+        """What a model of the loss finds that was fitted to the best of the rules' answers, with factors for the Fisher metric, and to its
+        own. Of the networks that measured least, that with the least loss on the held-out batches."""
         self.tell(Announced(f"fitting a model of the loss in {rounds} rounds"))
-        seen = self.seen("fisher")
+        best = sorted((one for one in tried if one.configuration), key=lambda one: one.least)[:KNOWN]
+        measure, alone = self.fitted("fisher"), self.seen("fisher")
+        before = alone.passes
 
         def choose(spectra: Spectra, space: SearchSpace) -> Refitted:
             del spectra
-            known = [indices for one in tried if one.configuration and (indices := indices_of(space, one.configuration)) is not None]
-            return refit(space, curves(space, Energy().table(space)), seen.on(space), self.budgets, known=known, rounds=rounds)
+            known = [indices for one in best if one.configuration and (indices := indices_of(space, one.configuration)) is not None]
+            return refit(space, prior(space, alone), measure.on(space), self.budgets, known=known, rounds=rounds)
 
         try:
             found = self.chosen("fisher", choose)
         except (InfeasibleBudget, InvalidArgument) as error:
             return Tried(REFIT, "fisher", None, None, note=str(error))
-        answer = self.measured(REFIT, "fisher", found.indices)
-        return replace(answer, passes=answer.passes + seen.measured * self.measured_on)
+        judged = [self.measured(REFIT, "fisher", indices) for indices in found.ranked[:FINAL]]
+        passes = sum(one.passes for one in judged) + alone.passes - before + (0 if measure is alone else measure.passes)
+        return replace(min(judged, key=lambda one: one.least), passes=passes)
 
     def polished(self, best: Tried, evaluations: int) -> Tried:
         """Measured exchanges from the best answer on."""
         self.tell(Announced(f"polishing the answer of {best.rule} by {evaluations} measurements"))
-        seen = self.seen(best.metric)
+        measure = self.fitted(best.metric) if best.reconstructed < best.loss else self.seen(best.metric)
+        before = measure.passes
 
         def choose(spectra: Spectra, space: SearchSpace) -> Polished:
             del spectra
             assert best.configuration is not None
             table = Energy().table(space) if best.metric == "fisher" else None
             start = space.indices(best.configuration)
-            return polish(space, start, seen.on(space), self.budgets, evaluations=evaluations, table=table)
+            return polish(space, start, measure.on(space), self.budgets, evaluations=evaluations, table=table)
 
         try:
             found = self.chosen(best.metric, choose)
         except (InfeasibleBudget, InvalidArgument) as error:  # its start, since more of its latency was measured
             return Tried(POLISH, best.metric, None, None, note=str(error))
         answer = self.measured(POLISH, best.metric, found.indices)
-        return replace(answer, passes=answer.passes + seen.measured * self.measured_on)
+        return replace(answer, passes=answer.passes + measure.passes - before)
 
     def network(self, metric: MetricName, configuration: Configuration, *, fitted: bool) -> nn.Module:
         """The network of a configuration, its batch norms as they were."""

@@ -15,13 +15,14 @@ from ranksearch.proxies.fisher import FisherError
 from ranksearch.proxies.frobenius import Frobenius
 from ranksearch.proxies.fwsvd import DiagonalFisher
 from ranksearch.proxies.last_feature import LastFeature
+from ranksearch.proxies.lems import LEMS
 from ranksearch.proxies.operator_norm import OperatorNorm
 from ranksearch.proxies.proxy import Need, Proxy, ScoreProxy, TableProxy, score
 from ranksearch.proxies.residual import tables
 from ranksearch.proxies.single_site import SingleSiteLoss
 
 PROXIES: tuple[type[TableProxy] | type[ScoreProxy], ...] = (
-    Energy, Frobenius, OperatorNorm, ActivationError, FisherError, DiagonalFisher, SingleSiteLoss, Calibrated, LastFeature,
+    Energy, Frobenius, OperatorNorm, ActivationError, FisherError, DiagonalFisher, SingleSiteLoss, LEMS, Calibrated, LastFeature,
 )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def make_proxies(
 
 
 __all__ = [
-    "PROXIES", "ActivationError", "Calibrated", "CalibrationLoss", "DiagonalFisher", "Energy", "FisherError", "Frobenius", "LastFeature",
-    "Need", "OperatorNorm", "Proxy", "ProxyContext", "ScoreProxy", "SingleSiteLoss", "TableProxy", "free_proxies", "make_proxies",
-    "score", "tables",
+    "LEMS", "PROXIES", "ActivationError", "Calibrated", "CalibrationLoss", "DiagonalFisher", "Energy", "FisherError", "Frobenius",
+    "LastFeature", "Need", "OperatorNorm", "Proxy", "ProxyContext", "ScoreProxy", "SingleSiteLoss", "TableProxy", "free_proxies",
+    "make_proxies", "score", "tables",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ class Refitted:
     start: float  # the measurement of the optimum before anything was measured
     measured: int  # measurements made, the dense network's among them
     model: LossModel  # of all of them
+    ranked: np.ndarray  # what was measured within the budgets, the least first, int64, shape: (n, n_sites)
 
 
 def measurements(space: SearchSpace, *, rounds: int, each: int, anchors: bool) -> int:
@@ -91,8 +92,8 @@ def refit(
             seen.add(indices)
         model = fit(curves, seen.observations(), start=model)
     seen.add(solved(model.table()))
-    best = seen.best(Problem(space, model.table(), budgets))
-    return Refitted(best, seen.values[best.tobytes()], begin, len(seen.values) + 1, model)
+    ranked = seen.ranked(Problem(space, model.table(), budgets))
+    return Refitted(ranked[0], seen.values[ranked[0].tobytes()], begin, len(seen.values) + 1, model, ranked)
 
 
 class _Measured:
@@ -118,13 +119,13 @@ class _Measured:
         finite = np.isfinite(values)
         return Observations(np.array(self._rows)[finite], values[finite] - self._dense, noise=np.array(self._noise)[finite])
 
-    def best(self, problem: Problem) -> np.ndarray:
-        """The least measured one within the budgets."""
+    def ranked(self, problem: Problem) -> np.ndarray:
+        """Those within the budgets, the least measured first."""
         within = [
             row for row in self._rows
             if (np.sum([c[i] for c, i in zip(problem.costs, row, strict=True)], axis=0) <= problem.room).all()
         ]  # fmt: skip
-        return min(within, key=lambda row: self.values[row.tobytes()])
+        return np.array(sorted(within, key=lambda row: self.values[row.tobytes()]))
 
 
 def _anchors(space: SearchSpace, optimum: np.ndarray) -> list[np.ndarray]:

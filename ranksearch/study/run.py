@@ -13,6 +13,7 @@ from ranksearch.compression import judge
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Outcome, Request, Stepwise, check_stepwise
 from ranksearch.proxies import (
+    LEMS,
     PROXIES,
     ActivationError,
     Calibrated,
@@ -24,6 +25,7 @@ from ranksearch.proxies import (
     free_proxies,
 )
 from ranksearch.proxies.context import SAMPLE
+from ranksearch.proxies.lems import TRIALS
 from ranksearch.results.conditions import BOUNDS, Condition
 from ranksearch.runners import RUNNERS, Runner
 from ranksearch.samplers import SAMPLERS, Sampler
@@ -224,16 +226,21 @@ def portfolio_of(study: Study, trials: int) -> Portfolio | None:
     seen = judge(study.model, study.task, batches)
     loss = CalibrationLoss(study.spectra, seen.batches, seen.loss, normalization="batch")
     rules = (*PUBLISHED, EVBMF(study.spectra))
-    return Portfolio(rules, lambda indices: loss(study.space.configuration(indices)), proxies=_afforded(study, trials))
+    return Portfolio(rules, lambda indices: loss(study.space.configuration(indices)), proxies=_afforded(study, trials, loss))
 
 
-def _afforded(study: Study, trials: int) -> list[Callable[[], TableProxy]]:
-    """What makes proxies that measure networks without training: two measurements per trial go into them, first into `Calibrated`, what
-    is left into single sites. And, in the weight metric, those of other metrics, where so many options can be put together."""
+def _afforded(study: Study, trials: int, loss: CalibrationLoss) -> list[Callable[[], TableProxy]]:
+    """What makes proxies that measure networks without training: two measurements per trial go into them, first into `LEMS`, then into
+    `Calibrated`, what is left into further options of single sites. And, in the weight metric, those of other metrics, where so many
+    options can be put together."""
     context = ProxyContext(study.space, study.spectra, study.task, calibration=study.spec.calibration, batches=BATCHES)
     found: list[Callable[[], TableProxy]] = []
     if context.missing("networks") is None:
-        room = PER_TRIAL * trials - (SAMPLE + 1)
+        room = PER_TRIAL * trials
+        if room >= (lems := len(study.space.ladders) + TRIALS + 1):
+            found.append(lambda: LEMS(loss))
+            room -= lems
+        room -= SAMPLE + 1
         if room >= 0:
             found.append(lambda: Calibrated.make(context))
         if points := min(max(room, 0) // len(study.space.ladders), POINTS):

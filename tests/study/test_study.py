@@ -76,7 +76,7 @@ def test_a_search_begins_with_what_is_best_without_training_unless_proxies_are_n
         names[trials] = [make().name for make in portfolio.proxies]
         assert portfolio.measure(study.space.dense) == pytest.approx(0, abs=1e-6)
     fits = [["activation", "fisher"] if sum(study.space.shape) <= 20 * trials else [] for trials in names]
-    assert list(names.values()) == [fits[0], ["calibrated", *fits[1]], ["calibrated", "single_site_loss", *fits[2]]]
+    assert list(names.values()) == [fits[0], ["lems", *fits[1]], ["lems", "calibrated", "single_site_loss", *fits[2]]]
 
 
 def test_interrupted_search_keeps_everything_finished(store: str) -> None:

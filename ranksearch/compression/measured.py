@@ -1,0 +1,82 @@
+"""Measurements of configurations on batches that the choice of ranks may see: each is made once, and what they cost is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ranksearch.compression.judge import judge
+from ranksearch.decompositions import Moments
+from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.surgery import build
+from ranksearch.proxies import LEMS, CalibrationLoss, Energy
+from ranksearch.space import Configuration, SearchSpace
+from ranksearch.space.spectra import Spectra
+from ranksearch.surrogate import Curves, curves
+from ranksearch.tasks import Task
+
+WAY = 0.7  # standard deviation of how far a model may go from the Fisher errors to LEMS's curves, before anything is measured
+
+
+class Measured:
+    """The loss of configurations.
+
+    Args:
+        measure: of one configuration.
+        each: forward passes of one batch that it takes.
+    """
+
+    def __init__(self, measure: Callable[[Configuration], float], each: int) -> None:
+        self._measure, self._each = measure, each
+        self._known: dict[str, float] = {}
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one batch that were made."""
+        return len(self._known) * self._each
+
+    def on(self, space: SearchSpace) -> Callable[[np.ndarray], float]:
+        """The loss of option indices of a space."""
+        return lambda indices: self(space.configuration(indices))
+
+    def __call__(self, configuration: Configuration) -> float:
+        if configuration.id not in self._known:
+            self._known[configuration.id] = self._measure(configuration)
+        return self._known[configuration.id]
+
+
+def as_it_is(spectra: Spectra, task: Task, batches: int) -> Measured:
+    """Losses of networks as their factors come, on the first batches."""
+    seen = judge(spectra.model, task, list(task.labelled(batches)))
+    loss = CalibrationLoss(spectra, seen.batches, seen.loss, normalization="batch")
+    return Measured(loss, len(seen.batches))
+
+
+def fitted(spectra: Spectra, task: Task, fit: int, batches: int, *, seen: int, moments: Mapping[str, Moments] | None) -> Measured:
+    """Losses of networks whose factors are fitted to the dense network's answers at ``fit`` batches, unchecked. They are measured on the
+    ``batches`` that come after these, as far as there are so many among the first ``seen``, else on the same. What loses least before a
+    fit is not what loses least after it.
+
+    Args:
+        moments: that weigh errors, as for `reconstruct`.
+    """
+    everything: Sequence[tuple[Any, Any]] = list(task.labelled(min(fit + batches, seen)))
+    inputs = [x for x, _ in everything[:fit]]
+    loss = judge(spectra.model, task, everything[fit:] or everything)
+
+    def measure(configuration: Configuration) -> float:
+        network = build(spectra, configuration).eval()
+        if configuration.choices:
+            reconstruct(network, spectra, configuration, inputs, moments=moments, held_out=0.0)
+        return loss(network)
+
+    return Measured(measure, len(loss.batches))
+
+
+def prior(space: SearchSpace, measure: Callable[[Configuration], float]) -> Curves:
+    """What a model of the loss knows before: the Fisher errors, and the way from them to LEMS's curves, of one measurement per site."""
+    lems = LEMS(measure, trials=1).table(space)
+    others = [(lems, WAY)] if max(float(np.max(values)) for values in lems.values) > 0 else []  # a network may depend on no site
+    return curves(space, Energy().table(space), others=others)
