@@ -44,7 +44,8 @@ from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
 from ranksearch.search.loop import indices_of
 from ranksearch.search.refit import refit
-from ranksearch.space import Configuration, SearchSpace, mixture, svd_only
+from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture, svd_only
+from ranksearch.space.specs import named
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
 from ranksearch.statistics import metric as metrics
@@ -55,7 +56,7 @@ from ranksearch.tasks.networks import cifar_resnet, load_weights
 from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_encoder, sentences
 
 NETWORKS = ("resnet20", "resnet56", "fashion", "vgg16", "tweets", "movies")
-SPACES = {"svd": svd_only, "all": mixture, "no-cp": partial(mixture, cp=False)}
+SPACES = {"svd": svd_only, "groups": partial(SpaceSpec, named("svd", "grouped_svd")), "all": mixture, "no-cp": partial(mixture, cp=False)}
 BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 PUBLISHED = (
     "balf", "alds", "alds_heuristic", "energy", "decomposable_net", "stn_storage", "evbmf", "uniform", "frobenius", "energy_weight", "lems",

@@ -18,7 +18,8 @@ from ranksearch.search.starts import Start, optima
 from ranksearch.sites import Amount
 from ranksearch.space import Candidate, SearchSpace
 
-# of the table of allocators those that are exact for a proxy's table, and ALDS, whose answers are those of one of them or none better
+# of the table of allocators those that are exact for a proxy's table, and ALDS, whose answers without the errors of groups are those of one
+# of them or none better
 EXACT = ("additive", "minimax", "alds", "alds_heuristic")
 PUBLISHED: tuple[Allocator, ...] = tuple(allocator for allocator in ALLOCATORS if allocator.name not in EXACT)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ranksearch import checks
-from ranksearch.allocators import ALLOCATORS, EVBMF, Allocator
+from ranksearch.allocators import ALDS, ALLOCATORS, EVBMF, Allocator
 from ranksearch.compression import judge
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Outcome, Request, Stepwise, check_stepwise
@@ -225,7 +225,9 @@ def portfolio_of(study: Study, trials: int) -> Portfolio | None:
         return None
     seen = judge(study.model, study.task, batches)
     loss = CalibrationLoss(study.spectra, seen.batches, seen.loss, normalization="batch")
-    rules = (*PUBLISHED, EVBMF(study.spectra))
+    rules = [*PUBLISHED, EVBMF(study.spectra)]
+    if study.space.metric == "weight":  # in which its errors are
+        rules.append(ALDS(study.spectra))
     return Portfolio(rules, lambda indices: loss(study.space.configuration(indices)), proxies=_afforded(study, trials, loss))
 
 

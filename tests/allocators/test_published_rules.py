@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ranksearch.allocators import Problem
-from ranksearch.allocators.alds import ALDS, ALDSHeuristic, _least
+from ranksearch.allocators.alds import ALDS, ALDSHeuristic, _least, relative_errors
 from ranksearch.allocators.balf import BALF
 from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw, largest_singular_value
 from ranksearch.allocators.energy import EnergyThreshold
@@ -109,6 +109,33 @@ def test_alds_equals_brute_force_and_its_heuristic_never_beats_it(share):
     heuristic = float(values.score(ALDSHeuristic().allocate(problem).indices))
     assert exact == pytest.approx(float(least), rel=1e-12)
     assert heuristic >= exact - 1e-12
+
+
+@pytest.mark.parametrize("rule", [ALDS, ALDSHeuristic])
+def test_alds_takes_of_groups_the_largest_singular_value_that_one_leaves_out(rule):
+    """Against the singular values of the groups' own slices of the kernel, and brute force over all configurations."""
+    spectra, _ = make(("svd", "grouped_svd"), widths=(6, 8))
+    space = build_space(spectra, max_options=6)
+    columns = []
+    for ladder in space.ladders:
+        weight = spectra.model.get_submodule(ladder.site.name).weight.detach().double()
+        column = []
+        for option in ladder.options:
+            groups, rank = {"svd": (1, *option.rank), "dense": (1, 10**6)}.get(option.decomposition, option.rank)
+            slices = [part.flatten(1) for part in weight.chunk(groups, dim=1)]
+            left = [torch.linalg.svdvals(part)[rank:].tolist() for part in slices]
+            column.append(max((one[0] for one in left if one), default=0.0) / float(torch.linalg.svdvals(weight.flatten(1))[0]))
+        columns.append(np.array(column))
+    table = relative_errors(space, spectra)
+    for found, wanted, whole in zip(table.values, columns, space.table("operator", "max").values, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-7)
+        assert (found <= whole + 1e-7).all()
+    assert any((f < w - 1e-3).any() for f, w in zip(table.values, space.table("operator", "max").values, strict=True))
+    problem = Problem(space, Frobenius().table(space), {"params": 0.6})
+    every = np.array(list(itertools.product(*(range(n) for n in space.shape))))
+    least = table.score(every[space.table("params").score(every) <= space.limit("params", 0.6)]).min()
+    found = float(table.score(rule(spectra).allocate(problem).indices))
+    assert found == pytest.approx(float(least), rel=1e-9) if rule is ALDS else found >= least - 1e-12
 
 
 def test_decomposable_net_drops_bases_in_the_order_of_its_criterion():
