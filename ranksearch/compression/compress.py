@@ -137,10 +137,11 @@ def compress(
         small = compress(model, task, bytes=0.1, bits=(8, 4)).model
 
     Price: one pass forward and back over ``space.calibration`` batches for the metrics; per rule a reconstruction on ``reconstruction``
-    batches and two forward passes over four held-out ones; and the model of the loss, of at most 26 networks and one per rule, each one
-    forward pass over ``reconstruction`` batches. With the defaults that are 13 x 8 + 39 x 4 + 8 = 268 passes of one batch;
-    `Compressed.report` says how many there were. ``refits=0`` leaves the model out; ``rules=["fisher_relative"]`` is the cheap way: one
-    network.
+    batches and two forward passes over four held-out ones; LEMS's measurements of the dense network, each of S sites alone and ten
+    networks on ``reconstruction`` batches; and the model of the loss, of at most 34 networks, each fitted to one batch and measured by
+    one forward pass over as many, of which three are judged like a rule's. With the defaults that are at most
+    17 x 8 + (S + 11) x 4 + 34 x 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0`` leaves the model out;
+    ``rules=["fisher_relative"]`` is the cheap way: one network.
 
     Args:
         model: the trained network; never changed. Of a compiled or parallel one, the network inside.
@@ -153,8 +154,8 @@ def compress(
         refits: rounds in which the model of the loss is fitted and solved, eight networks measured in each; 0: none. Default: three beside
             the whole portfolio, none where ``rules`` are named.
         polished: so many measured exchanges from the best answer on (`ranksearch.search.local_search.polish`), each one forward pass over
-            ``reconstruction`` batches, four where that is 0; 0: none. What they find counts only where it is better on the held-out
-            batches.
+            ``reconstruction`` batches, four where that is 0, after a fit to one batch where the best answer is reconstructed; 0: none.
+            What they find counts only where it is better on the held-out batches.
         epochs: of training afterwards (`ranksearch.networks.recovery.recover`): the dense network teaches, and the best state on the
             task's validation split is kept; 0: none. The task must train step by step (`Task.training`). Weights of few bits stay.
         costs: what networks are counted by; a budget on ``bytes``, and ``bits``, add `ranksearch.costs.Bytes` where it is not among them.
