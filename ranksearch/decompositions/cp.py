@@ -18,6 +18,7 @@ from ranksearch.decompositions import cp_fit
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
 from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
+from ranksearch.decompositions.singular import svd
 from ranksearch.decompositions.symmetric import eigh
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
@@ -230,12 +231,12 @@ def _leading(tensor: Tensor, count: int) -> list[Tensor]:
     lowers the squared error by the sum of their squared norms."""
     if tensor.ndim == 1:
         raise ValueError("a vector has no rank-one terms to choose from")
-    left, scale, right = torch.linalg.svd(tensor.flatten(1), full_matrices=False)
+    left, scale, right = svd(tensor.flatten(1))
     factors = [left]
     shape = tensor.shape[1:]
     while len(shape) > 1:
         inner = right.reshape(-1, shape[0], math.prod(shape[1:]))
-        u, s, v = torch.linalg.svd(inner, full_matrices=False)
+        u, s, v = svd(inner)
         width = s.shape[1]
         factors = [f.repeat_interleave(width, dim=1) for f in factors]
         factors.append(u.permute(1, 0, 2).flatten(1))

@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from ranksearch.decompositions.balanced_factors import balanced_factors
 from ranksearch.decompositions.chain import Link, chain_module
 from ranksearch.decompositions.decomposition import BEYOND
+from ranksearch.decompositions.singular import svd
 from ranksearch.decompositions.symmetric import eigh
 from ranksearch.errors import RanksearchError
 from ranksearch.sites import Site
@@ -180,7 +181,7 @@ def directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
     sign is fixed by its product with one generic vector, as LAPACK leaves it to the processor."""
     wide = matrix.shape[1] > matrix.shape[0]
     # of a wide matrix, the triangle of a QR decomposition of the transpose has the same left vectors and values
-    vectors, values, _ = torch.linalg.svd(torch.linalg.qr(matrix.mT, mode="r")[1].mT if wide else matrix, full_matrices=False)
+    vectors, values, _ = svd(torch.linalg.qr(matrix.mT, mode="r")[1].mT if wide else matrix)
     return _signed(vectors), values
 
 

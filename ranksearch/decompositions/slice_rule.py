@@ -13,6 +13,7 @@ from torch import Tensor
 from ranksearch.decompositions.exact_structure import solve_work
 from ranksearch.decompositions.network import Bonds, even, fit, pairs, start, stored, widen
 from ranksearch.decompositions.network_growth import SHARE, WORK, Grown
+from ranksearch.decompositions.singular import svdvals
 from ranksearch.decompositions.tree_network import is_forest, truncate_to_tree
 
 LEVELS = 10  # structures that are fitted, evenly spaced in the logarithm of their storage
@@ -24,7 +25,7 @@ def slice_spectra(tensor: Tensor) -> list[Tensor]:
     spectra = []
     for i, j in pairs(tensor.ndim):
         slices = tensor.movedim((i, j), (-2, -1)).reshape(-1, tensor.shape[i], tensor.shape[j])
-        energies = torch.linalg.svdvals(slices).square().mean(0)
+        energies = svdvals(slices).square().mean(0)
         spectra.append(energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
     return spectra
 

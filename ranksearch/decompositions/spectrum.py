@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions.decomposition import Errors
-from ranksearch.decompositions.symmetric import eigh
+from ranksearch.decompositions.symmetric import eigh, eigvalsh
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _gram_values(matrix: Tensor) -> Tensor:
     """Eigenvalues of the smaller Gram matrix, ascending, shape (batch, k). On the CPU, large matrices go to LAPACK through
     scipy: its rank-k update computes half the Gram matrix, and its eigensolver is the faster one (measured: 1.5 times)."""
     if matrix.device.type != "cpu" or min(matrix.shape[1:]) < LARGE:
-        return torch.linalg.eigvalsh(_gram(matrix))
+        return eigvalsh(_gram(matrix))
     left = matrix.shape[1] <= matrix.shape[2]
     values = []
     for single in matrix.detach().contiguous().numpy():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TRUSTED = ("cpu",)  # devices whose results are taken as they come
+TRUSTED = ("cpu",)  # devices whose results are taken as they come, these and those of `ranksearch.decompositions.singular`
 FAITHFUL = 0.6  # power of the rounding unit that vectors may be from orthonormal, and their matrix, in its own size, from the given one
 
 
@@ -22,6 +22,31 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(matrix.device), vectors.to(matrix.device)
 
 
+def eigvalsh(matrix: Tensor) -> Tensor:
+    """Eigenvalues, ascending, of symmetric matrices, shape (..., d, d) -> (..., d); checked as those of `eigh`, where there are no vectors
+    by what costs O(d^2): their sum is the trace, the sum of their squares the square of the norm."""
+    values = torch.linalg.eigvalsh(matrix)
+    if matrix.device.type in TRUSTED or _sums_hold(matrix, values):
+        return values
+    return torch.linalg.eigvalsh(matrix.cpu()).to(matrix.device)
+
+
+@torch.no_grad()
+def _sums_hold(matrix: Tensor, values: Tensor) -> bool:
+    size = matrix.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+    scaled, found = (matrix / size).double(), (values / size[..., 0]).double()
+    trace = agree(found.sum(-1), scaled.diagonal(dim1=-2, dim2=-1).sum(-1), found.abs().sum(-1), matrix)
+    square = scaled.square().sum(dim=(-2, -1))
+    return bool(trace & agree(found.square().sum(-1), square, square, matrix) & (values.diff(dim=-1) >= 0).all())
+
+
+def agree(got: Tensor, wanted: Tensor, size: Tensor, matrix: Tensor) -> Tensor:
+    """Whether sums over the values of matrices are what they are to be, up to the rounding of the matrices' type; NaN is not."""
+    allowed = torch.finfo(matrix.dtype).eps ** FAITHFUL * min(matrix.shape[-2:]) ** 0.5
+    return ((got - wanted).abs() <= allowed * size).all()
+
+
+@torch.no_grad()
 def faithful(matrix: Tensor, values: Tensor, vectors: Tensor) -> bool:
     """Whether V is orthonormal and V diag(values) V^T the matrix, up to rounding."""
     size = matrix.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)

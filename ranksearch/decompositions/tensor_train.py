@@ -19,7 +19,7 @@ from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Error
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
 from ranksearch.decompositions.refinement import refine, refit_output
 from ranksearch.decompositions.spectrum import ratio, spectrum, truncate
-from ranksearch.decompositions.symmetric import eigh
+from ranksearch.decompositions.symmetric import eigh, eigvalsh
 from ranksearch.sites import Site
 
 LEVELS = 10  # widths of the outer bonds, a factor of sqrt(2) apart; the middle bond has two more
@@ -310,7 +310,7 @@ def _middle(state: TrainState, r1: int, r3: int) -> Tensor:
 def _tails(matrix: Tensor) -> np.ndarray:
     """Energy left out by every rank 0, 1, ... of a matrix."""
     gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
-    values = torch.linalg.eigvalsh(gram).clamp_min(0.0).cpu().numpy()
+    values = eigvalsh(gram).clamp_min(0.0).cpu().numpy()
     return np.concatenate([np.cumsum(values)[::-1], [0.0]])
 
 

@@ -20,6 +20,7 @@ from ranksearch.decompositions.folding import FOLDINGS, join_tiles, split_tiles
 from ranksearch.decompositions.kronecker import Matrix, block, diagonal_blocks, solve_half, solve_moment, times
 from ranksearch.decompositions.metric import Moments, conditioned, half, residual_energy
 from ranksearch.decompositions.spectrum import ratio, spectrum, truncate
+from ranksearch.decompositions.symmetric import eigvalsh
 from ranksearch.sites import Site
 
 COUNT = 48  # ranks listed per structure, about: every one of them is an eigenproblem
@@ -92,7 +93,7 @@ def errors(state: TileState) -> Errors:
     else:
         white = state.weight if state.moments.output is None else half(state.moments.output)[0].T @ state.weight
         small = white @ white.T if state.input is None else times(white, state.input) @ white.T
-    top = float(torch.linalg.eigvalsh(small)[-1].clamp_min(0.0))
+    top = float(eigvalsh(small)[-1].clamp_min(0.0))
     for p, t in sorted({(int(p), int(t)) for p, t, _ in ranks}):
         rows = np.flatnonzero((ranks[:, 0] == p) & (ranks[:, 1] == t))
         chosen = ranks[rows, 2]
@@ -144,7 +145,7 @@ def residual_norms(u: Tensor, sigma: Tensor, v: Tensor, ranks: np.ndarray) -> np
 
     def solve() -> None:
         if grams:
-            result[places] = torch.linalg.eigvalsh(torch.stack(grams))[:, -1].clamp_min(0.0).cpu().numpy()
+            result[places] = eigvalsh(torch.stack(grams))[:, -1].clamp_min(0.0).cpu().numpy()
             grams.clear()
             places.clear()
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions.network import Bonds, core_shapes, directions, node_count, pairs
+from ranksearch.decompositions.singular import svdvals
+from ranksearch.decompositions.symmetric import eigvalsh
 
 Edge = tuple[int, int]  # nodes, the smaller first
 Cut = tuple[int, ...]  # the modes on one side, see `cut`
@@ -48,10 +50,10 @@ def unfold(tensor: Tensor, side: Cut) -> Tensor:
 def _numerical_rank(matrix: Tensor, tolerance: float) -> int:
     short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
     if len(short) > 64:
-        values = torch.linalg.eigvalsh(short @ short.mT)
+        values = eigvalsh(short @ short.mT)
         if float(values[0]) > 1e-10 * float(values[-1]):  # far above rounding: no SVD is needed to see that nothing is lacking
             return len(short)
-    energies = torch.linalg.svdvals(short).square()
+    energies = svdvals(short).square()
     tails = energies.flip(0).cumsum(0).flip(0)  # tails[r]: what rank r leaves
     return max(1, int((tails > tolerance**2 * tails[0]).sum()))
 

@@ -19,7 +19,7 @@ from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.decompositions.kronecker import solve_half
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import ratio
-from ranksearch.decompositions.symmetric import eigh
+from ranksearch.decompositions.symmetric import eigh, eigvalsh
 from ranksearch.decompositions.weighted_truncation import (
     Weighted,
     coordinates,
@@ -270,7 +270,7 @@ def _search(state: TuckerState, seen: Weighted) -> None:
     for r_in in sorted(set(state.grid[:, 0].tolist()), reverse=True):
         steps = weighted_truncation.affordable(state.weight, r_in)
         z = plain[:, : r_in * state.weight.shape[2]]
-        values = torch.linalg.eigvalsh(z.mT @ z).flip(-1)
+        values = eigvalsh(z.mT @ z).flip(-1)
         outer = state.grid[state.grid[:, 0] == r_in, 1].tolist()
         rows, regressions = start[:, :r_in], dict[int, Regression]()
         for anchor in sorted({o, *(_anchor(state, r_in, r_out) for r_out in outer)}, reverse=True):
@@ -336,7 +336,7 @@ def _leading(matrix: Tensor) -> Tensor:
 
 def _norms(matrix: Tensor) -> tuple[float, float]:
     """Squared Frobenius norm and squared operator norm (largest over groups) of matrices (g, m, n)."""
-    values = torch.linalg.eigvalsh(matrix @ matrix.mT).clamp_min(0.0)
+    values = eigvalsh(matrix @ matrix.mT).clamp_min(0.0)
     return float(matrix.square().sum()), float(values.max())
 
 

@@ -26,8 +26,9 @@ from ranksearch.decompositions.folded_metric import FoldedMetric, applied, fold_
 from ranksearch.decompositions.folding import Folding
 from ranksearch.decompositions.kronecker import Kronecker, Matrix, solve_half, solve_moment, times
 from ranksearch.decompositions.metric import Moments, conditioned, half
+from ranksearch.decompositions.singular import svd
 from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
-from ranksearch.decompositions.symmetric import eigh
+from ranksearch.decompositions.symmetric import eigh, eigvalsh
 from ranksearch.sites import Site
 
 SWEEPS = 8  # steps of R per rank, each with the best L for it, at most
@@ -159,7 +160,7 @@ def left_over(gram: Tensor, captured: Tensor) -> list[float]:
     the metric, shape (groups, o, o): residuals of least squares are orthogonal to what is captured."""
     rest = gram - captured
     squared = max(0.0, float(rest.diagonal(dim1=1, dim2=2).sum()))
-    return [squared, min(squared, max(0.0, float(torch.linalg.eigvalsh((rest + rest.mT) / 2).max())))]
+    return [squared, min(squared, max(0.0, float(eigvalsh((rest + rest.mT) / 2).max())))]
 
 
 def bounded(ranks: np.ndarray, residual: np.ndarray, total: float, top: float) -> Errors:
@@ -180,7 +181,7 @@ def residual_norms(metric: FoldedMetric, residual: Tensor) -> tuple[float, float
         flat = metric.output_half.mT @ flat
     gram = applied(metric, flat.reshape(residual.shape)).flatten(2) @ flat.mT
     frobenius = float(gram.diagonal(dim1=1, dim2=2).sum().clamp_min(0.0))
-    return frobenius, min(frobenius, float(torch.linalg.eigvalsh((gram + gram.mT) / 2).max().clamp_min(0.0)))
+    return frobenius, min(frobenius, float(eigvalsh((gram + gram.mT) / 2).max().clamp_min(0.0)))
 
 
 def factors(state: Folded, rank: int, *, sweeps: int | None = None, seen: Weighted | None = None) -> tuple[Tensor, Tensor]:
@@ -409,6 +410,6 @@ def even(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """The same product with factors of equal norms, strongest component first. Shapes (groups, m, r), (groups, r, n)."""
     q1, t1 = torch.linalg.qr(left)
     q2, t2 = torch.linalg.qr(right.mT)
-    u, sigma, vh = torch.linalg.svd(t1 @ t2.mT)
+    u, sigma, vh = svd(t1 @ t2.mT)
     root = sigma.sqrt()
     return q1 @ (u * root[:, None, :]), (root[..., None] * vh) @ q2.mT

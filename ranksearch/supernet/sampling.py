@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ranksearch import checks
@@ -16,6 +15,7 @@ from ranksearch.allocators import Problem, exact_for
 from ranksearch.allocators.decomposable_net import largest_singular_value
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.decompositions.folding import FOLDINGS
+from ranksearch.decompositions.symmetric import eigvalsh
 from ranksearch.errors import InvalidArgument
 from ranksearch.proxies import TableProxy, free_proxies
 from ranksearch.space import DENSE, Configuration, Ladder, SearchSpace
@@ -156,7 +156,7 @@ class Ratio(Sampling):
         for number, ladder in enumerate(self.space.ladders):
             matrix = FOLDINGS[self.decomposition].fold(ladder.site, weights[ladder.site.name].detach()).double()
             gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
-            squared = torch.linalg.eigvalsh(gram).clamp_min(0.0).flip(-1).amax(dim=0)  # of all groups, which share a rank
+            squared = eigvalsh(gram).clamp_min(0.0).flip(-1).amax(dim=0)  # of all groups, which share a rank
             self._sigma[number] = squared.sqrt().cpu().numpy()
         self._order()
 

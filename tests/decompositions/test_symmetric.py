@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ranksearch.decompositions import symmetric
 from ranksearch.decompositions.metric import floored, half
-from ranksearch.decompositions.symmetric import eigh, faithful
+from ranksearch.decompositions.symmetric import eigh, eigvalsh, faithful
 
 Pair = tuple[Tensor, Tensor]
 
@@ -73,3 +73,63 @@ def test_lapack_takes_the_place_of_a_device_that_fails(fault: Callable[[Tensor, 
     calls.clear()
     found = floored(matrix)
     assert torch.allclose(found, expected, rtol=0, atol=1e-12 * float(expected.max())) and bool(half(found).isfinite().all())
+
+
+# -- eigenvalues alone ---------------------------------------------------------------------------------------------------
+
+
+def lost(values: Tensor) -> Tensor:
+    return torch.cat([values[..., 1:], values[..., -1:]], dim=-1)
+
+
+def unordered(values: Tensor) -> Tensor:
+    return values.flip(-1)
+
+
+def moved(values: Tensor) -> Tensor:
+    """The sum is right, the values are not."""
+    by = torch.zeros_like(values)
+    by[..., 0], by[..., -1] = -1.0, 1.0
+    return values + 0.1 * values[..., -1:] * by
+
+
+def nothing(values: Tensor) -> Tensor:
+    return values * torch.nan
+
+
+VALUE_FAULTS = (lost, unordered, moved, nothing)
+
+
+def wrong_once(monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """The first call of a solver of torch gives something else, on a device that is not trusted; returns what it is called with."""
+    solver, calls = getattr(torch.linalg, name), []
+
+    def first_wrong(given: Tensor) -> Tensor:
+        calls.append(given)
+        return fault(solver(given)) if len(calls) == 1 else solver(given)
+
+    monkeypatch.setattr(torch.linalg, name, first_wrong)
+    monkeypatch.setattr(symmetric, "TRUSTED", ())
+    return calls
+
+
+@pytest.mark.parametrize("fault", VALUE_FAULTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eigenvalues_that_do_not_hold_are_those_of_lapack(
+    fault: Callable[[Tensor], Tensor], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = matrices().to(dtype)
+    expected = torch.linalg.eigvalsh(matrix)
+    calls = wrong_once(monkeypatch, "eigvalsh", fault)
+    torch.testing.assert_close(eigvalsh(matrix), expected)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_eigenvalues_of_lapack_hold(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = wrong_once(monkeypatch, "eigvalsh", lambda values: values)
+    large = torch.randn(300, 300, generator=torch.Generator().manual_seed(1))
+    given = (matrices(scale), torch.zeros(1, 4, 4, dtype=torch.float64), torch.eye(5)[None], large @ large.mT, large + large.mT)
+    for matrix in given:
+        eigvalsh(matrix)
+    assert len(calls) == len(given)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ranksearch.decompositions import singular
+
 
 def svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U, sigma, V^H of matrices of shape (batch, m, n), at least in float32, autocast off."""
     with torch.autocast(matrices.device.type, enabled=False):
         wide = matrices.detach().to(torch.promote_types(matrices.dtype, torch.float32))
-        return torch.linalg.svd(wide, full_matrices=False)
+        return singular.svd(wide)
 
 
 def polar(matrices: Tensor, rank: int | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ranksearch import checks
 from ranksearch.decompositions.folding import FOLDINGS
+from ranksearch.decompositions.singular import svd
 from ranksearch.errors import InvalidArgument
 from ranksearch.space import DENSE
 from ranksearch.supernet.methods._base import Batch, Loss, Method, projecting
@@ -135,7 +136,7 @@ class TruncatedSVD(torch.autograd.Function):
     def forward(ctx: Any, matrices: Tensor, rank: int, clip: float) -> Tensor:
         with torch.autocast(matrices.device.type, enabled=False):
             wide = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
-            u, sigma, vh = torch.linalg.svd(wide, full_matrices=False)
+            u, sigma, vh = svd(wide)
             ctx.save_for_backward(u, sigma, vh)
             ctx.rank, ctx.clip, ctx.dtype = rank, clip, matrices.dtype
             return ((u[..., :rank] * sigma[..., None, :rank]) @ vh[..., :rank, :]).to(matrices.dtype)

@@ -13,6 +13,7 @@ from ranksearch import checks
 from ranksearch.allocators import Problem, STNStorage
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.decompositions.folding import MODES, Folding, unfoldings
+from ranksearch.decompositions.symmetric import eigvalsh
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks import surgery
 from ranksearch.sites import Site
@@ -124,7 +125,7 @@ def nuclear_norm(matrices: Tensor) -> Tensor:
     with torch.autocast(matrices.device.type, enabled=False):
         wide = matrices.double()
         gram = wide @ wide.mT if wide.shape[1] <= wide.shape[2] else wide.mT @ wide
-        values = torch.linalg.eigvalsh(gram)
+        values = eigvalsh(gram)
         floor = (values.detach()[:, -1:] * 1e-12).clamp_min(torch.finfo(torch.float64).tiny)
         counts = values > floor  # the root of the others is never taken, so that its gradient is finite
         return torch.where(counts, torch.where(counts, values, 1.0).sqrt(), 0.0).sum().to(matrices.dtype)
