@@ -29,6 +29,9 @@ FEWEST = 4  # starts, where they are half of the trials at most: what the links 
 FLOOR = 0.02  # of the 0.9 quantile of rises: smaller differences are taken for noise
 NEIGHBOURS = 64  # of the front that are tried, farther and farther away, where all that was solved is known
 BARREN = 2  # times that fronts are solved without anything new on them, before more is observed
+EVERY = 6  # proposals, one of which goes to what was measured without training, if that is expected to win at its own cost
+LEAST = 0.01  # of the dense network's metric, by which it is to win
+CARRIED = 1 / 3  # of the difference between such a measurement and the model that evaluations show again (docs/results.md)
 RANDOM = 8  # observations before anything is modelled where only the number of options is known
 
 
@@ -36,7 +39,8 @@ class Surrogate(Sampler):
     """Fits `ranksearch.surrogate.LossModel` to every evaluation and to what was measured without training, each with a link of its own.
     Fronts over all budgets are solved exactly for the most likely model and for some drawn from its posterior, at random prices of the
     costs; of their points that are neither known nor in flight the one is proposed with which the hypervolume of the front, those in
-    flight among it at their expected values, is expected to grow most over ``draws`` models.
+    flight among it at their expected values, is expected to grow most over ``draws`` models. The hypervolume says little of single budgets:
+    every sixth proposal is an answer of the portfolio that is expected to beat what was evaluated within its own cost, if there is one.
 
     Without a `Problem`, as in a search of something else than networks, every objective is an additive Gaussian process over the
     options, and proposals are least for randomly weighted draws of them.
@@ -67,6 +71,7 @@ class Surrogate(Sampler):
         self._flying: dict[bytes, np.ndarray] = {}
         self._solved: _Solved | None = None  # until enough has been observed
         self._stale = 0
+        self._turn = 0  # proposals
         self._vain = 0  # candidates in a row that were known or refused
         self._barren = 0  # fronts solved in a row that had nothing new
         self._model: LossModel | None = None
@@ -74,6 +79,7 @@ class Surrogate(Sampler):
 
     def propose(self) -> np.ndarray:
         self._vain = 0
+        self._turn += 1
         indices = super().propose()
         self._flying[indices.tobytes()] = indices.copy()
         return indices
@@ -87,7 +93,11 @@ class Surrogate(Sampler):
         if self._solved is None:
             self._solved = self._solve(self.problem, self._curves)
         front = np.array([values for _, values in self._front()]).reshape(-1, self.n_objectives)
-        best = self._solved.best(front, list(self._flying.values()), taken=self._taken)
+        flying, best = list(self._flying.values()), None
+        if self._turn % EVERY == 0:
+            best = self._solved.winner(front, flying, taken=self._taken)
+        if best is None:
+            best = self._solved.best(front, flying, taken=self._taken)
         if best is None:
             self._solved, self._barren = None, self._barren + 1
             return self._neighbour()
@@ -192,25 +202,52 @@ class _Solved:
     scale: _Scale
     candidates: np.ndarray  # int64, shape: (n, n_sites)
     expected: np.ndarray  # scaled values: most likely model first, then those drawn; shape: (draws, n, n_objectives)
+    members: np.ndarray  # scaled values expected of what was measured without training, shape: (n_evidence, n_objectives)
     model: LossModel
     refused: set[bytes]  # proposed from here already
 
     @classmethod
     def of(cls, scale: _Scale, model: LossModel, drawn: Sequence[np.ndarray], candidates: np.ndarray) -> _Solved:
-        expected = np.array([_expected(scale, model, parameters, candidates) for parameters in drawn])
-        return cls(scale, candidates, expected, model, set())
+        costs = scale.problem.costs(candidates)
+        expected = np.array([_expected(scale, model, parameters, candidates, costs) for parameters in drawn])
+        return cls(scale, candidates, expected, _members(scale, model), model, set())
+
+    def winner(self, front: np.ndarray, flying: Sequence[np.ndarray], *, taken: Callable[[bytes], bool]) -> np.ndarray | None:
+        """Of what was measured without training the configuration that is expected to beat by most the best evaluated within one of its own
+        costs; None where none does by `LEAST`."""
+        problem = self.scale.problem
+        left = self._left(problem.evidence, taken)
+        if not len(left):
+            return None
+        points, members = self._points(front, flying), self.members[left]
+        wins = np.full(len(members), -np.inf)
+        for cost in set(range(len(problem.objectives))) - set(problem.measured):
+            within = points[None, :, cost] <= members[:, None, cost]  # (members, points)
+            for metric in problem.measured:
+                best = np.where(within, points[None, :, metric], 1.0).min(axis=1, initial=1.0)
+                wins = np.maximum(wins, best - members[:, metric])
+        most = int(np.argmax(wins))
+        return problem.evidence[left[most]].copy() if wins[most] >= LEAST else None
+
+    def _left(self, rows: np.ndarray, taken: Callable[[bytes], bool]) -> np.ndarray:
+        """Which rows were neither proposed from here nor are otherwise known."""
+        keys = (row.tobytes() for row in rows)
+        return np.flatnonzero(np.array([key not in self.refused and not taken(key) for key in keys], dtype=bool))
+
+    def _points(self, front: np.ndarray, flying: Sequence[np.ndarray]) -> np.ndarray:
+        """Scaled values of the front, and of what is in flight at its expected ones."""
+        points = self.scale(front)
+        if not flying:
+            return points
+        soon = np.array(flying)
+        return np.concatenate([points, _expected(self.scale, self.model, self.model.mean, soon, self.scale.problem.costs(soon))])
 
     def best(self, front: np.ndarray, flying: Sequence[np.ndarray], *, taken: Callable[[bytes], bool]) -> np.ndarray | None:
         """The candidate with which the hypervolume is expected to grow most; None where none is left."""
-        keys = (row.tobytes() for row in self.candidates)
-        free = np.array([key not in self.refused and not taken(key) for key in keys], dtype=bool)
-        left = np.flatnonzero(free)
+        left = self._left(self.candidates, taken)
         if not len(left):
             return None
-        points = self.scale(front)
-        if flying:
-            soon = _expected(self.scale, self.model, self.model.mean, np.array(flying))
-            points = np.concatenate([points, soon])
+        points = self._points(front, flying)
         sums = growths(points, self.expected[0, left]) + growths(points, self.expected[-1, left])
         finalists = left[np.argsort(-sums, kind="stable")[:FINALISTS]]
         expected = self.expected[:, finalists]
@@ -255,14 +292,28 @@ class _Scale:
         return scaled
 
 
-def _expected(scale: _Scale, model: LossModel, parameters: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Scaled values that a model expects, shape: (n, n_objectives)."""
-    problem = scale.problem
-    values = problem.costs(candidates)
+def _expected(scale: _Scale, model: LossModel, parameters: np.ndarray, candidates: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Scaled values that a model expects of candidates with these costs (`Problem.costs`), shape: (n, n_objectives)."""
+    problem, values = scale.problem, costs.copy()
     sums = model.table(parameters).score(candidates)
     first = 1 if len(problem.rises) else 0
     for channel, number in enumerate(problem.measured, start=first):
         values[:, number] = scale.dense[number] + model.linked(sums, channel=channel, parameters=parameters)
+    return scale(values)
+
+
+def _members(scale: _Scale, model: LossModel) -> np.ndarray:
+    """Scaled values expected of what was measured without training: the model's, corrected by a part of what that measurement differs from
+    it by; shape: (n_evidence, n_objectives)."""
+    problem = scale.problem
+    if not len(problem.rises):
+        return np.zeros((0, len(problem.objectives)))
+    values = problem.costs(problem.evidence)
+    sums = model.table().score(problem.evidence)
+    apart = model.transformed(problem.rises) - model.transformed(model.linked(sums))
+    for channel, number in enumerate(problem.measured, start=1):
+        expected = model.transformed(model.linked(sums, channel=channel), channel=channel) + CARRIED * apart
+        values[:, number] = scale.dense[number] + np.sinh(expected) * model.floors[channel]
     return scale(values)
 
 
@@ -291,14 +342,12 @@ def _fronts(problem: Problem, model: LossModel, parameters: np.ndarray, random: 
     limits, and up to ``limited`` in all within random shares of them."""
     space, table = problem.space, model.table(parameters)
     names = [name for name in space.costs if name in problem.objectives and space.baseline[name]] or [space.leading_cost]
+    shares = np.array([np.concatenate(space.cost_tables[name].values) / space.baseline[name] for name in names])
+    ends = np.cumsum(space.shape)[:-1]
     mixtures = [*np.eye(len(names)), *([random.dirichlet(np.ones(len(names)))] if len(names) > 1 else [])]
     found = []
     for weights in mixtures:
-        prices = [
-            np.sum([w * ladder.costs[name] / space.baseline[name] for w, name in zip(weights, names, strict=True)], axis=0)
-            for ladder in space.ladders
-        ]
-        hull = lagrangian_hull(table.values, prices)
+        hull = lagrangian_hull(table.values, np.split(weights @ shares, ends))
         levels = np.linspace(hull.costs[0], hull.costs[-1], POINTS) + random.uniform(0, (hull.costs[-1] - hull.costs[0]) / POINTS)
         found += [hull.indices(point) for point in np.unique(np.searchsorted(hull.costs, levels).clip(0, len(hull.costs) - 1))]
     return found + _within(problem, table, random, limited)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.space import Ladder, SearchSpace
 from ranksearch.space.table import Table
 
+LARGEST = 300.0  # logarithm of what an option adds: the sum over all sites is a number
 TINY = 1e-9  # of the largest value of a table: what is below it cannot be told from no change at all
 
 
@@ -39,6 +41,60 @@ class Curves:
     def n_sites(self) -> int:
         """How many sites there are."""
         return len(self.base)
+
+    def at(self, indices: np.ndarray) -> Chosen:
+        """What is known of the options that configurations have, of option indices of shape (n, n_sites)."""
+        rows = self._first + indices
+        base, common, slope = self._stacked
+        return Chosen(base[rows], common[rows], slope[rows])
+
+    def added(self, parameters: np.ndarray) -> list[np.ndarray]:
+        """What every option adds before the link, shape: (n_options,) per site.
+
+        Args:
+            parameters: b, then scales, then steepnesses; what follows is not looked at.
+        """
+        base, common, slope = self._stacked
+        b, scale, steepness = _split(parameters, common.shape[1], self.n_sites)
+        logs = base + common @ b + scale[self._site] + steepness[self._site] * slope
+        return np.split(np.exp(np.minimum(logs, LARGEST)), self._first[1:])
+
+    @cached_property
+    def _stacked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The arrays of all sites, one below the other."""
+        return np.concatenate(self.base), np.concatenate(self.common), np.concatenate(self.slope)
+
+    @cached_property
+    def _site(self) -> np.ndarray:
+        """The site of every row of these."""
+        return np.repeat(np.arange(self.n_sites), [len(base) for base in self.base])
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """Their first row of every site."""
+        return np.concatenate([[0], np.cumsum([len(base) for base in self.base[:-1]])]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """`Curves` at one option of every site, gathered once for the many parameters that a fit goes through; shapes: (n, n_sites) of ``base``
+    and ``slope``, (n, n_sites, n_common) of ``common``."""
+
+    base: np.ndarray
+    common: np.ndarray
+    slope: np.ndarray
+
+    def logs(self, parameters: np.ndarray) -> np.ndarray:
+        """Logarithms of what these options add before the link, shape: (n, n_sites); parameters as for `Curves.added`."""
+        _, sites, count = self.common.shape
+        b, scale, steepness = _split(parameters, count, sites)
+        return self.base + self.common @ b + scale + steepness * self.slope
+
+
+def _split(parameters: np.ndarray, common: int, sites: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Those common to all sites, scales, and steepnesses."""
+    end = common + sites
+    return parameters[:common], parameters[common:end], parameters[end : end + sites]
 
 
 def curves(space: SearchSpace, table: Table, *, others: Sequence[tuple[Table, float]] = ()) -> Curves:
@@ -127,5 +183,3 @@ def _types(ladders: Sequence[Ladder]) -> list[str]:
         for name in ladder.present - {"dense"}:
             counts[name] = counts.get(name, 0) + int(ladder.mask((name,)).sum())
     return sorted(counts, key=lambda name: (-counts[name], name))[1:]
-
-

@@ -19,7 +19,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.space.table import Table
-from ranksearch.surrogate.curves import Curves
+from ranksearch.surrogate.curves import Chosen, Curves
 
 SCALE, STEEPNESS = 0.5, 0.25  # standard deviations of a site's own scale and steepness in the prior
 SHIFT, EXPONENT, CEILING = 3.0, 0.3, 1.0  # and of the three logarithms of a link
@@ -83,8 +83,7 @@ class LossModel:
 
     def table(self, parameters: np.ndarray | None = None) -> Table:
         """What every option adds before the link: its least sum within a budget is the least loss there, whatever the link is."""
-        values = _site_logs(self.curves, self.mean if parameters is None else parameters)
-        return Table(tuple(np.exp(np.minimum(v, 300.0)) for v in values), "sum")
+        return Table(tuple(self.curves.added(self.mean if parameters is None else parameters)), "sum")
 
     def rises(self, indices: np.ndarray, *, channel: int = 0, parameters: np.ndarray | None = None) -> np.ndarray:
         """Expected rises of configurations, float64, shape: (n,).
@@ -105,7 +104,7 @@ class LossModel:
     def deviation(self, indices: np.ndarray, *, channel: int = 0) -> np.ndarray:
         """Standard deviation of the transformed expected rises, asinh(rise / floor), to first order; noise is not in it; shape: (n,)."""
         indices = np.asarray(indices)
-        found = _jacobian(self.curves, self.mean, indices, np.full(len(indices), channel), self.floors)
+        found = _jacobian(self.curves.at(indices), self.mean, np.full(len(indices), channel), self.floors)
         return np.sqrt(np.square(solve_triangular(self.root, found.jacobian.T, lower=True)).sum(axis=0))
 
     def transformed(self, rises: np.ndarray, *, channel: int = 0) -> np.ndarray:
@@ -139,12 +138,13 @@ def fit(curves: Curves, seen: Observations, *, start: LossModel | None = None) -
     floors = np.array(seen.floors) if seen.floors is not None else _floors(rises, channels, count)
     prior = _Prior.of(curves, indices, rises, channels, floors)
     target = np.arcsinh(rises / floors[channels])
+    chosen = curves.at(indices)
     mean = start.mean if start is not None and start.mean.shape == prior.mean.shape else prior.mean
     noise = np.full(count, NOISE)
     root = np.diag(np.sqrt(prior.precision))
     for _ in range(ROUNDS):
         weights = 1 / (noise[channels] * relative)
-        mean, root, residual, jacobian = _least_squares(curves, mean, prior, indices, channels, floors, target, weights)
+        mean, root, residual, jacobian = _least_squares(chosen, mean, prior, channels, floors, target, weights)
         used = np.square(solve_triangular(root, (jacobian * weights[:, None]).T, lower=True)).sum(axis=0)  # leverages
         before, noise = noise, _noises(residual / relative, used, channels, count)
         if np.allclose(noise, before, rtol=0.05):
@@ -194,9 +194,8 @@ def _floors(rises: np.ndarray, channels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _least_squares(
-    curves: Curves, mean: np.ndarray, prior: _Prior, indices: np.ndarray, channels: np.ndarray, floors: np.ndarray, target: np.ndarray,
-    weights: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    chosen: Chosen, mean: np.ndarray, prior: _Prior, channels: np.ndarray, floors: np.ndarray, target: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Levenberg's and Marquardt's minimum of |weights (target - expected)|^2 + |parameters - prior|^2 in the prior's precision.
 
     Returns:
@@ -205,26 +204,33 @@ def _least_squares(
     def total(found: _Expected, parameters: np.ndarray) -> float:
         return float(np.square(weights * (target - found.value)).sum() + (prior.precision * np.square(parameters - prior.mean)).sum())
 
-    found = _jacobian(curves, mean, indices, channels, floors)
-    value, damping = total(found, mean), 1e-3
-    for _ in range(STEPS):
+    def curvature(found: _Expected) -> tuple[np.ndarray, np.ndarray]:
         scaled = found.jacobian * weights[:, None]
-        hessian = scaled.T @ scaled + np.diag(prior.precision)
+        hessian = scaled.T @ scaled
+        hessian[diagonal] += prior.precision
+        return scaled, hessian
+
+    diagonal = np.diag_indices(len(mean))
+    found = _jacobian(chosen, mean, channels, floors)
+    value, damping = total(found, mean), 1e-3
+    scaled, hessian = curvature(found)
+    for _ in range(STEPS):
         gradient = scaled.T @ (weights * (target - found.value)) - prior.precision * (mean - prior.mean)
-        step = cho_solve(cho_factor(hessian + damping * np.diag(np.diag(hessian)), lower=True), gradient)
-        trial = _jacobian(curves, mean + step, indices, channels, floors)
+        damped = hessian.copy()
+        damped[diagonal] *= 1 + damping
+        step = cho_solve(cho_factor(damped, lower=True, overwrite_a=True, check_finite=False), gradient, check_finite=False)
+        trial = _jacobian(chosen, mean + step, channels, floors)
         after = total(trial, mean + step)
         if after < value:
             gain, mean, found, value, damping = value - after, mean + step, trial, after, damping * 0.3
+            scaled, hessian = curvature(found)
             if gain < 1e-6 * (1 + value):
                 break
         elif damping > 1e8:
             break
         else:
             damping *= 5
-    scaled = found.jacobian * weights[:, None]
-    root = np.linalg.cholesky(scaled.T @ scaled + np.diag(prior.precision))
-    return mean, root, target - found.value, found.jacobian
+    return mean, np.linalg.cholesky(hessian), target - found.value, found.jacobian
 
 
 @dataclass(frozen=True)
@@ -235,37 +241,25 @@ class _Expected:
     jacobian: np.ndarray
 
 
-def _jacobian(curves: Curves, parameters: np.ndarray, indices: np.ndarray, channels: np.ndarray, floors: np.ndarray) -> _Expected:
-    shared, sites = len(curves.spread), curves.n_sites
-    logs = np.stack([log[indices[:, s]] for s, log in enumerate(_site_logs(curves, parameters))], axis=1)  # (n, sites)
+def _jacobian(chosen: Chosen, parameters: np.ndarray, channels: np.ndarray, floors: np.ndarray) -> _Expected:
+    count, sites, shared = chosen.common.shape
+    logs = chosen.logs(parameters)
     log_sum = np.logaddexp.reduce(logs, axis=1)
     with np.errstate(invalid="ignore"):
         share = np.nan_to_num(np.exp(logs - log_sum[:, None]))  # of each site in the sum; none in the dense network
-    common = np.stack([c[indices[:, s]] for s, c in enumerate(curves.common)], axis=1)  # (n, sites, shared)
-    slope = np.stack([c[indices[:, s]] for s, c in enumerate(curves.slope)], axis=1)
-    by_log_sum = np.concatenate([np.einsum("ns,nsk->nk", share, common), share, share * slope], axis=1)
-    jacobian = np.zeros((len(indices), len(parameters)))
-    value = np.empty(len(indices))
+    by_log_sum = np.concatenate([(share[:, None] @ chosen.common)[:, 0], share, share * chosen.slope], axis=1)
+    jacobian = np.zeros((count, len(parameters)))
+    value = np.empty(count)
     for channel in range(len(floors)):
         mine = channels == channel
-        link = _link(log_sum[mine], _link_of(curves, parameters, channel))
+        place = shared + 2 * sites + LINK * channel
+        link = _link(log_sum[mine], parameters[place : place + LINK])
         rise = np.exp(link.log_rise) / floors[channel]
         value[mine] = np.arcsinh(rise)
         outer = (rise / np.sqrt(1 + np.square(rise)))[:, None]  # of asinh(rise / floor) by the logarithm of the rise
-        place = shared + 2 * sites + LINK * channel
         jacobian[mine, : shared + 2 * sites] = outer * link.by_log_sum[:, None] * by_log_sum[mine]
         jacobian[mine, place : place + LINK] = outer * link.by_link
     return _Expected(value, jacobian)
-
-
-def _site_logs(curves: Curves, parameters: np.ndarray) -> list[np.ndarray]:
-    """Logarithms of what every option adds before the link, shape: (n_options,) per site."""
-    shared, sites = len(curves.spread), curves.n_sites
-    common, scale, steepness = np.split(parameters[: shared + 2 * sites], [shared, shared + sites])
-    return [
-        base + features @ common + scale[s] + steepness[s] * slope
-        for s, (base, features, slope) in enumerate(zip(curves.base, curves.common, curves.slope, strict=True))
-    ]
 
 
 def _link_of(curves: Curves, parameters: np.ndarray, channel: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from ranksearch.runners import WAIT, LocalRunner, RayTuneRunner, Wait
 from ranksearch.space import Configuration
 
 HERE = sys.modules[__name__]
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,6 +110,48 @@ def test_same_outcomes_as_local_each_reported_once_and_weights_sent_once(tmp_pat
     assert expected[requests[5]].error == "ZeroDivisionError: by itself"
     times = Counter((tmp_path / "unpickled").read_text().split())
     assert set(times.values()) == {1}, "a worker unpickled the evaluator more than once"
+
+
+class Heavy:
+    """Writes down where its weights lie in the memory of the machine, and waits until two workers have."""
+
+    def __init__(self, log: Path) -> None:
+        self.weights, self.log = np.arange(1_000_000, dtype=np.float64), log
+
+    def __call__(self, asked: Request) -> Outcome:
+        with open(self.log, "a") as file:
+            file.write(f"{os.getpid()} {mapped(self.weights.ctypes.data)} {self.weights.flags.writeable}\n")
+        both = wait_for(lambda: len({line.split()[0] for line in self.log.read_text().splitlines()}) == 2, 60)
+        return Outcome(asked, "done", {"both": float(both), "sum": float(self.weights.sum())})
+
+
+def mapped(address: int) -> str:
+    """The file in which an address of this process lies, and the place in it: the same of two processes where the memory is."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, device, inode, *_ = line.split()
+        first, last = (int(end, 16) for end in span.split("-"))
+        if first <= address < last:
+            return f"{device}:{inode}+{int(offset, 16) + address - first if int(inode) else os.getpid()}"
+    raise AssertionError(f"{address:#x} is not mapped")
+
+
+@linux
+def test_weights_go_to_a_machine_once_and_its_workers_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    put, large = ray.put, []
+
+    def counted(value: object, **options: object) -> ray.ObjectRef:
+        arrays = value if isinstance(value, list) else [value]
+        large.extend(array for array in arrays if isinstance(array, np.ndarray) and array.nbytes > 10**6)
+        return put(value, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(ray, "put", counted)
+    outcomes = run(Heavy(tmp_path / "log"), [request(seed) for seed in range(4)])
+    assert [outcome.metrics for outcome in outcomes] == [{"both": 1.0, "sum": float(np.arange(10**6).sum())}] * 4
+    pids, places, writeable = (set(column) for column in zip(*map(str.split, (tmp_path / "log").read_text().splitlines()), strict=True))
+    assert len(pids) == 2 and len(places) == 1 and writeable == {"False"}
+    assert len(large) == 1, "the driver has put them into the object store more than once"
 
 
 def test_waiting_and_never_more_in_flight_than_workers() -> None:
@@ -419,9 +462,6 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
             return True
         time.sleep(0.2)
     return condition()
-
-
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
 
 
 @linux

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from surrogate_cases import space, truth
 
+from ranksearch.allocators import Additive
+from ranksearch.allocators import Problem as Allocating
 from ranksearch.errors import InvalidArgument
 from ranksearch.samplers import NSGA2, Problem, Random, Sampler, Surrogate
+from ranksearch.samplers.surrogate import EVERY
 from ranksearch.space import SearchSpace
 
 
@@ -84,6 +87,40 @@ def test_what_was_measured_without_training_teaches_it() -> None:
         told, untold = (volume(search(Surrogate(), of, value, 4, seed=seed, evidence=n)) for n in (60, 0))
         gains.append(told - untold)
     assert np.mean(gains) > 0
+
+
+def test_answers_of_the_portfolio_are_evaluated_where_they_win() -> None:
+    """Something as good was evaluated at slightly higher cost, so that the hypervolume hardly grows with them; within their own cost
+    nothing was."""
+    for seed in range(3):
+        of = space(8, 7, seed=seed)
+        value, table, least = worth(of, seed=seed), truth(of, seed=seed).model.table(), of.smallest("macs")
+        budgets = [int(least + share * (of.baseline["macs"] - least)) for share in (0.05, 0.1, 0.15)]
+        answers = [Additive().allocate(Allocating(of, table, {"macs": budget})).indices for budget in budgets]
+        rises = np.array([value(row)[0] + 0.9 for row in answers])
+        problem = Problem(of, ("accuracy", "macs", "params"), {}, np.array(answers), rises)
+        sampler = Surrogate().start(of.shape, 3, seed=seed, admissible=lambda x: True, problem=problem)
+        beside = [row + np.eye(len(row), dtype=np.int64)[np.flatnonzero(row < of.dense)[0]] for row in answers]
+        for row in (of.dense, *beside):
+            sampler.observe(row, value(row))
+        proposed = {sampler.propose().tobytes() for _ in range(EVERY)}
+        assert proposed & {row.tobytes() for row in answers}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_which_of_them_wins_is_also_said_by_its_own_measurement(monkeypatch: pytest.MonkeyPatch, swapped: bool) -> None:
+    monkeypatch.setattr(importlib.import_module("ranksearch.samplers.surrogate"), "EVERY", 1)
+    for seed in range(4):
+        of = space(8, 7, seed=seed)
+        value, rows = worth(of, seed=seed), of.sample(60, 3)
+        rises = np.array([value(row)[0] + 0.9 for row in rows])
+        better, worse = np.argsort(rises)[:2][:: -1 if swapped else 1]
+        rises[better] *= 0.05
+        rises[worse] *= 20
+        problem = Problem(of, ("accuracy", "macs", "params"), {}, rows, rises)
+        sampler = Surrogate().start(of.shape, 3, seed=seed, admissible=lambda x: True, problem=problem)
+        sampler.observe(of.dense, value(of.dense))
+        assert np.array_equal(sampler.propose(), rows[better])
 
 
 def test_networks_far_below_those_seen_are_tried() -> None:

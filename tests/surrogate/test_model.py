@@ -32,11 +32,11 @@ def test_derivatives_are_those_of_differences() -> None:
     of = space(5, 6)
     made = truth(of, seed=0, channels=2)
     indices, channels = of.sample(12, 1), np.arange(12) % 2
-    found = _jacobian(made.curves, made.model.mean, indices, channels, made.model.floors)
+    found = _jacobian(made.curves.at(indices), made.model.mean, channels, made.model.floors)
     step = 1e-6
     for number in range(len(made.model.mean)):
         ahead, behind = (made.model.mean + sign * step * (np.arange(len(made.model.mean)) == number) for sign in (1, -1))
-        values = [_jacobian(made.curves, p, indices, channels, made.model.floors).value for p in (ahead, behind)]
+        values = [_jacobian(made.curves.at(indices), p, channels, made.model.floors).value for p in (ahead, behind)]
         np.testing.assert_allclose(found.jacobian[:, number], (values[0] - values[1]) / (2 * step), rtol=1e-5, atol=1e-7)
 
 
@@ -51,6 +51,24 @@ def test_an_untouched_model_is_the_table_it_was_made_of() -> None:
     np.testing.assert_allclose(model.rises(indices), energies(of).score(indices), rtol=1e-9)
     assert model.rises(of.dense[None])[0] == pytest.approx(0, abs=1e-200)
     assert [float(v[-1]) for v in model.table().values] == [0.0] * 6
+
+
+def test_curves_of_many_configurations_are_those_of_every_site_by_itself() -> None:
+    """Also of sites with different numbers of options."""
+    of = space(3, 4)
+    of = SearchSpace((*of.ladders, *space(2, 7).ladders), of.baseline, metric="fisher")
+    known, random = curves(of, energies(of)), np.random.default_rng(0)
+    shared, sites = len(known.spread), known.n_sites
+    parameters = random.standard_normal(shared + 2 * sites + LINK)
+    b, scale, steepness = np.split(parameters[: shared + 2 * sites], [shared, shared + sites])
+    expected = [known.base[s] + known.common[s] @ b + scale[s] + steepness[s] * known.slope[s] for s in range(sites)]
+    for found, logs in zip(known.added(parameters), expected, strict=True):
+        np.testing.assert_allclose(found, np.exp(logs), rtol=1e-12)
+    indices = of.sample(9, 0)
+    chosen = known.at(indices)
+    np.testing.assert_allclose(
+        chosen.logs(parameters), [[expected[s][option] for s, option in enumerate(row)] for row in indices], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
