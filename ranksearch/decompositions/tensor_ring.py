@@ -15,6 +15,7 @@ from ranksearch.decompositions.metric import Moments, conditioned, residual_ener
 from ranksearch.decompositions.network import (
     Bonds,
     Reduced,
+    balanced,
     contract,
     core_shapes,
     even,
@@ -101,7 +102,7 @@ class TensorRing(Decomposition[RingState]):
             if small:  # loops have local minima, which a start of its own may avoid
                 begins += [[torch.randn(c.shape, generator=generator, dtype=torch.float64).to(c) for c in begins[0]] for _ in range(2)]
             fits = [fit(reduced.core, cores, sweeps=SWEEPS if small else 10, tolerance=1e-3) for cores in begins]
-            found[row] = list(even(min(fits, key=lambda f: f[1])[0]))
+            found[row] = balanced(min(fits, key=lambda f: f[1])[0])
             residual = dense - contract(reduced.lift(found[row]), len(sizes)).reshape(dense.shape)
             energies.append(residual_energy(residual[None], metric))
         frobenius = np.sqrt(np.array(energies)) / norm if norm > 0 else np.zeros(len(ranks))
