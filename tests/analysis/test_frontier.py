@@ -62,6 +62,17 @@ def test_rules_without_an_answer_and_those_that_did_not_contend_are_told_apart()
     assert script("frontier").handed_out({0: rows}) == {0: pytest.approx(70.0)}
 
 
+def test_contenders_are_the_best_as_they_come_and_after_a_light_reconstruction() -> None:
+    """A published rule that is poor as it comes contends reconstructed, if a light reconstruction mends it."""
+    module = script("frontier")
+    losses = {"balf": (0.2, 0.4), "alds": (0.3, 0.5), "lems": (0.9, 0.1), "fisher": (0.1, 0.3), "refit": (0.8, 0.2)}
+    rows = [{"rule": name, "as it is": {"held_out": plain}, "lightly fitted": light} for name, (plain, light) in losses.items()]
+    rows.append({"rule": "evbmf", "error": "no answer"})
+    told = [(row["rule"], way) for row, way in module.contending(rows, 1)]
+    assert told == [("balf", "as it is"), ("lems", "reconstructed"), ("refit", "reconstructed")]
+    assert len(list(module.contending(rows, 9))) == 3 + 3 + 2
+
+
 def test_a_row_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"rule": "balf"}) + "\n" + '{"rule": "un')
