@@ -144,7 +144,7 @@ class Subject:
     def prepared(self, metric: str, round_to: int) -> Prepared:
         if self.kept is None or self.kept[0] != metric:
             self.kept = None  # one at a time: spectra are large
-            options: dict[str, Any] = {"cache_bytes": 8 << 30, "device": self.given.prepare}
+            options: dict[str, Any] = {"cache_bytes": 1 << 30, "cache": self.given.folder / "spectra", "device": self.given.prepare}
             self.kept = metric, Spectra(self.model, self.sites, [SVD()], moments=self.moments(metric), **options)
         spectra = self.kept[1]
         return Prepared(self, spectra, build_space(spectra, round_to=round_to, example=self.inputs[0]))
@@ -207,7 +207,7 @@ class Prepared:
         model, inputs = self.subject.model, self.subject.inputs[0]
         with evaluating(model):
             answers = map_tensors(lambda t: t.detach(), run(model, inputs))
-        measured = CalibrationLoss(self.spectra, [(inputs, answers)], self.subject.task.divergence, cache_bytes=2 << 30)
+        measured = CalibrationLoss(self.spectra, [(inputs, answers)], self.subject.task.divergence, cache_bytes=512 << 20)
 
         def loss(configuration: Configuration) -> float:
             self.subject.results.check_time()

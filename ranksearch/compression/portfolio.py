@@ -109,6 +109,7 @@ class Portfolio:
     spaces: dict[MetricName, SearchSpace] = field(default_factory=dict)
     prepared: dict[MetricName, Spectra] = field(default_factory=dict)
     measuring: dict[MetricName, Measured] = field(default_factory=dict)
+    last: MetricName | None = None  # the metric that was worked in
 
     @cached_property
     def sites(self) -> Sites:
@@ -130,6 +131,8 @@ class Portfolio:
     @cached_property
     def outputs(self) -> Mapping[str, Moments]:
         """Moments whose output gradients weigh errors in every rule's reconstruction, whatever the metric that it chooses in."""
+        if "fisher" in self.prepared:
+            return self.prepared["fisher"].moments
         found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=True)
         return space_metric.moments(found, "fisher")
 
@@ -144,7 +147,10 @@ class Portfolio:
         return self.spec.build(spectra, costs=counts, example=self.task.example())
 
     def spectra(self, metric: MetricName) -> Spectra:
-        """Prepared decompositions in a metric, made once."""
+        """Prepared decompositions in a metric, made once; when another metric's turn comes, what can be made again is forgotten."""
+        if self.last not in (None, metric):
+            self.prepared[self.last].forget()
+        self.last = metric
         if metric not in self.prepared:
             moments = None
             if metric != "weight":

@@ -36,8 +36,12 @@ class Moments:
     @cached_property
     def floored(self) -> Moments:
         """The moments as they are used, see `floored`; all types of a site share them."""
-        output = None if self.output is None else floored(self.output)
-        return Moments(None if self.input is None else floored(self.input), output)
+        return Moments(None if self.input is None else floored(self.input), self.floored_output)
+
+    @cached_property
+    def floored_output(self) -> Tensor | None:
+        """The output moment as it is used."""
+        return None if self.output is None else floored(self.output)
 
     def to(self, device: torch.device) -> Moments:
         """The same on a device."""

@@ -98,7 +98,7 @@ class Spectra:
         self.decompositions: dict[str, AnyDecomposition] = table
         tied = {site.name for site in sites if site.head is not None}
         known: Mapping[str, Moments] = {} if moments is None else moments
-        self.moments: Mapping[str, Moments] = Chosen(known, [name for name in known if name not in tied])
+        self.moments = Chosen(known, [name for name in known if name not in tied])
         self.device = None if device is None else checked_device(device)
         self._metrics: dict[str, str] = {}
         self._moved: tuple[Moments, Moments] | None = None  # the moments that were last brought to the device, and what they are there
@@ -162,6 +162,12 @@ class Spectra:
         while sum(size for _, size in self._states.values()) > self._cache_bytes and len(self._states) > 1:
             self._states.popitem(last=False)
         return state
+
+    def forget(self) -> None:
+        """Give back the memory of states and moments, which are made again, or read again, when they are asked for."""
+        self._states.clear()
+        self._moved = None
+        self.moments.forget()
 
     def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
         """Factors of one option, float64, on the device of the weight."""

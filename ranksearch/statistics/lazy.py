@@ -36,6 +36,10 @@ class MadeMoments(Mapping[str, Moments]):
         self._held.move_to_end(name)
         return self._held[name]
 
+    def forget(self) -> None:
+        """Hold none: they are made again when they are asked for."""
+        self._held.clear()
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": OrderedDict()}  # made again where it is needed
 
@@ -59,6 +63,11 @@ class Chosen(Mapping[str, Moments]):
         if name not in self._names:
             raise KeyError(name)
         return self._moments[name]
+
+    def forget(self) -> None:
+        """Hold none that can be made again."""
+        if isinstance(self._moments, MadeMoments | Chosen):
+            self._moments.forget()
 
 
 def _bytes(moments: Moments) -> int:

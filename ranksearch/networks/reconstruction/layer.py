@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -38,20 +39,21 @@ class Layer:
     rank: Rank
     weight: Tensor  # of the dense layer, canonical
     bias: Tensor | None
-    output: Tensor | None  # G, see `LayerMoments`
-    device: torch.device  # where the network runs; everything else here is where the type was prepared
+    output: Callable[[], Tensor | None]  # G, see `LayerMoments`; made when asked for: those of all layers are large
+    start: Callable[[], Fitted]  # the factors as they were built; made when asked for, too
+    device: torch.device  # where the network runs
     routed: bool  # what it is given depends on the network: it is fitted to the dense layer's answers to its own inputs
     before: nn.Module | None = None  # the layers before it, where it is but the last of a chain; ``weight`` is then that which it has
 
     def moments(self, seen: Seen, fitted_to: int) -> tuple[LayerMoments, LayerMoments]:
         """Those of the batches up to a number, and of the others."""
-        fitting, checking = (LayerMoments.none(self.site, self.output, self.device) for _ in range(2))
+        output = self.output()
+        fitting, checking = (LayerMoments.none(self.site, output, self.device) for _ in range(2))
         for number, given, wanted in seen:
             if self.before is not None:
                 with torch.no_grad():
                     given = self.before(given)
             (fitting if number < fitted_to else checking).add(given, wanted)
-        fitting, checking = fitting.to(self.weight.device), checking.to(self.weight.device)
         if self.routed:
             return fitting.answered_by(self.weight, self.bias), checking.answered_by(self.weight, self.bias)
         return fitting, checking
@@ -122,37 +124,43 @@ def _experts(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, UnpackedExperts))
 
 
-def layers_of(
-    network: nn.Module, spectra: Spectra, configuration: Configuration, metric: Mapping[str, Moments]
-) -> tuple[dict[str, Layer], dict[str, Fitted]]:
-    """The layers that can be fitted, by path, and their factors as they are; of those with more inputs than there is room for the last of
-    their chain alone. ``metric``: whose output moments weigh their errors."""
+def layers_of(network: nn.Module, spectra: Spectra, configuration: Configuration, metric: Mapping[str, Moments]) -> dict[str, Layer]:
+    """The layers that can be fitted, by path; of those with more inputs than there is room for the last of their chain alone.
+    ``metric``: whose output moments weigh their errors."""
     reference, left = spectra.model, left_out(spectra, configuration)
     experts = _experts(reference)
-    layers, now = {}, {}
+    layers = {}
     for name, kind, rank in configuration.choices:
         if name in left:
             continue
-        site, original, moments = spectra.sites[name], reference.get_submodule(name), metric.get(name)
-        factors = spectra.factors(site, kind, rank)
-        bias, device = original._parameters.get("bias"), factors[-1].device
-        bias = None if bias is None else bias.detach().to(device, torch.float64)
-        output = None if moments is None else moments.floored.output
-        dense, routed = canonical_weight(original, site), name.startswith(experts)
-        layers[name] = Layer(site, spectra.decomposition(kind), rank, dense.to(device), bias, output, dense.device, routed)
-        now[name] = Fitted(factors, bias)
-        if too_wide(site):
-            layers[name], now[name] = _last(layers[name], now[name], network.get_submodule(name))
-    return layers, now
+        site, original = spectra.sites[name], reference.get_submodule(name)
+        weight, bias = canonical_weight(original, site), original._parameters.get("bias")
+        bias = None if bias is None else bias.detach().to(weight.device, torch.float64)
+        start = partial(_as_built, spectra, site, kind, rank, bias)
+        output = partial(_output, metric, name)
+        layer = Layer(site, spectra.decomposition(kind), rank, weight, bias, output, start, weight.device, name.startswith(experts))
+        layers[name] = _last(layer, network.get_submodule(name)) if too_wide(site) else layer
+    return layers
 
 
-def _last(layer: Layer, now: Fitted, built: nn.Module) -> tuple[Layer, Fitted]:
-    """The last of a chain as a layer of its own, and its factors as they are."""
-    site = last_site(layer.site, layer.decomposition, layer.rank)
+def _as_built(spectra: Spectra, site: Site, kind: str, rank: Rank, bias: Tensor | None) -> Fitted:
+    return Fitted(spectra.factors(site, kind, rank), bias)
+
+
+def _output(metric: Mapping[str, Moments], name: str) -> Tensor | None:
+    moments = metric.get(name)
+    return None if moments is None else moments.floored_output
+
+
+def _last(layer: Layer, built: nn.Module) -> Layer:
+    """The last of a chain as a layer of its own."""
+    site, now = last_site(layer.site, layer.decomposition, layer.rank), layer.start()
     assert isinstance(site, Site) and isinstance(built, nn.Sequential), "`left_out` tells others apart"
     plain = layer.decomposition.inner if isinstance(layer.decomposition, Quantized) else layer.decomposition
     chain = plain.module(layer.site, now.factors, now.bias)
     assert isinstance(chain, nn.Sequential)
     weight = canonical_weight(chain[-1], site)
-    found = replace(layer, site=site, decomposition=last_type(layer.decomposition), rank=(), weight=weight, before=built[:-1])
-    return found, Fitted((weight,), now.bias)
+    start = partial(Fitted, (weight,), now.bias)
+    return replace(
+        layer, site=site, decomposition=last_type(layer.decomposition), rank=(), weight=weight, start=start, before=built[:-1]
+    )  # fmt: skip

@@ -102,7 +102,7 @@ def reconstruct(
     given, fitted_to = divided(list(batches), held_out)
     if not given:
         raise InvalidArgument("batches is empty: a reconstruction needs at least one batch")
-    work = _Work(network, spectra.model, *layers_of(network, spectra, configuration, spectra.moments if moments is None else moments))
+    work = _Work(network, spectra.model, layers_of(network, spectra, configuration, spectra.moments if moments is None else moments))
     if not work.layers:
         return ()
     with evaluating(network), evaluating(spectra.model), batch_statistics(network):
@@ -146,7 +146,7 @@ class _Work:
     network: nn.Module
     reference: nn.Module
     layers: dict[str, Layer]
-    now: dict[str, Fitted]
+    now: dict[str, Fitted] = field(default_factory=dict)  # the layers that were fitted
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)  # before the first round, after the last
 
     def __post_init__(self) -> None:
@@ -157,11 +157,11 @@ class _Work:
         plan: dict[str, float | None] = {}
 
         def visit(path: str, seen: Seen) -> None:
-            layer = self.layers[path]
+            layer, now = self.layers[path], self._fitted(path)
             fitting, checking = layer.moments(seen, fitted_to)
-            found, plan[path] = layer.best(self.now[path], fitting, checking, ridges)
-            self._told(path, layer.error(self.now[path], checking), layer.error(found, checking))
-            self._set(path, found)
+            found, plan[path] = layer.best(now, fitting, checking, ridges)
+            self._told(path, layer.error(now, checking), layer.error(found, checking))
+            self._set(path, found, now)
 
         self._sweep(batches, fitted_to, visit)
         return plan
@@ -173,10 +173,11 @@ class _Work:
             layer, ridge = self.layers[path], plan.get(path)
             if ridge is None:
                 return
+            now = self._fitted(path)
             moments, _ = layer.moments(seen, len(batches))
-            found = layer.fit(self.now[path], moments, ridge)
-            self._told(path, layer.error(self.now[path], moments), layer.error(found, moments))
-            self._set(path, found)
+            found = layer.fit(now, moments, ridge)
+            self._told(path, layer.error(now, moments), layer.error(found, moments))
+            self._set(path, found, now)
 
         self._sweep(batches, len(batches), visit)
 
@@ -193,8 +194,12 @@ class _Work:
     def _told(self, path: str, before: float, after: float) -> None:
         self.errors[path] = self.errors.get(path, (before, after))[0], after
 
-    def _set(self, path: str, found: Fitted) -> None:
-        if found is not self.now[path]:
+    def _fitted(self, path: str) -> Fitted:
+        """A layer as it is."""
+        return self.now[path] if path in self.now else self.layers[path].start()
+
+    def _set(self, path: str, found: Fitted, now: Fitted) -> None:
+        if found is not now:
             self.now[path] = found
             self.layers[path].write(found, self.network.get_submodule(path))
 

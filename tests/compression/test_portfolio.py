@@ -1,0 +1,52 @@
+"""What the rules of one `compress` share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ranksearch import compression
+from ranksearch.compression import portfolio
+from ranksearch.space import SpaceSpec, named
+from ranksearch.space.spectra import Spectra
+
+
+def test_when_the_turn_of_another_metric_comes_the_states_of_the_last_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Spectra] = []
+    forgotten: list[Spectra] = []
+
+    class Watched(Spectra):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            made.append(self)
+
+        def forget(self) -> None:
+            forgotten.append(self)
+            super().forget()
+
+    monkeypatch.setattr(portfolio, "Spectra", Watched)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 8)).eval()
+    batches = list(torch.randn(64, 12).split(8))
+    rules = ["fisher", "fisher_relative", "activation", "uniform"]
+    found = compression.compress(net, batches, space=SpaceSpec(named("svd"), calibration=4), rules=rules, reconstruction=2, params=0.6)
+    best = next(one for one in found.tried if one is found.chosen)
+    order = ["fisher", "activation", "weight"]
+    assert len(made) == 3 and forgotten[:2] == made[:2]
+    assert len(forgotten) == (2 if best.metric == order[-1] else 3)  # the last turn is that of the best
+
+
+def test_spectra_that_forgot_make_the_same_again() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 8)).eval()
+    spec = SpaceSpec(named("svd"))
+    spectra = Spectra(net, spec.sites(net, torch.zeros(1, 12)), spec.decompositions)
+    site = spectra.sites["0"]
+    state, factors = spectra.state(site, "svd"), spectra.factors(site, "svd", (3,))
+    assert spectra.state(site, "svd") is state
+    spectra.forget()
+    assert spectra.state(site, "svd") is not state
+    assert all(torch.equal(a, b) for a, b in zip(spectra.factors(site, "svd", (3,)), factors, strict=True))
