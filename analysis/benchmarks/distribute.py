@@ -3,8 +3,8 @@
 driver     what the driver takes per trial (to propose and to record) and to go on, with 10, 1,000 and 10,000 finished evaluations of
            60 sites
 workers    on Ray: how much of two workers' time goes into evaluations of a second, and what a trivial trial takes; beside plain
-           `ray.tune` with OptunaSearch, in turns on the same Ray. Eight runs a round, each of which starts its workers anew: about two minutes
-           on two idle cores, five times that on busy ones; what is known so far is a line on standard error after every run
+           `ray.tune` with OptunaSearch, in turns on the same Ray. Eight runs a round, each of which starts its workers anew: about two
+           minutes on two idle cores, five times that on busy ones; what is known so far is a line on standard error after every run
 memory     the driver's memory over 5,000 trivial trials on Ray, beside plain `ray.tune`'s, each in a process of its own
 simulated  1,000 workers and 100,000 evaluations on a virtual clock, on which the driver takes the processor time that it really takes:
            where the driver is the limit. --filled 97000 begins with as many finished evaluations, --stop-after ends it by the clock
