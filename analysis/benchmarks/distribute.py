@@ -3,13 +3,14 @@
 driver     what the driver takes per trial (to propose and to record) and to go on, with 10, 1,000 and 10,000 finished evaluations of
            60 sites
 workers    on Ray: how much of two workers' time goes into evaluations of a second, and what a trivial trial takes; beside plain
-           `ray.tune` with OptunaSearch, in turns on the same Ray
+           `ray.tune` with OptunaSearch, in turns on the same Ray. Eight runs a round, each of which starts its workers anew: about two
+           minutes on two idle cores, five times that on busy ones; what is known so far is a line on standard error after every run
 memory     the driver's memory over 5,000 trivial trials on Ray, beside plain `ray.tune`'s, each in a process of its own
 simulated  1,000 workers and 100,000 evaluations on a virtual clock, on which the driver takes the processor time that it really takes:
            where the driver is the limit. --filled 97000 begins with as many finished evaluations, --stop-after ends it by the clock
 
-    python analysis/benchmarks/distribute.py PART ... [--sampler surrogate] [--workers 2] [--seconds 1] [--trials 40] [--trivial 200]
-        [--rounds 3] [--known 10 1000 10000] [--memory-trials 5000] [--simulated-workers 1000] [--evaluations 100000] [--minutes 1]
+    python analysis/benchmarks/distribute.py PART ... [--sampler surrogate] [--workers 2] [--seconds 1] [--trials 12] [--trivial 100]
+        [--rounds 2] [--known 10 1000 10000] [--memory-trials 5000] [--simulated-workers 1000] [--evaluations 100000] [--minutes 1]
         [--filled 0] [--stop-after SECONDS]
 """
 
@@ -60,9 +61,9 @@ def main() -> None:
     parser.add_argument("--sampler", choices=[s.name for s in SAMPLERS], default="surrogate")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--trivial", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--trivial", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--known", type=int, nargs="+", default=[10, 1000, 10_000])
     parser.add_argument("--memory-trials", type=int, default=5000)
     parser.add_argument("--simulated-workers", type=int, default=1000)
@@ -242,14 +243,19 @@ def workers(given: argparse.Namespace) -> dict[str, Any]:
                 "ray_tune": lambda t, s: theirs(t, s, given.workers, 1),
                 "ray_tune_60_parameters": lambda t, s: theirs(t, s, given.workers, 60),
             }.items():
-                found.setdefault(f"ms_per_trivial_trial/{name}", []).append(each(run(given.trivial, 0.0), given.workers))
-                found.setdefault(f"share_of_ideal/{name}", []).append(share(run(given.trials, given.seconds), given.seconds, given.workers))
-                print(json.dumps(found), file=sys.stderr, flush=True)  # of a run that is cut short
+                _add(found, f"ms_per_trivial_trial/{name}", each(run(given.trivial, 0.0), given.workers))
+                _add(found, f"share_of_ideal/{name}", share(run(given.trials, given.seconds), given.seconds, given.workers))
     medians = {name: round(float(np.median(values)), 3) for name, values in found.items()}
     trivial = "ms_per_trivial_trial/"
     ratios = {f"trivial/{ours}_to_{theirs}": round(float(np.median(np.divide(found[trivial + ours], found[trivial + theirs]))), 2)
               for ours in ("ranksearch", "ranksearch_search") for theirs in ("ray_tune", "ray_tune_60_parameters")}  # fmt: skip
     return medians | ratios
+
+
+def _add(found: dict[str, list[float]], name: str, value: float) -> None:
+    """One more value, and all so far on standard error: what is left of a run that is cut short."""
+    found.setdefault(name, []).append(value)
+    print(json.dumps(found), file=sys.stderr, flush=True)
 
 
 @contextmanager

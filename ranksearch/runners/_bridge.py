@@ -42,17 +42,20 @@ def aborting() -> Iterator[None]:
 
 
 class Watch(FIFOScheduler):
-    """Stops what the dispatcher says. Learns Tune's controller, which a run that is cut short needs, and why trials failed."""
+    """Stops what the dispatcher says. Learns Tune's controller, which a run that is cut short needs, and why trials failed; and lets go of
+    what Tune keeps of trials that are over."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         super().__init__()
         self._dispatcher = dispatcher
         self.controller: Any = None
         self.causes: dict[str, str] = {}  # by trial
+        self._over: list[Any] = []  # trials that Tune is about to be done with
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if self.controller is None:
             _soften(tune_controller)
+            _unrecorded(tune_controller)
         self.controller = tune_controller
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -62,10 +65,20 @@ class Watch(FIFOScheduler):
             goes_on = self._dispatcher.goes_on(trial.trial_id, pickle.loads(result["progress"]))
         return self.CONTINUE if goes_on else self.STOP
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._over.append(trial)
+
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._over.append(trial)
         path = None if trial.error_file is None else Path(trial.error_file)
         text = path.read_text(errors="replace") if path is not None and path.exists() else ""
         self.causes[trial.trial_id] = " ".join(text.split("\n", 1)[-1].split())[:800]  # the first line counts failures
+
+    def release(self) -> None:
+        """Empty the trials that are over, which Tune keeps to the end of the run."""
+        for trial in (over := [trial for trial in self._over if trial.is_finished()]):
+            _emptied(trial)
+        self._over = [trial for trial in self._over if trial not in over]
 
     def end_workers(self) -> None:
         """End the workers of a run that was cut short, in a Ray that lives on."""
@@ -95,6 +108,24 @@ def _soften(controller: Any) -> None:
         known(tracked_actor_task=tracked_actor_task, exception=exception)
 
     manager._actor_task_failed = failed
+
+
+def _unrecorded(controller: Any) -> None:
+    """Keep a controller from writing down trials for a restart: facts live in the store, and the text of a trial is 17 kB at the end."""
+    inner: Any = getattr(controller, "_tune_controller", controller)  # schedulers see a wrapper
+    if hasattr(inner, "_mark_trial_to_checkpoint"):
+        inner._mark_trial_to_checkpoint = lambda trial: None
+
+
+def _emptied(trial: Any) -> None:
+    """Take from a trial that is over what it was asked, what it has answered, and statistics of that: most of 20 kB. It stays a trial that
+    Tune can count and look at."""
+    trial.run_metadata.last_result = {"done": True}
+    trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
+    trial.config, trial.evaluated_params, trial.experiment_tag = {}, {}, ""
+    for name in ("_Trial__unresolved_config", "_default_result_or_future"):  # of this Ray; the latter an object of a worker's
+        if hasattr(trial, name):
+            setattr(trial, name, None)
 
 
 class Pulse(Callback):
@@ -130,6 +161,7 @@ class Bridge(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The configuration of a new trial; None for none at present."""
         with aborting():
+            self._watch.release()
             if self._resize is not None and time.monotonic() - self._resized >= RESIZE:
                 self._dispatcher.workers, self._resized = self._resize(), time.monotonic()
             request = self._dispatcher.take(trial_id)

@@ -342,6 +342,39 @@ def load(path: Path, name: str) -> ModuleType:
     return module
 
 
+def test_what_tune_keeps_of_trials_that_are_over_is_let_go_of() -> None:
+    """Without that a driver grows by what every trial was asked and has answered."""
+    from ray import cloudpickle
+    from ray.tune.experiment import Trial
+
+    from ranksearch.runners._bridge import Watch
+    from ranksearch.runners._dispatch import Dispatcher
+
+    def size(trial: Trial) -> int:
+        return len(cloudpickle.dumps(vars(trial)))  # pyright: ignore[reportPrivateImportUsage]
+
+    watch = Watch(Dispatcher(lambda: None, lambda outcome: None, workers=1))
+    recorded: list[object] = []
+    watch.on_trial_add(SimpleNamespace(_mark_trial_to_checkpoint=recorded.append), None)
+    watch.controller._mark_trial_to_checkpoint("a trial, for a restart that never is")
+    assert not recorded
+    over, under_way = (Trial("Worker", config={"request": bytes(20_000)}, stub=True) for _ in range(2))
+    before = []
+    for trial, status in ((over, Trial.TERMINATED), (under_way, Trial.RUNNING)):
+        trial.update_last_result({"outcome": bytes(20_000), "time_total_s": 1.0, "training_iteration": 1})
+        trial.set_status(status)
+        watch.on_trial_complete(watch.controller, trial, trial.last_result)
+        before.append(size(trial))
+    watch.release()
+    after = [size(trial) for trial in (over, under_way)]
+    assert before[0] > 40_000 and after[0] < 5_000, "what is over"
+    assert after[1] == before[1], "what Tune is not done with"
+    assert over.is_finished() and over.last_result["done"]
+    under_way.set_status(Trial.ERROR)
+    watch.release()
+    assert size(under_way) < 5_000
+
+
 def test_modules_loaded_by_path_travel_by_value_or_the_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = """
 from ranksearch.evaluation import Outcome
