@@ -224,6 +224,29 @@ def even(cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(c * s.reshape(*s.shape, *[1] * (c.ndim - batch)) for c, s in zip(cores, scales, strict=True))
 
 
+def balanced(cores: Sequence[Tensor]) -> list[Tensor]:
+    """The same network in a gauge of its own: across every bond in turn, the singular values of the two ends' product are shared evenly, so
+    that what a bond carries is its slices' size, and no end makes up for the other. Least squares leaves slices of one end
+    large where those of the other are small, further with every fit, until their products are lost to rounding and the last bits decide how
+    `widen` and the next fit go on. Slices that carry nothing, to rounding, are zero; the cores have equal norm, see `even`."""
+    current = list(cores)
+    for i, j in pairs(len(current)):
+        at_i, at_j = j - 1, i  # where the bond is among the axes of its ends
+        width = current[i].shape[at_i]
+        if width == 1:
+            continue
+        ends = current[i].movedim(at_i, -1), current[j].movedim(at_j, -1)
+        (q_i, r_i), (q_j, r_j) = (torch.linalg.qr(end.flatten(0, -2)) for end in ends)
+        left, values, right = torch.linalg.svd(r_i @ r_j.mT, full_matrices=False)
+        root = torch.where(values > ROUNDING * values[0], values, torch.zeros_like(values)).sqrt()
+        outer = _signed(q_i @ left)
+        signs = (outer * (q_i @ left)).sum(0)  # 1 or -1: what `_signed` did
+        for node, axis, end, slices in ((i, at_i, ends[0], outer), (j, at_j, ends[1], q_j @ right.mT * signs)):
+            whole = torch.nn.functional.pad(slices * root, (0, width - len(root)))
+            current[node] = whole.reshape(end.shape).movedim(-1, axis)
+    return list(even(current))
+
+
 @dataclass(frozen=True)
 class Reduced:
     """A tensor in the leading directions of its modes."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions.exact_structure import EXACT, solve_work
-from ranksearch.decompositions.network import Bonds, core_shapes, even, fit, pairs, start, stored, widen
+from ranksearch.decompositions.network import Bonds, balanced, core_shapes, fit, pairs, start, stored, widen
 from ranksearch.decompositions.tree_network import is_forest, truncate_to_tree
 
 STEPS = 24  # of growth per site
@@ -39,7 +39,7 @@ def grow(tensor: Tensor, sizes: tuple[int, ...]) -> list[Grown]:
     ends = pairs(len(sizes))
     total = float(tensor.square().sum())
     cores, error = fit(tensor, start(tensor), sweeps=5)
-    path = [Grown((1,) * len(ends), list(even(cores)), error)]
+    path = [Grown((1,) * len(ends), balanced(cores), error)]
     worth = dict.fromkeys(range(len(ends)), math.inf)  # what each bond bought per parameter when last tried; -inf: no more
     while len(path) <= STEPS and path[-1].error > EXACT**2 * total:
         trials: dict[int, Grown] = {}
@@ -72,7 +72,7 @@ def _worthiest(worth: dict[int, float], count: int) -> list[int]:
 def _settled(tensor: Tensor, trial: Grown) -> Grown:
     """The same bonds after more sweeps, unless their damping, which tells where the new slices are of no use, makes the error larger."""
     cores, error = fit(tensor, trial.cores, sweeps=8, tolerance=1e-3)
-    return Grown(trial.bonds, list(even(cores if error <= trial.error else trial.cores)), min(error, trial.error))
+    return Grown(trial.bonds, balanced(cores if error <= trial.error else trial.cores), min(error, trial.error))
 
 
 def _widened(tensor: Tensor, before: Grown, wider: Bonds, ends: tuple[int, int], generator: torch.Generator) -> Grown:

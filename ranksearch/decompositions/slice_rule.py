@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions.exact_structure import solve_work
-from ranksearch.decompositions.network import Bonds, even, fit, pairs, start, stored, widen
+from ranksearch.decompositions.network import Bonds, balanced, fit, pairs, start, stored, widen
 from ranksearch.decompositions.network_growth import SHARE, WORK, Grown
 from ranksearch.decompositions.singular import svdvals
 from ranksearch.decompositions.tree_network import is_forest, truncate_to_tree
@@ -58,7 +58,7 @@ def slice_networks(tensor: Tensor, sizes: tuple[int, ...]) -> list[Grown]:
     for bonds in _spaced(cheap, [math.log(stored(sizes, b)) for b in cheap]):
         begin = truncate_to_tree(tensor, bonds) if is_forest(bonds) else widen(cores, bonds, generator)
         fitted, error = fit(tensor, begin, sweeps=SWEEPS, tolerance=3e-4)
-        cores = list(even(fitted))
+        cores = balanced(fitted)
         networks.append(Grown(bonds, cores, error))
     return networks
 

@@ -14,9 +14,9 @@ from ranksearch.decompositions.fitted import FittedDecomposition, FittedNetworks
 from ranksearch.decompositions.metric import Moments, conditioned
 from ranksearch.decompositions.network import (
     Bonds,
+    balanced,
     contract,
     core_shapes,
-    even,
     fit,
     matrix_modes,
     pairs,
@@ -79,7 +79,7 @@ class TensorRing(FittedDecomposition):
             if small:  # loops have local minima, which a start of its own may avoid
                 begins += [[torch.randn(c.shape, generator=generator, dtype=torch.float64).to(c) for c in begins[0]] for _ in range(2)]
             fits = [fit(reduced.core, cores, sweeps=SWEEPS if small else 10, tolerance=1e-3) for cores in begins]
-            found[row] = list(even(min(fits, key=lambda f: f[1])[0]))
+            found[row] = balanced(min(fits, key=lambda f: f[1])[0])
         return measured_networks(dense, metric, reduced, found, len(sizes))
 
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:

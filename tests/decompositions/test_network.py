@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import composed
+from networks import OtherProcessor, composed
 from torch import Tensor
 
 from ranksearch.decompositions.network import (
     CAP,
     Bonds,
+    balanced,
     contract,
     core_shapes,
     directions,
@@ -151,6 +152,38 @@ def test_cores_of_equal_norm_are_the_same_network() -> None:
     torch.testing.assert_close(norms, norms[:1].expand_as(norms))
     dead = [torch.zeros_like(cores[0]), *cores[1:]]
     assert all(torch.equal(a, b) for a, b in zip(even(dead), dead, strict=True))
+
+
+def test_a_balanced_network_is_the_same_however_its_slices_shared_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one end of a bond gains and the other loses changes no tensor; balanced, neither end makes up for the other."""
+    cores = random_cores((4, 5, 3, 3), BONDS)
+    expected = balanced(cores)
+    scale = torch.tensor([1e8, 1e-8], dtype=torch.float64)  # of the two slices of the bond between nodes 0 and 1
+    shared = [cores[0] * scale[:, None, None, None], cores[1] / scale[:, None, None, None], *cores[2:]]
+    with monkeypatch.context() as patch:
+        OtherProcessor(patch, 0)
+        found = balanced(shared)
+    for core, same in zip(found, expected, strict=True):
+        torch.testing.assert_close(core, same, rtol=1e-6, atol=1e-6)  # the sharing itself cost half of the digits
+    torch.testing.assert_close(contract(expected, 4), contract(cores, 4))
+    norms = torch.stack([c.norm() for c in expected])
+    torch.testing.assert_close(norms, norms[:1].expand_as(norms))
+
+
+def test_across_a_balanced_bond_both_ends_have_the_singular_values_of_their_product() -> None:
+    left, right = random_tensor(2, 7, seed=1), random_tensor(2, 5, seed=2)
+    values = np.linalg.svd((left.mT @ right).numpy(), compute_uv=False)[:2]
+    for end in balanced([left, right]):
+        np.testing.assert_allclose((end @ end.mT).numpy(), np.diag(values), atol=1e-12)
+
+
+def test_slices_of_a_bond_that_carry_nothing_become_zero() -> None:
+    left, right = random_tensor(3, 2, seed=1), random_tensor(3, 5, seed=2)  # a bond of width 3 beside a mode of size 2
+    one, other = balanced([left, right])
+    torch.testing.assert_close(one.mT @ other, left.mT @ right)
+    assert bool((one[2] == 0).all()) and bool((other[2] == 0).all())
+    dead = balanced([left * 0, right])
+    assert all(bool(core.isfinite().all()) for core in dead) and not bool(contract(dead, 2).any())
 
 
 @pytest.mark.parametrize("shape", [(3, 40), (7, 7), (9, 4)])
