@@ -79,7 +79,7 @@ def test_it_is_far_ahead_of_random_and_of_nsga2(workers: int) -> None:
 
 
 def test_what_was_measured_without_training_teaches_it() -> None:
-    """Told of losses that hang on one site alone, its first proposals keep more of this site than where they hang on all sites but this one."""
+    """Told of losses that hang on one site alone, its first proposals keep more of this site than told that they hang on all others."""
     for seed in range(3):
         of = space(8, 7, seed=seed)
         rows = of.sample(60, 3)
