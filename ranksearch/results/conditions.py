@@ -263,7 +263,7 @@ def _check_depth(tree: ast.expr, text: str) -> None:
         level = [child for node in level for child in ast.iter_child_nodes(node)]
         if not level:
             return
-    shown = text if len(text) <= 80 else f"{text[:80]}..."
+    shown = f"{text[:80]}..."  # a tree of so many levels has more characters
     raise InvalidArgument(
         f"condition {shown!r} nests more than {DEEPEST} levels deep (signs, parentheses, terms of one sum); write it shorter"
     )

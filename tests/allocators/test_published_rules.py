@@ -20,9 +20,10 @@ from ranksearch.costs import COSTS, CostModel, DenseNetwork, LayerOptions
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.proxies import Frobenius
-from ranksearch.sites import find_sites
-from ranksearch.space import build_space
+from ranksearch.sites import Cost, Site, find_sites
+from ranksearch.space import Ladder, Option, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
+from ranksearch.space.table import Table
 
 TYPES = {d.name: d for d in DECOMPOSITIONS}
 
@@ -375,6 +376,29 @@ def test_measured_amounts_are_counted_in_small_units():
         assert np.abs(costs[:, 0] * unit - ladder.costs["seconds"]).max() <= 0.51 * unit
     assert (problem.limits[0] - problem.room[0]) * unit == pytest.approx(0.5, abs=0.51 * unit)
     assert problem.text(0, int(problem.limits[0])).startswith(f"seconds <= {problem.limits[0] * unit:.6g} ")
+
+
+def test_a_budget_in_small_units_has_room_for_its_rounding_and_no_more():
+    """Each site and the rest round by half a unit at most; the budget itself is cut off to a whole one."""
+    for widths in ((8,), (8, 12), (8, 12, 16)):
+        _, space = make(("svd",), widths=widths)
+        counted = build_space(make(("svd",), widths=widths)[0], costs=(*COSTS, Seconds()))
+        problem = Problem(counted, Frobenius().table(counted), {"seconds": 0.8})
+        exact = counted.limit("seconds", 0.8) / problem.units[0]
+        rounded = (len(space.ladders) + 1) / 2
+        assert exact + rounded - 1 <= problem.limits[0] <= exact + rounded + 1
+
+
+def test_stn_storage_begins_with_what_takes_least_of_all_budgets_together():
+    """Of options that err alike: a tenth of one budget is more than a hundredth of the other, however large the numbers are."""
+    options = [("svd", (1,), 10, 100_000), ("svd", (2,), 20, 50_000), ("dense", (), 90, 900_000)]
+    ladder = Ladder.of(
+        Site("layer", "linear", 8, 8),
+        [Option(kind, rank, Cost(params=p, macs=m), *(3 * [0.5 if rank else 0.0])) for kind, rank, p, m in options],
+    )
+    space = SearchSpace((ladder,), Cost(params=90, macs=900_000))
+    for budgets, first in (({"params": 40, "macs": 800_000}, 0), ({"params": 80, "macs": 200_000}, 1)):
+        assert STNStorage().allocate(Problem(space, Table((np.zeros(3),), "sum"), budgets)).indices.tolist() == [first]
 
 
 def test_alds_starts_from_every_type_and_takes_the_best_one_for_a_price():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from scipy.optimize import linprog
 
 from ranksearch.allocators._choice import _Gap, _prices, solve
 from ranksearch.allocators._feasible import beam, improve, repair
-from ranksearch.allocators._milp import optimum
+from ranksearch.allocators._milp import _Program, optimum
 from ranksearch.allocators._options import Options, needed
 from ranksearch.allocators.additive import Solution
+from ranksearch.errors import RanksearchError
 
 
 def instance(seed: int, budgets: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
@@ -210,6 +212,34 @@ def test_the_integer_program_of_one_choice(window: float) -> None:
     assert options is not None
     picked, lower = optimum(options, np.zeros(2), np.zeros(1), np.array([9]), seconds=60.0, window=window)
     assert picked is not None and picked.tolist() == [0, 1] and lower == 0.0
+
+
+@pytest.mark.parametrize("below", [0.0, 10.0])
+def test_an_unproven_solution_keeps_its_lower_bound(below: float) -> None:
+    """Of values below zero too, whose sum with their bound says nothing."""
+    values, limits = [np.array([-3.0 - below, -1.0 - below])], np.array([5])
+    options = needed(values, [np.array([[5], [1]])], limits)
+    assert options is not None
+    gap = _Gap(options, limits, np.zeros(1))
+    assert gap.offer(options.lowest(options.value))
+    assert gap.solution(values, 0) == Solution(pytest.approx(np.array([0])), -3.0 - below, -3.0 - below, 0)
+    gap.bound -= 1.0
+    assert gap.solution(values, 0).bound == -4.0 - below
+    gap.bound += 9.0  # what rounding puts above the value is no bound
+    assert gap.solution(values, 0).bound == -3.0 - below
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_without_a_solution_time_that_ran_out_is_an_error_unless_one_is_known(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr(_Program, "run", lambda self, seconds: SimpleNamespace(x=None, status=status, message="time", mip_dual_bound=None))
+    options = Options(np.zeros(2, dtype=np.int64), np.arange(2), np.array([1.0, 0.0]), np.array([[0], [1]]))
+    arguments = (options, options.value, np.zeros(1), np.array([1]))
+    assert optimum(*arguments, seconds=3.0, window=1.0) == (None, 0.0)
+    if status == 2:  # infeasible
+        assert optimum(*arguments, seconds=3.0, window=np.inf) == (None, 0.0)
+    else:
+        with pytest.raises(RanksearchError, match="seconds=3: no allocation found"):
+            optimum(*arguments, seconds=3.0, window=np.inf)
 
 
 def test_budgets_that_hold_alone_but_not_together_have_no_solution() -> None:

@@ -15,7 +15,8 @@ from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss
-from ranksearch.search.local_search import _Incumbent, _moves, _probe, _reluctant, _total, polish
+from ranksearch.search import local_search
+from ranksearch.search.local_search import _exchange, _improved, _Incumbent, _moves, _probe, _reluctant, _scored, _total, polish
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space
 from ranksearch.space.spectra import Spectra
@@ -153,6 +154,45 @@ def test_moves_that_were_taken_are_counted(setting):
     assert polish(space, space.dense, lambda i: 0.0, {"params": 1.0}, evaluations=40).accepted == 0
     found = polish(space, space.dense * 0, landscape(space, 0), {"params": 0.6}, evaluations=40)
     assert (found.accepted > 0) == (found.value < found.start)
+
+
+def test_a_growth_that_misled_is_trusted_less_and_one_that_helped_more() -> None:
+    found = _Incumbent(lambda indices: {0: 2.0, 1: 3.0, 2: 1.0, 3: 0.0}[int(indices[0])], np.array([0]))
+    moves = iter([(0, np.array([0])), (1, np.array([1])), (2, np.array([2])), (3, np.array([3]))])
+    trust = np.ones(4)
+    assert _improved(moves, found, 10, trust) is True and found.value == 1.0
+    assert trust.tolist() == [1.0, 0.7, 1.5, 1.0]  # what was known already says nothing, and the round ends with what helps
+    assert found.improves(np.array([1])) is False and found.improves(np.array([3])) is True
+    found = _Incumbent(lambda indices: -float(indices[0]), np.array([0]))
+    assert _improved(iter([(0, np.array([1]))]), found, 1, trust) is False and found.evaluations == 1
+
+
+def test_rounds_without_a_better_configuration_look_farther_up_to_a_width(setting, monkeypatch):
+    _, _, space = setting
+    asked = []
+
+    def none(problem, now, trust, width):
+        asked.append((width, trust.tolist()))
+        return iter(())
+
+    monkeypatch.setattr(local_search, "_moves", none)
+    problem = Problem(space, space.table("frobenius"), {"params": 0.6})
+    _exchange(problem, _Incumbent(lambda indices: 0.0, space.dense), 10, 3)
+    widths = [width for width, _ in asked]
+    assert widths == [3 * 2**k for k in range(len(widths))] and widths[-1] <= 4 * max(space.shape) < 2 * widths[-1]
+    assert all(trust == [1.0] * len(space.shape) for _, trust in asked)
+
+
+def test_a_move_is_scored_by_what_the_table_predicts_of_it() -> None:
+    values = [np.array([4.0, 1.0]), np.array([2.0, 5.0]), np.array([7.0])]
+    change, number, site, candidate = _scored(values, np.zeros(3, dtype=np.int64), {0: 1, 1: 1}, 0, np.array([0.5, 9.0, 9.0]), 6)
+    assert (change, number, site, candidate.tolist()) == (0.5 * -3.0 + 3.0, 6, 0, [1, 1, 0])
+
+
+def test_a_start_over_one_of_two_budgets_is_refused(setting):
+    _, _, space = setting
+    with pytest.raises(InfeasibleBudget, match="over the budgets"):
+        polish(space, space.dense, lambda indices: 0.0, {"params": 0.6, "macs": 1.0})
 
 
 def test_refusals(setting):

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +48,23 @@ def test_a_fact_is_never_edited(filled: Path) -> None:
         with pytest.raises(StoreError, match="another configuration"):
             store.add(replace(before[1], configuration="{}", seed=7))
         assert store.records() == before
+
+
+def test_columns_are_of_the_last_attempt_and_of_every_one_where_asked(filled: Path) -> None:
+    with Store.open(filled, create=False, write=True) as store:
+        failed = record(7, status="failed", metrics={}, error="out of memory", error_kind="machine")
+        assert store.add(failed) and store.add_attempt(replace(failed, status="done", error=None, error_kind=None, seconds=9.0))
+    with Store.open(filled, create=False) as store:
+        last = store.columns(["configuration_id", "status", "seconds"])
+        assert dict(zip(last["configuration_id"].to_pylist(), last["status"].to_pylist(), strict=True))[failed.configuration_id] == "done"
+        assert sorted(last["seconds"].to_pylist()) == [1.5, 1.5, 1.5, 9.0]
+        every = store.columns(["status"], every_attempt=True)
+        assert sorted(every["status"].to_pylist()) == ["done"] * 4 + ["failed"] and len(every["attempt"]) == 5
+
+
+def test_a_store_is_read_by_any_thread(filled: Path) -> None:
+    with Store.open(filled, create=False) as store, ThreadPoolExecutor(1) as other:
+        assert store.count() == other.submit(store.count).result() == 3
 
 
 def test_what_failed_is_tried_again_and_every_attempt_stays(filled: Path) -> None:
