@@ -119,7 +119,7 @@ class _Gap:
         indices[self.options.site[self.best]] = self.options.option[self.best]
         value = float(sum(v[i] for v, i in zip(values, indices, strict=True)))
         exact = value - self.bound <= self._rounding * len(self.options.starts)
-        return Solution(indices, value, value if exact else min(self.bound, value), remaining)
+        return Solution(indices, value, value if exact else self.bound, remaining)
 
     def _value(self, picked: np.ndarray) -> float:
         return float(self.options.value[picked].sum())

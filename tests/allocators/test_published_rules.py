@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -336,7 +337,8 @@ def test_evbmf_weakens_no_more_than_it_must(made, decomposition):
     pairs = {pair for of_site in ranks.values() for pair in of_site}
     changes = {0.0} | {(full - r) / (full - rank) for rank, full in pairs for r in range(rank, full)}
     changes = sorted(changes | {2 - r / rank for rank, _ in pairs for r in range(1, rank + 1)})
-    networks = [at(k + 1e-7) for k in changes]
+    changes.insert(0, 0.0)
+    networks = [at(0.0), *(at(k + 1e-7) for k in changes[1:])]  # full ranks, and what follows every change
     weakened = set()
     for share in np.linspace(0.05, 0.95, 19):
         fits = [space.cost(indices).params <= space.limit("params", share) for indices in networks]
@@ -381,12 +383,11 @@ def test_measured_amounts_are_counted_in_small_units():
 def test_a_budget_in_small_units_has_room_for_its_rounding_and_no_more():
     """Each site and the rest round by half a unit at most; the budget itself is cut off to a whole one."""
     for widths in ((8,), (8, 12), (8, 12, 16)):
-        _, space = make(("svd",), widths=widths)
         counted = build_space(make(("svd",), widths=widths)[0], costs=(*COSTS, Seconds()))
         problem = Problem(counted, Frobenius().table(counted), {"seconds": 0.8})
         exact = counted.limit("seconds", 0.8) / problem.units[0]
-        rounded = (len(space.ladders) + 1) / 2
-        assert exact + rounded - 1 <= problem.limits[0] <= exact + rounded + 1
+        rounded = (len(counted.ladders) + 1) / 2
+        assert math.floor(exact + rounded) <= problem.limits[0] <= math.floor(exact) + rounded + 1
 
 
 def test_stn_storage_begins_with_what_takes_least_of_all_budgets_together():
