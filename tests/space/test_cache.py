@@ -262,6 +262,14 @@ def test_room_is_made_for_what_comes_with_some_to_spare(tmp_path: Path) -> None:
     assert all(b == 8 for a, b in itertools.pairwise(counts) if b <= a)
 
 
+def test_nothing_is_removed_as_long_as_all_fits(tmp_path: Path) -> None:
+    for k in range(9):
+        (tmp_path / f"key{k}.safetensors").write_bytes(bytes(10))
+    cache = ContentCache(tmp_path, limit=100)
+    assert cache._counted(10) == 90 and len([*tmp_path.iterdir()]) == 9
+    assert cache._counted(11) == 60 and len([*tmp_path.iterdir()]) == 6  # then some to spare
+
+
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     net, sites = network()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,9 +59,17 @@ def test_taken_by_type(ladder: Ladder) -> None:
     assert [*part.options] == [option for option in ladder.options if option.decomposition in ("tucker2", "dense")]
 
 
+def test_ladders_without_an_operator_norm_are_equal_and_may_be_taken_lazily(ladder: Ladder) -> None:
+    unknown = [replace(option, operator=math.nan) for option in ladder.options]
+    assert Ladder.of(ladder.site, unknown) == Ladder.of(ladder.site, unknown) != ladder
+    assert ladder.take(i for i in (0, 2)) == ladder.take(np.array([0, 2])) == ladder.take([0, 2])
+
+
 def test_columns_are_views_that_cannot_be_changed(ladder: Ladder) -> None:
     assert ladder.column("params") is ladder.column("params")
     with pytest.raises(ValueError, match="read-only"):
         ladder.column("params")[0] = 0
+    for array in (ladder.which, ladder.ranks, ladder.column("macs"), ladder.column("frobenius"), ladder.take([0]).which):
+        assert not array.flags.writeable
     with pytest.raises(InvalidArgument, match="'watts' is neither a cost nor an error; there are params, macs, frobenius, operator"):
         ladder.column("watts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ranksearch.costs import COSTS
+from ranksearch.costs import COSTS, CostModel, DenseNetwork, LayerOptions
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import EmptySpace, InvalidArgument
-from ranksearch.sites import find_sites
-from ranksearch.space import DENSE, Configuration, SearchSpace, build_space
+from ranksearch.sites import Cost, find_sites
+from ranksearch.space import DENSE, Configuration, Ladder, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
 
 RANKS = {"svd": 1, "spatial": 1, "spatial_t": 1, "tucker2": 2}
@@ -146,6 +147,8 @@ def test_samples_are_seeded_and_inside(space: SearchSpace) -> None:
     a, b = space.sample(200, seed=5), space.sample(200, seed=5)
     assert np.array_equal(a, b) and not np.array_equal(a, space.sample(200, seed=6))
     assert (a >= 0).all() and (a <= space.dense).all()
+    many = space.sample(100 * max(space.shape), seed=5)
+    assert (many.min(0) == 0).all() and (many.max(0) == space.dense).all()
 
 
 def test_limits_are_relative_up_to_one(space: SearchSpace) -> None:
@@ -156,6 +159,66 @@ def test_limits_are_relative_up_to_one(space: SearchSpace) -> None:
     for bad in (0, -1, float("nan"), float("inf"), "0.5"):
         with pytest.raises(InvalidArgument, match="macs"):
             space.limit("macs", bad)  # type: ignore[arg-type]
+
+
+def test_budgets_on_what_is_no_cost_are_refused(space: SearchSpace) -> None:
+    with pytest.raises(InvalidArgument, match="budget 'watts' is not a cost; costs are: params, macs"):
+        space.limit("watts", 0.5)
+
+
+def test_tables_of_errors_have_no_offset_and_unknown_norms_are_a_whole_layer(space: SearchSpace) -> None:
+    ladder = space.ladders[0]
+    unknown = Ladder.of(ladder.site, [replace(option, operator=math.nan) for option in ladder.options])
+    some = SearchSpace((unknown, *space.ladders[1:]), space.baseline)
+    assert some.table("operator", "max").score(some.dense * 0) >= 1.0 and some.table("operator").values[0].tolist() == [1.0] * len(ladder)
+    assert some.table("frobenius").offset == 0.0 and some.table("macs").offset == some.fixed["macs"]
+
+
+def test_sizes_are_told_by_params_where_there_are_no_macs(space: SearchSpace) -> None:
+    assert space.leading_cost == "macs"
+    idle = SearchSpace(space.ladders, Cost(params=space.baseline.params, macs=0))
+    assert idle.leading_cost == "params"
+
+
+def test_the_fingerprint_is_of_the_options_and_the_metric(space: SearchSpace) -> None:
+    again = SearchSpace(tuple(Ladder.of(ladder.site, [*ladder.options]) for ladder in space.ladders), space.baseline, metric=space.metric)
+    assert again.fingerprint == space.fingerprint and len(space.fingerprint) == 16
+    fewer = SearchSpace((space.ladders[0].take(range(1, len(space.ladders[0]))), *space.ladders[1:]), space.baseline, metric=space.metric)
+    other = SearchSpace(space.ladders, space.baseline, metric="fisher")
+    assert len({space.fingerprint, fewer.fingerprint, other.fingerprint}) == 3
+
+
+def test_ranks_are_multiples_of_the_least_that_a_cost_says(spectra: Spectra) -> None:
+    def says(multiple: int | None) -> CostModel:
+        class Says(CostModel):
+            name, label, unit = f"says{multiple}", "x", ""
+
+            def options(self, layer: LayerOptions) -> np.ndarray:
+                return layer.params
+
+            def rest(self, network: DenseNetwork) -> int:
+                return 0
+
+            def round_to(self, network: DenseNetwork) -> int | None:
+                return multiple
+
+        return Says()
+
+    found = build_space(spectra, round_to=0, costs=(*COSTS, says(None), says(4), says(8)))
+    assert [*found.ladders] == [*build_space(spectra, round_to=4, costs=(*COSTS, says(None), says(4), says(8))).ladders]
+    with pytest.raises(InvalidArgument, match="round_to=0 takes"):
+        build_space(spectra, round_to=0, costs=(*COSTS, says(None)))
+
+
+def test_one_option_beside_the_dense_one_is_the_least(spectra: Spectra, space: SearchSpace) -> None:
+    assert [len(ladder) for ladder in build_space(spectra, max_options=1).ladders] == [min(2, n) for n in space.shape]
+    with pytest.raises(InvalidArgument, match="max_options"):
+        build_space(spectra, max_options=0)
+
+
+def test_a_configuration_says_what_each_site_is() -> None:
+    configuration = Configuration({"a": ("svd", (3,)), "b": ("tucker2", (1, 2))})
+    assert configuration["b"] == ("tucker2", (1, 2)) and configuration["a"] == ("svd", (3,)) and configuration["c"] == ("dense", ())
 
 
 def test_a_budget_is_what_gives_the_amount_as_a_limit(space: SearchSpace) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import torch
+from torch import nn
 
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
-from ranksearch.space import SpaceSpec, mixture, named
-from ranksearch.space.specs import PACKAGED, all_types, svd_only
+from ranksearch.sites import find_sites
+from ranksearch.space import SpaceSpec, build_space, mixture, named
+from ranksearch.space.specs import PACKAGED, all_types, declared, svd_only
+from ranksearch.space.spectra import Spectra
 
 
 def names(spec: SpaceSpec) -> list[str]:
@@ -52,3 +56,13 @@ def test_attributes_out_of_range_are_refused(wrong) -> None:
 
 def test_learned_groups_are_an_option_of_the_default_space() -> None:
     assert set(names(mixture(learned_groups=True))) - set(names(mixture())) == {"grouped_svd_learned"}
+
+
+def test_a_space_that_was_declared_is_known_by_its_declaration() -> None:
+    net = nn.Sequential(nn.Linear(16, 16))
+    spectra = Spectra(net, find_sites(net, torch.zeros(1, 16)), named("svd"))
+    spec = svd_only(round_to=2)
+    assert declared(spec.build(spectra)) is spec and declared(spec) is spec
+    assert declared(None) == mixture() and declared("svd_only") == svd_only()
+    with pytest.raises(InvalidArgument, match="was not made by a SpaceSpec"):
+        declared(build_space(spectra))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import pickle
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from ranksearch.decompositions import DECOMPOSITIONS, Moments
+from ranksearch.decompositions import DECOMPOSITIONS, KNOWN, Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import find_sites
 from ranksearch.space import build_space
@@ -92,6 +94,56 @@ def test_the_cache_is_bounded(spectra: Spectra, monkeypatch: pytest.MonkeyPatch)
     for site in (first, first, second, first):
         small.state(site, "svd")
     assert seen == [(first.name, "svd"), (second.name, "svd"), (first.name, "svd")]
+
+
+def test_as_many_states_stay_as_fit_to_the_byte(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [module._bytes(spectra.state(site, "svd")) for site in spectra.sites]
+    assert all(sizes)
+    for bound, again in ((sum(sizes), 0), (sum(sizes) - 1, 1)):
+        bounded = Spectra(spectra.model, spectra.sites, TYPES, cache_bytes=bound)
+        for site in spectra.sites:
+            bounded.state(site, "svd")
+        seen = _prepared(bounded, monkeypatch)
+        bounded.state(next(iter(spectra.sites)), "svd")
+        assert len(seen) == again
+
+
+def test_states_are_held_within_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for memory in (math.inf, 0.0):
+        monkeypatch.setattr(module, "machine_memory", lambda memory=memory: memory)
+        assert module._room() == module.STATES
+    monkeypatch.setattr(module, "machine_memory", lambda: 100.0 * module.STATES / module.SHARE)
+    assert module._room() == pytest.approx(100.0 * module.STATES)
+
+
+def test_bytes_of_a_state_are_those_of_all_its_tensors() -> None:
+    tensor = torch.zeros(3, 5, dtype=torch.float64)
+    assert module._bytes(tensor) == 120 and module._bytes(np.zeros(3, dtype=np.float32)) == 12
+    assert module._bytes({"a": (tensor, [tensor, 7]), "b": None}) == 240
+
+
+def test_whatever_has_tensors_is_moved_with_them() -> None:
+    tensor, meta = torch.zeros(2), torch.device("meta")
+    moved = module._moved({"a": (tensor, 3, "x")}, meta)
+    assert moved["a"][0].device == meta and moved["a"][1:] == (3, "x")
+
+
+def test_types_are_alike_with_the_same_class_and_options() -> None:
+    one, other = (next(d for d in DECOMPOSITIONS if d.name == name) for name in ("svd", "svd_in"))
+    assert vars(one) == vars(other) and not module._alike(one, other) and not module._alike(None, one)
+    again, changed = copy.copy(one), copy.copy(one)
+    vars(changed)["more"] = 1
+    assert module._alike(one, again) and not module._alike(one, changed)
+
+
+def test_profiles_have_what_saves_params_or_macs_and_the_dense_layer(spectra: Spectra) -> None:
+    whole = Spectra(spectra.model, spectra.sites, [*TYPES, next(d for d in KNOWN if d.name == "dense")])
+    for site in whole.sites:
+        for name in ("svd", "spatial", "dense"):
+            profile = whole.profile(site, name)
+            assert profile is not None and len(profile.params)
+            saves = (profile.params < site.cost.params) | (profile.macs < site.cost.macs)
+            assert saves.all() if name != "dense" else profile.params.tolist() == [site.cost.params]
 
 
 def test_small_layers_are_factorized_on_one_thread(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
