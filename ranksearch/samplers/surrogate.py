@@ -79,13 +79,13 @@ class Surrogate(Sampler):
 
     def propose(self) -> np.ndarray:
         self._vain = 0
-        self._turn += 1
         indices = super().propose()
         self._flying[indices.tobytes()] = indices.copy()
         return indices
 
     def _candidate(self) -> np.ndarray:
         self._vain += 1
+        self._turn += self._vain == 1
         if self._vain > 8 or self._barren >= BARREN:  # everything solved is known: something near what is good
             return self._neighbour()
         if self._curves is None or self.problem is None:

@@ -271,6 +271,13 @@ def test_what_is_no_site_is_kept_to_the_last_integer():
     assert (problem.limits - problem.room).tolist() == [fixed, fixed]
 
 
+def test_counted_amounts_are_said_and_kept_to_the_last_digit():
+    space = space_of([np.array([[2**60 + 1, 5], [2**61, 9]])])
+    problem = Problem(space, Table((np.zeros(2),), "sum"), {"params": 1})
+    assert problem.costs[0][:, 0].tolist() == [2**60 + 1, 2**61]
+    assert problem.text(0, 1_234_567, bare=True).startswith("1,234,567 (")
+
+
 def test_two_budgets_that_exclude_each_other_name_what_each_allows():
     costs = [np.array([[1, 9], [9, 1], [10, 10]])] * 2
     space, table = space_of(costs), Table((np.array([1.0, 1.0, 0.0]),) * 2)

@@ -223,6 +223,7 @@ def test_an_unproven_solution_keeps_its_lower_bound(below: float) -> None:
     gap = _Gap(options, limits, np.zeros(1))
     assert gap.offer(options.lowest(options.value))
     assert gap.solution(values, 0) == Solution(pytest.approx(np.array([0])), -3.0 - below, -3.0 - below, 0)
+    assert gap.among_kept(None) is None and gap.among_kept(np.array([0])) == gap.kept[:1]
     gap.bound -= 1.0
     assert gap.solution(values, 0).bound == -4.0 - below
     gap.bound += 9.0  # what rounding puts above the value is no bound

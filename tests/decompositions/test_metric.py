@@ -208,7 +208,7 @@ def test_the_floor_is_as_stated(kind: str) -> None:
         assert torch.equal(moment, kept) and found.dtype == torch.float64
         torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=1e-13)
         least = torch.linalg.eigvalsh(found)[:, 0] / scale[:, 0, 0]
-        assert (least >= FLOOR * (1 - 1e-6)).all()
+        assert (least >= FLOOR * (1 - 1e-6) - 7 * 1e-13).all()  # Weyl: eigenvalues differ by no more than the matrices of size 7
         factor, (root, inverse) = half(found), whitener(found, 7, found)
         torch.testing.assert_close(factor @ factor.mT / scale, found / scale, rtol=0, atol=1e-13)
         torch.testing.assert_close(root @ root / scale, found / scale, rtol=0, atol=1e-13)

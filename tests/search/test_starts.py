@@ -10,6 +10,7 @@ from search_cases import small_space
 from ranksearch.allocators import Additive, Allocation, Allocator, Minimax, Problem, exact_for
 from ranksearch.allocators.uniform import Uniform
 from ranksearch.proxies import Energy, Frobenius, OperatorNorm, TableProxy
+from ranksearch.search.run import within
 from ranksearch.search.starts import OF_LIMIT, SHARES, Start, optima
 from ranksearch.space import SearchSpace
 from ranksearch.space.table import Table
@@ -122,3 +123,14 @@ def test_what_highs_has_no_time_for_is_solved_by_the_hull_and_repaired(space: Se
         assert all(start.candidate.cost[name] <= limit for name, limit in budgets.items())
         best = Additive().allocate(Problem(fine, table, {name: fine.budget(name, b) for name, b in budgets.items()}))
         assert best.value <= table.score(start.candidate.indices) * (1 + 1e-9) <= 1.2 * best.value * (1 + 1e-9)
+
+
+def test_a_limit_is_within_itself_and_one_below_is_not(space: SearchSpace) -> None:
+    for indices in (space.dense, space.dense * 0):
+        spent = space.cost(indices)
+        assert within(space, dict(spent), indices)
+        assert not any(within(space, {**spent, name: amount - 1}, indices) for name, amount in spent.items())
+
+
+def test_the_exact_solver_of_a_table_is_the_one_of_its_reduction() -> None:
+    assert (exact_for("sum").name, exact_for("max").name) == ("additive", "minimax")
