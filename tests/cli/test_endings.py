@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -206,8 +207,9 @@ def test_ctrl_c_at_every_stage(study, tmp_path, stage, old, new, command, messag
 
 
 @pytest.mark.parametrize(("number", "word", "code"), [(signal.SIGTERM, "terminated", 143), (signal.SIGHUP, "hung up", 129)])
-def test_a_command_that_is_told_to_end(number, word, code, monkeypatch, capsys):
+def test_a_command_that_is_told_to_end(number, word, code, monkeypatch, capsys, request):
     """At once, once, and with a code that says why; the handlers are then as they were."""
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.SIG_DFL)))  # the tests may run under nohup
     before = [signal.getsignal(each) for each in cli.STOPS]
     timers: list[threading.Timer] = []
     monkeypatch.setattr(threading.Timer, "start", lambda self: timers.append(self))
