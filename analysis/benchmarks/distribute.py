@@ -112,7 +112,7 @@ class Simulated(Runner):
         self, workers: int, duration: Callable[[], float], watch: Callable[[int, float], None] = lambda done, now: None,
         seconds: float = float("inf"),
     ) -> None:  # fmt: skip
-        self.workers, self._duration, self._watch, self._end = workers, duration, watch, time.monotonic() + seconds
+        self.workers, self._duration, self._watch, self._seconds = workers, duration, watch, seconds
         self.now = self.busy = 0.0  # virtual seconds; and those of all workers together
         self.evaluating = 0.0  # processor seconds that the workers' part took here
         self.took: list[tuple[float, float]] = []  # per trial, to propose and to record: by the clock on the wall, of processor time
@@ -120,9 +120,9 @@ class Simulated(Runner):
     def run(self, evaluate: Evaluate, propose: Propose, report: Report, judge: Judge | None = None) -> None:
         dispatcher = Dispatcher(propose, report, judge, workers=self.workers, clock=lambda: self.now)
         heap: list[tuple[float, int, Request, tuple[float, float]]] = []
-        number, idle = 0, self.workers
+        number, idle, end = 0, self.workers, time.monotonic() + self._seconds  # what is filled in and read before does not count
         while True:
-            while idle and time.monotonic() < self._end:
+            while idle and time.monotonic() < end:
                 request, took = self._timed(lambda trial=str(number): dispatcher.take(trial))
                 if request is None:
                     break
