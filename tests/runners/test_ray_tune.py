@@ -1,4 +1,4 @@
-"""The contract of a runner, on Ray Tune: one Ray session for the module, a few runs in processes of their own."""
+"""The contract of a runner, on Ray Tune: one Ray session for the module."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import importlib.util
 import inspect
 import os
 import pickle
-import re
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import ray_drivers
 import torch
-from forked import Forked
+from ray_drivers import launch, wait_for
 
 from ranksearch.errors import RanksearchError, RanksearchWarning
 from ranksearch.evaluation import Fidelity, Outcome, Point, Progress, Request
@@ -45,7 +44,7 @@ def request(seed: int, origin: str = "test") -> Request:
 
 def run(evaluate: Callable[[Request], Outcome], requests: list[Request], **options) -> list[Outcome]:
     queue, outcomes = list(requests), []
-    options = {"workers": 2, "by_value": [HERE], "retries": 1, "backoff": 0.1} | options
+    options = {"workers": 2, "by_value": [HERE, ray_drivers], "retries": 1, "backoff": 0.1} | options
     RayTuneRunner(**options).run(evaluate, lambda: queue.pop(0) if queue else None, outcomes.append)
     assert not queue
     return outcomes
@@ -409,124 +408,3 @@ def test_the_cluster_of_an_address_is_joined_and_goes_on(tmp_path: Path, tempora
     output, _ = process.communicate(120)
     assert process.returncode == 0 and output.splitlines() == ["reported"] * 4 + ["stopped"], output
     assert ray.is_initialized() and ray.cluster_resources()["CPU"] == 2
-
-
-SCRIPT = """
-import os, signal, sys, tempfile, time
-tempfile.tempdir = None  # what it is forked from has asked for it already, in another environment
-from ranksearch.evaluation import Fidelity, Outcome, Point, Progress, Request
-from ranksearch.runners import RayTuneRunner
-from ranksearch.space import Configuration
-
-def evaluate(request):
-    with open(LOG, "a") as file:
-        file.write(f"{os.getpid()}\\n")
-    time.sleep(SECONDS)
-    return Outcome(request, "done")
-
-LOG, SECONDS = sys.argv[1], float(sys.argv[2])
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # a handler of the caller's
-queue = [Request(Configuration(), Fidelity(), seed) for seed in range(4)]
-try:
-    runner = RayTuneRunner(1, address=os.environ.get("RANKSEARCH_TEST_ADDRESS"))
-    runner.run(evaluate, lambda: queue.pop() if queue else None, lambda outcome: print("reported", flush=True))
-    import ray
-    print("running" if ray.is_initialized() else "stopped")
-except KeyboardInterrupt:
-    print("interrupted")
-    sys.exit(130)
-"""
-
-
-DRIVERS: list[Forked] = []
-
-
-@pytest.fixture
-def temporary() -> Iterator[str]:
-    """A folder with a short path: Ray's sockets live below it. Drivers that a failed test left are ended."""
-    with tempfile.TemporaryDirectory(prefix="rst", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield folder
-        while DRIVERS:
-            DRIVERS.pop().kill()
-
-
-def launch(tmp_path: Path, temporary: str, seconds: float, settings: Mapping[str, str] | None = None) -> tuple[Forked, Path]:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"TMPDIR": temporary}
-    for name in [name for name in environment if name.startswith(("RAY_ADDRESS", "TUNE_"))]:
-        del environment[name]
-    environment |= settings or {}
-    process = Forked([str(tmp_path / "script.py"), str(tmp_path / "pids"), str(seconds)], env=environment, merged=True)
-    DRIVERS.append(process)
-    return process, tmp_path / "pids"
-
-
-def remaining(marker: str) -> list[str]:
-    """Processes, not zombies, whose environment names the folder of that run."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if marker.encode() in (entry / "environ").read_bytes() and ") Z " not in (entry / "stat").read_text():
-                    found.append(f"{entry.name} {(entry / 'comm').read_text().strip()}")
-            except OSError:  # gone meanwhile, or another user's
-                continue
-    return found
-
-
-def listening(marker: str) -> set[str]:
-    """The addresses at which these processes listen, as the kernel spells them, in hexadecimal."""
-    inodes: set[str] = set()
-    for process in remaining(marker):
-        for link in Path("/proc", process.split()[0], "fd").iterdir():
-            try:
-                if (found := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(link))) is not None:
-                    inodes.add(found[1])
-            except OSError:  # closed meanwhile
-                continue
-    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
-    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return condition()
-
-
-@linux
-def test_own_ray_is_quiet_and_gone_afterwards(tmp_path: Path, temporary: str) -> None:
-    process, _ = launch(tmp_path, temporary, 0.0, {"RAY_ADDRESS": "127.0.0.1:9", "RANKSEARCH_TEST_ADDRESS": "local"})
-    output, _ = process.communicate(120)
-    assert process.returncode == 0, output
-    assert output.splitlines() == ["reported"] * 4 + ["stopped"]
-    assert wait_for(lambda: not remaining(temporary), 5), remaining(temporary)
-    assert not list(Path(temporary).glob("ranksearch-*"))
-
-
-@linux
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_comes_through_soon_and_leaves_nothing(tmp_path: Path, temporary: str, number: signal.Signals) -> None:
-    process, pids = launch(tmp_path, temporary, 600.0)
-    assert wait_for(pids.exists, 90), "no evaluation has started"
-    os.killpg(process.pid, number)  # as a terminal and a batch system do: to the whole group
-    output, _ = process.communicate(60)  # an evaluation takes ten times as long
-    assert process.returncode == 130 and "interrupted" in output, output
-    assert wait_for(lambda: not remaining(temporary), 3), remaining(temporary)
-    assert not list(Path(temporary).glob("ranksearch-*"))
-
-
-@linux
-def test_killing_the_driver_leaves_no_process(tmp_path: Path, temporary: str) -> None:
-    process, pids = launch(tmp_path, temporary, 600.0)
-    assert wait_for(pids.exists, 90), "no evaluation has started"
-    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-    assert (found := listening(temporary)) and found <= loopback, found
-    assert [path.stat().st_mode & 0o777 for path in Path(temporary).glob("ranksearch-*")] == [0o700], "others see nothing of it"
-    process.kill()
-    process.communicate(30)
-    assert wait_for(lambda: not remaining(temporary), 20), remaining(temporary)
-    assert wait_for(lambda: not list(Path(temporary).glob("ranksearch-*")), 5)
