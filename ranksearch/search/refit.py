@@ -20,12 +20,16 @@ ANCHOR_NOISE = 2.0  # of one site's loss alone, relative to that of a whole conf
 class Refitted:
     """What came of it."""
 
-    indices: np.ndarray  # option per site, int64, shape: (n_sites,): the best of what was measured within the budgets
-    value: float  # its measurement
+    value: float  # the least measurement within the budgets
     start: float  # the measurement of the optimum before anything was measured
     measured: int  # measurements made, the dense network's among them
     model: LossModel  # of all of them
-    ranked: np.ndarray  # what was measured within the budgets, the least first, int64, shape: (n, n_sites)
+    ranked: np.ndarray  # what was measured within the budgets, the least first: option per site, int64, shape: (n, n_sites)
+
+    @property
+    def indices(self) -> np.ndarray:
+        """The best of these, option per site, int64, shape: (n_sites,)."""
+        return self.ranked[0]
 
 
 def measurements(space: SearchSpace, *, rounds: int, each: int, anchors: bool) -> int:
@@ -93,7 +97,7 @@ def refit(
         model = fit(curves, seen.observations(), start=model)
     seen.add(solved(model.table()))
     ranked = seen.ranked(Problem(space, model.table(), budgets))
-    return Refitted(ranked[0], seen.values[ranked[0].tobytes()], begin, len(seen.values) + 1, model, ranked)
+    return Refitted(seen.values[ranked[0].tobytes()], begin, len(seen.values) + 1, model, ranked)
 
 
 class _Measured:

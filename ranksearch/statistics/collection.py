@@ -24,7 +24,7 @@ from ranksearch.statistics.memory import check_room, passes
 from ranksearch.statistics.shrinkage import SHRINKAGE
 from ranksearch.statistics.statistics import Statistics
 from ranksearch.tensors import absorb
-from ranksearch.threads import few, threads
+from ranksearch.threads import few_of, threads
 
 _SAMPLED = SampledLabels()
 
@@ -124,8 +124,7 @@ def _collected(
     }
     differentiate = None if labels is None else _Differentiation(labels, collectors.values())
     seen = 0
-    one = few(sum(p.numel() for p in model.parameters()))
-    with threads(one), observing(model, collectors, backward=labels is not None):
+    with threads(few_of(model)), observing(model, collectors, backward=labels is not None):
         for batch in batches:
             seen += 1
             inputs, targets = (batch, None) if labels is None else labels.split(batch)

@@ -16,7 +16,7 @@ from ranksearch.tasks._cache import write_cache
 from ranksearch.tasks.networks import load_weights
 from ranksearch.tasks.task import Task
 from ranksearch.tensors import save
-from ranksearch.threads import few, threads
+from ranksearch.threads import few_of, threads
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def trained(build: Callable[[], nn.Module], task: Task, *, epochs: float, seed: 
             return load_weights(model, path).eval()
         except InvalidModel as error:
             log.warning("the cached weights cannot be used and are made again: %s", error)
-    with threads(few(sum(p.numel() for p in model.parameters()))):
+    with threads(few_of(model)):
         task.fine_tune(model, epochs=epochs, seed=seed)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_cache(path, lambda temporary: save(state, temporary))
