@@ -34,6 +34,6 @@ def study(
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     task = cifar10(data, learning_rate=learning_rate, augment=CropAndFlip() if augment else None)
     fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction, training=training)
-    spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results.md
+    spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results/rules.md
     narrower = Narrower(lambda width: cifar_resnet(20, width=width))  # none of these is trained
     return Study("cifar10_resnet20", model=model, task=task, space=spec, fidelity=fidelity, narrower=narrower, seed=seed)

@@ -33,7 +33,7 @@ def study(
     model = trained(digits_net, schooling, epochs=training_epochs, seed=seed, cache=home() / "cache")
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction, training=training)
-    spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results.md
+    spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results/samplers.md
     lengths = [(0.0, 60), (epochs / 4, 20), (epochs, 10)] if staged else []
     stages = [Stage(replace(fidelity, epochs=length), trials) for length, trials in lengths]
     task = digits()

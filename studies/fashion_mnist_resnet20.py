@@ -31,5 +31,5 @@ def study(
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     task = fashion_mnist(data, learning_rate=learning_rate)
     fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction, training=training)
-    spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results.md
+    spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results/rules.md
     return Study("fashion_mnist_resnet20", model=model, task=task, space=spec, fidelity=fidelity, seed=seed)

@@ -2,7 +2,7 @@
 
 The encoder is frozen for the probe only: fine-tuning a candidate trains everything. Costs are those of one sentence of
 ``length`` tokens; attention's own products (softmax(QK) V) have no weights and are not counted. The word embedding holds
-half of the parameters. Without training, fitting factors layer by layer decides how small it can get: see docs/results.md."""
+half of the parameters. Without training, fitting factors layer by layer decides how small it can get: see docs/results/rules.md."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +32,6 @@ def study(
     task = sentences(data / f"{source}.parquet", tokenizer, length=length, learning_rate=learning_rate)
     model = SentenceClassifier(network, task.classes).eval()
     fit_probe(model, task, cache=home() / "cache")
-    spec = space(tables=True, head=True, round_to=1).replace(metric=metric, calibration=32)  # every layer, as in docs/results.md
+    spec = space(tables=True, head=True, round_to=1).replace(metric=metric, calibration=32)  # every layer, as in docs/results/rules.md
     fidelity = Fidelity(epochs=epochs, recalibration=0, reconstruction=reconstruction, training=training)
     return Study(f"minilm_{source}", model=model, task=task, space=spec, fidelity=fidelity, seed=seed)

@@ -31,7 +31,7 @@ NEIGHBOURS = 64  # of the front that are tried, farther and farther away, where 
 BARREN = 2  # times that fronts are solved without anything new on them, before more is observed
 EVERY = 6  # proposals, one of which goes to what was measured without training, if that is expected to win at its own cost
 LEAST = 0.01  # of the dense network's metric, by which it is to win
-CARRIED = 1 / 3  # of the difference between such a measurement and the model that evaluations show again (docs/results.md)
+CARRIED = 1 / 3  # of the difference between such a measurement and the model that evaluations show again (docs/results/samplers.md)
 RANDOM = 8  # observations before anything is modelled where only the number of options is known
 
 

@@ -81,7 +81,7 @@ def moments(found: Statistics, metric: MetricName) -> Mapping[str, Moments]:
     inputs that are zero) is left out: its errors are then taken in the weight metric.
 
     Inputs are not taken about their mean. Where batch norm is re-estimated a shift of a layer's mean output costs nothing,
-    but the covariance was no better there (`docs/results.md`), and far worse where it is not."""
+    but the covariance was no better there (`docs/results/rules.md`), and far worse where it is not."""
     if metric == "weight":
         return {}
     every = found.moments(metric)
