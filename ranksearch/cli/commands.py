@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from ranksearch.cli import costs, halting, machines, parameters, questions, spaces
+from ranksearch.cli import costs, halting, machines, parameters, questions, screening, spaces
 from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand
 from ranksearch.cli.opening import command_line, opened, output_format, session_of
 from ranksearch.cli.session import Session
-from ranksearch.errors import EmptySpace, InvalidArgument
+from ranksearch.errors import EmptySpace
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -131,32 +131,26 @@ def search(
     A terminal shows a live table, a pipe gets lines. Both have the size of the front and its hypervolume: the share that it dominates
     of the box between no cost at no loss and the dense network's costs at worthless metrics; the dense network by itself has 0."""
     from ranksearch.cli import results
-    from ranksearch.cli.progress import SearchProgress, events
+    from ranksearch.cli.progress import SearchProgress, events, view
 
-    session = session_of()
-    if quiet and json:
-        raise InvalidArgument("--quiet and --json exclude each other: --json shows nothing but its events")
-    if screen is not None and supernet is None:
-        raise InvalidArgument(f"--screen {screen} needs --supernet: what is screened with")
-    if not (quiet or json):
+    shown, session = view(quiet=quiet, json=json), session_of()
+    screening.check(supernet, screen)
+    if shown is None:
         print(f"loading {asked.file.path} ...", file=sys.stderr, flush=True)
-    from ranksearch.study import TRIALS, Screening
-
     runner, halts = machines.runner(asked, machine), halting.scheduler(scheduler, first_rung, eta)
-    screening = None if supernet is None else Screening(supernet or True, 100 if screen is None else screen)
+    screened = screening.screening(supernet, screen)
     study = opened(asked, store, session=session, stored=False, cost=cost)
     study = study.replace(seed=study.seed if seed is None else seed, objectives=objective or study.objectives)
-    view = "events" if json else "nothing" if quiet else None
-    with SearchProgress(study, session, note=spaces.change(study, session.store or ""), view=view) as progress:
+    with SearchProgress(study, session, note=spaces.change(study, session.store or ""), view=shown) as progress:
         study.run(
             trials, sampler=sampler, proxies=proxy or None, allocator=allocator, scheduler=halts, runner=runner, constraints=where,
-            screening=screening, retry_failed=retry_failed, take_over=take_over, on_event=progress.event,
+            screening=screened, retry_failed=retry_failed, take_over=take_over, on_event=progress.event,
         )  # fmt: skip
     session.check()
     if json:
         events.ended(study, objective or None)
-        return
-    results.searched(study, command_line(asked, store), objective or None, trials if trials is not None or study.stages else TRIALS)
+    else:
+        results.searched(study, command_line(asked, store), objective or None, study.planned(trials))
 
 
 def front(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ranksearch.cli import halting, machines
-from ranksearch.cli.arguments import MaybeValued, NameIn, UserPath
+from ranksearch.cli import halting, machines, screening
+from ranksearch.cli.arguments import NameIn, UserPath
 
 STORE_HELP = "A path (SQLite) or any SQLAlchemy URL.  [default: the study's name in $RANKSEARCH_HOME or .ranksearch]"
 
@@ -105,12 +105,7 @@ def search() -> list[click.Parameter]:
         click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), metavar="N", help="Instead of the study's seed."),
         *halting.options(),
         *machines.options(),
-        MaybeValued(
-            ["--supernet"],
-            metavar="[METHOD|KEY]",
-            help="Screen with a trained supernet first, and begin with its front; which one need be said only if there are several.",
-        ),
-        click.Option(["--screen"], type=click.IntRange(min=1), metavar="N", help="Configurations to screen.  [default: 100]"),
+        *screening.options(),
         click.Option(
             ["--retry-failed"],
             is_flag=True,

@@ -18,11 +18,13 @@ from ranksearch.errors import InvalidModel
 from ranksearch.networks.layers import ReadableChain, TransposedLinear, last_bias
 from ranksearch.sites import WINDOWED, Scale, UnpackedCell, UnpackedExperts, UnpackedRecurrent, linear_of, next_state
 from ranksearch.sites.attention import PlainAttention, SplitLinear
+from ranksearch.sites.sequences import OneSequence, PackedSequences, Sequences, sequences
 
 VARIANT = "factorized"  # weights are in model.factorized.safetensors
 # forms that a folder makes of the modules of the dense network again, and what their source needs besides torch
 UNPACKED: Mapping[type[nn.Module], tuple[Any, ...]] = {
-    UnpackedExperts: (UnpackedExperts,), UnpackedRecurrent: (linear_of, next_state, UnpackedRecurrent),
+    UnpackedExperts: (UnpackedExperts,),
+    UnpackedRecurrent: (linear_of, next_state, Sequences, OneSequence, PackedSequences, sequences, UnpackedRecurrent),
     UnpackedCell: (linear_of, next_state, UnpackedCell),
 }  # fmt: skip
 _MODULE_STATE = frozenset(vars(nn.Module()))

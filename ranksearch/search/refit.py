@@ -32,11 +32,6 @@ class Refitted:
         return self.ranked[0]
 
 
-def measurements(space: SearchSpace, *, rounds: int, each: int, anchors: bool) -> int:
-    """How many measurements `refit` makes at most."""
-    return 2 + rounds * each + (len(space.ladders) if anchors else 0)
-
-
 def refit(
     space: SearchSpace,
     curves: Curves,
@@ -54,7 +49,9 @@ def refit(
 
     First every site alone is set to its option in the optimum of ``curves`` (its anchor, as LEMS takes one per site), and everything
     ``known`` is measured; then, ``rounds`` times, the model is fitted to all measurements, the allocation is solved exactly for the most
-    likely model and for models drawn from what is open (Thompson, 1933), and these optima are measured, ``each`` new ones a round.
+    likely model and for models drawn from what is open (Thompson, 1933), and these optima are measured, ``each`` new ones a round. The last
+    model's optimum is measured too. Together these are at most 3 + ``rounds`` x ``each`` measurements, the dense network's among them, and
+    one for each of ``known`` and of the anchors.
 
     Args:
         space: of ``curves``.

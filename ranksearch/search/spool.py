@@ -63,8 +63,8 @@ class Spool:
     def drop(self, request: Request) -> None:
         """The outcome of a request is stored."""
         for kind in ("json", "checkpoint"):
-            with suppress(OSError):  # it is then found again, and known to be stored
-                self._place(request, kind).unlink(missing_ok=True)
+            with suppress(OSError):  # where it is not there; what cannot be removed is found again, and known to be stored
+                self._place(request, kind).unlink()
 
     def outcomes(self) -> Iterator[Outcome]:
         """What is there of the study. What cannot be read stays where it is."""

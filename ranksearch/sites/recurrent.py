@@ -13,6 +13,7 @@ from ranksearch.errors import InvalidModel
 from ranksearch.sites.copies import copied
 from ranksearch.sites.forward import preserved_randomness, tensors_of
 from ranksearch.sites.layers import Rule, matches
+from ranksearch.sites.sequences import Sequences, sequences
 from ranksearch.sites.ties import parameter_users
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest value
@@ -88,48 +89,32 @@ class UnpackedRecurrent(nn.Module):
             input: shape (time, batch, d), with ``batch_first`` (batch, time, d), without a batch (time, d), or a ``PackedSequence``.
             hx: initial states, shape (layers * directions, batch, hidden), a pair of them for an LSTM; None: zeros.
         """
-        packed = input if isinstance(input, nn.utils.rnn.PackedSequence) else None
-        sizes = None if packed is None else packed.batch_sizes.tolist()
-        given: Any = input if packed is None else packed.data
-        batched = packed is not None or given.dim() == 3
-        rows = given if packed is not None or (batched and self.batch_first) else given.transpose(0, 1) if batched else given.unsqueeze(0)
-        states = self._states(hx, rows, rows.shape[0] if sizes is None else sizes[0], batched)
-        if packed is not None and packed.sorted_indices is not None and hx is not None:
-            states = [state.index_select(1, packed.sorted_indices) for state in states]
-        if self.kernel:
-            rows, states = self._by_kernel(rows, None if packed is None else packed.batch_sizes, states)
-        else:
-            rows, states = self._layers(rows, sizes, states)
-        if packed is not None:
-            output = nn.utils.rnn.PackedSequence(rows, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-            if packed.unsorted_indices is not None:
-                states = [state.index_select(1, packed.unsorted_indices) for state in states]
-        elif not batched:
-            output, states = rows.squeeze(0), [state.squeeze(1) for state in states]
-        else:
-            output = rows if self.batch_first else rows.transpose(0, 1)
-        return output, tuple(states) if self.mode == "LSTM" else states[0]
+        given = sequences(input, batch_first=self.batch_first)
+        run = self._by_kernel if self.kernel else self._layers
+        rows, states = run(given.rows, given.sizes, self._states(hx, given))
+        states = tuple(given.last(state) for state in states)
+        return given.output(rows), states if self.mode == "LSTM" else states[0]
 
-    def _states(self, hx: Any, rows: Tensor, batch: int, batched: bool) -> list[Tensor]:
+    def _states(self, hx: Any, given: Sequences) -> list[Tensor]:
         """Initial states, shape (layers * directions, batch, size) each."""
         count = self.num_layers * (2 if self.bidirectional else 1)
         sizes = [self.proj_size or self.hidden_size, self.hidden_size][: 2 if self.mode == "LSTM" else 1]
         if hx is None:
-            return [rows.new_zeros(count, batch, size) for size in sizes]
-        states = list(hx) if self.mode == "LSTM" else [hx]
-        states = states if batched else [state.unsqueeze(1) for state in states]
+            return [given.rows.new_zeros(count, given.batch, size) for size in sizes]
+        states = [given.batched(state) for state in (hx if self.mode == "LSTM" else (hx,))]
         for state, size in zip(states, sizes, strict=True):
-            if tuple(state.shape) != (count, batch, size):
-                raise RuntimeError(f"hx has shape {tuple(state.shape)}, expected {(count, batch, size)}")
-        return states
+            if tuple(state.shape) != (count, given.batch, size):
+                raise RuntimeError(f"hx has shape {tuple(state.shape)}, expected {(count, given.batch, size)}")
+        return [given.ordered(state) for state in states]
 
-    def _layers(self, rows: Tensor, sizes: list[int] | None, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _layers(self, rows: Tensor, sizes: Tensor | None, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """All layers: outputs of the last one and the last states of all."""
+        lengths = None if sizes is None else sizes.tolist()
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             outputs = []
             for end in self._ends(layer):
-                steps, state = self._run(end, rows, sizes, tuple(each[len(last)] for each in states))
+                steps, state = self._run(end, rows, lengths, tuple(each[len(last)] for each in states))
                 outputs.append(torch.stack(steps, dim=1) if sizes is None else torch.cat(steps))
                 last.append(state)
             rows = torch.cat(outputs, dim=-1)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from ranksearch.search.events import Announced, Finished, Planned, Profiled, SearchEvent
 from ranksearch.study.run import Screening
-from ranksearch.study.study import TRIALS, Study
+from ranksearch.study.study import Study
 
-__all__ = ["TRIALS", "Announced", "Finished", "Planned", "Profiled", "Screening", "SearchEvent", "Study"]
+__all__ = ["Announced", "Finished", "Planned", "Profiled", "Screening", "SearchEvent", "Study"]

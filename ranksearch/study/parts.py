@@ -4,6 +4,7 @@ are facts about. Everything is computed when it is asked for first, and kept."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +25,14 @@ from ranksearch.study import counts, identity
 from ranksearch.tasks import Task
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What networks are counted by, and the space that it counts: costs that refine need a space, and a space needs costs."""
+
+    costs: tuple[CostModel, ...]
+    space: SearchSpace | None  # None: nothing needed it so far
+
+
 class Parts:
     """The parts of a `ranksearch.study.Study`, which sets what they are made of."""
 
@@ -35,6 +44,7 @@ class Parts:
     narrower: Narrower | None
     device: torch.device | None
     _store: str | None
+    _counted: Counted | None = None  # None: nobody asked for `counts` or `space` so far
 
     @cached_property
     def sites(self) -> Sites:
@@ -60,19 +70,29 @@ class Parts:
         cache = home() / "cache" / "spectra"
         return Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, cache=cache, device=self.device)
 
-    @cached_property
+    @property
     def space(self) -> SearchSpace:
         """The search space: a ladder of options for every site."""
-        counts = self.counts
-        return self._built(counts) if not self.profiled else vars(self)["space"]  # `counts` may have made it
+        counted = self._made(_unsaid)
+        if counted.space is None:
+            self._counted = counted = replace(counted, space=self._built(counted.costs))
+        assert counted.space is not None
+        return counted.space
 
-    def _built(self, costs: Sequence[CostModel]) -> SearchSpace:
-        return self.spec.build(self.spectra, costs=costs, example=self.dense_network.example)
+    @property
+    def counts(self) -> tuple[CostModel, ...]:
+        """The cost models that have amounts: ``costs``, those that measure by the measurement that the store has, else by one made now,
+        which also measures the options that exact fronts land on (`ranksearch.search.landing`) and so makes the space.
+
+        Raises:
+            StoreError: the store is another study's.
+            InvalidArgument: the store has another measurement than ``costs`` ask for."""
+        return self._made(_unsaid).costs
 
     @property
     def profiled(self) -> bool:
         """Whether the space is computed already."""
-        return "space" in vars(self)
+        return self._counted is not None and self._counted.space is not None
 
     def profile(self, tell: Callable[[Announced | Profiled], None]) -> SearchSpace:
         """`space`, each stage of its computation told before it begins, each site when it is done."""
@@ -81,43 +101,39 @@ class Parts:
         self.measure(tell)
         return self.space
 
-    def _profile_sites(self, tell: Callable[[Announced | Profiled], None]) -> None:
-        if self.spec.metric != "weight":
-            tell(Announced(space_metric.announced(self.sites, self.spec.metric, self.spec.calibration)))
-            _ = self.spectra
-        tell(Announced(f"profiling {len(self.sites)} sites"))
-        self.spectra.profile_all(tell)
-
-    @cached_property
-    def counts(self) -> tuple[CostModel, ...]:
-        """The cost models that have amounts: ``costs``, those that measure by the measurement that the store has, else by one made now,
-        which also measures the options that exact fronts land on (`ranksearch.search.landing`) and so makes the space.
-
-        Raises:
-            StoreError: the store is another study's.
-            InvalidArgument: the store has another measurement than ``costs`` ask for."""
-        return self._counts(lambda event: None)
-
     def measure(self, tell: Callable[[Announced | Profiled], None]) -> None:
         """Make `counts`, each stage told before it begins."""
-        if "counts" not in vars(self):
-            vars(self)["counts"] = self._counts(tell)
+        self._made(tell)
 
-    def _counts(self, tell: Callable[[Announced | Profiled], None]) -> tuple[CostModel, ...]:
+    def _made(self, tell: Callable[[Announced | Profiled], None]) -> Counted:
+        """`counts` and, where that made it, `space`; computed once."""
+        if self._counted is None:
+            self._counted = self._count(tell)
+        return self._counted
+
+    def _count(self, tell: Callable[[Announced | Profiled], None]) -> Counted:
         def said(text: str) -> None:
             tell(Announced(text))
 
         known = self._stored_costs() if counts.measures(self.costs) else {}
         found = counts.bound(self.costs, self.dense_network, known, said)
         if not (names := landing.refining(found, kept=known)):
-            return found
+            return Counted(found, None)
         self._profile_sites(tell)
         try:
-            choose = landing.fronts(names)
-            found, vars(self)["space"] = landing.landed(found, self.spectra, self._built, choose, kept=known, tell=said)
+            return Counted(*landing.landed(found, self.spectra, self._built, landing.fronts(names), kept=known, tell=said))
         except EmptySpace:  # nothing can be chosen, so nothing is landed on; whoever needs a space is told
-            return found
-        return found
+            return Counted(found, None)
+
+    def _built(self, costs: Sequence[CostModel]) -> SearchSpace:
+        return self.spec.build(self.spectra, costs=costs, example=self.dense_network.example)
+
+    def _profile_sites(self, tell: Callable[[Announced | Profiled], None]) -> None:
+        if self.spec.metric != "weight":
+            tell(Announced(space_metric.announced(self.sites, self.spec.metric, self.spec.calibration)))
+            _ = self.spectra
+        tell(Announced(f"profiling {len(self.sites)} sites"))
+        self.spectra.profile_all(tell)
 
     def _stored_costs(self) -> counts.Records:
         return counts.stored(self.store_url, study=self.name, fingerprint=self.fingerprint, formerly=self.former_fingerprint)
@@ -187,3 +203,7 @@ class Parts:
     def store_url(self) -> str:
         """Where the evaluations are."""
         return self._store or str(home() / f"{self.name}.db")
+
+
+def _unsaid(event: Announced | Profiled) -> None:
+    """Who asks for a part, and not for its progress, hears nothing."""

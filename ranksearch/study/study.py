@@ -129,8 +129,7 @@ class Study(Parts):
 
     def replace(self, **changes: Any) -> Self:
         """The same study with some arguments changed, such as ``study.replace(store="other.db", seed=1)``; with another fidelity it has
-        no stages any more. What is computed of
-        the sites and the space is kept where model, task, space and costs stay."""
+        no stages any more. What is computed of the sites and the space is kept where model, task, space and costs stay."""
         arguments: dict[str, Any] = {
             "name": self.name, "model": self.model, "task": self.task, "space": self.spec, "objectives": self.objectives,
             "fidelity": self.fidelity, "seed": self.seed, "costs": self.costs, "store": self._store, "options": self.options,
@@ -142,7 +141,7 @@ class Study(Parts):
         other = copy(self)  # whatever a subclass adds
         fixed = not {"model", "task", "space", "costs", "narrower", "device"} & set(changes)
         of_these = ("sites", "spectra", "fingerprint", "former_fingerprint", "network", "outputs")
-        counted = () if fixed and not ("store" in changes and counts.measures(self.costs)) else ("counts", "space", "baseline")
+        counted = () if fixed and not ("store" in changes and counts.measures(self.costs)) else ("_counted", "baseline")
         for name in ("report", "kept", *counted, *(() if fixed else of_these)):
             vars(other).pop(name, None)
         Study.__init__(other, **arguments | changes)
@@ -269,12 +268,16 @@ class Study(Parts):
             self, sampler=sampler, proxies=proxies, allocator=allocator, scheduler=scheduler, runner=runner, constraints=constraints,
             retry_failed=retry_failed, take_over=take_over, on_event=on_event,
         )  # fmt: skip
-        if trials is not None or not self.stages:
-            run(self, TRIALS if trials is None else trials, given, screening=screening)
+        if (planned := self.planned(trials)) is not None:
+            run(self, planned, given, screening=screening)
         elif screening is not None:
             raise InvalidArgument(f"screening={screening!r}: the study has stages; declare one of them as Stage('supernet', trials)")
         else:
             run_stages(self, given)
+
+    def planned(self, trials: int | None = None) -> int | None:
+        """How many evaluations `run` comes to that is asked for ``trials``; None: what the stages say, one after the other."""
+        return TRIALS if trials is None and not self.stages else trials
 
     def enqueue(self, configuration: Configuration | queue.Choices) -> Configuration:
         """See `ranksearch.study.queue.enqueue`."""

@@ -119,6 +119,13 @@ def test_minimax_is_brute_force_and_spends_the_rest_on_the_sum(instance, names, 
     assert float(sums.score(allocation.indices)) == pytest.approx(sums.score(tied).min(), rel=1e-9, abs=1e-12)
 
 
+def test_minimax_front_of_two_sites():
+    """Values 3, 2, 1 for costs 1, 4, 9 at one, 2 and 0 for 2 and 5 at the other: below 1 the first site has no option."""
+    front = minimax_front([np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0])], [np.array([1, 4, 9]), np.array([2, 5])])
+    assert front.thresholds.tolist() == [3.0, 2.0, 1.0] and front.costs.tolist() == [3, 6, 14]
+    assert [front.indices(point).tolist() for point in range(3)] == [[0, 0], [1, 0], [2, 1]]
+
+
 @SETTINGS
 @given(instances())
 def test_minimax_front_is_brute_force(instance):

@@ -191,6 +191,14 @@ def test_balf_is_the_best_at_some_price():
     assert low <= high * (1 + 1e-9)
 
 
+def test_balf_takes_each_budget_relative_to_its_limit_however_small_that_is():
+    """A budget of one launch weighs as much as one of 100 parameters, so the option with a launch more is never the best at any price."""
+    amounts = [("svd", (1,), 50, 0, 0.5), ("svd", (2,), 20, 1, 0.2), ("svd", (3,), 110, 0, 0.1), ("dense", (), 900, 1, 0.0)]
+    options = [Option(kind, rank, Cost(params=p, macs=p, launches=n), e, e**2, e) for kind, rank, p, n, e in amounts]
+    space = SearchSpace((Ladder.of(Site("layer", "linear", 30, 30), options),), Cost(params=900, macs=900, launches=1))
+    assert BALF().allocate(Problem(space, Table((np.zeros(4),), "sum"), {"params": 100, "launches": 1})).indices.tolist() == [0]
+
+
 def test_stn_storage_leaves_no_step_that_fits():
     _, space = ALL
     problem = Problem(space, Frobenius().table(space), {"params": 0.5})
@@ -276,6 +284,17 @@ def test_evbmf_finds_nothing_in_noise_or_zeros_and_ignores_scale():
     assert evbmf_rank(noise) <= 1 and evbmf_rank(np.zeros((5, 6))) == 0
     low = rng.normal(size=(50, 4)) @ rng.normal(size=(4, 80)) + 0.1 * noise
     assert evbmf_rank(low) == evbmf_rank(1e-3 * low) == 4
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(40, 6), (6, 40)])
+def test_evbmf_knows_the_full_rank_of_a_layer_wide_or_tall(inputs, outputs):
+    torch.manual_seed(0)
+    layer = nn.Linear(inputs, outputs)
+    with torch.no_grad():
+        layer.weight.copy_(torch.outer(torch.arange(1.0, outputs + 1), torch.arange(1.0, inputs + 1)))
+    model = nn.Sequential(layer)
+    rule = EVBMF(Spectra(model, find_sites(model, torch.randn(1, inputs)), [TYPES["svd"]]))
+    assert rule.ranks("0") == ((1, 6),)
 
 
 def test_evbmf_weakening_is_common():

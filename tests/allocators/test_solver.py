@@ -192,6 +192,22 @@ def test_a_wide_beam_is_exact(budgets: int) -> None:
         assert narrow is None or chosen(options, narrow) in all_choices
 
 
+def test_a_narrow_beam_has_no_place_for_sums_that_the_other_sites_leave_no_room_for() -> None:
+    """The best option of the first site leaves two of five, and the other site takes three at least."""
+    site, cost = np.array([0, 0, 1, 1]), np.array([[0], [3], [3], [4]])
+    options = Options(site, np.array([0, 1, 0, 1]), np.array([1.0, 0.0, 0.5, 0.0]), cost)
+    picked = beam(options, options.value, np.zeros(1), np.array([5]), width=1)
+    assert picked is not None and picked.tolist() == [0, 3]
+
+
+def test_the_beam_finds_what_rounding_misses_before_the_integer_program_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three things that weigh 6, 5 and 5 and gain 7, 5 and 5, ten can be carried: most per weight is the first, best are the others."""
+    monkeypatch.setattr("ranksearch.allocators._choice.optimum", lambda *given, **options: (None, 0.0))  # out of time at once
+    values, costs = [np.array([gain, 0.0]) for gain in (7.0, 5.0, 5.0)], [np.array([[0], [weight]]) for weight in (6, 5, 5)]
+    found = solve(values, costs, np.array([10]))
+    assert found is not None and found.indices.tolist() == [0, 1, 1] and found.value == 7.0
+
+
 @pytest.mark.parametrize("budgets", [1, 2])
 @pytest.mark.parametrize("known", [False, True])
 def test_the_integer_program_is_exact(budgets: int, known: bool) -> None:

@@ -16,7 +16,18 @@ from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss
 from ranksearch.search import local_search
-from ranksearch.search.local_search import _exchange, _improved, _Incumbent, _moves, _probe, _reluctant, _scored, _total, polish
+from ranksearch.search.local_search import (
+    _corrected,
+    _exchange,
+    _improved,
+    _Incumbent,
+    _moves,
+    _probe,
+    _reluctant,
+    _scored,
+    _total,
+    polish,
+)  # fmt: skip
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, build_space
 from ranksearch.space.spectra import Spectra
@@ -140,6 +151,42 @@ def test_probes_are_of_the_cheaper_option_with_the_most_typical_rise(setting, se
     # what is measured is what the table says: no site is weighed otherwise than before
     for before, after in zip(table.values, probed.values, strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-9)
+
+
+def test_a_site_without_a_cheaper_option_keeps_its_weight(setting):
+    """The others' are corrected: one of them measures a hundred times what the table says."""
+    _, _, space = setting
+    table, now = weighted(space, 2)
+    now[1] = int(np.argmin(space.ladders[1].costs["params"]))
+
+    def measure(indices):
+        steps = [values[i] - values[k] for values, i, k in zip(table.values, indices, now, strict=True)]
+        return sum(step * (100 if site == 0 else 1) for site, step in enumerate(steps))
+
+    probed = _probe(Problem(space, table, {"params": 1.0}), _Incumbent(measure, now))
+    factors = [float(after[0] / before[0]) for before, after in zip(table.values, probed.values, strict=True)]
+    assert factors == pytest.approx([local_search.SPREAD**0.5, *[1.0] * (len(now) - 1)])
+
+
+def test_probing_ends_after_two_rounds_in_vain_or_three_quarters_of_the_evaluations(setting, monkeypatch):
+    _, _, space = setting
+    problem, rounds = Problem(space, space.table("frobenius"), {"params": 0.6}), []
+    start = np.zeros(len(space.shape), dtype=np.int64)
+
+    def probed(problem, found):
+        rounds.append(found.evaluations)
+        return problem.table
+
+    monkeypatch.setattr(local_search, "_probe", probed)
+    _corrected(problem, _Incumbent(lambda indices: 1.0, start), 1000)
+    assert len(rounds) == 2
+    rounds.clear()
+    # every configuration that is looked at is another one, and better than those before
+    values, others = itertools.count(0, -1), itertools.product(*(range(n) for n in space.shape))
+    found = _Incumbent(lambda indices: next(values), np.array(next(others)))
+    monkeypatch.setattr(found, "improves", lambda candidate: _Incumbent.improves(found, np.array(next(others))))
+    _corrected(problem, found, 40)
+    assert rounds[-1] + len(start) + 2 <= 30 < found.evaluations + len(start) + 2
 
 
 def test_probes_that_measure_no_difference_leave_the_table(setting):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from search_cases import InFlight, Scripted, anything, small_space, worth
 
-from ranksearch.errors import DenseFailed
+from ranksearch.errors import DenseFailed, FailedInARow
 from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.runners import WAIT
 from ranksearch.samplers import GP, SAMPLERS, Random, Sampler
 from ranksearch.search.known import Known
-from ranksearch.search.loop import SearchLoop
+from ranksearch.search.loop import IN_A_ROW, SearchLoop
 from ranksearch.search.starts import Start
 from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
 
@@ -259,3 +259,18 @@ def test_an_outcome_is_kept_before_anything_is_learned_from_it(space: SearchSpac
     with pytest.raises(OSError, match="disk full"):
         loop.report(worth(request))
     assert sampler.told == [] and loop.done == 0
+
+
+def test_so_many_failures_end_a_search_that_goes_on_too_and_no_fewer(space: SearchSpace) -> None:
+    """The dense network is known of an earlier run: nothing has succeeded in this one."""
+    loop, _, kept = make(space, Random(), trials=40, known={DENSE.id: Known(DENSE, [0.0, 0.0])})
+    for number in range(1, IN_A_ROW + 1):
+        request = loop.propose()
+        assert isinstance(request, Request)
+        outcome = Outcome(request, "failed", error="no", error_kind="code")
+        if number < IN_A_ROW:
+            assert loop.report(outcome) == [outcome]
+        else:
+            with pytest.raises(FailedInARow):
+                loop.report(outcome)
+    assert len(kept) == IN_A_ROW

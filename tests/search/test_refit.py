@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import count, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from search_cases import small_space
 from ranksearch.allocators import Additive, Problem
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.proxies import Energy
-from ranksearch.search.refit import measurements, refit
+from ranksearch.search import refit as module
+from ranksearch.search.refit import ANCHOR_NOISE, _Measured, refit
 from ranksearch.space import SearchSpace
 from ranksearch.surrogate import curves
 
@@ -51,7 +53,37 @@ def test_the_optimum_is_found_that_the_errors_do_not_know(space: SearchSpace, sh
     assert space.cost(found.indices)["params"] <= space.limit("params", share)
     assert found.value == pytest.approx(Loss(space)(found.indices)) and found.value < found.start
     assert found.value - 0.7 <= 1.02 * (least - 0.7)
-    assert len(set(loss.asked)) == len(loss.asked) == found.measured <= measurements(space, rounds=3, each=8, anchors=anchors)
+    assert len(set(loss.asked)) == len(loss.asked) == found.measured <= 3 + 3 * 8 + (len(space.shape) if anchors else 0)
+
+
+@pytest.mark.parametrize("anchors", [False, True])
+def test_no_more_is_measured_than_it_says(space: SearchSpace, monkeypatch: pytest.MonkeyPatch, anchors: bool) -> None:
+    """A solver with another answer every time; two rounds of five."""
+    numbers = count(1)
+
+    class Inventive:
+        def __init__(self, seconds: float) -> None:
+            pass
+
+        def allocate(self, problem: Problem) -> SimpleNamespace:
+            return SimpleNamespace(indices=np.array(np.unravel_index(next(numbers), space.shape)))
+
+    monkeypatch.setattr(module, "Additive", Inventive)
+    loss, known = Loss(space), [np.array([5, 5, 5]), np.array([5, 5, 6])]
+    found = refit(space, curves(space, Energy().table(space)), loss, {"params": 1.0}, known=known, rounds=2, each=5, anchors=anchors)
+    assert found.measured == len(set(loss.asked)) == len(loss.asked) == 3 + 2 * 5 + len(known) + (3 if anchors else 0)
+
+
+def test_what_is_observed_is_what_every_finite_measurement_rises_above_the_dense_network(space: SearchSpace) -> None:
+    values = {(0, 0, 0): 5.0, (1, 0, 0): float("inf"), (0, 1, 0): 3.5, tuple(space.dense.tolist()): 2.0}
+    seen = _Measured(space, lambda indices: values[tuple(indices.tolist())])
+    assert seen.add(np.array([0, 0, 0])) == 5.0 and seen.add(np.array([1, 0, 0])) == float("inf")
+    assert seen.add(np.array([0, 1, 0]), noise=ANCHOR_NOISE) == 3.5
+    values[0, 0, 0] = 9.0
+    assert seen.add(np.array([0, 0, 0])) == 5.0, "nothing is measured twice"
+    found = seen.observations()
+    assert found.indices.tolist() == [[0, 0, 0], [0, 1, 0]] and found.rises.tolist() == [3.0, 1.5]
+    assert found.noise is not None and found.noise.tolist() == [1.0, ANCHOR_NOISE]
 
 
 def test_it_is_never_worse_than_what_was_known(space: SearchSpace) -> None:

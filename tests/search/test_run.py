@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,30 @@ def test_the_front_of_a_fidelity_starts_another_search(space: SearchSpace, store
     kept = search.best(store, narrow, 100)
     assert {s.candidate.configuration.id for s in kept} <= theirs
     assert {s.candidate.cost.macs for s in kept} == {macs for id, macs in stored.items() if id in theirs} & expected
+
+
+def stored(space: SearchSpace, rows: dict[tuple[int, ...], float]) -> Iterable[Record]:
+    """Evaluations of a space with their accuracies."""
+    for indices, accuracy in rows.items():
+        candidate = space.candidate(indices)
+        key = candidate.configuration.id, candidate.configuration.to_json(), FULL.key, 3
+        yield Record(*key, "done", {"accuracy": accuracy}, candidate.cost)
+
+
+def test_the_fronts_behind_the_first_come_where_it_has_too_few_and_they_are_asked_for(space: SearchSpace, store: Store) -> None:
+    """Three sizes: what is better and smaller is on the first front, then what only that beats."""
+    first, second = {(0, 0, 0): 0.5, (2, 2, 2): 0.8}, {(1, 1, 1): 0.4, (3, 3, 3): 0.7}
+    for record in stored(space, {**second, **first, tuple(space.dense.tolist()): 0.9}):
+        store.add(record)
+    search = make(space, trials=9)
+
+    def found(count: int, *, deeper: bool) -> list[tuple[int, ...]]:
+        return [tuple(start.candidate.indices.tolist()) for start in search.best(store, space, count, deeper=deeper)]
+
+    assert set(found(9, deeper=False)) == first.keys()
+    deep = found(9, deeper=True)
+    assert set(deep[:2]) == first.keys() and set(deep[2:]) == second.keys() and len(deep) == 4
+    assert set(found(3, deeper=True)[:2]) == first.keys() and len(found(3, deeper=True)) == 3
 
 
 def test_limits_are_the_tightest_and_within_reach(space: SearchSpace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from search_cases import InFlight, small_space
@@ -14,6 +15,7 @@ from ranksearch.evaluation import Fidelity, Outcome, Request
 from ranksearch.proxies import free_proxies
 from ranksearch.samplers import Random
 from ranksearch.search.events import Announced
+from ranksearch.search.known import Known
 from ranksearch.search.run import Objectives, SearchRun
 from ranksearch.search.spool import Keeper
 from ranksearch.search.team import Team
@@ -51,6 +53,60 @@ def test_what_failed_is_claimed_as_something_tried_again() -> None:
 
     team = Team(Claims(), "full", 3, lambda ids: {}, {"failed"}, set())  # type: ignore[arg-type]
     assert team.claim("failed") and not team.claim("new") and team.seen == {"failed"}
+
+
+class Server:
+    """What a `Team` asks of a store: everything new is found once; nothing is answered while it is ``away``."""
+
+    def __init__(self) -> None:
+        self.new, self.away = {"theirs"}, False
+
+    def answered(self, value):
+        if self.away:
+            raise StoreUnreachable("no route to host")
+        return value
+
+    def claim(self, id: str, fidelity: str, seed: int, *, again: bool) -> bool:
+        return self.answered(id == "free")
+
+    def others(self, fidelity: str, seed: int) -> int:
+        return self.answered(2)
+
+    def new_ids(self, fidelity: str, seed: int, seen: set[str]) -> set[str]:
+        return self.answered(self.new - seen)
+
+
+def test_news_are_what_others_stored_since_and_nothing_is_read_where_there_are_none() -> None:
+    read: list[set[str]] = []
+
+    def known(ids: set[str]) -> dict[str, Known]:
+        read.append(ids)
+        return {id: Known(DENSE, [0.5]) for id in ids}
+
+    server = Server()
+    team = Team(server, "full", 3, known, set(), {"mine"})  # type: ignore[arg-type]
+    assert team.busy() == 0
+    assert team.news() == {"theirs": Known(DENSE, [0.5])} and team.busy() == 2
+    assert team.news() == {} and read == [{"theirs"}] and team.seen == {"mine", "theirs"}
+    server.new = {"theirs", "later"}
+    assert team.news().keys() == {"later"}
+
+
+def test_while_the_server_is_away_everything_is_free_and_nothing_is_new() -> None:
+    server = Server()
+    team = Team(server, "full", 3, lambda ids: {}, set(), set())  # type: ignore[arg-type]
+    assert not team.claim("taken") and team.claim("free") and team.seen == {"free"}
+    server.away = True
+    assert team.claim("taken") and team.seen == {"free", "taken"} and team.news() == {}
+
+
+@pytest.mark.parametrize("take_over", [False, True])
+def test_the_claims_of_others_are_ended_where_that_is_asked_for_alone(space: SearchSpace, take_over: bool) -> None:
+    ended: list[str] = []
+    store = SimpleNamespace(claims=SimpleNamespace(take_over=lambda: ended.append("all")))
+    team = make(space, None, take_over=take_over)._team(store, {"known"}, {"failed"})  # type: ignore[arg-type]
+    assert ended == (["all"] if take_over else [])
+    assert team.again == {"failed"} and team.seen == {"known", "failed"}
 
 
 def test_two_searches_share_the_work_and_each_evaluation_is_made_once(space: SearchSpace, url: str) -> None:

@@ -55,6 +55,16 @@ def test_several_write_what_each_of_them_has_found(server: str) -> None:
         Store.open(server, study="cifar", fingerprint="f00d")
 
 
+def test_claims_do_not_keep_a_process_alive_that_is_at_its_end() -> None:
+    claims = _claims.Claims(sa.create_engine("sqlite://"))
+    try:
+        (thread,) = (each for each in threading.enumerate() if each.name == "ranksearch-claims")
+        assert thread.daemon
+    finally:
+        claims.release()
+    assert not thread.is_alive()
+
+
 def test_an_evaluation_is_claimed_by_one_process(server: str) -> None:
     with Store.open(server, **STUDY) as one, Store.open(server, **STUDY) as two:
         assert one.claims and two.claims

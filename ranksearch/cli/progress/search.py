@@ -10,11 +10,22 @@ from ranksearch.cli.progress.display import Display, Silence, Standing
 from ranksearch.cli.progress.front import Front
 from ranksearch.cli.progress.times import TimeLeft
 from ranksearch.cli.session import Session
+from ranksearch.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from ranksearch.study import Finished, SearchEvent, Study
 
 View = Literal["table", "lines", "events", "nothing"]
+
+
+def view(*, quiet: bool, json: bool) -> View | None:
+    """What ``--quiet`` and ``--json`` ask for; None: neither is given.
+
+    Raises:
+        InvalidArgument: both are."""
+    if quiet and json:
+        raise InvalidArgument("--quiet and --json exclude each other: --json shows nothing but its events")
+    return "events" if json else "nothing" if quiet else None
 
 
 class SearchProgress:
