@@ -174,13 +174,15 @@ def main() -> None:
     torch.set_num_threads(1)
     parts = [
         "# Which type at which budget",
-        "Least relative Frobenius error of the weight, without fine-tuning, within a share of the dense parameters of the site. Types that "
-        "save storage only (`tensor_ring`, `adaptive`: their MACs are the dense layer's and those of putting the weight together) compete; "
-        "where one wins, the best of plain layers stands below it. "
-        f"Made by `analysis/benchmarks/types.py --weights {args.weights.name} --per-shape {args.per_shape}"
-        f"{f' --resnet50 --limit {args.limit}' if args.resnet50 else ''} --ring-limit {args.ring_limit}`, one thread. `tensor_ring` is not "
-        f"tried above {args.ring_limit:,} parameters, where it takes minutes per layer. Curves of `cp` and `adaptive` that end flat on "
-        "large layers stop at the largest rank that their fits are given time for.",
+        "Each cell has the type with the least relative Frobenius error of the weight, without fine-tuning, and that error, for a shape of "
+        "layer (row) within a share of its dense parameters (column). Types that save storage only (`tensor_ring`, `adaptive`: their MACs "
+        "are the dense layer's and those of putting the weight together) compete; where one wins, the best of the types made of plain "
+        "layers stands below it.",
+        f"    python analysis/benchmarks/types.py --weights {args.weights.name} --per-shape {args.per_shape}"
+        f"{f' --resnet50 --limit {args.limit}' if args.resnet50 else ''} --ring-limit {args.ring_limit}",
+        f"One thread. `tensor_ring` is not tried above {args.ring_limit:,} parameters, "
+        "where it takes minutes per layer. Curves of `cp` and `adaptive` that end flat on large layers stop at the largest rank that their "
+        "fits are given time for.",
     ]
     runs = [("ResNet-20", "trained on CIFAR-10", "types_resnet20.png", resnet20(args.weights, args.per_shape))]
     if args.resnet50:
@@ -193,7 +195,7 @@ def main() -> None:
             print(shape, {c.name: round(c.seconds, 2) for c in measured[shape]}, flush=True)
         plot(measured, args.out / "figures" / image, f"{title} ({note})")
         parts += [f"## {title}", f"{note[0].upper()}{note[1:]}.", table(measured), f"![{title}](figures/{image})"]
-        parts += ["Seconds for one site, all ranks:", seconds(measured)]
+        parts += ["Seconds that all ranks of one site take, by shape and type:", seconds(measured)]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "types.md").write_text("\n\n".join(parts) + "\n")
     print(f"wrote {args.out / 'types.md'}")
