@@ -1,4 +1,4 @@
-"""How well a proxy predicted what was measured: rank correlations, recall of the best, and what trusting it costs."""
+"""How well a proxy predicted what was measured: rank correlations, the share of the best that it finds, and the loss from trusting it."""
 
 from __future__ import annotations
 

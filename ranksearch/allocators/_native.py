@@ -1,4 +1,4 @@
-"""HiGHS prints lines of its own to the process's standard output, whatever it is told: they are kept from it here."""
+"""HiGHS prints lines of its own to the process's standard output, whatever its options say; this module keeps them from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed of proxies: how well each predicted what was measured."""
+"""The output of ``proxies``: how well each proxy predicted what was measured."""
 
 from __future__ import annotations
 

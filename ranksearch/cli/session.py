@@ -1,4 +1,4 @@
-"""What a command has come to, for the case that it is interrupted."""
+"""What a command has done so far, so that it can be said when the command is interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a network lost, measured on held-out batches of the training data."""
+"""How much a network loses, measured on held-out batches of the training data."""
 
 from __future__ import annotations
 

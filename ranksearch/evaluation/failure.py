@@ -1,5 +1,5 @@
-"""Whose fault a failed evaluation was. The machine's is tried again by itself, that of code, which may be mended, when somebody asks;
-what a configuration itself came to stays so."""
+"""Whose fault a failed evaluation was. A failure of the machine is tried again by itself. One of code, which may be mended, is tried again
+when somebody asks. One of the configuration itself is a fact that stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an evaluation happened: results depend on it in their last bits, and times altogether."""
+"""Where an evaluation happened. Its results depend on that in their last bits, and its times do altogether."""
 
 from __future__ import annotations
 

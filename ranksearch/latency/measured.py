@@ -1,4 +1,4 @@
-"""Latency as a cost model, by a table: predictions for every option, and what may stand on a ladder."""
+"""Latency as a cost model, from a table: it predicts every option, and says which options may stand on a ladder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which multiples of ranks a device likes: ranks between them that take as long as the next multiple are wasted."""
+"""Which multiples of ranks a device likes: ranks between two multiples that take as long as the larger one are wasted."""
 
 from __future__ import annotations
 

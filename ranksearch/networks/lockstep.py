@@ -1,5 +1,5 @@
-"""Forward passes that stop at layers and go on when they are told to. Passes of many batches, through two networks, can so take
-every step together: what a layer sees of all batches is known before any batch goes through it."""
+"""Forward passes that stop at layers and go on when they are told to. So the passes of many batches, through two networks, take every step
+together: what a layer sees of all batches is known before any batch goes through it."""
 
 from __future__ import annotations
 

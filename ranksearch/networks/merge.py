@@ -1,5 +1,5 @@
-"""Back to dense weights: every layer that stands for one of the dense network's becomes that one again, with the weight that its factors
-amount to. What layers do is asked, not what they are made of, so that trained ones and all types are merged alike."""
+"""Back to dense weights: every layer that stands for one of the dense network's becomes that layer again, with the weight that its factors
+amount to. That weight is found by running the layer, not from what it is made of, so that trained layers and all types are merged alike."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Networks of transformers with factorized layers, in folders that ``from_pretrained`` of transformers loads without ranksearch.
 
-transformers writes the weights of a network and the configuration of the dense one, and would load the former into the latter, with a
-report of missing keys and random weights in their place. Here a folder has a modeling file besides, with a class that has the
-factorized layers, and its weights under another name: a class that is not meant finds none, which is an error."""
+transformers would write the weights of the network beside the configuration of the dense one, and load the former into the latter, with a
+report of missing keys and random weights in their place. So these folders also have a modeling file with a class that has the factorized
+layers, and keep the weights under another name: the dense class finds no weights, which is an error."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""LEMS (ICML 2026): every site's curve has the shape of its errors and the scale of one measurement of the whole network, and a depth
-factor, fitted to a few more, says what early sites cost against late ones."""
+"""LEMS (ICML 2026). Every site's curve has the shape of its errors, and its scale comes from one measurement of the whole network. A depth
+factor, fitted to a few more measurements, says how much more early sites cost than late ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Evaluations without training, several times as fast as building: a factorized layer computes what a dense one of its composed weight
-does, so one dense network takes the weights of every configuration in turn; and batch norms are re-estimated without hooks."""
+"""Evaluations without training, several times as fast as building networks. A factorized layer computes what a dense layer of its composed
+weight does, so one dense network takes the weights of every configuration in turn; batch norms are re-estimated without hooks."""
 
 from __future__ import annotations
 

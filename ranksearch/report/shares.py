@@ -1,4 +1,4 @@
-"""How much of its rank a layer keeps."""
+"""The share of its full rank that a layer keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What evaluations had measured on their way, as a table."""
+"""What was measured in the course of evaluations, as a table."""
 
 from __future__ import annotations
 

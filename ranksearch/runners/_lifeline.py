@@ -1,5 +1,5 @@
-"""Whether what a run of Ray depends on is still there: the head of the cluster, and Ray's own process on this machine. Ray looks for a
-head that is gone for a minute and then ends the process, in the middle of whatever it is about and without a word of what to do."""
+"""Whether the parts that a run of Ray depends on are still there: the head of the cluster, and Ray's own process on this machine. Ray
+itself looks for a head that is gone for a minute and then ends the process, whatever it is doing and without saying what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ParetoASHA` for Ray Tune itself, of people who run `ray.tune.Tuner` without ranksearch. It imports Ray."""
+"""`ParetoASHA` as a scheduler of Ray Tune itself, for people who run `ray.tune.Tuner` without ranksearch. It imports Ray."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What every sampler has in common: candidates are vectors of option indices, refused ones cost nothing, and what was
-measured elsewhere is as welcome as what was asked for."""
+"""What every sampler has in common: candidates are vectors of option indices, candidates that are refused cost nothing, and a sampler
+learns from what was measured elsewhere as from what it asked for."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Our own sampler: a model of the loss, fitted to all that was measured, solved exactly under draws from what it leaves open (Thompson,
-1933), at the budgets where the hypervolume is expected to grow most."""
+"""Our own sampler. It fits a model of the loss to all that was measured, solves it exactly under draws from its posterior (Thompson, 1933),
+and proposes where the hypervolume is expected to grow most."""
 
 from __future__ import annotations
 

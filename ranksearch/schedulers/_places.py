@@ -1,4 +1,4 @@
-"""Places in an order that knows no scale: bands of cost, and how many come before a newcomer."""
+"""Places in an order, whatever the scale: bands of cost, and how many come before a newcomer."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Costs that are measured at a few options and interpolated between them, such as latency: the options that the best configurations
-land on are measured, and the problem is solved again, until it lands on measured ones alone."""
+"""Costs that are measured at a few options and interpolated between them, such as latency. The options that the best configurations land
+on are measured, and the problem is solved again, until it lands on measured options alone."""
 
 from __future__ import annotations
 

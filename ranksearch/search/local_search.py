@@ -1,5 +1,5 @@
-"""Measured local search: from a configuration, moves along the ladders that keep the budgets, kept only where a
-measurement on calibration data says so."""
+"""Measured local search: it moves from a configuration along the ladders, within the budgets, and keeps a move only where a measurement on
+calibration data is better."""
 
 from __future__ import annotations
 

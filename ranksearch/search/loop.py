@@ -1,5 +1,5 @@
-"""The search loop: starts first, then a sampler; duplicates answered from what is known; every finished evaluation handed on at
-once. Runners pull requests from it and push outcomes into it."""
+"""The search loop evaluates starts first and then what a sampler proposes. It answers duplicates from what is known and hands every
+finished evaluation on at once. Runners pull requests from it and push outcomes into it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""One run of a study: from what its store knows of a fidelity to as many evaluations as are wanted, every one of them
-stored when it is finished."""
+"""One run of a study: it goes from what the store knows of a fidelity to as many evaluations as are wanted, and stores each when it is
+finished."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Nothing measured is lost: a worker writes down what it has measured before it hands it on, so that it is there when the driver is
-killed meanwhile, or the database is away. The next driver stores it. What is stored is written down no longer."""
+"""Nothing measured is lost: a worker writes down what it has measured before it hands it on, so that the measurement is there when the
+driver is killed meanwhile, or the database is away. The next driver stores it, and what is stored is removed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Several searches of one study at once, over a store on a server: what others are about is left to them, and what they have found is
-learned from."""
+"""Several searches of one study at once, over a store on a server. Each leaves to the others what they work on, and learns from what they
+have found."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Sites are tried before anything is paid for: the model is run once more with an equal layer in the place of every one. It must
-be called, give the same outputs, and the model may read of it only what a factorized layer has too."""
+"""Sites are tried before anything is paid for: the model is run once more with an equal layer in the place of every site. That layer must
+be called and must give the same outputs, and the model may read of it only what a factorized layer has too."""
 
 from __future__ import annotations
 

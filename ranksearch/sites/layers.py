@@ -1,4 +1,4 @@
-"""Single layers: which can be a site, what speaks against one, and the site that a layer and its calls make."""
+"""Single layers: which of them can be a site, why others cannot, and the site that a layer and its calls make."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Subclasses of torch's layers with a forward pass of their own that computes what torch's does, or that times a number: found out
-by asking them, with weights and inputs made for it."""
+"""Subclasses of torch's layers that have a forward pass of their own and still compute what torch's does, or a number times that. They are
+found out by running them on weights and inputs made for it."""
 
 from __future__ import annotations
 

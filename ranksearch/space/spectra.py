@@ -1,6 +1,5 @@
-"""The prepared states of a model's sites: every site x decomposition is prepared once, its errors for all ranks
-kept, its state cached within a bound, since states are several times larger than the weights. What took long is kept on disk
-as well."""
+"""The prepared states of a model's sites. Every site is prepared once for every decomposition: its errors at all ranks are kept, and its
+state is cached within a bound, since states are several times larger than the weights. What took long is kept on disk as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Second moments of what layers see and of what the loss feels at their outputs."""
+"""Second moments of the inputs of layers, and of the gradients of the loss at their outputs."""
 
 from __future__ import annotations
 

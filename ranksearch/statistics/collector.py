@@ -1,5 +1,5 @@
 """What one site's hooks add up in a calibration pass: second moments of its lowered inputs and of the gradients at its
-outputs. Accumulators are float64, everything that feeds them float32."""
+outputs. Accumulators are float64; everything that feeds them is float32."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What is added up of the inputs of sites: second moments of lowered inputs. Sites that are given the very same tensors, such as the
-projections of an attention, have one sum. Accumulators are float64, everything that feeds them float32."""
+projections of an attention, share one sum. Accumulators are float64; everything that feeds them is float32."""
 
 from __future__ import annotations
 

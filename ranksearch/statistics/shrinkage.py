@@ -1,6 +1,6 @@
-"""How far a second moment is drawn towards its own diagonal: as far as its sampling noise asks for (Ledoit and Wolf 2004, with the
-target of Schaefer and Strimmer 2005). Positions of one example are alike, so what varies freely is examples, and runs of positions of
-long ones: the noise is the variance between these (the sandwich estimator for clusters, Liang and Zeger 1986)."""
+"""How far a second moment is drawn towards its own diagonal: as far as its sampling noise asks for (Ledoit and Wolf 2004, with the target
+of Schaefer and Strimmer 2005). Positions of one example are alike, so the independent samples are whole examples, and runs of positions of
+long ones. The noise is the variance between these (the sandwich estimator for clusters, Liang and Zeger 1986)."""
 
 from __future__ import annotations
 

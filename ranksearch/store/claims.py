@@ -1,5 +1,5 @@
-"""Who is about which evaluation, where several processes write to one database on a server. A claim ends by itself when its process
-shows no life for `LEASE` seconds of the server's clock: clocks of other machines do not matter."""
+"""Which process works on which evaluation, where several processes write to one database on a server. A claim ends by itself when its
+process shows no life for `LEASE` seconds of the server's clock; clocks of other machines do not matter."""
 
 from __future__ import annotations
 

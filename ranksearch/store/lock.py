@@ -1,4 +1,4 @@
-"""The right to write to a store: of a SQLite file one process has it at a time."""
+"""The right to write to a store: only one process at a time has it for a SQLite file."""
 
 from __future__ import annotations
 

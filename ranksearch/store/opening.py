@@ -1,4 +1,4 @@
-"""What a store is asked to be when it is opened, and what is let go when it is closed."""
+"""The options with which a store is opened, and what is released when it is closed."""
 
 from __future__ import annotations
 

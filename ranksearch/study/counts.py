@@ -1,4 +1,4 @@
-"""What a study counts by: its cost models, those that measure bound to the measurement that the store has, or to one made now."""
+"""The costs that a study counts by. Cost models that measure are bound to the measurement that the store has, or to one made now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was read of a store, kept as long as nobody has written to it since, so that questions in a row read it once."""
+"""What was read of a store is kept as long as nobody has written to it since, so that several questions in a row read it once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dashboard shows of a study that is searched meanwhile: the data of its report, and how the search goes."""
+"""What a dashboard shows of a study while it is searched: the data of its report, and the progress of the search."""
 
 from __future__ import annotations
 

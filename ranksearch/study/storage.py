@@ -1,4 +1,4 @@
-"""The store of a study: what it is described by, whose network it is of, and costs that it has not had from the beginning."""
+"""The store of a study: how it is described, which network it belongs to, and the costs that it has not had from the beginning."""
 
 from __future__ import annotations
 

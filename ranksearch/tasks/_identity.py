@@ -1,4 +1,4 @@
-"""What a function of the user's is, in words that are the same in any process: a part of fingerprints."""
+"""A description of a user's function that is the same in any process: a part of fingerprints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Causal language models: text as one stream of tokens, cut into sequences; perplexity, and how near a network stays to a reference."""
+"""Causal language models: text as one stream of tokens, cut into sequences. Measured are perplexity, and how near a network stays to a
+reference."""
 
 from __future__ import annotations
 

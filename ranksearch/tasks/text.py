@@ -1,4 +1,4 @@
-"""Sentences with one class each, for transformer encoders. Tokens are integers, and 0 where a sentence is over."""
+"""Sentences with one class each, for transformer encoders. Tokens are integers; 0 fills a sentence up behind its end."""
 
 from __future__ import annotations
 

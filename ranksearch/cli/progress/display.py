@@ -1,4 +1,4 @@
-"""What shows a search, and what it is given to show."""
+"""The contract of a display of a search, and the values that it is given to show."""
 
 from __future__ import annotations
 

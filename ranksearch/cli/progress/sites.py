@@ -1,4 +1,4 @@
-"""Progress of what profiles: stages, and how many sites are done."""
+"""Progress of profiling: stages, and how many sites are done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last layer of a factorized one, which is fitted alone where the layer has too many inputs for a moment: what reaches it has few
+"""The last layer of a factorized one. It is fitted alone where the layer has too many inputs for a moment: what reaches it has few
 channels."""
 
 from __future__ import annotations

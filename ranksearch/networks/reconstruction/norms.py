@@ -1,5 +1,5 @@
-"""Scale and shift of batch norms, fitted channel by channel. A factorized layer's answers are the dense ones' with noise; a norm brings
-them to the dense variance again, noise and all, where least squares would leave them smaller."""
+"""Scale and shift of batch norms, fitted channel by channel. A factorized layer gives the dense answers plus noise, and a norm would scale
+both to the dense variance again, where least squares would leave them smaller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers are fitted as a whole: those whose moments have a place in memory, and how much of it that takes."""
+"""Which layers are fitted as a whole, namely those whose moments fit into memory, and how much memory that takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sandwich rule with in-place distillation (universally slimmable networks, arXiv 1903.05134), on ranks for widths."""
+"""The sandwich rule with in-place distillation (universally slimmable networks, arXiv 1903.05134), with ranks in the place of widths."""
 
 from __future__ import annotations
 
