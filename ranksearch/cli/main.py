@@ -1,6 +1,6 @@
-"""The command line, ``ranksearch COMMAND STUDY ...``. This module alone turns every end of a command into an exit code: 0; 2 for errors (one line,
-no traceback); 130 after Ctrl-C, 143 after SIGTERM, 129 where the terminal was closed; 141 where nobody reads the output any more. It
-imports nothing heavy."""
+"""The command line, ``ranksearch COMMAND STUDY ...``. This module alone turns every end of a command into an exit code: 0; 2 for errors
+(one line, no traceback); 130 after Ctrl-C, 143 after SIGTERM, 129 where the terminal was closed; 141 where nobody reads the output any
+more. It imports nothing heavy."""
 
 from __future__ import annotations
 
