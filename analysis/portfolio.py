@@ -3,7 +3,7 @@ on training images that nothing else has seen, as the factors come and reconstru
 that it hands out and of the best published rule's. Prints markdown; cells that ``--keep`` has are not made again.
 
     python analysis/portfolio.py --data SHARED/data/cifar10 --weights SHARED/models/resnet20_cifar10.safetensors --types svd \
-        --budgets params=0.5 params=0.3 params=0.2 --seeds 3 --keep CELLS.json
+        --budgets params=0.5 params=0.3 params=0.2 --seeds 0 1 2 --keep CELLS.json
 
 A calibration seed is another draw of the images that metrics, measurements and reconstruction see, and of those that networks are
 judged on. ``--reconstruction 0`` judges networks as they are alone, which is quick."""
