@@ -161,6 +161,15 @@ def stored(space: SearchSpace, rows: dict[tuple[int, ...], float]) -> Iterable[R
         yield Record(*key, "done", {"accuracy": accuracy}, candidate.cost)
 
 
+def test_what_a_store_knows_is_read_in_the_order_in_which_it_was_stored(space: SearchSpace, store: Store) -> None:
+    records = list(stored(space, {(0, 0, 1): 0.5, (2, 2, 2): 0.8, (0, 0, 0): 0.4}))
+    for record in records:
+        store.add(record)
+    known = make(space, trials=9).objectives.known(store, FULL, 3)
+    assert [*known] == [record.configuration_id for record in records]
+    assert make(space, trials=9).objectives.known(store, FULL, 4) == {}
+
+
 def test_the_fronts_behind_the_first_come_where_it_has_too_few_and_they_are_asked_for(space: SearchSpace, store: Store) -> None:
     """Three sizes: what is better and smaller is on the first front, then what only that beats."""
     first, second = {(0, 0, 0): 0.5, (2, 2, 2): 0.8}, {(1, 1, 1): 0.4, (3, 3, 3): 0.7}
@@ -180,7 +189,10 @@ def test_the_fronts_behind_the_first_come_where_it_has_too_few_and_they_are_aske
 def test_limits_are_the_tightest_and_within_reach(space: SearchSpace) -> None:
     found = upper_limits(space, [Condition.parse("macs <= 0.8 and params <= 0.9"), Condition.parse("macs <= 0.5")])
     assert found == {"macs": space.limit("macs", 0.5), "params": space.limit("params", 0.9)}
-    with pytest.raises(InfeasibleBudget, match=f"smallest that this space reaches is {space.smallest('params'):,}"):
+    least = space.smallest("params")
+    shares = [rf" \({amount / space.baseline.params:.3f} of the dense network's\)" for amount in (space.limit("params", 0.001), least)]
+    said = f"params <= {space.limit('params', 0.001):,}{shares[0]}: the smallest that this space reaches is {least:,}{shares[1]}; relax"
+    with pytest.raises(InfeasibleBudget, match=said):
         upper_limits(space, [Condition.parse("params <= 0.001")])
 
 
