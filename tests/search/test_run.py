@@ -19,6 +19,7 @@ from ranksearch.search.events import Announced, Finished, Planned, SearchEvent
 from ranksearch.search.loop import IN_A_ROW
 from ranksearch.search.run import Objectives, SearchRun, upper_limits
 from ranksearch.search.starts import SHARES, Start, optima
+from ranksearch.sites import Cost
 from ranksearch.space import DENSE, Configuration, SearchSpace
 from ranksearch.store import Record, Store
 
@@ -46,6 +47,13 @@ def run(search: SearchRun, store: Store, *, workers: int = 3, first: list[Start]
     runner, events = InFlight(workers), []
     search.run(store, runner, events.append, first=first or [])
     return runner, events
+
+
+def test_objectives_are_minimised_and_costs_relative_to_the_dense_network_where_it_has_any() -> None:
+    directions = {"accuracy": "max", "loss": "min", "macs": "min", "launches": "min", "speed": "max"}
+    objectives = Objectives(("loss", "speed", "macs", "accuracy", "launches"), directions, Cost(params=9, macs=200, launches=0, speed=4))
+    cost = Cost(params=3, macs=50, launches=2, speed=6)
+    assert objectives.values({"accuracy": 0.75, "loss": 0.5, "other": 9.0}, cost) == [0.5, -1.5, 0.25, -0.75, 2.0]
 
 
 def test_a_search_tells_what_it_evaluates_with(space: SearchSpace, store: Store) -> None:

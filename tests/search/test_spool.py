@@ -110,6 +110,19 @@ def test_an_outcome_that_comes_in_parts_is_written_down_before_it_is_handed_on(s
     assert list(found) == []
 
 
+def test_what_failed_or_cannot_be_written_down_is_handed_on_all_the_same(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = Outcome(ASKED, "failed", error="no")
+    assert Spooling(lambda request: failed, spool)(ASKED) is failed and list(spool.outcomes()) == []
+    elsewhere = Spool(spool.folder / "of another machine", "f")
+    assert Spooling(lambda request: DONE, elsewhere)(ASKED) is DONE and not elsewhere.folder.exists()
+
+    def full(self: Spool, outcome: Outcome) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Spool, "put", full)
+    assert Spooling(lambda request: DONE, spool)(ASKED) is DONE
+
+
 def test_what_is_stored_is_dropped_with_its_checkpoint_whether_or_not_it_is_there(spool: Spool) -> None:
     other = Request(Configuration({"b": ("svd", (1,))}), ASKED.fidelity, 3)
     for request in (ASKED, other):
