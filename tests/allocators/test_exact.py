@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ranksearch.allocators import Additive, Allocation, Minimax, Problem, Uniform, additive_front, lagrangian_hull, minimax_front
 from ranksearch.allocators._choice import solve
+from ranksearch.allocators._hull import falling
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.sites import Cost, Site
 from ranksearch.space import Ladder, Option, SearchSpace
@@ -167,6 +168,11 @@ def test_hull_is_the_lower_convex_hull_of_all_configurations(instance):
 def test_points_on_a_line_are_no_vertices_of_the_hull():
     hull = lagrangian_hull([np.array([6.0, 4.0, 2.0, 0.0]), np.array([1.0, 0.0])], [np.arange(4), np.array([0, 5])])
     assert hull.costs.tolist() == [0, 3, 8] and hull.prices.tolist() == [2.0, 0.2]
+
+
+def test_falling_are_the_entries_below_all_earlier_ones_of_their_site():
+    site, value = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([3.0, 3.0, 2.0, 2.5, 9.0, 9.0, 9.0])
+    assert falling(site, value).tolist() == [True, False, True, False, True, False, True]
 
 
 def test_hull_of_a_long_cascade_finishes_by_the_chain():

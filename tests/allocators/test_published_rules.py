@@ -15,7 +15,7 @@ from ranksearch.allocators.alds import ALDS, ALDSHeuristic, _least, relative_err
 from ranksearch.allocators.balf import BALF
 from ranksearch.allocators.decomposable_net import DecomposableNet, DecomposableNetRaw, largest_singular_value
 from ranksearch.allocators.energy import EnergyThreshold
-from ranksearch.allocators.evbmf import EVBMF, evbmf_rank
+from ranksearch.allocators.evbmf import EVBMF, _free_energy, evbmf_rank
 from ranksearch.allocators.stn_storage import STNStorage
 from ranksearch.costs import COSTS, CostModel, DenseNetwork, LayerOptions
 from ranksearch.decompositions import DECOMPOSITIONS
@@ -174,6 +174,47 @@ def test_raw_sigma_uses_absolute_singular_values_and_keeps_the_least():
     assert ranks and min(ranks) >= 3
 
 
+def ladder_of(choices, *, outputs=30):
+    """A ladder of (type, rank, params, frobenius, operator, energy), the dense layer of 100 parameters behind them."""
+    options = [Option(kind, rank, Cost(params=p, macs=p), *errors) for kind, rank, p, *errors in choices]
+    dense = Option("dense", (), Cost(params=100, macs=100), 0.0, 0.0, 0.0)
+    return Ladder.of(Site(f"layer{outputs}", "linear", 50, outputs), [*options, dense])
+
+
+def test_raw_sigma_is_found_between_the_nearest_ranks():
+    """Of singular values 4, 3, 1, 1, 1: between neighbours it is exact, over a longer step it is their mean."""
+    sigma = np.array([4.0, 3.0, 1.0, 1.0, 1.0])
+    left = {rank: float(np.square(sigma[rank:]).sum()) for rank in (1, 3, 4)}
+    choices = [("svd", (rank,), 10 * rank, 0.5, sigma[rank] / sigma[0], energy) for rank, energy in left.items()]
+    assert largest_singular_value(ladder_of(choices)) == pytest.approx(4.0)
+    assert largest_singular_value(ladder_of(choices[:2])) == pytest.approx(np.sqrt(5.0) / 0.75)
+
+
+def test_decomposable_net_counts_an_option_without_a_norm_as_all_that_is_lost():
+    """Of two layers with 0.6 and 0.4 of the parameters and MACs the larger one's bases weigh 0.16, the smaller one's 0.36."""
+    for operator, reduced in ((0.6, [0, 1]), (0.3, [1, 0])):
+        large = ladder_of([("svd", (1,), 50, 0.5, np.nan, 0.5)], outputs=30)
+        small = ladder_of([("svd", (1,), 50, 0.5, operator, 0.5)], outputs=20)
+        space = SearchSpace((large, small), Cost(params=200, macs=200))
+        problem = Problem(space, Table((np.zeros(2),) * 2, "sum"), {"params": 190})
+        assert DecomposableNet().allocate(problem).indices.tolist() == reduced
+
+
+def test_alds_heuristic_compares_costs_relative_to_their_limits():
+    """It begins with SVDs, since everything spatial is over the budgets. Then the first layer's other type errs less and costs less: 60 of
+    100 parameters and 2 of 10 launches, instead of 40 and 6."""
+
+    def layer(name, svd, spatial):
+        found = [("svd", (1,), *svd), ("spatial", (1,), *spatial), ("dense", (), 900, 10, 0.0)]
+        options = [Option(kind, rank, Cost(params=p, macs=p, launches=n), e, e, e**2) for kind, rank, p, n, e in found]
+        return Ladder.of(Site(name, "linear", 30, 30), options)
+
+    ladders = layer("a", (40, 6, 0.5), (60, 2, 0.1)), layer("b", (10, 1, 0.1), (95, 9, 0.9))
+    space = SearchSpace(ladders, Cost(params=1800, macs=1800, launches=20))
+    problem = Problem(space, Table((np.zeros(3),) * 2, "sum"), {"params": 100, "launches": 10})
+    assert ALDSHeuristic(starts=1).allocate(problem).indices.tolist() == [1, 0]
+
+
 def test_balf_is_the_best_at_some_price():
     _, space = ALL
     found = BALF().allocate(Problem(space, Frobenius().table(space), {"params": 0.5}))
@@ -194,7 +235,7 @@ def test_balf_is_the_best_at_some_price():
 def test_balf_takes_each_budget_relative_to_its_limit_however_small_that_is():
     """A budget of one launch weighs as much as one of 100 parameters, so the option with a launch more is never the best at any price."""
     amounts = [("svd", (1,), 50, 0, 0.5), ("svd", (2,), 20, 1, 0.2), ("svd", (3,), 110, 0, 0.1), ("dense", (), 900, 1, 0.0)]
-    options = [Option(kind, rank, Cost(params=p, macs=p, launches=n), e, e**2, e) for kind, rank, p, n, e in amounts]
+    options = [Option(kind, rank, Cost(params=p, macs=p, launches=n), e, e, e**2) for kind, rank, p, n, e in amounts]
     space = SearchSpace((Ladder.of(Site("layer", "linear", 30, 30), options),), Cost(params=900, macs=900, launches=1))
     assert BALF().allocate(Problem(space, Table((np.zeros(4),), "sum"), {"params": 100, "launches": 1})).indices.tolist() == [0]
 
@@ -276,6 +317,22 @@ def test_evbmf_finds_the_rank_under_noise(shape, rank):
     signal = rng.normal(size=(shape[0], rank)) @ rng.normal(size=(rank, shape[1]))
     assert evbmf_rank(signal + 0.5 * rng.normal(size=shape)) == rank
     assert evbmf_rank(signal + 0.5 * rng.normal(size=shape), noise=0.25) == rank
+
+
+@pytest.mark.parametrize(("rows", "columns", "noise"), [(3, 5, 0.3), (4, 4, 1.1), (2, 9, 0.02)])
+def test_the_free_energy_is_that_of_the_paper(rows, columns, noise):
+    """Nakajima et al. 2013, corollary 2: psi_0(x) = x - log x for every component and psi_1 for those above the threshold."""
+    sigma = np.array([6.0, 2.5, 1.0, 0.3])[: min(rows, columns)]
+    alpha, tau_edge = rows / columns, 2.5129 * math.sqrt(rows / columns)
+    edge = (1 + tau_edge) * (1 + alpha / tau_edge)
+    expected, signals = 0.0, 0
+    for x in (s**2 / (columns * noise) for s in sigma):
+        expected += x - math.log(x)
+        if x > edge:
+            tau = (x - 1 - alpha + math.sqrt((x - 1 - alpha) ** 2 - 4 * alpha)) / 2
+            expected += math.log(tau + 1) + alpha * math.log(tau / alpha + 1) - tau
+            signals += 1
+    assert signals > 0 and _free_energy(noise, sigma, rows, columns, edge) == pytest.approx(expected)
 
 
 def test_evbmf_finds_nothing_in_noise_or_zeros_and_ignores_scale():

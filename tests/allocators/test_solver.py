@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.optimize import linprog
 
 from ranksearch.allocators._choice import _Gap, _prices, solve
 from ranksearch.allocators._feasible import beam, improve, repair
-from ranksearch.allocators._milp import _Program, optimum
+from ranksearch.allocators._milp import _Budgets, _Program, optimum
 from ranksearch.allocators._options import Options, needed
 from ranksearch.allocators.additive import Solution
 from ranksearch.errors import RanksearchError
@@ -219,6 +220,35 @@ def test_the_integer_program_is_exact(budgets: int, known: bool) -> None:
         picked, lower = optimum(options, gap.reduced, prices, limits, seconds=60.0, window=window)
         assert picked is not None and all_choices[chosen(options, picked)] == pytest.approx(least, rel=1e-7)
         assert lower == pytest.approx(least - gap.bound, rel=1e-5, abs=1e-6 * least)
+
+
+def test_choices_that_are_excluded_one_by_one_come_in_the_order_of_their_sums() -> None:
+    """One differs from the next in one site or in both."""
+    options = Options(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.array([0.0, 4.0, 0.0, 1.0]), np.array([[1], [2], [1], [2]]))
+    program = _Program(options, options.value, _Budgets.of(options, np.zeros(1), np.array([9])), np.inf)
+    found = []
+    for _ in range(4):
+        picked = options.lowest(-program.run(60.0).x[:4])
+        found.append(picked.tolist())
+        program.exclude(picked)
+    assert found == [[0, 2], [0, 3], [1, 2], [1, 3]] and program.run(60.0).x is None
+
+
+def test_a_choice_that_breaks_a_budget_in_integers_is_followed_by_the_next_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HiGHS is made to look away from the budget: three of the four choices are over it."""
+    options = Options(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.array([4.0, 0.0, 1.0, 0.0]), np.array([[1], [2], [1], [2]]))
+    made = _Program.__init__
+
+    def without_limits(self, options, reduced, budgets, window) -> None:
+        made(self, options, reduced, replace(budgets, room=budgets.room + 9), window)
+
+    monkeypatch.setattr(_Program, "__init__", without_limits)
+    arguments = (options, options.value, np.zeros(1), np.array([2]))
+    picked, lower = optimum(*arguments, seconds=60.0, window=np.inf)
+    assert picked is not None and picked.tolist() == [0, 2] and lower == pytest.approx(5.0)
+    monkeypatch.setattr("ranksearch.allocators._milp.ATTEMPTS", 3)
+    picked, lower = optimum(*arguments, seconds=60.0, window=np.inf)
+    assert picked is None and lower == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("window", [0.0, 1.0, np.inf])

@@ -134,6 +134,19 @@ def test_a_search_stops_all_but_the_dense_network_and_what_is_wanted(space: Sear
     assert store.spool is not None and not store.spool.exists()
 
 
+def test_what_was_stopped_goes_to_its_end_once_it_is_wanted(space: SearchSpace, store: Store) -> None:
+    search = make(space, fidelity=TRAINED, scheduler=Strict())
+    search.run(store, LocalRunner(), lambda event: None)
+    before = {found.configuration_id: found for found in store.records()}
+    one = next(found for found in before.values() if found.status == "stopped")
+    wanted = Start(space.candidate(space.indices(Configuration.from_json(one.configuration))), "mine")
+    search.run(store, LocalRunner(), lambda event: None, wanted=[wanted])
+    after = {found.configuration_id: found for found in store.records()}
+    assert after.keys() == before.keys()
+    assert {id for id in after if after[id].status != before[id].status} == {one.configuration_id}
+    assert after[one.configuration_id].status == "done"
+
+
 @pytest.mark.parametrize(
     ("fidelity", "scheduler", "in_parts"),
     [(Fidelity(epochs=1), Strict(), looked_at), (TRAINED, None, looked_at), (TRAINED, Strict(), None)],

@@ -22,6 +22,7 @@ from ranksearch.search.local_search import (
     _improved,
     _Incumbent,
     _moves,
+    _nearest,
     _probe,
     _reluctant,
     _scored,
@@ -242,6 +243,16 @@ def test_a_move_is_scored_by_what_the_table_predicts_of_it() -> None:
     values = [np.array([4.0, 1.0]), np.array([2.0, 5.0]), np.array([7.0])]
     change, number, site, candidate = _scored(values, np.zeros(3, dtype=np.int64), {0: 1, 1: 1}, 0, np.array([0.5, 9.0, 9.0]), 6)
     assert (change, number, site, candidate.tolist()) == (0.5 * -3.0 + 3.0, 6, 0, [1, 1, 0])
+
+
+def test_the_nearest_are_taken_in_growing_steps_up_to_the_farthest() -> None:
+    gain = np.array([0.0, 5.0, 1.0, 9.0, 2.0, 7.0, 3.0, 8.0, 4.0, 6.0, 10.0])
+    options = np.arange(1, 11)
+    by_gain = options[np.argsort(gain[options])]
+    found = _nearest(options, gain, 3)
+    assert found.tolist() == [by_gain[0], by_gain[2], by_gain[9]]  # steps of 1, of the square root of ten, and of ten
+    assert _nearest(options, gain, 100).tolist() == by_gain[np.unique(np.round(np.geomspace(1, 10, 10)).astype(int)) - 1].tolist()
+    assert _nearest(options[:1], gain, 3).tolist() == [1] and len(_nearest(options[:0], gain, 3)) == 0
 
 
 def test_a_start_over_one_of_two_budgets_is_refused(setting):

@@ -15,6 +15,7 @@ from ranksearch.samplers import GP, SAMPLERS, Random, Sampler
 from ranksearch.search.known import Known
 from ranksearch.search.loop import IN_A_ROW, SearchLoop
 from ranksearch.search.starts import Start
+from ranksearch.search.team import Nobody
 from ranksearch.space import DENSE, Candidate, Configuration, SearchSpace
 
 
@@ -78,6 +79,23 @@ def test_a_sampler_that_has_no_more_ideas_leaves_nothing_out() -> None:
     loop, _, kept = make(space, Scripted([space.dense]), trials=20)
     InFlight(2).run(worth, loop.propose, loop.report)
     assert loop.done == len(kept) == 8
+
+
+class Busy(Nobody):
+    """Two other evaluations, of which nothing is heard."""
+
+    def busy(self) -> int:
+        return 2
+
+
+def test_what_others_are_about_counts_among_the_trials(space: SearchSpace) -> None:
+    loop, _, _ = make(space, Random(), trials=4, others=Busy())
+    sent = [loop.propose(), loop.propose()]
+    assert all(isinstance(request, Request) for request in sent) and loop.propose() is WAIT
+    for request in sent:
+        assert isinstance(request, Request)
+        loop.report(Outcome(request, "done", {"accuracy": 0.5}))
+    assert loop.propose() is None and loop.done == 2
 
 
 def test_what_others_found_of_a_request_in_flight_waits_for_its_own_outcome(space: SearchSpace) -> None:
@@ -219,7 +237,7 @@ def test_the_dense_networks_failure_ends_the_search_and_others_are_not_held_agai
     assert loop.report(Outcome(broken, "failed", error="RuntimeError: no")) == [] and loop.done == 1 == len(kept)
     again = loop.propose()
     assert isinstance(again, Request) and again.configuration != broken.configuration, "what is held back is not asked for again"
-    with pytest.raises(DenseFailed, match=r"RuntimeError: no luck; .* run again"):
+    with pytest.raises(DenseFailed, match=r"RuntimeError: no luck; .* free some memory or disk.* run again"):
         loop.report(Outcome(dense, "failed", error="RuntimeError: no\nluck", error_kind="machine"))
     assert [o.request for o in kept] == [fine, dense] and kept[1].status == "failed"
     assert len(sampler.told) == 2  # type: ignore[attr-defined]

@@ -86,6 +86,17 @@ def test_what_is_observed_is_what_every_finite_measurement_rises_above_the_dense
     assert found.noise is not None and found.noise.tolist() == [1.0, ANCHOR_NOISE]
 
 
+def test_ranked_is_what_is_within_the_budgets_to_the_last_of_them_the_least_measured_first(space: SearchSpace) -> None:
+    values = {(1, 1, 1): 3.0, (0, 0, 0): 4.0, (2, 1, 1): 1.0, tuple(space.dense.tolist()): 0.0}
+    seen = _Measured(space, lambda indices: values[tuple(indices.tolist())])
+    for indices in list(values)[:3]:
+        seen.add(np.array(indices))
+    limit = space.cost(np.array([1, 1, 1]))["params"]
+    assert space.cost(np.array([2, 1, 1]))["params"] > limit
+    problem = Problem(space, Energy().table(space), {"params": limit})
+    assert seen.ranked(problem).tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
 def test_it_is_never_worse_than_what_was_known(space: SearchSpace) -> None:
     loss = Loss(space, (0.01, 5.0, 0.3))
     best = Additive().allocate(Problem(space, Energy().table(space), {"macs": 0.5})).indices

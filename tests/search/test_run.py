@@ -19,6 +19,7 @@ from ranksearch.search.events import Announced, Finished, Planned, SearchEvent
 from ranksearch.search.loop import IN_A_ROW
 from ranksearch.search.run import Objectives, SearchRun, upper_limits
 from ranksearch.search.starts import SHARES, Start, optima
+from ranksearch.sites import Cost
 from ranksearch.space import DENSE, Configuration, SearchSpace
 from ranksearch.store import Record, Store
 
@@ -46,6 +47,13 @@ def run(search: SearchRun, store: Store, *, workers: int = 3, first: list[Start]
     runner, events = InFlight(workers), []
     search.run(store, runner, events.append, first=first or [])
     return runner, events
+
+
+def test_objectives_are_minimised_and_costs_relative_to_the_dense_network_where_it_has_any() -> None:
+    directions = {"accuracy": "max", "loss": "min", "macs": "min", "launches": "min", "speed": "max"}
+    objectives = Objectives(("loss", "speed", "macs", "accuracy", "launches"), directions, Cost(params=9, macs=200, launches=0, speed=4))
+    cost = Cost(params=3, macs=50, launches=2, speed=6)
+    assert objectives.values({"accuracy": 0.75, "loss": 0.5, "other": 9.0}, cost) == [0.5, -1.5, 0.25, -0.75, 2.0]
 
 
 def test_a_search_tells_what_it_evaluates_with(space: SearchSpace, store: Store) -> None:
@@ -161,6 +169,15 @@ def stored(space: SearchSpace, rows: dict[tuple[int, ...], float]) -> Iterable[R
         yield Record(*key, "done", {"accuracy": accuracy}, candidate.cost)
 
 
+def test_what_a_store_knows_is_read_in_the_order_in_which_it_was_stored(space: SearchSpace, store: Store) -> None:
+    records = list(stored(space, {(0, 0, 1): 0.5, (2, 2, 2): 0.8, (0, 0, 0): 0.4}))
+    for record in records:
+        store.add(record)
+    known = make(space, trials=9).objectives.known(store, FULL, 3)
+    assert [*known] == [record.configuration_id for record in records]
+    assert make(space, trials=9).objectives.known(store, FULL, 4) == {}
+
+
 def test_the_fronts_behind_the_first_come_where_it_has_too_few_and_they_are_asked_for(space: SearchSpace, store: Store) -> None:
     """Three sizes: what is better and smaller is on the first front, then what only that beats."""
     first, second = {(0, 0, 0): 0.5, (2, 2, 2): 0.8}, {(1, 1, 1): 0.4, (3, 3, 3): 0.7}
@@ -180,7 +197,10 @@ def test_the_fronts_behind_the_first_come_where_it_has_too_few_and_they_are_aske
 def test_limits_are_the_tightest_and_within_reach(space: SearchSpace) -> None:
     found = upper_limits(space, [Condition.parse("macs <= 0.8 and params <= 0.9"), Condition.parse("macs <= 0.5")])
     assert found == {"macs": space.limit("macs", 0.5), "params": space.limit("params", 0.9)}
-    with pytest.raises(InfeasibleBudget, match=f"smallest that this space reaches is {space.smallest('params'):,}"):
+    least = space.smallest("params")
+    shares = [rf" \({amount / space.baseline.params:.3f} of the dense network's\)" for amount in (space.limit("params", 0.001), least)]
+    said = f"params <= {space.limit('params', 0.001):,}{shares[0]}: the smallest that this space reaches is {least:,}{shares[1]}; relax"
+    with pytest.raises(InfeasibleBudget, match=said):
         upper_limits(space, [Condition.parse("params <= 0.001")])
 
 
