@@ -136,10 +136,10 @@ def compress(
         small = compress(model, task, macs=0.2, epochs=4).model
         small = compress(model, task, bytes=0.1, bits=(8, 4)).model
 
-    Price: one pass forward and back over ``space.calibration`` batches for the metrics; per rule a reconstruction on ``reconstruction``
-    batches and two forward passes over four held-out ones; LEMS's measurements of the dense network, each of S sites alone and ten
-    networks on ``reconstruction`` batches; and the model of the loss, of at most 34 networks, each fitted to one batch and measured by
-    one forward pass over as many, of which three are judged like a rule's. With the defaults that are at most
+    Price: the metrics take one pass forward and back over ``space.calibration`` batches. Each rule takes a reconstruction on
+    ``reconstruction`` batches and two forward passes over four held-out ones. LEMS measures the dense network, each of S sites alone and
+    ten networks on ``reconstruction`` batches. The model of the loss measures at most 34 networks, each fitted to one batch and measured by
+    one forward pass over ``reconstruction`` batches; three of them are judged like a rule's. With the defaults that are at most
     17 x 8 + (S + 11) x 4 + 34 x 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0`` leaves the model out;
     ``rules=["fisher_relative"]`` is the cheap way: one network.
 
@@ -153,14 +153,14 @@ def compress(
         recalibration: batches that batch norm is re-estimated on.
         refits: rounds in which the model of the loss is fitted and solved, eight networks measured in each; 0: none. Default: three beside
             the whole portfolio, none where ``rules`` are named.
-        polished: so many measured exchanges from the best answer on (`ranksearch.search.local_search.polish`), each one forward pass over
-            ``reconstruction`` batches, four where that is 0, after a fit to one batch where the best answer is reconstructed; 0: none.
-            What they find counts only where it is better on the held-out batches.
+        polished: how many measured exchanges are tried from the best answer on (`ranksearch.search.local_search.polish`). Each is one
+            forward pass over ``reconstruction`` batches (four where that is 0), after a fit to one batch where the best answer is
+            reconstructed. What they find counts only where it is better on the held-out batches.
         epochs: of training afterwards (`ranksearch.networks.recovery.recover`): the dense network teaches, and the best state on the
             task's validation split is kept; 0: none. The task must train step by step (`Task.training`). Weights of few bits stay.
         costs: what networks are counted by; a budget on ``bytes``, and ``bits``, add `ranksearch.costs.Bytes` where it is not among them.
-        bits: integers that weights may be rounded to besides what they are, 8 or 4 or both: all types of the space are then also
-            offered so, and the dense layer.
+        bits: of the integers that weights may be rounded to: 8, 4 or both. All types of the space, and the dense layer, are then also
+            offered in these.
         device: where layers are factorized, such as ``"cuda"``; None: where the model is.
         on_event: called with progress.
         budgets: upper bounds by the names of costs, such as ``macs=0.5``: up to 1 a share of the dense network's, above it an amount.

@@ -28,10 +28,10 @@ ENQUEUED, EVALUATED = "enqueue", "evaluate"  # the origins of such evaluations
 
 
 def enqueue(study: Study, configuration: Configuration | Choices) -> Configuration:
-    """Keep a configuration in the store for the next search, of whatever process: it evaluates it right after the dense network, before
-    its starts, at the fidelity and seed that this study has. It counts among ``trials``. It is never stopped early, and what was is
-    evaluated to its end. What is evaluated already is not evaluated again; what breaks a search's constraints waits for one that has
-    others.
+    """Keep a configuration in the store for the next search, of whatever process. That search evaluates it right after the dense network
+    and before its starts, at the fidelity and seed that this study has, and counts it among ``trials``. The evaluation is never stopped
+    early; one that was stopped before is made to its end, and one that is finished is not made again. A configuration that breaks a
+    search's constraints waits for a search that has others.
 
     Args:
         configuration: a `Configuration`, or ``{site: (type, rank)}``; sites that it does not name stay dense. It need not be on the
@@ -51,9 +51,9 @@ def enqueue(study: Study, configuration: Configuration | Choices) -> Configurati
 
 
 def evaluate(study: Study, configuration: Configuration | Choices) -> Record:
-    """Evaluate a configuration now, in this process, at the study's fidelity and seed, and store what comes of it as a search would. What
-    is evaluated already is only read; what failed by the fault of the machine or of code is tried again, what was stopped early goes to its
-    end.
+    """Evaluate a configuration now, in this process, at the study's fidelity and seed, and store the outcome as a search would. A finished
+    evaluation is only read. One that failed by the fault of the machine or of code is tried again, and one that was stopped early is made
+    to its end.
 
     Args:
         configuration: as for `enqueue`; ``{}`` is the dense network.

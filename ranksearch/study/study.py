@@ -55,9 +55,9 @@ if TYPE_CHECKING:
 class Study(Parts):
     """Search the decompositions and ranks of a trained network.
 
-    `run` searches; `results` (`front`, `best`, `build`, ...), `report` (`proxies`) and `supernets` (`train_supernet`) are the rest of
-    what a study does. The calls in brackets stand here too, for short. Nothing is changed after it is made: `replace` gives
-    another study.
+    `run` searches. `results` and `questions` say what was found (`front`, `best`, `build`, ...), `report` how well proxies predicted it
+    (`proxies`), and `supernets` trains one network for all sizes (`train_supernet`); the calls in brackets are methods of the study, too.
+    A study never changes after it is made: `replace` gives another one.
 
     Args:
         name: names the default store.
@@ -65,14 +65,14 @@ class Study(Parts):
         task: data, fine-tuning and metrics.
         space: which types, layers and ranks to choose from: a `SpaceSpec`, the `space` of another study, or the name of one of the
             package's, see `ranksearch.space`; default `mixture`.
-        objectives: what the front is made of: metrics of the task, ``params``, ``macs``, other costs.
+        objectives: what the front is taken over: metrics of the task, ``params``, ``macs``, other costs.
         costs: what networks are counted by, see `ranksearch.costs`: ``(*COSTS, Bytes(), Latency(batch=8))``, or one of your own.
         fidelity: how each candidate is evaluated.
         seed: of the search and of every evaluation.
         store: where the evaluations are: a path, or any SQLAlchemy URL; default: the study's name in `ranksearch.home.home`.
         options: what the study file was called with, as JSON data; stored with the study.
         space_choice: where ``space`` comes from if it took the place of the study's own, see `with_space`; stored with the study.
-        modules: whose classes and functions workers cannot import, such as those of a study file; they get them by value.
+        modules: those that workers cannot import, such as that of a study file; workers get their classes and functions by value.
         stages: cheap evaluations of many candidates first, thorough ones of the best last, see `ranksearch.study.stages.Stage`; `run`
             without a number of trials goes through them. The fidelity of the last is the study's.
         narrower: narrower dense networks of the same architecture, whose latency is measured with the study's and stands beside its
@@ -247,22 +247,22 @@ class Study(Parts):
             allocator: solves for these optima where it takes the proxy's table: an instance, or a name in
                 `ranksearch.allocators.ALLOCATORS`; default, and for tables that it does not take: exactly.
             scheduler: stops evaluations early that promise little: an instance such as ``ParetoASHA(first=0.5)``, or a name in
-                `ranksearch.schedulers.SCHEDULERS`. What is stopped counts among ``trials``, is on no front, and is not evaluated again
+                `ranksearch.schedulers.SCHEDULERS`. A stopped evaluation counts among ``trials``, is on no front, and is not made again
                 unless it is enqueued or passed to `evaluate`.
             runner: where evaluations happen: an instance, or a name in `ranksearch.runners.RUNNERS`, which then evaluates on
                 every core of this machine (``ray_tune``) or one by one in this process (``local``).
             constraints: upper bounds on costs such as ``"macs <= 0.5"``, one or several; candidates that break one are never evaluated.
             screening: first measure configurations with a trained supernet, and begin with the front of them.
-            retry_failed: first try again all that failed, but for configurations' own faults (`ranksearch.evaluation.failure`). The
-                dense network, and what failed by the machine's fault, are tried again in any case. Earlier attempts stay in the store.
-            take_over: evaluate what other searches of the study are about too, where the store is on a server and they are known to be
-                dead; without it that is free a minute after their last sign of life.
+            retry_failed: first try again everything that failed, except by a configuration's own fault (`ranksearch.evaluation.failure`).
+                The dense network, and what failed by the machine's fault, are tried again in any case. Earlier attempts stay in the store.
+            take_over: evaluate also what other searches of the study have claimed, where the store is on a server and these searches are
+                known to be dead; otherwise their claims end a minute after their last sign of life.
             on_event: called with progress.
 
         Raises:
             InvalidArgument, InfeasibleBudget, EmptySpace, StoreError: before any evaluation starts.
-            DenseFailed: the dense network could not be evaluated, without which nothing can be compared.
-            FailedInARow: one evaluation after the other failed, by no fault of theirs.
+            DenseFailed: the dense network could not be evaluated, and without it nothing can be compared.
+            FailedInARow: several evaluations in a row failed by the fault of code or of the machine.
         """
         given = asked(
             self, sampler=sampler, proxies=proxies, allocator=allocator, scheduler=scheduler, runner=runner, constraints=constraints,
