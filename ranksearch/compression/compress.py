@@ -138,9 +138,9 @@ def compress(
 
     Price: the metrics take one pass forward and back over ``space.calibration`` batches. Each rule takes a reconstruction on
     ``reconstruction`` batches and two forward passes over four held-out ones. LEMS measures the dense network, each of S sites alone and
-    ten networks on ``reconstruction`` batches. The model of the loss measures at most 34 networks, each fitted to one batch and measured by
+    ten networks on ``reconstruction`` batches. The model of the loss measures at most 35 networks, each fitted to one batch and measured by
     one forward pass over ``reconstruction`` batches; three of them are judged like a rule's. With the defaults that are at most
-    17 x 8 + (S + 11) x 4 + 34 x 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0`` leaves the model out;
+    17 x 8 + (S + 11) x 4 + 35 x 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0`` leaves the model out;
     ``rules=["fisher_relative"]`` is the cheap way: one network.
 
     Args:
