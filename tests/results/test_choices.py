@@ -65,3 +65,10 @@ def test_an_id_that_is_none_of_them_is_named() -> None:
 
 def test_nothing_to_read() -> None:
     assert read([], {"a": "a"}).codes.shape == (0, 1)
+
+
+def test_rows_are_of_known_ids_alone() -> None:
+    found = read([(["a", "b"], ["{}", Configuration({"x": ("svd", (1,))}).to_json()])], {"x": "x"})
+    assert found.rows(["b", "a", "b"]).tolist() == [1, 0, 1]
+    with pytest.raises(KeyError, match="nobody"):
+        found.rows(["a", "nobody"])

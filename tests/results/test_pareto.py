@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.results.pareto import growths, hypervolume, knee, non_dominated, relative_hypervolume, spread_front
+from ranksearch.results.pareto import fronts, growths, hypervolume, knee, non_dominated, relative_hypervolume, spread_front
 
 # small integers, so that ties and duplicates are common
 points = st.integers(1, 4).flatmap(
@@ -182,3 +182,12 @@ def test_growths_are_differences_of_hypervolumes(size: int) -> None:
         expected = [hypervolume(np.vstack([front, row]), np.ones(size), directions) - before for row in candidates]
         np.testing.assert_allclose(found, expected, atol=1e-12)
         assert (found[:count] <= 1e-12).all() and (found >= -1e-12).all() and (count == 12 or found.max() > 0)
+
+
+def test_fronts_are_what_nothing_dominates_once_those_before_are_gone() -> None:
+    values = np.array([[0.0, 3.0], [1.0, 1.0], [2.0, 2.0], [0.0, 3.0], [3.0, 3.0], [1.0, 2.0]])
+    assert fronts(values, ["min", "min"]).tolist() == [0, 0, 2, 0, 3, 1]
+    assert fronts(-values, ["max", "max"]).tolist() == [0, 0, 2, 0, 3, 1]
+    assert fronts(values[:0], ["min", "min"]).tolist() == []
+    with pytest.raises(InvalidArgument, match="finite"):
+        fronts([[0.0, np.nan]], ["min", "min"])
