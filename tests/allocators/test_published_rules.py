@@ -389,6 +389,19 @@ def test_evbmf_says_what_its_smallest_network_has():
     assert (f"{without} of {len(space.ladders)} layers have none" in str(said.value)) == bool(without)
 
 
+def test_evbmf_says_how_many_layers_have_no_option_of_its_type():
+    """One of three: another has other types besides."""
+    ladders = [
+        ladder_of([("svd", (1,), 50, 0.5, 0.5, 0.5), ("spatial", (1,), 40, 0.5, 0.5, 0.5)], outputs=30),
+        ladder_of([("spatial", (1,), 40, 0.5, 0.5, 0.5)], outputs=20), ladder_of([("svd", (1,), 50, 0.5, 0.5, 0.5)], outputs=10),
+    ]  # fmt: skip
+    space = SearchSpace(tuple(ladders), Cost(params=310, macs=310))
+    problem = Problem(space, Table((np.zeros(3), np.zeros(2), np.zeros(2)), "sum"), {"params": 170, "macs": 300})
+    said = str(EVBMF(SVD[0])._too_large(problem, np.array([0, 1, 0])))
+    assert "params <= 170" in said and "its smallest network has 210" in said and "macs" not in said
+    assert "and 1 of 3 layers have none and stay dense" in said
+
+
 @pytest.mark.parametrize(("made", "decomposition"), [(SVD, "svd"), (ALL, "tucker2")], ids=["svd", "tucker2"])
 def test_evbmf_weakens_no_more_than_it_must(made, decomposition):
     """Against all that the rule can give: ranks change where a bound passes an integer, so one factor between each two such is enough."""
@@ -481,6 +494,7 @@ def test_stn_storage_begins_with_what_takes_least_of_all_budgets_together():
 def test_alds_starts_from_every_type_and_takes_the_best_one_for_a_price():
     starts = list(ALDSHeuristic(starts=5)._starts([["a", "b"], ["b"], []]))
     assert starts[:2] == [["a", "b", "dense"], ["b", "b", "dense"]] and len(starts) == 5
+    assert all(one in ("a", "b") and (two, three) == ("b", "dense") for one, two, three in starts)
     assert len(list(ALDSHeuristic(starts=1)._starts([["a", "b"]]))) == 2  # each type, whatever was asked for
     values, prices = np.array([0.3, 0.1, 0.2, 0.0]), np.array([1.0, 2.0, 3.0, 9.0])
     types = np.array(["a", "b", "c", "dense"])

@@ -222,6 +222,12 @@ def test_the_integer_program_is_exact(budgets: int, known: bool) -> None:
         assert lower == pytest.approx(least - gap.bound, rel=1e-5, abs=1e-6 * least)
 
 
+def test_a_choice_holds_where_every_budget_does_to_the_last_unit() -> None:
+    budgets = _Budgets(np.array([[0, 2], [3, 0], [1, 1]]), np.array([4, 3]), np.zeros(2), 0.0)
+    assert budgets.hold(np.array([1, 2])) and budgets.hold(np.array([0, 2]))
+    assert not budgets.hold(np.array([0, 0])) and not budgets.hold(np.array([1, 1]))
+
+
 def test_choices_that_are_excluded_one_by_one_come_in_the_order_of_their_sums() -> None:
     """One differs from the next in one site or in both."""
     options = Options(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.array([0.0, 4.0, 0.0, 1.0]), np.array([[1], [2], [1], [2]]))

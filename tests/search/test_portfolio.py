@@ -49,6 +49,17 @@ def test_every_rule_has_its_say_once(space: SearchSpace) -> None:
     assert {s.candidate.configuration.id for s in everyone} <= set(keys)
 
 
+def test_what_is_measured_is_what_each_loses_more_than_the_dense_network_loses() -> None:
+    space = small_space(2)
+
+    def total(indices: np.ndarray) -> float:
+        return 3.0 if (indices == space.dense).all() else float(indices.sum())
+
+    measured = Portfolio((), total).measured(space, [Frobenius()], {})
+    assert measured and all(rise == total(start.candidate.indices) - 3.0 for start, rise in measured)
+    assert Portfolio((), lambda indices: float("inf")).measured(space, [Frobenius()], {}) == []
+
+
 def test_what_goes_on_is_the_front_and_is_never_below_a_rule(space: SearchSpace) -> None:
     measured = Portfolio(PUBLISHED, loss(space)).measured(space, free_proxies(), {})
     costs = ("params", "macs")
