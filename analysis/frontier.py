@@ -33,13 +33,13 @@ from vgg import vgg16
 
 from ranksearch.allocators import Additive
 from ranksearch.compression import RULES, Judge, Rule, judge
-from ranksearch.compression.measured import Measured, as_it_is, fitted, prior
+from ranksearch.compression.measured import Light, Measured, as_it_is, fitted, light, prior
 from ranksearch.compression.portfolio import FINAL, HELD_OUT, KNOWN, LIGHT, REFIT
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home, user_path
 from ranksearch.networks.batch_norm import recalibrate
-from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.reconstruction import Answers, dense_answers, reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
 from ranksearch.search.loop import indices_of
@@ -66,7 +66,7 @@ METRICS: dict[str, MetricName] = {rule.name: rule.metric for rule in EXACT}
 ALL = (*METRICS, REFIT)
 FITTED = 4  # batches that networks are measured on while ranks are chosen, and factors fitted to
 NORMALIZATION = 16  # batches for batch norm
-IMAGES, TEXTS = 1000, 256  # per forward pass over the test set
+IMAGES, TEXTS = 1000, 256  # per forward pass over the test set; of images a processor takes fewer, the task's own: its caches hold those
 WAYS = AS_IT_IS, FIT = "as it is", "reconstructed"
 LIGHTLY = "lightly fitted"  # loss on batches that ranks are chosen with: which networks contend
 
@@ -113,11 +113,15 @@ class Subject:
         self.seen = self.spec.calibration
         self.held_out = list(self.task.labelled(self.seen + HELD_OUT))[-HELD_OUT:]
         self.wide = copy.copy(self.task)
-        self.wide.batch_size = TEXTS if given.network in ("tweets", "movies") else IMAGES
+        if given.network in ("tweets", "movies"):
+            self.wide.batch_size = TEXTS
+        elif given.device != "cpu":
+            self.wide.batch_size = IMAGES
         self._prepared: dict[MetricName, Prepared] = {}
         self._losses: dict[MetricName, Measured] = {}
         self._fitted: dict[MetricName, Measured] = {}
         self._measured: dict[tuple[MetricName, str, str], dict[str, float]] = {}
+        self._networks: dict[tuple[MetricName, str, str], nn.Module] = {}  # reconstructed ones, that the test set may still be asked of
         self._contenders = given.contenders
 
     @cached_property
@@ -129,6 +133,21 @@ class Subject:
     def judge(self) -> Judge:
         """Divergence on batches that nothing else sees, which decides what is handed out."""
         return judge(self.model, self.task, self.held_out)
+
+    @cached_property
+    def chosen_by(self) -> Judge:
+        """What networks are measured by while ranks are chosen, as their factors come."""
+        return judge(self.model, self.task, list(self.task.labelled(FITTED)))
+
+    @cached_property
+    def light(self) -> Light:
+        """What light reconstructions are fitted to and measured on."""
+        return light(self.model, self.sites, self.task, LIGHT, FITTED, seen=self.seen)
+
+    @cached_property
+    def answers(self) -> Answers:
+        """The dense network's, to what factors are fitted to."""
+        return dense_answers(self.model, self.sites, self.task.calibration(FITTED))
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -153,13 +172,13 @@ class Subject:
     def loss(self, metric: MetricName) -> Measured:
         """The loss of networks as their factors come, measured while ranks are chosen."""
         if metric not in self._losses:
-            self._losses[metric] = as_it_is(self.prepared(metric).spectra, self.task, FITTED)
+            self._losses[metric] = as_it_is(self.prepared(metric).spectra, self.chosen_by)
         return self._losses[metric]
 
     def fitted(self, metric: MetricName) -> Measured:
         """The loss of networks that are fitted to one batch, measured on others that metrics see."""
         if metric not in self._fitted:
-            self._fitted[metric] = fitted(self.prepared(metric).spectra, self.task, LIGHT, FITTED, seen=self.seen, moments=self.outputs)
+            self._fitted[metric] = fitted(self.prepared(metric).spectra, self.light, moments=self.outputs)
         return self._fitted[metric]
 
     def refitted(self, budgets: dict[str, float], known: Sequence[Configuration]) -> Configuration:
@@ -174,18 +193,23 @@ class Subject:
 
     def measured(self, metric: MetricName, configuration: Configuration, way: str, *, test: bool) -> dict[str, float]:
         """Loss on the held-out batches and, if ``test``, accuracy and loss on the test set; made once per network."""
-        found = self._measured.setdefault((metric, configuration.id, way), {})
-        if "held_out" in found and ("accuracy" in found or not test):
+        key = metric, configuration.id, way
+        found = self._measured.setdefault(key, {})
+        if ("accuracy" if test else "held_out") in found:
             return found
-        here, start = self.prepared(metric).spectra, time.perf_counter()
-        network = build(here, configuration).eval()
-        if way == FIT:
-            reconstruct(network, here, configuration, self.task.calibration(FITTED), moments=self.outputs)
-        found["seconds"] = round(time.perf_counter() - start, 2)
-        found["held_out"] = self.judge(network)
+        network = self._networks.pop(key, None)
+        if network is None:
+            here, start = self.prepared(metric).spectra, time.perf_counter()
+            network = build(here, configuration).eval()
+            if way == FIT:
+                reconstruct(network, here, configuration, self.answers, moments=self.outputs)
+            found["seconds"] = round(time.perf_counter() - start, 2)
+            found["held_out"] = self.judge(network)
         if test:
             recalibrate(network, self.task.normalization(NORMALIZATION))
             found |= self.wide.measure(network, "test")
+        elif way == FIT:
+            self._networks[key] = network
         return found
 
     def rows(self, cost: str, budget: float, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -209,6 +233,7 @@ class Subject:
             found.append(row)
         for row, way in contending(found, self._contenders):
             row[way] = self.measured(*answers[row["rule"]], way, test=True)
+        self._networks.clear()
         return found
 
     def _chosen(self, name: str, prepared: Prepared, budgets: dict[str, float], known: Sequence[Configuration]) -> Configuration:

@@ -1,9 +1,9 @@
-"""The content of tensors as bytes, which fingerprints, cache keys and checksums are made of; and tensors in files."""
+"""The content of tensors as bytes, which fingerprints, cache keys and checksums are made of; tensors in files; and piece by piece."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -15,11 +15,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 
+CACHED = 1 << 17  # values that a processor works on at a time, of which copies in float64 and the like stay in its caches
+
 
 class Digest(Protocol):
     """A running hash, such as one of `hashlib`."""
 
     def update(self, data: bytes | memoryview, /) -> None: ...
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one first dimension, cut along it together into pieces of about `CACHED` values. What needs several temporary tensors of
+    the same size takes a multiple of the time where these leave the caches of a processor; other devices get everything at once."""
+    first = tensors[0]
+    at_once = CACHED * len(first) // max(first.numel(), 1) if first.device.type == "cpu" else len(first)
+    yield from zip(*(tensor.split(max(at_once, 1)) for tensor in tensors), strict=True)
 
 
 def content(tensor: Tensor) -> memoryview:

@@ -19,7 +19,7 @@ from torch import nn
 from ranksearch import Study
 from ranksearch.supernet.train import identity
 from ranksearch.tasks import Classification
-from ranksearch.tensors import absorb, content, save
+from ranksearch.tensors import CACHED, absorb, content, pieces, save
 
 
 def network() -> nn.Sequential:
@@ -161,3 +161,13 @@ def test_a_state_that_holds_itself_comes_to_an_end() -> None:
     state: dict[str, Any] = {"a": 1}
     state["self"] = state
     assert hashed(state) == hashed(state)
+
+
+def test_pieces_are_everything_in_order_and_small() -> None:
+    x = torch.arange(4 * CACHED, dtype=torch.float32).reshape(16, -1)
+    y = torch.arange(16)
+    found = list(pieces(x, y))
+    assert torch.equal(torch.cat([a for a, _ in found]), x) and torch.equal(torch.cat([b for _, b in found]), y)
+    assert max(a.numel() for a, _ in found) <= CACHED and len(found) == 4
+    assert [len(a) for (a,) in pieces(torch.zeros(3, 2 * CACHED))] == [1, 1, 1]
+    assert [a.shape for (a,) in pieces(torch.zeros(0, 5))] == [(0, 5)]

@@ -193,7 +193,7 @@ def compress(
     tell = on_event or (lambda event: None)
     two_sided = any(rule.metric == "fisher" for rule in chosen)
     portfolio = Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided, device)
-    tried = [portfolio.tried(rule) for rule in chosen]
+    tried = portfolio.every(chosen)
     if all(one.configuration is None for one in tried):
         raise InfeasibleBudget(tried[0].note)
     if refits:

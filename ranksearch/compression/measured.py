@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from ranksearch.compression.judge import judge
+from ranksearch.compression.judge import Judge, judge
 from ranksearch.decompositions import Moments
-from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.reconstruction import Answers, dense_answers, reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import LEMS, CalibrationLoss, Energy
+from ranksearch.sites import Sites
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.surrogate import Curves, curves
@@ -47,32 +50,42 @@ class Measured:
         return self._known[configuration.id]
 
 
-def as_it_is(spectra: Spectra, task: Task, batches: int) -> Measured:
-    """Losses of networks as their factors come, on the first batches."""
-    seen = judge(spectra.model, task, list(task.labelled(batches)))
-    loss = CalibrationLoss(spectra, seen.batches, seen.loss, normalization="batch")
-    return Measured(loss, len(seen.batches))
+def as_it_is(spectra: Spectra, loss: Judge) -> Measured:
+    """Losses of networks as their factors come."""
+    return Measured(CalibrationLoss(spectra, loss.batches, loss.loss, normalization="batch"), len(loss.batches))
 
 
-def fitted(spectra: Spectra, task: Task, fit: int, batches: int, *, seen: int, moments: Mapping[str, Moments] | None) -> Measured:
-    """Losses of networks whose factors are fitted to the dense network's answers at ``fit`` batches, unchecked. They are measured on the
-    ``batches`` that come after these, as far as there are so many among the first ``seen``, else on the same. What loses least before a
-    fit is not what loses least after it.
+@dataclass(frozen=True)
+class Light:
+    """What a light reconstruction is fitted to, and what it is measured on; the same for every metric."""
+
+    answers: Answers
+    loss: Judge
+
+
+def light(model: nn.Module, sites: Sites, task: Task, fit: int, batches: int, *, seen: int) -> Light:
+    """Networks are fitted to the first ``fit`` batches and measured on the ``batches`` that come after these, as far as there are so many
+    among the first ``seen``, else on the same."""
+    everything: Sequence[tuple[Any, Any]] = list(task.labelled(min(fit + batches, seen)))
+    answers = dense_answers(model, sites, [x for x, _ in everything[:fit]])
+    return Light(answers, judge(model, task, everything[fit:] or everything))
+
+
+def fitted(spectra: Spectra, on: Light, *, moments: Mapping[str, Moments] | None) -> Measured:
+    """Losses of networks whose factors are fitted to the dense network's answers, unchecked. What loses least before a fit is not what
+    loses least after it.
 
     Args:
         moments: that weigh errors, as for `reconstruct`.
     """
-    everything: Sequence[tuple[Any, Any]] = list(task.labelled(min(fit + batches, seen)))
-    inputs = [x for x, _ in everything[:fit]]
-    loss = judge(spectra.model, task, everything[fit:] or everything)
 
     def measure(configuration: Configuration) -> float:
         network = build(spectra, configuration).eval()
         if configuration.choices:
-            reconstruct(network, spectra, configuration, inputs, moments=moments, held_out=0.0)
-        return loss(network)
+            reconstruct(network, spectra, configuration, on.answers, moments=moments, held_out=0.0)
+        return on.loss(network)
 
-    return Measured(measure, len(loss.batches))
+    return Measured(measure, len(on.loss.batches))
 
 
 def prior(space: SearchSpace, measure: Callable[[Configuration], float]) -> Curves:

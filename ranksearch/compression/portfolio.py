@@ -14,13 +14,13 @@ from torch import nn
 
 from ranksearch.allocators import Allocation
 from ranksearch.compression.judge import Judge, judge
-from ranksearch.compression.measured import Measured, as_it_is, fitted, prior
+from ranksearch.compression.measured import Light, Measured, as_it_is, fitted, light, prior
 from ranksearch.compression.rules import Rule
 from ranksearch.costs import CostModel, DenseNetwork
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
-from ranksearch.networks.reconstruction import announced, reconstruct
+from ranksearch.networks.reconstruction import Answers, announced, dense_answers, reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
 from ranksearch.search import landing
@@ -31,16 +31,20 @@ from ranksearch.search.refit import Refitted, refit
 from ranksearch.sites import Cost, Sites
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec
 from ranksearch.space.spectra import Spectra
+from ranksearch.statistics import Statistics
 from ranksearch.statistics import metric as space_metric
+from ranksearch.statistics.memory import machine_memory
 from ranksearch.statistics.metric import MetricName
 from ranksearch.tasks import Task
 
 POLISH = "polish"  # the name of what measured exchanges make of the best answer
 REFIT = "refit"  # and of what a model of the loss makes of all measured answers
 Answer = TypeVar("Answer", Allocation, Refitted, Polished)  # each has ``indices``
+Key = tuple[MetricName, str]  # the metric that a network's factors are made for, and its configuration's id
 HELD_OUT = 4  # batches that networks are judged on
 KNOWN = 8  # of the rules' answers, those that a model of the loss begins with: the best
 FINAL = 3  # of what it measured, those that are judged like the rules' answers
+KEPT = 1 / 16  # of the machine's memory that a network may take which is kept until a better one is found; larger ones are made again
 LIGHT = 1  # batches that factors are fitted to where networks are measured by dozens
 
 
@@ -109,6 +113,10 @@ class Portfolio:
     spaces: dict[MetricName, SearchSpace] = field(default_factory=dict)
     prepared: dict[MetricName, Spectra] = field(default_factory=dict)
     measuring: dict[MetricName, Measured] = field(default_factory=dict)
+    collected: dict[bool, Statistics] = field(default_factory=dict)  # with output gradients and without
+    fitting: dict[MetricName, Measured] = field(default_factory=dict)
+    judged: dict[Key, tuple[float, float]] = field(default_factory=dict)  # losses before and after reconstruction
+    best: tuple[float, Key, nn.Module] | None = None  # of the reconstructed networks, that of the least loss, if it is kept
     last: MetricName | None = None  # the metric that was worked in
 
     @cached_property
@@ -129,12 +137,33 @@ class Portfolio:
         return judge(self.model, self.task, self.data.held_out)
 
     @cached_property
+    def answers(self) -> Answers:
+        """Those of the dense network to the batches that factors are fitted to."""
+        return dense_answers(self.model, self.sites, self.task.calibration(self.reconstruction))
+
+    @cached_property
+    def light(self) -> Light:
+        """What is fitted to and measured where networks are measured by dozens."""
+        return light(self.model, self.sites, self.task, LIGHT, self.measured_on, seen=self.data.seen)
+
+    @cached_property
+    def loss(self) -> Judge:
+        """What networks are measured by while ranks are chosen, as their factors come: on the batches that factors are fitted to."""
+        return judge(self.model, self.task, list(self.task.labelled(self.measured_on)))
+
+    @cached_property
     def outputs(self) -> Mapping[str, Moments]:
         """Moments whose output gradients weigh errors in every rule's reconstruction, whatever the metric that it chooses in."""
-        if "fisher" in self.prepared:
-            return self.prepared["fisher"].moments
-        found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=True)
-        return space_metric.moments(found, "fisher")
+        return self.moments("fisher")
+
+    def moments(self, metric: MetricName) -> Mapping[str, Moments]:
+        """Those of a metric. Where output gradients are collected, the inputs' moments are those of the same pass."""
+        gradients = metric == "fisher" or self.two_sided
+        if gradients not in self.collected:
+            self.tell(Announced(space_metric.announced(self.sites, "fisher" if gradients else metric, self.data.seen)))
+            found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=gradients)
+            self.collected[gradients] = found
+        return space_metric.moments(self.collected[gradients], metric)
 
     def space(self, metric: MetricName) -> tuple[Spectra, SearchSpace]:
         """Prepared decompositions and ladders in a metric, made once; ladders again where costs were measured more closely."""
@@ -152,12 +181,7 @@ class Portfolio:
             self.prepared[self.last].forget()
         self.last = metric
         if metric not in self.prepared:
-            moments = None
-            if metric != "weight":
-                self.tell(Announced(space_metric.announced(self.sites, metric, self.data.seen)))
-                gradients = metric == "fisher"
-                found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=gradients)
-                moments = space_metric.moments(found, metric)
+            moments = None if metric == "weight" else self.outputs if metric == "fisher" else self.moments(metric)
             self.tell(Announced(f"profiling {len(self.sites)} sites in the {metric} metric"))
             cache = home() / "cache" / "spectra"
             self.prepared[metric] = Spectra(
@@ -184,41 +208,62 @@ class Portfolio:
             self.counts, self.spaces = counts, {metric: found}
         return last[0][1] if last[0][0] is found else choose(spectra, found)
 
+    def every(self, rules: Sequence[Rule]) -> list[Tried]:
+        """Every rule's answer, in their order; made metric by metric, so that each is prepared once."""
+        metrics = list(dict.fromkeys(rule.metric for rule in rules))
+        found = {rule.name: self.tried(rule) for rule in sorted(rules, key=lambda rule: metrics.index(rule.metric))}
+        return [found[rule.name] for rule in rules]
+
     def tried(self, rule: Rule) -> Tried:
         """A rule's answer, measured."""
-        seen = self.seen(rule.metric)
-        before = seen.passes
+        seen = self.seen(rule.metric) if rule.measures else None
+        before = 0 if seen is None else seen.passes
         try:
             found = self.chosen(rule.metric, lambda spectra, space: rule.choose(spectra, space, self.budgets, seen))
         except (InfeasibleBudget, InvalidArgument) as error:
             return Tried(rule.name, rule.metric, None, None, note=str(error))
         self.tell(Announced(f"measuring the answer of {rule.name}"))
         answer = self.measured(rule.name, rule.metric, found.indices)
-        return replace(answer, passes=answer.passes + seen.passes - before)
+        return answer if seen is None else replace(answer, passes=answer.passes + seen.passes - before)
 
     def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
-        """The losses of a configuration before and after reconstruction."""
+        """The losses of a configuration before and after reconstruction, measured once."""
         spectra, space = self.space(metric)
         candidate = space.candidate(indices)
-        if self.reconstruction and (text := announced(spectra, candidate.configuration)) is not None:
-            self.tell(Announced(text))
-        loss = self.judge(self.network(metric, candidate.configuration, fitted=False))
-        reconstructed = self.judge(self.network(metric, candidate.configuration, fitted=True)) if self.reconstruction else math.nan
-        passes = len(self.data.held_out) * (2 if self.reconstruction else 1)
-        return Tried(name, metric, candidate.configuration, candidate.cost, loss, reconstructed, passes=passes)
+        key: Key = (metric, candidate.configuration.id)
+        passes = 0
+        if key not in self.judged:
+            if self.reconstruction and (text := announced(spectra, candidate.configuration)) is not None:
+                self.tell(Announced(text))
+            self.judged[key] = self._judged(key, candidate.configuration)
+            passes = len(self.data.held_out) * (2 if self.reconstruction else 1)
+        return Tried(name, metric, candidate.configuration, candidate.cost, *self.judged[key], passes=passes)
+
+    def _judged(self, key: Key, configuration: Configuration) -> tuple[float, float]:
+        network = self.network(key[0], configuration, fitted=False)
+        loss = self.judge(network)
+        if not self.reconstruction:
+            return loss, math.nan
+        self._reconstruct(network, key[0], configuration)
+        reconstructed = self.judge(network)
+        least = math.inf if self.best is None else self.best[0]
+        if reconstructed < least and sum(p.nbytes for p in network.parameters()) <= KEPT * machine_memory():
+            self.best = reconstructed, key, network
+        return loss, reconstructed
 
     def seen(self, metric: MetricName) -> Measured:
         """Measures networks as their factors come, on the batches that factors are fitted to."""
         if metric not in self.measuring:
-            self.measuring[metric] = as_it_is(self.spectra(metric), self.task, self.measured_on)
+            self.measuring[metric] = as_it_is(self.spectra(metric), self.loss)
         return self.measuring[metric]
 
     def fitted(self, metric: MetricName) -> Measured:
         """Measures networks after a reconstruction on a single batch, if what comes out is reconstructed at all."""
         if not self.reconstruction:
             return self.seen(metric)
-        moments = self.outputs if self.two_sided else None
-        return fitted(self.spectra(metric), self.task, LIGHT, self.measured_on, seen=self.data.seen, moments=moments)
+        if metric not in self.fitting:
+            self.fitting[metric] = fitted(self.spectra(metric), self.light, moments=self.outputs if self.two_sided else None)
+        return self.fitting[metric]
 
     @property
     def measured_on(self) -> int:
@@ -231,7 +276,7 @@ class Portfolio:
         self.tell(Announced(f"fitting a model of the loss in {rounds} rounds"))
         best = sorted((one for one in tried if one.configuration), key=lambda one: one.least)[:KNOWN]
         measure, alone = self.fitted("fisher"), self.seen("fisher")
-        before = alone.passes
+        before = measure.passes + alone.passes
 
         def choose(spectra: Spectra, space: SearchSpace) -> Refitted:
             del spectra
@@ -243,7 +288,7 @@ class Portfolio:
         except (InfeasibleBudget, InvalidArgument) as error:
             return Tried(REFIT, "fisher", None, None, note=str(error))
         judged = [self.measured(REFIT, "fisher", indices) for indices in found.ranked[:FINAL]]
-        passes = sum(one.passes for one in judged) + alone.passes - before + (0 if measure is alone else measure.passes)
+        passes = sum(one.passes for one in judged) + (measure.passes + alone.passes - before) // (2 if measure is alone else 1)
         return replace(min(judged, key=lambda one: one.least), passes=passes)
 
     def polished(self, best: Tried, evaluations: int) -> Tried:
@@ -267,10 +312,16 @@ class Portfolio:
         return replace(answer, passes=answer.passes + measure.passes - before)
 
     def network(self, metric: MetricName, configuration: Configuration, *, fitted: bool) -> nn.Module:
-        """The network of a configuration, its batch norms as they were."""
-        spectra = self.spectra(metric)
-        network = build(spectra, configuration).eval()
+        """The network of a configuration, its batch norms as they were. The best of those that were reconstructed is there already, and
+        given away."""
+        if fitted and self.best is not None and self.best[1] == (metric, configuration.id):
+            network, self.best = self.best[2], None
+            return network
+        network = build(self.spectra(metric), configuration).eval()
         if fitted:
-            batches = self.task.calibration(self.reconstruction)
-            reconstruct(network, spectra, configuration, batches, moments=self.outputs if self.two_sided else None)
+            self._reconstruct(network, metric, configuration)
         return network
+
+    def _reconstruct(self, network: nn.Module, metric: MetricName, configuration: Configuration) -> None:
+        moments = self.outputs if self.two_sided else None
+        reconstruct(network, self.spectra(metric), configuration, self.answers, moments=moments)

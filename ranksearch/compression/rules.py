@@ -48,6 +48,11 @@ class Rule:
     allocator: Callable[[Spectra], Allocator]
     source: str
 
+    @property
+    def measures(self) -> bool:
+        """Whether networks are measured while it chooses."""
+        return not isinstance(self.proxy, TableProxy)
+
     def choose(self, spectra: Spectra, space: SearchSpace, budgets: dict[str, float], measure: Measure | None = None) -> Allocation:
         """The rule's answer within the budgets.
 

@@ -39,9 +39,9 @@ def refine(
     floor = 1e-28 * unit * energy
     for _ in range(sweeps):
         for k in (k for k, factor in enumerate(current) if factor.is_floating_point()):
-            direction, last = None, 0.0
+            direction, last, pull_back = None, 0.0, _adjoint(compose, current, k)
             for _ in range(steps):
-                gradient = _pull_back(compose, current, k, slope)
+                gradient = pull_back(slope)
                 size = float(gradient.square().sum())
                 if not size > 0.0:
                     break
@@ -60,13 +60,12 @@ def refine(
     return tuple(current)
 
 
-def _pull_back(compose: Callable[[Sequence[Tensor]], Tensor], factors: Sequence[Tensor], k: int, slope: Tensor) -> Tensor:
-    """The adjoint of ``compose`` in factor ``k``, applied to ``slope``."""
+def _adjoint(compose: Callable[[Sequence[Tensor]], Tensor], factors: Sequence[Tensor], k: int) -> Callable[[Tensor], Tensor]:
+    """The adjoint of ``compose`` in factor ``k``. It depends on the other factors alone, so one graph serves however factor ``k`` moves."""
     with torch.enable_grad():
         variable = factors[k].detach().requires_grad_()
         value = compose([variable if j == k else f for j, f in enumerate(factors)])
-        (gradient,) = torch.autograd.grad(value, variable, slope)
-    return gradient
+    return lambda slope: torch.autograd.grad(value, variable, slope, retain_graph=True)[0]
 
 
 def refit_output(weight: Tensor, rows: Tensor, moments: Moments) -> Tensor:

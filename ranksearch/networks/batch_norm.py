@@ -14,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import evaluating, run
+from ranksearch.tensors import pieces
 
 Norm = _BatchNorm | _InstanceNorm
 
@@ -72,9 +73,7 @@ class _Estimate:
         """Take in one input of the norm, and let the norm normalize by it."""
         self.calls += 1
         if isinstance(self.norm, _BatchNorm):
-            values = x.double().transpose(0, 1).flatten(1)  # (channels, values)
-            count, mean = values.shape[1], values.mean(dim=1)
-            square = (values - mean[:, None]).square().sum(dim=1)
+            count, mean, square = _deviations(x)
             shift = mean - self.mean
             self.square = self.square + square + shift.square() * (self.count * count / max(self.count + count, 1))
             alone = square / max(count, 1)
@@ -105,6 +104,20 @@ class _Estimate:
         for buffer, value in ((self.norm.running_mean, mean), (self.norm.running_var, variance)):
             assert buffer is not None  # `running_norms` took none without
             buffer.copy_(value)
+
+
+def _deviations(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """How many values of shape (batch, channels, ...) every channel has, their mean and the sum of their squared deviations from it,
+    float64; piece by piece, by the same formula as batch by batch."""
+    count, mean, square = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for (part,) in pieces(x):
+        values = part.transpose(0, 1).flatten(1).double()  # (channels, values)
+        new, here = values.shape[1], values.mean(dim=1)
+        shift = here - mean
+        square = square + (values - here[:, None]).square().sum(dim=1) + shift.square() * (count * new / max(count + new, 1))
+        mean = mean + shift * (new / max(count + new, 1))
+        count += new
+    return count, mean, square
 
 
 def _dimensions(norm: _InstanceNorm) -> int:

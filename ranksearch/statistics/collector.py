@@ -72,7 +72,7 @@ class Collector:
         assert self.gradient is not None
         self.gradient = self.gradient.to(rows.device)
         self.gradient += (rows @ rows.mT).double()
-        seen = self.output_noise.probes(mean_square(rows)) @ rows
+        seen = self.output_noise.probes(rows.device, lambda: mean_square(rows)) @ rows
         examples = 1 if len(gradient) == 1 else self.size
         self.output_noise.add(seen, examples=examples, batch=examples, sequences=site.kind != "conv2d", per_position=False)
         if self.squares is not None:

@@ -86,7 +86,7 @@ class InputSums:
     def _note(self, value: Tensor, size: int) -> None:
         """Show inputs, shape (batch, c_in, height, width), to the estimate of their noise."""
         site, noise = self.site, self.noise
-        probes = noise.probes(mean_square(value.transpose(0, 1).reshape(site.groups, self.channels, -1)))
+        probes = noise.probes(value.device, lambda: mean_square(value.transpose(0, 1).reshape(site.groups, self.channels, -1)))
         if site.kind in ("linear", "transformers_conv1d"):
             noise.add(probes @ value.flatten(1).mT, examples=size, batch=size, sequences=True, per_position=True)
             return

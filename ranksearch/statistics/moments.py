@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from ranksearch.decompositions import Kronecker
 from ranksearch.sites import Pair, Site, Window
 
+PIECE = 1 << 12  # positions whose products are summed in float32, before sums are added up in float64
 BLOCKS = 4  # a Gram matrix is computed in so many row blocks, from the diagonal on: (1 + 1/4) / 2 of its full price
 
 
@@ -175,13 +179,10 @@ class _Autocorrelation:
         Args:
             value: shape (batch, c_in, height, width).
         """
-        (kh, kw), (dh, dw) = site.kernel, site.dilation
-        n, _, self._height, self._width = value.shape
-        # gaps of zeros between rows and between images, so that a displacement is one shift of the flat index
-        shape = site.groups, site.c_in // site.groups, n, self._height + dh * (kh - 1), self._width + dw * (kw - 1)
-        self._grid = value.new_zeros(shape)
-        self._grid[..., : self._height, : self._width] = value.transpose(0, 1).reshape(*shape[:3], self._height, self._width)
-        self._flat = self._grid.flatten(2)
+        self._site = site
+        self._maps = value.transpose(0, 1).unflatten(0, (site.groups, -1))  # (groups, c, batch, height, width)
+        convolved = site.groups == 1 and value.device.type == "cpu" and value.dtype == torch.float32
+        self._everywhere = _correlations(value, site) if convolved and torch.backends.mkldnn.is_available() else None
         self._known: dict[tuple[int, int, int | None, int | None], Tensor] = {}
 
     def __call__(self, down: int, right: int, *, row: int | None = None, column: int | None = None) -> Tensor:
@@ -189,19 +190,49 @@ class _Autocorrelation:
         (groups, c, c)."""
         key = down, right, row, column
         if key not in self._known:
-            one, two = self._pair(*key)
-            self._known[key] = (one @ two.mT).double()
+            if row is None and column is None and self._everywhere is not None:
+                (_, kw), (dh, dw) = self._site.kernel, self._site.dilation
+                self._known[key] = self._everywhere[None, :, :, down // dh, right // dw + kw - 1]
+            else:
+                one, two = self._pair(*key)
+                self._known[key] = (one @ two.mT).double()
         return self._known[key]
 
     def _pair(self, down: int, right: int, row: int | None, column: int | None) -> tuple[Tensor, Tensor]:
         """The values at p and at q, shape (groups, c, positions)."""
         if row is None and column is None:
             shift = down * self._grid.shape[4] + right
-            return self._flat[..., : self._flat.shape[2] - shift], self._flat[..., shift:]
-        rows = slice(0, self._height - down) if row is None else slice(row, row + 1)
-        columns = slice(max(0, -right), self._width - max(0, right)) if column is None else slice(column, column + 1)
-        partner = self._grid[..., rows.start + down : rows.stop + down, columns.start + right : columns.stop + right]
-        return self._grid[..., rows, columns].flatten(2), partner.flatten(2)
+            flat = self._grid.flatten(2)
+            return flat[..., : flat.shape[2] - shift], flat[..., shift:]
+        height, width = self._maps.shape[3:]
+        rows = slice(0, height - down) if row is None else slice(row, row + 1)
+        columns = slice(max(0, -right), width - max(0, right)) if column is None else slice(column, column + 1)
+        partner = self._maps[..., rows.start + down : rows.stop + down, columns.start + right : columns.stop + right]
+        return self._maps[..., rows, columns].flatten(2), partner.flatten(2)
+
+    @cached_property
+    def _grid(self) -> Tensor:
+        """The maps with gaps of zeros between rows and between images, so that a displacement is one shift of the flat index."""
+        (kh, kw), (dh, dw) = self._site.kernel, self._site.dilation
+        height, width = self._maps.shape[3:]
+        grid = self._maps.new_zeros(*self._maps.shape[:3], height + dh * (kh - 1), width + dw * (kw - 1))
+        grid[..., :height, :width] = self._maps
+        return grid
+
+
+def _correlations(value: Tensor, site: Site) -> Tensor:
+    """The sums of x_p x_q^T over all positions, for every displacement that taps of a kernel have, those upwards left out: float64, shape
+    (c, c, kh, 2 kw - 1). They are the gradient of the weight of a convolution over x with x as the gradient of its output, which the
+    processor's library computes 1.6 times as fast as one product of matrices per displacement."""
+    (kh, kw), (dh, dw) = site.kernel, site.dilation
+    shape = value.shape[1], value.shape[1], kh, 2 * kw - 1
+    geometry: dict[str, Any] = {"dilation": (dh, dw)}
+    found = value.new_zeros(shape, dtype=torch.float64)
+    for part in value.split(max(1, PIECE // (value.shape[2] * value.shape[3]))):
+        part = part.contiguous(memory_format=torch.channels_last)
+        around = F.pad(part, ((kw - 1) * dw, (kw - 1) * dw, 0, (kh - 1) * dh))
+        found += conv2d_weight(around, shape, part, **geometry)
+    return found
 
 
 def symmetrize(value: Tensor) -> Tensor:

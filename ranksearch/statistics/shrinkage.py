@@ -4,6 +4,8 @@ long ones. The noise is the variance between these (the sandwich estimator for c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -43,15 +45,16 @@ class Noise:
         self._share = self._shares = 0.0
         self.samples = 0
 
-    def probes(self, energy: Tensor) -> Tensor:
+    def probes(self, device: torch.device, energies: Callable[[], Tensor]) -> Tensor:
         """What vectors are to be projected on: rows p sqrt(w), then rows q sqrt(w), float32, shape (groups, 2 count, size).
 
         Args:
-            energy: mean squares of the vectors at hand per channel, shape (groups, size / taps). The first that are not zero make w.
+            device: where they are to be.
+            energies: gives the mean squares of the vectors at hand per channel, shape (groups, size / taps). The first that are not zero
+                make w; later ones are not asked for.
         """
-        device = energy.device
         if self._scale is None or not bool(self._scale.any()):
-            energy = energy.double().cpu()
+            energy = energies().double().cpu()
             alive = energy[energy > 0]
             least = FAINT * (alive.median() if len(alive) else torch.tensor(1.0, dtype=torch.float64))
             scale = torch.where(energy > 0, energy.maximum(least).rsqrt(), torch.zeros_like(energy))

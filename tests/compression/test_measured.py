@@ -9,7 +9,7 @@ from torch import nn
 
 from ranksearch import Classification
 from ranksearch.compression import judge
-from ranksearch.compression.measured import as_it_is, fitted, prior
+from ranksearch.compression.measured import as_it_is, fitted, light, prior
 from ranksearch.decompositions import SVD
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
@@ -47,20 +47,20 @@ def test_light_reconstruction_sees_the_first_batch_and_is_measured_on_the_next(
 ) -> None:
     """Where metrics see fewer batches it is measured on those; where they see one, on that."""
     batches = list(task.labelled(6))
-    measure = fitted(spectra, task, 1, 3, seen=seen, moments=None)
+    measure = fitted(spectra, light(spectra.model, spectra.sites, task, 1, 3, seen=seen), moments=None)
     network = build(spectra, SMALL).eval()
     reconstruct(network, spectra, SMALL, [batches[0][0]], held_out=0.0)
     expected = judge(spectra.model, task, batches[judged])(network)
     assert measure(SMALL) == pytest.approx(expected, rel=1e-4)
     assert measure.passes == judged.stop - judged.start
-    assert as_it_is(spectra, task, 3)(SMALL) != pytest.approx(expected, rel=1e-2)
+    assert as_it_is(spectra, judge(spectra.model, task, batches[:3]))(SMALL) != pytest.approx(expected, rel=1e-2)
     assert measure(Configuration()) == pytest.approx(0, abs=1e-6)
 
 
 def test_each_network_is_measured_and_counted_once(spectra: Spectra, space: SearchSpace, task: Classification) -> None:
-    measure = as_it_is(spectra, task, 2)
-    batches = list(task.labelled(2))
-    expected = judge(spectra.model, task, batches)(build(spectra, SMALL).eval())
+    loss = judge(spectra.model, task, list(task.labelled(2)))
+    measure = as_it_is(spectra, loss)
+    expected = loss(build(spectra, SMALL).eval())
     assert [measure(SMALL), measure.on(space)(space.indices(SMALL))] == pytest.approx([expected] * 2, rel=1e-4)
     assert measure.passes == 2
     measure(Configuration())

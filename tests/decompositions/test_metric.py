@@ -223,6 +223,15 @@ def test_moments_without_small_eigenvalues_stay_bit_for_bit() -> None:
     assert conditioned(None, moment) == Moments()
 
 
+def test_moments_that_are_floored_already_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, g = torch.eye(3, dtype=torch.float64)[None], 2 * torch.eye(2, dtype=torch.float64)[None]
+    monkeypatch.setattr("ranksearch.decompositions.metric.floored", lambda moment: pytest.fail("floored again"))
+    made = Moments.as_used(a, g)
+    used = conditioned(made, a)
+    assert used.input is a and used.output is g and made.floored_output is g
+    assert conditioned(Moments.as_used(a, None), a).output is None
+
+
 def test_an_indefinite_moment_has_a_half() -> None:
     """What rounding leaves of a marginal or a Gram matrix."""
     moment = torch.diag(torch.tensor([1.0, 0.5, -1e-12], dtype=torch.float64))[None]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ranksearch import tensors
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
 
@@ -19,9 +20,13 @@ def channels(x: Tensor) -> Tensor:
     return x.double().transpose(0, 1).flatten(1)
 
 
+@pytest.mark.parametrize("cached", [tensors.CACHED, 50])  # batches as a whole, and piece by piece
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
 @pytest.mark.parametrize("spatial", [(), (4,), (3, 5)], ids=str)
-def test_statistics_are_the_moments_of_all_examples_whatever_the_batches(sizes: tuple[int, ...], spatial: tuple[int, ...]) -> None:
+def test_statistics_are_the_moments_of_all_examples_whatever_the_batches(
+    sizes: tuple[int, ...], spatial: tuple[int, ...], cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "CACHED", cached)
     norm = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[len(spatial)](6, momentum=0.3)
     net = nn.Sequential(norm, nn.Dropout(0.5)).train()
     x = 3 * torch.randn(sum(sizes), 6, *spatial) + 100  # a mean far from 0 is where single precision loses the variance

@@ -3,8 +3,9 @@ really gets from the compressed layers before it (AA-SVD, 2026; Zhang et al., ar
 
 from __future__ import annotations
 
+from ranksearch.networks.reconstruction.answers import Answers
 from ranksearch.networks.reconstruction.layer import left_out
 from ranksearch.networks.reconstruction.room import announced
-from ranksearch.networks.reconstruction.sequential import Reconstructed, reconstruct
+from ranksearch.networks.reconstruction.sequential import Reconstructed, dense_answers, reconstruct
 
-__all__ = ["Reconstructed", "announced", "left_out", "reconstruct"]
+__all__ = ["Answers", "Reconstructed", "announced", "dense_answers", "left_out", "reconstruct"]

@@ -29,12 +29,16 @@ def divided(batches: list[Any], held_out: float) -> tuple[list[Any], int]:
 
 
 @torch.no_grad()
-def distances(network: nn.Module, reference: nn.Module, batches: Iterable[Any]) -> Tensor:
-    """Squared differences of the outputs of two networks, one per example, float64. Outputs whose first dimensions differ tell no
-    examples apart: a batch then counts as one."""
+def distances(network: nn.Module, batches: Iterable[tuple[Any, Any]]) -> Tensor:
+    """Squared differences of a network's outputs from those that are wanted, one per example, float64. Outputs whose first dimensions
+    differ tell no examples apart: a batch then counts as one.
+
+    Args:
+        batches: pairs of inputs and wanted outputs.
+    """
     found: list[Tensor] = []
-    for batch in batches:
-        outputs = (tensors_of(run(net, batch)) for net in (network, reference))
+    for inputs, answers in batches:
+        outputs = (tensors_of(run(network, inputs)), tensors_of(answers))
         apart = [(mine - wanted).double().square() for (_, mine), (_, wanted) in zip(*outputs, strict=True) if wanted.is_floating_point()]
         lengths = {d.shape[0] if d.ndim else 1 for d in apart}
         if len(lengths) == 1:

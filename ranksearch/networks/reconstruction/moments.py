@@ -11,6 +11,7 @@ from torch.nn.grad import conv2d_weight
 
 from ranksearch.sites import Site
 from ranksearch.statistics.moments import (
+    PIECE,
     chunks,
     displaced,
     displaced_gram,
@@ -58,7 +59,7 @@ class LayerMoments:
 
         Products are in float32 but for networks of float64: their rounding is small against any ridge, which is in units of each input."""
         site, dtype = self.site, torch.float64 if given.dtype == torch.float64 else torch.float32
-        value = images(site, given).to(dtype)
+        value = _fast(images(site, given).to(dtype))
         square = torch.zeros_like(self.inputs[:, 1:, 1:])
         padded = pad(site, value)
         if displaced(site, value.shape[2], value.shape[3]):
@@ -69,21 +70,31 @@ class LayerMoments:
                 rows = lower(site, part).flatten(2)  # (groups, taps * channels, positions)
                 gram(rows, square)
                 self.count += rows.shape[2]
-        total = to_patch_order(site, lower(site, padded.sum(dim=0, keepdim=True), padded=True).sum(dim=(2, 3)), (1,))
+        over_batch = padded.movedim(1, -1).flatten(1).sum(dim=0).reshape(1, *padded.shape[2:], -1).movedim(-1, 1)
+        total = to_patch_order(site, lower(site, over_batch, padded=True).sum(dim=(2, 3)), (1,))
         self.inputs[:, :-1, :-1] += to_patch_order(site, symmetrize(square), (1, 2))
         self.inputs[:, :-1, -1] += total
         self.inputs[:, -1, :-1] += total
         self.inputs[:, -1, -1] = self.count
-        if wanted is None:
-            return
-        y = _maps(site, gradients(site, wanted).to(dtype), padded)  # (batch, c_out, height, width)
+        if wanted is not None:
+            answers = _fast(_maps(site, wanted, padded).to(dtype))
+            size = max(1, PIECE // max(answers.shape[2] * answers.shape[3], 1))
+            for x, y in zip(padded.split(size), answers.split(size), strict=True):
+                self._answered(x, y)
+
+    def _answered(self, padded: Tensor, y: Tensor) -> None:
+        """Take in the wanted answers, shape (batch, c_out, height, width), to inputs with their padding in place."""
+        site = self.site
         # sum of y x^T is the gradient of the weight in sum of y (W x)
         geometry: dict[str, Any] = {"stride": site.stride, "dilation": site.dilation, "groups": site.groups}
         cross = conv2d_weight(padded, site.shape, y, **geometry)
         self.cross[..., :-1] += cross.reshape(site.groups, -1, self.cross.shape[2] - 1)
-        self.cross[..., -1] += y.sum(dim=(0, 2, 3)).reshape(site.groups, -1)
-        flat = y.transpose(0, 1).flatten(1).reshape(site.groups, -1, y[:, 0].numel())
-        self.energy += float((flat * (flat if self.output is None else self.output.to(flat) @ flat)).sum(dtype=torch.float64))
+        flat = y.movedim(1, -1).flatten(0, -2).unflatten(1, (site.groups, -1)).movedim(0, -1)  # (groups, c_out / groups, positions)
+        self.cross[..., -1] += flat.sum(dim=2)
+        if self.output is None:
+            self.energy += float(flat.square().sum(dtype=torch.float64))
+        else:
+            self.energy += float(((flat @ flat.mT) * self.output).sum())
 
     def answered_by(self, weight: Tensor, bias: Tensor | None) -> LayerMoments:
         """The same inputs with the answers of a layer of this canonical weight and this bias."""
@@ -117,10 +128,17 @@ class LayerMoments:
         return float(square.clamp_min(0)) / max(self.energy, 1e-300)
 
 
-def _maps(site: Site, answers: Tensor, padded: Tensor) -> Tensor:
-    """Answers of shape (batch, c_out, positions) as maps, for inputs with their padding in place."""
+def _fast(maps: Tensor) -> Tensor:
+    """Maps in the memory format in which a processor is quickest to sum products of them."""
+    return maps.contiguous(memory_format=torch.channels_last) if maps.device.type == "cpu" else maps
+
+
+def _maps(site: Site, wanted: Tensor, padded: Tensor) -> Tensor:
+    """The dense layer's answers as maps, (batch, c_out, height, width), for inputs with their padding in place."""
+    if site.kind == "conv2d" and site.window is None:
+        return wanted if wanted.ndim == 4 else wanted.unsqueeze(0)
     extents = zip(padded.shape[2:], site.kernel, site.stride, site.dilation, strict=True)
-    return answers.unflatten(2, [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in extents])
+    return gradients(site, wanted).unflatten(2, [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in extents])
 
 
 def rows(site: Site, weight: Tensor, bias: Tensor | None) -> Tensor:

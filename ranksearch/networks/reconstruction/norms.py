@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ranksearch.networks.reconstruction.sweep import Seen
+from ranksearch.tensors import pieces
 
 
 def affine_norms(network: nn.Module) -> dict[str, _BatchNorm]:
@@ -24,9 +25,10 @@ def fit_norm(norm: _BatchNorm, seen: Seen) -> None:
     for _, given, wanted in seen:
         if wanted is None:
             continue
-        x, y = (value.transpose(0, 1).flatten(1).double() for value in (given, wanted))
-        sums += torch.stack([x.sum(1), y.sum(1), x.square().sum(1), (x * y).sum(1)])
-        count += x.shape[1]
+        for part in pieces(given, wanted):
+            x, y = (value.transpose(0, 1).flatten(1).double() for value in part)
+            sums += torch.stack([x.sum(1), y.sum(1), x.square().sum(1), (x * y).sum(1)])
+            count += x.shape[1]
     if not count or not bool(torch.isfinite(sums).all()):
         return
     x, y, xx, xy = sums / count

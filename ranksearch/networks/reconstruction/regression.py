@@ -22,7 +22,7 @@ class Goal:
 
     Attributes:
         weight: canonical, float64.
-        moments: A, with the ridge in it, and G.
+        moments: A, with the ridge in it, and G, both `floored`.
     """
 
     weight: Tensor
@@ -59,4 +59,4 @@ def goal(seen: LayerMoments, dense: Tensor, ridge: float) -> Goal:
     sizes = inputs.diagonal(dim1=1, dim2=2).clamp_min(0)
     raised = floored(inputs + ridge * torch.diag_embed(sizes + LEAST * sizes.mean(dim=1, keepdim=True)))
     found = torch.cholesky_solve((cross + anchor @ (raised - inputs)).mT, half(raised)).mT
-    return Goal(found.reshape(site.shape), Moments(raised, seen.output), mean_input, mean_answer)
+    return Goal(found.reshape(site.shape), Moments.as_used(raised, seen.output), mean_input, mean_answer)

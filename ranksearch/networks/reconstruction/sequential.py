@@ -13,17 +13,20 @@ from ranksearch import checks
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import batch_statistics
+from ranksearch.networks.reconstruction.answers import Answers
 from ranksearch.networks.reconstruction.check import distances, divided, gain
 from ranksearch.networks.reconstruction.layer import Fitted, Layer, held, layers_of
 from ranksearch.networks.reconstruction.norms import affine_norms, fit_norm
 from ranksearch.networks.reconstruction.sweep import Seen, sweep
-from ranksearch.sites import evaluating
+from ranksearch.sites import Site, device_of, evaluating
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
+from ranksearch.statistics.memory import machine_memory
 
 HELD_OUT = 0.25  # share of the examples that fits are checked on
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # what is tried where examples are held out
 RIDGE = 0.01  # where none are
+ANSWERS = 1 / 16  # of the machine's memory that answers of the dense network may take
 ROUNDS = 1  # a second one hardly gains: every layer has the same inputs and answers again
 
 Plan = Mapping[str, float | None]  # the ridge of every layer; None: it stays as it is
@@ -45,7 +48,7 @@ def reconstruct(
     network: nn.Module,
     spectra: Spectra,
     configuration: Configuration,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | Answers,
     *,
     moments: Mapping[str, Moments] | None = None,
     ridge: float | None = None,
@@ -79,7 +82,7 @@ def reconstruct(
         network: from `build`, with the same ``spectra`` and ``configuration``.
         spectra: the dense network, its types and its metric.
         configuration: types and ranks.
-        batches: of inputs, as for `recalibrate`.
+        batches: of inputs, as for `recalibrate`; or the dense network's to them, `dense_answers`, which several reconstructions may share.
         moments: whose output moments weigh errors, per site; those of ``spectra`` by default. Without any, all answers of a layer weigh
             alike, which is worth far less.
         ridge: pull towards the dense weight, relative to the mean square of every input; default: the best of ``RIDGES`` on the examples
@@ -92,38 +95,51 @@ def reconstruct(
         the layers that a fit was tried on, in order. `left_out` names the factorized layers that stay as they are, and why.
 
     Raises:
-        InvalidArgument: ``ridge`` negative or not finite, ``held_out`` outside [0, 1), ``rounds`` below 1, or no batches.
+        InvalidArgument: ``ridge`` negative or not finite, ``held_out`` outside [0, 1), ``rounds`` below 1, no batches, or answers of
+            another network.
     """
     if ridge is not None:
         checks.number("ridge", ridge, least=0)
     if checks.number("held_out", held_out, least=0) >= 1:
         raise InvalidArgument(f"held_out={held_out}: must be below 1, so that something is left to fit to")
     checks.whole("rounds", rounds, least=1)
-    given, fitted_to = divided(list(batches), held_out)
+    known = batches if isinstance(batches, Answers) else Answers(spectra.model, batches)
+    if known.model is not spectra.model:
+        raise InvalidArgument("batches are answers of another network than that of spectra: make them of spectra.model")
+    given, fitted_to = divided(known.batches, held_out)
     if not given:
         raise InvalidArgument("batches is empty: a reconstruction needs at least one batch")
-    work = _Work(network, spectra.model, layers_of(network, spectra, configuration, spectra.moments if moments is None else moments))
+    layers = layers_of(network, spectra, configuration, spectra.moments if moments is None else moments)
+    work = _Work(network, known.on(given), layers)
     if not work.layers:
         return ()
     with evaluating(network), evaluating(spectra.model), batch_statistics(network):
         if fitted_to == len(given):
             for _ in range(rounds):
-                work.follow(given, dict.fromkeys(work.layers, RIDGE if ridge is None else ridge))
+                work.follow(dict.fromkeys(work.layers, RIDGE if ridge is None else ridge))
             return work.report()
-        return _checked(work, given, fitted_to, RIDGES if ridge is None else (ridge,), rounds)
+        return _checked(work, fitted_to, RIDGES if ridge is None else (ridge,), rounds)
 
 
-def _checked(work: _Work, batches: Sequence[Any], fitted_to: int, ridges: Sequence[float], rounds: int) -> tuple[Reconstructed, ...]:
+def dense_answers(model: nn.Module, sites: Iterable[Site], batches: Iterable[Any]) -> Answers:
+    """What the dense network answers to batches, for `reconstruct`: many networks that are fitted to the same batches so take one pass of
+    each through it, where there is room for what its sites and norms give: a sixteenth of the machine's memory. Of networks on other
+    devices only the outputs are kept."""
+    paths = [*(site.name for site in sites), *affine_norms(model)]
+    return Answers(model, batches, paths=paths, room=ANSWERS * machine_memory() if device_of(model).type == "cpu" else 0.0)
+
+
+def _checked(work: _Work, fitted_to: int, ridges: Sequence[float], rounds: int) -> tuple[Reconstructed, ...]:
     """Ridges are chosen on the batches held out, then all layers are fitted to all batches at these. What was there may have been made
     with the batches held out, too; fits that have not seen them are therefore given up only where they are worse by more than a
     standard error. The last word has the network that comes out, which has seen as much."""
-    unseen, start = batches[fitted_to:], work.state()
-    first = apart = work.distances(unseen)
+    start = work.state()
+    first = apart = work.distances(fitted_to)
     plans: list[Plan] = []
     report: tuple[Reconstructed, ...] = ()
     for number in range(rounds):
-        plan = work.plan(batches, fitted_to, ridges)
-        now = work.distances(unseen)
+        plan = work.plan(fitted_to, ridges)
+        now = work.distances(fitted_to)
         fell, error = gain(apart, now)
         report = report if number else work.report()
         if not fell > (0.0 if number else -error):
@@ -132,8 +148,8 @@ def _checked(work: _Work, batches: Sequence[Any], fitted_to: int, ridges: Sequen
         apart, report = now, work.report()
     work.restore(start)
     for plan in plans:
-        work.follow(batches, plan)
-    if plans and gain(first, work.distances(unseen))[0] > 0:
+        work.follow(plan)
+    if plans and gain(first, work.distances(fitted_to))[0] > 0:
         return report
     work.restore(start)
     return tuple(Reconstructed(one.site, one.before, one.before) for one in report)
@@ -144,7 +160,7 @@ class _Work:
     """A network while it is fitted."""
 
     network: nn.Module
-    reference: nn.Module
+    answers: Answers
     layers: dict[str, Layer]
     now: dict[str, Fitted] = field(default_factory=dict)  # the layers that were fitted
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)  # before the first round, after the last
@@ -152,7 +168,7 @@ class _Work:
     def __post_init__(self) -> None:
         self.norms = affine_norms(self.network)
 
-    def plan(self, batches: Sequence[Any], fitted_to: int, ridges: Sequence[float]) -> Plan:
+    def plan(self, fitted_to: int, ridges: Sequence[float]) -> Plan:
         """One round: every layer takes the ridge that is best on batches that it is not fitted to."""
         plan: dict[str, float | None] = {}
 
@@ -163,25 +179,26 @@ class _Work:
             self._told(path, layer.error(now, checking), layer.error(found, checking))
             self._set(path, found, now)
 
-        self._sweep(batches, fitted_to, visit)
+        self._sweep(fitted_to, visit)
         return plan
 
-    def follow(self, batches: Sequence[Any], plan: Plan) -> None:
+    def follow(self, plan: Plan) -> None:
         """One round at given ridges, fitted to all batches."""
+        everything = len(self.answers.batches)
 
         def visit(path: str, seen: Seen) -> None:
             layer, ridge = self.layers[path], plan.get(path)
             if ridge is None:
                 return
             now = self._fitted(path)
-            moments, _ = layer.moments(seen, len(batches))
+            moments, _ = layer.moments(seen, everything)
             found = layer.fit(now, moments, ridge)
             self._told(path, layer.error(now, moments), layer.error(found, moments))
             self._set(path, found, now)
 
-        self._sweep(batches, len(batches), visit)
+        self._sweep(everything, visit)
 
-    def _sweep(self, batches: Sequence[Any], fitted_to: int, visit: Callable[[str, Seen], None]) -> None:
+    def _sweep(self, fitted_to: int, visit: Callable[[str, Seen], None]) -> None:
         def visited(path: str, seen: Seen) -> None:
             if path in self.layers:
                 visit(path, seen)
@@ -189,7 +206,7 @@ class _Work:
                 fit_norm(self.norms[path], (one for one in seen if one[0] < fitted_to))
 
         alone = [path for path, layer in self.layers.items() if layer.routed]
-        sweep(self.network, self.reference, [*self.layers, *self.norms], alone, batches, visited)
+        sweep(self.network, self.answers, [*self.layers, *self.norms], alone, visited)
 
     def _told(self, path: str, before: float, after: float) -> None:
         self.errors[path] = self.errors.get(path, (before, after))[0], after
@@ -207,8 +224,10 @@ class _Work:
         """The layers that were visited, in order."""
         return tuple(Reconstructed(path, before, after) for path, (before, after) in self.errors.items())
 
-    def distances(self, batches: Iterable[Any]) -> Tensor:
-        return distances(self.network, self.reference, batches)
+    def distances(self, fitted_to: int) -> Tensor:
+        """On the batches that nothing is fitted to."""
+        known = self.answers
+        return distances(self.network, ((known.batches[n], known.output(n)) for n in range(fitted_to, len(known.batches))))
 
     def state(self) -> tuple[dict[str, Fitted], list[tuple[Tensor, Tensor]]]:
         """What a round changes, and a copy of it."""

@@ -9,17 +9,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from ranksearch.networks.lockstep import Pass, passes
-from ranksearch.sites import run
+from ranksearch.networks.reconstruction.answers import Answers, Stops
 
 Seen = Iterable[tuple[int, Tensor, Tensor | None]]  # number of the batch, a module's input, what the dense network's gives
 
 
 def sweep(
     network: nn.Module,
-    reference: nn.Module,
+    answers: Answers,
     paths: Collection[str],
     alone: Collection[str],
-    batches: Sequence[Any],
     visit: Callable[[str, Seen], None],
 ) -> None:
     """Visit modules in the order of use, each with what reaches it and what the dense network's gives, when all before it are as they
@@ -30,15 +29,16 @@ def sweep(
     own.
 
     Args:
+        answers: those of the dense network, to the batches that go through.
         paths: of the modules to visit; those that the first batch does not reach are left out.
         alone: those that the two networks need not give the same examples: what the dense one answers is then left out.
     """
-    uses = _uses(network, paths, batches[0])
+    uses, batches = answers.uses(network, paths), answers.batches
     once = [path for path, count in uses.items() if count == 1 and path not in alone]
     done: set[str] = set()
     with ExitStack() as stack:
-        given = stack.enter_context(_observed(network, once, batches, output=False))
-        wanted = stack.enter_context(_observed(reference, once, batches, output=True))
+        given = stack.enter_context(_inputs_of(network, once, batches))
+        wanted = stack.enter_context(answers.passes(once))
         for path in uses:
             if path in once:
                 seen = _next(zip(given, wanted, strict=True), path, done)
@@ -48,29 +48,15 @@ def sweep(
             elif path in alone:
                 visit(path, _inputs(network, path, batches))
             else:  # uses after the first depend on it: a module with several takes passes to the end
-                visit(path, _all_uses(network, reference, path, batches))
+                visit(path, _all_uses(network, answers.model, path, batches))
             done.add(path)
 
 
-def _uses(network: nn.Module, paths: Collection[str], example: Any) -> dict[str, int]:
-    """How often each is used, in the order of first use."""
-    counts: dict[str, int] = {}
-    with ExitStack() as stack:
-        for path in paths:
-
-            def used(_module: nn.Module, _args: Any, path: str = path) -> None:
-                counts[path] = counts.get(path, 0) + 1
-
-            stack.callback(network.get_submodule(path).register_forward_pre_hook(used).remove)
-        run(network, example)
-    return counts
+def _inputs_of(network: nn.Module, paths: Iterable[str], batches: Sequence[Any]) -> AbstractContextManager[list[Pass]]:
+    return passes(network, batches, {path: network.get_submodule(path) for path in paths}, output=False)
 
 
-def _observed(network: nn.Module, paths: Iterable[str], batches: Sequence[Any], *, output: bool) -> AbstractContextManager[list[Pass]]:
-    return passes(network, batches, {path: network.get_submodule(path) for path in paths}, output=output)
-
-
-def _next(pairs: Iterable[tuple[Pass, Pass]], path: str, done: Collection[str]) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _next(pairs: Iterable[tuple[Stops, Stops]], path: str, done: Collection[str]) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Number, input and dense output of a layer, from passes that wait at layers that are done. Passes that wait elsewhere are left
     out: they use the layers in another order, or not at all."""
     for number, pair in enumerate(pairs):
@@ -86,8 +72,8 @@ def _all_uses(network: nn.Module, reference: nn.Module, path: str, batches: Sequ
     """The same from fresh passes, use by use."""
     for number, batch in enumerate(batches):
         with (
-            _observed(network, [path], [batch], output=False) as (given,),
-            _observed(reference, [path], [batch], output=True) as (wanted,),
+            _inputs_of(network, [path], [batch]) as (given,),
+            Answers(reference, [batch]).passes([path]) as (wanted,),
         ):
             while pair := list(_next([(given, wanted)], path, {path})):
                 for _, x, y in pair:
@@ -97,7 +83,7 @@ def _all_uses(network: nn.Module, reference: nn.Module, path: str, batches: Sequ
 def _inputs(network: nn.Module, path: str, batches: Sequence[Any]) -> Iterator[tuple[int, Tensor, None]]:
     """What reaches a layer in one network alone, from fresh passes."""
     for number, batch in enumerate(batches):
-        with _observed(network, [path], [batch], output=False) as (given,):
+        with _inputs_of(network, [path], [batch]) as (given,):
             given.advance()
             while given.value is not None:
                 yield number, given.value, None

@@ -26,14 +26,14 @@ class Two(nn.Module):
 @pytest.mark.parametrize("pooled", [False, True])
 def test_distances_are_per_example_or_per_batch_where_outputs_tell_none_apart(pooled: bool) -> None:
     one, two, batches = Two(pooled), Two(pooled), [torch.randn(4, 3), torch.randn(2, 3)]
-    found = distances(one, two, batches)
     expected = []
     with torch.no_grad():
+        found = distances(one, [(x, two(x)) for x in batches])
         for x in batches:
             apart = (one(x)["value"] - two(x)["value"]).square().sum(1), (one(x)["other"] - two(x)["other"]).square()
             expected += [apart[0].sum()[None] + apart[1]] if pooled else [apart[0] + apart[1][:, 0]]
     torch.testing.assert_close(found, torch.cat(expected).double())
-    assert len(found) == (2 if pooled else 6) and not distances(one, two, []).numel()
+    assert len(found) == (2 if pooled else 6) and not distances(one, []).numel()
 
 
 def test_gains_are_paired() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from ranksearch import tensors
 from ranksearch.networks.reconstruction.norms import affine_norms, fit_norm
 
 
-def test_scale_and_shift_are_those_of_least_squares_on_normalized_inputs() -> None:
+@pytest.mark.parametrize("cached", [tensors.CACHED, 100])  # all at once, and two examples at a time
+def test_scale_and_shift_are_those_of_least_squares_on_normalized_inputs(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "CACHED", cached)
     norm, x, y = nn.BatchNorm2d(3), 3 * torch.randn(10, 3, 5, 4) + 1, torch.randn(10, 3, 5, 4)
     y = y + 0.7 * x
     fit_norm(norm, [(0, x[:4], y[:4]), (1, x[4:], y[4:]), (2, x, None)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ranksearch.networks.reconstruction.answers import Answers
 from ranksearch.networks.reconstruction.sweep import Seen, sweep
 
 
@@ -27,7 +28,7 @@ def test_every_module_is_visited_with_what_it_sees_after_those_before_it_have_ch
             network.get_submodule(path).get_parameter("weight").mul_(2)
 
     with torch.no_grad():
-        sweep(network, reference, ["last", "first", "unused", "twice"], [], batches, visit)
+        sweep(network, Answers(reference, batches), ["last", "first", "unused", "twice"], [], visit)
         assert list(seen) == ["first", "twice", "last"]
         assert [number for number, _, _ in seen["twice"]] == [0, 0, 1, 1]
         for number, x in enumerate(batches):
@@ -46,7 +47,7 @@ def test_visitors_that_look_away_do_not_hold_up_the_others() -> None:
         seen[path] = 0 if path == "first" else len(list(values))
 
     with torch.no_grad():
-        sweep(network, reference, ["first", "last"], [], batches, visit)
+        sweep(network, Answers(reference, batches), ["first", "last"], [], visit)
     assert seen == {"first": 0, "last": 2}
 
 
@@ -54,6 +55,6 @@ def test_modules_alone_get_inputs_of_one_network() -> None:
     network, reference, batches = Net(), Net(), [torch.randn(3, 4), torch.randn(2, 4)]
     seen: dict[str, list[tuple[int, Tensor, Tensor | None]]] = {}
     with torch.no_grad():
-        sweep(network, reference, ["first", "twice"], ["twice"], batches, lambda path, values: seen.update({path: list(values)}))
+        sweep(network, Answers(reference, batches), ["first", "twice"], ["twice"], lambda path, values: seen.update({path: list(values)}))
         torch.testing.assert_close(seen["twice"][0][1], network.first(batches[0]).tanh())
     assert [(number, wanted) for number, _, wanted in seen["twice"]] == [(0, None), (0, None), (1, None), (1, None)]
