@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 from latency_networks import SUBJECTS, Subject
-from torch import nn
 
 from ranksearch.allocators import Additive, Problem
-from ranksearch.costs import COSTS, DenseNetwork
+from ranksearch.costs import COSTS, CostModel, DenseNetwork
 from ranksearch.errors import EmptySpace, InfeasibleBudget
 from ranksearch.evaluation import Evaluator, Request
 from ranksearch.home import home
 from ranksearch.latency import RUNTIMES, Latency, TableLatency, break_even, suggested_round_to
 from ranksearch.latency.timing import Interval
 from ranksearch.networks.surgery import build
+from ranksearch.search.landing import fronts, landed
 from ranksearch.sites import copied
 from ranksearch.space import Candidate, Configuration, SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
@@ -45,7 +45,7 @@ class Timed:
     Attributes:
         space: options with latency among their costs.
         by_macs: the same without latency: slower options stay.
-        ready: makes a network ready to be timed.
+        space_of: the space of cost models.
     """
 
     subject: Subject
@@ -54,14 +54,27 @@ class Timed:
     network: DenseNetwork
     space: SearchSpace
     by_macs: SearchSpace
-    ready: Callable[[nn.Module], nn.Module]
+    space_of: Callable[[Sequence[CostModel]], SearchSpace]
     given: argparse.Namespace
 
     def times(self, candidates: Sequence[Candidate]) -> list[Interval]:
         """Of whole networks with real factors over the dense one's."""
         bench = self.cost.bench
         assert bench is not None  # the table was measured here
-        return bench.whole(self.ready(build(self.spectra, candidate.configuration)) for candidate in candidates)
+        dtype = getattr(torch, self.given.dtype)
+        return bench.whole(self.subject.ready(build(self.spectra, candidate.configuration), dtype) for candidate in candidates)
+
+    def landed(
+        self, choose: Callable[[SearchSpace], Candidate | None], tell: Callable[[str], None]
+    ) -> tuple[SearchSpace, Candidate | None]:
+        """What is chosen once its latency is measured where it lands, and the space that says so; as `ranksearch.compress` does it."""
+
+        def indices(space: SearchSpace) -> list[np.ndarray]:
+            found = choose(space)
+            return [] if found is None or found.indices is None else [found.indices]
+
+        _, space = landed((*COSTS, self.cost), self.spectra, self.space_of, indices, tell=tell)
+        return space, choose(space)
 
 
 def spectra_of(subject: Subject, given: argparse.Namespace) -> Spectra:
@@ -89,12 +102,17 @@ def table_of(
 
 def prepared(subject: Subject, spectra: Spectra, given: argparse.Namespace, tell: Callable[[str], None]) -> Timed:
     """Measure the table of a subject and build its spaces."""
-    spec, dtype = subject.space, getattr(torch, given.dtype)
+    spec = subject.space
     network, cost = table_of(subject, spectra, given, tell)
     options = {"round_to": spec.round_to, "max_options": spec.max_options}
-    space = build_space(spectra, costs=(*COSTS, cost), example=subject.example, **options)
-    by_macs = build_space(spectra, **options)
-    return Timed(subject, spectra, cost, network, space, by_macs, lambda model: subject.ready(model, dtype), given)
+
+    def space_of(costs: Sequence[CostModel]) -> SearchSpace:
+        return build_space(spectra, costs=costs, example=subject.example, **options)
+
+    counts, space = landed((*COSTS, cost), spectra, space_of, fronts([cost.name]), tell=tell)  # as a study does
+    cost = counts[-1]
+    assert isinstance(cost, TableLatency)
+    return Timed(subject, spectra, cost, network, space, build_space(spectra, **options), space_of, given)
 
 
 def optimum(space: SearchSpace, budgets: Mapping[str, float]) -> Candidate | None:
@@ -120,14 +138,16 @@ def deviations(timed: Timed, count: int, seed: int) -> np.ndarray:
     return np.array([abs(p / r.value - 1) for p, r in zip(predicted, timed.times(candidates), strict=True)])
 
 
-def chosen(timed: Timed, budget: float, rivals: Mapping[float, tuple[Candidate, Interval]]) -> dict[str, Any]:
+def chosen(
+    timed: Timed, budget: float, rivals: Mapping[float, tuple[Candidate, Interval]], tell: Callable[[str], None]
+) -> dict[str, Any]:  # fmt: skip
     """The network at a share of the latency, and those of most MACs of the search over MACs that are measured to be as fast."""
-    found = optimum(timed.space, {"latency": budget})
+    space, found = timed.landed(lambda space: optimum(space, {"latency": budget}), tell)
     if found is None:
-        fastest = sum(int(ladder.costs["latency"].min()) for ladder in timed.space.ladders) + timed.space.fixed["latency"]
-        return {"budget": budget, "fastest_predicted": fastest / timed.space.baseline["latency"]}
+        fastest = sum(int(ladder.costs["latency"].min()) for ladder in space.ladders) + space.fixed["latency"]
+        return {"budget": budget, "fastest_predicted": fastest / space.baseline["latency"]}
     (time_of,) = timed.times([found])
-    baseline = timed.space.baseline
+    baseline = space.baseline
     as_fast = [(share, rivals[share][0]) for share in rivals if rivals[share][1].value <= time_of.value][: timed.given.rivals]
     return {
         "budget": budget, "predicted": found.cost.share("latency", baseline), "measured": time_of.value, "low": time_of.low,
@@ -176,7 +196,7 @@ def row(timed: Timed, tell: Callable[[str], None]) -> dict[str, Any]:
         "median_deviation": float(np.median(off)) if len(off) else None, "worst_deviation": float(off.max(initial=0.0)),
         "round_to": suggested_round_to(timed.cost, timed.network), "never_faster": sum(one.rank is None for one in even),
         "break_even": len(even), "by_macs": {f"{share:g}": ratio.value for share, (_, ratio) in rivals.items()},
-        "chosen": [chosen(timed, budget, rivals) for budget in given.budgets],
+        "chosen": [chosen(timed, budget, rivals, tell) for budget in given.budgets],
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ranksearch.costs.bytes import Bytes
 from ranksearch.costs.cost_model import (
+    Choice,
     CostModel,
     DenseNetwork,
     LayerOptions,
@@ -22,6 +23,6 @@ COSTS: tuple[CostModel, ...] = (
 )
 
 __all__ = [
-    "COSTS", "Bytes", "CostModel", "DenseNetwork", "LayerOptions", "MACs", "Narrower", "Params", "check_costs", "dense_layer_cost",
-    "layer_cost", "network_cost",
+    "COSTS", "Bytes", "Choice", "CostModel", "DenseNetwork", "LayerOptions", "MACs", "Narrower", "Params", "check_costs",
+    "dense_layer_cost", "layer_cost", "network_cost",
 ]  # fmt: skip

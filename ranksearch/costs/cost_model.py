@@ -17,6 +17,8 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.results.names import unusable
 from ranksearch.sites import Amount, BatchDim, Cost, Site, Sites
 
+Choice = tuple[str, AnyDecomposition, Rank]  # the type and the rank of a site, by its name
+
 
 @dataclass(frozen=True)
 class DenseNetwork:
@@ -102,9 +104,13 @@ class CostModel(ABC):
         """Whether `refined` may ever give another one."""
         return False
 
-    def refined(self, chosen: Iterable[tuple[Site, AnyDecomposition, Rank]]) -> CostModel:
-        """One that has measured what these options cost, where this one only infers it from the cost of others; this one where there is
-        nothing to measure. Its amounts differ, so that ladders are to be built again."""
+    def refined(self, chosen: Sequence[Sequence[Choice]]) -> CostModel:
+        """One that has measured what these networks and their options cost, where this one only infers it from the cost of others; this
+        one where there is nothing to measure. Its amounts differ, so that ladders are to be built again.
+
+        Args:
+            chosen: of every network the choices; sites that are in none stay dense.
+        """
         del chosen
         return self
 

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from torch import nn
 
-from ranksearch.costs import DenseNetwork
+from ranksearch.costs import Choice, DenseNetwork
 from ranksearch.decompositions import AnyDecomposition, Rank
 from ranksearch.latency.cache import Known, MeasurementCache
 from ranksearch.latency.device import Environment, clock_of
@@ -20,8 +20,6 @@ from ranksearch.latency.runtimes import Runtime, settled
 from ranksearch.latency.timing import GROUP, Interval, Precision, Timing, Work, paired
 from ranksearch.networks.surgery import replace_sites
 from ranksearch.sites import Site, copied, device_of
-
-Choice = tuple[str, AnyDecomposition, Rank]  # site, type, rank
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,15 @@ dense one."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.optimize import nnls
 
 from ranksearch.latency.table import Correction
+
+LEAST = 1e-3  # of the network's time that is taken to be in layers
+ENOUGH = 3  # networks that say how far a prediction is off
 
 
 def fitted(sums: np.ndarray, measured: np.ndarray) -> Correction:
@@ -23,6 +28,36 @@ def fitted(sums: np.ndarray, measured: np.ndarray) -> Correction:
         apart_rest, apart_scale = _fit(sums[others], measured[others])
         off[k] = abs((apart_rest + apart_scale * sums[k]) / measured[k] - 1)
     return Correction(rest, scale, len(sums), float(np.median(off)), float(off.max()))
+
+
+def through_dense(known: Correction, dense_sum: float, sums: np.ndarray, ratios: np.ndarray) -> Correction:
+    """The correction of least relative squares among those that leave the dense network at what it takes: what the networks that
+    allocations land on are counted by, since of these the budgets are to be true.
+
+    Networks that are slower than their layers let hope make ``scale`` small, at least `LEAST` of the layers' own time; ``rest`` is never
+    negative.
+
+    Args:
+        known: the correction so far, which says what the dense network takes.
+        dense_sum: nanoseconds of all sites by the table.
+        sums: the same of the networks, shape: (n,).
+        ratios: what they were measured to take, as a whole, over the dense network, shape: (n,).
+    """
+    dense = known.rest + known.scale * dense_sum
+    saved, apart = 1 - sums / dense_sum, 1 - ratios  # of a layer's time and of the network's
+
+    def share(rows: np.ndarray) -> float:
+        """Of the network's time that is in layers."""
+        weight = saved[rows] / np.square(ratios[rows])
+        return float(np.clip((weight @ apart[rows]) / max(float(weight @ saved[rows]), 1e-300), LEAST, 1.0))
+
+    everything = np.arange(len(sums))
+    scale = share(everything) * dense / dense_sum
+    found = replace(known, rest=dense - scale * dense_sum, scale=scale, networks=len(sums))
+    if len(sums) < ENOUGH:  # the deviation of the networks before says more
+        return found
+    off = np.array([abs((1 - share(everything[everything != k]) * saved[k]) / ratios[k] - 1) for k in everything])
+    return replace(found, deviation=float(np.median(off)), worst=float(off.max()))
 
 
 def simple(dense_sum: float, dense_measured: float) -> Correction:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from ranksearch.costs import CostModel, DenseNetwork, LayerOptions
+from ranksearch.costs import Choice, CostModel, DenseNetwork, LayerOptions
 from ranksearch.decompositions import AnyDecomposition, Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.latency.bench import Bench
+from ranksearch.latency.correction import through_dense
 from ranksearch.latency.curve import Curve, coordinates, curve, measured_curve, structures
 from ranksearch.latency.rounding import suggested_round_to
 from ranksearch.latency.table import LatencyTable
 from ranksearch.latency.timing import Interval
 from ranksearch.sites import Site
+
+NEARBY = 3  # networks that are measured as a whole where allocations land, within
+NEAR = 0.03  # of the dense latency
+Whole = tuple[Sequence[Choice], float]  # a network, and what it takes over the dense one
 
 NAME, LABEL, UNIT = "latency", "latency", "ns per forward pass"
 
@@ -27,13 +34,17 @@ class TableLatency(CostModel):
     Args:
         table: see `LatencyTable`.
         bench: measures types that the table lacks; None: they are not offered.
-        refine: whether `refined` measures options, as far as there is a bench.
+        refine: whether `refined` measures options and networks, as far as there is a bench.
+        whole: networks that allocations landed on, measured as a whole, by what they are.
     """
 
     name, label, unit = NAME, LABEL, UNIT
 
-    def __init__(self, table: LatencyTable, bench: Callable[[], Bench] | None = None, *, refine: bool = True) -> None:
-        self.table = table
+    def __init__(
+        self, table: LatencyTable, bench: Callable[[], Bench] | None = None, *, refine: bool = True,
+        whole: Mapping[str, Whole] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        self.table, self._whole = table, whole
         self._refine = refine
         self._bench = bench
         self._made: Bench | None = None
@@ -79,19 +90,70 @@ class TableLatency(CostModel):
     def refines(self) -> bool:
         return self._refine and self._bench is not None
 
-    def refined(self, chosen: Iterable[tuple[Site, AnyDecomposition, Rank]]) -> TableLatency:
+    def refined(self, chosen: Sequence[Sequence[Choice]]) -> TableLatency:
+        """See `CostModel.refined`. Where whole networks are measured at all, so are those of ``chosen`` of whose predicted latency fewer
+        than `NEARBY` have been, and from then on the correction is theirs (`ranksearch.latency.correction.through_dense`)."""
         bench = self.bench if self.refines else None
-        missing: dict[tuple[str, str], tuple[Site, AnyDecomposition, set[Rank]]] = {}  # by layer and type: identical layers once
-        for site, decomposition, rank in chosen:
-            if decomposition.name != "dense" and rank not in self.table.layer(site.name).types.get(decomposition.name, {}):
-                key = self.table.sites[site.name], decomposition.name
-                missing.setdefault(key, (site, decomposition, set()))[2].add(rank)
-        if bench is None or not missing:
+        if bench is None:
             return self
+        table = self._with_options(bench, chosen)
+        after = self if table is self.table else self._grown(table, self._whole)
+        if not self.table.correction.networks:
+            return after
+        new = after.unmeasured(chosen)
+        ratios = [interval.value for interval in bench.networks(new)]
+        whole = {**self._whole, **{_key(network): (tuple(network), ratio) for network, ratio in zip(new, ratios, strict=True)}}
+        if not whole or (after is self and not new):
+            return after
+        networks, measured = zip(*whole.values(), strict=True)
+        sums = np.array([after.sum_of(network) for network in networks])
+        correction = through_dense(self.table.correction, after.sum_of(()), sums, np.array(measured))
+        return self._grown(replace(after.table, correction=correction), whole)
+
+    def _with_options(self, bench: Bench, chosen: Sequence[Sequence[Choice]]) -> LatencyTable:
+        """The table with the options of networks that it lacks."""
+        missing: dict[tuple[str, str], tuple[Site, AnyDecomposition, set[Rank]]] = {}  # by layer and type: identical layers once
+        for name, decomposition, rank in itertools.chain(*chosen):
+            if decomposition.name != "dense" and rank not in self.table.layer(name).types.get(decomposition.name, {}):
+                key = self.table.sites[name], decomposition.name
+                missing.setdefault(key, (bench.network.sites[name], decomposition, set()))[2].add(rank)
         table = self.table
         for site, decomposition, ranks in missing.values():
             table = table.with_points(site.name, decomposition.name, bench.points(site, decomposition, sorted(ranks)))
-        return TableLatency(table.named(), lambda: bench, refine=self._refine)
+        return table
+
+    def _grown(self, table: LatencyTable, whole: Mapping[str, Whole]) -> TableLatency:
+        bench = self.bench
+        return TableLatency(table.named(), None if bench is None else lambda: bench, refine=self._refine, whole=whole)
+
+    def unmeasured(self, chosen: Sequence[Sequence[Choice]]) -> list[Sequence[Choice]]:
+        """Of networks those to measure as a whole."""
+        dense = self.sum_of(())
+        near = [self._share(network, dense) for network, _ in self._whole.values()]
+        found: dict[str, Sequence[Choice]] = {}
+        for network in chosen:
+            share = self._share(network, dense)
+            if network and _key(network) not in {*self._whole, *found} and sum(abs(share - other) <= NEAR for other in near) < NEARBY:
+                found[_key(network)] = network
+                near.append(share)
+        return [*found.values()]
+
+    def _share(self, network: Sequence[Choice], dense: float) -> float:
+        """What a network is predicted to take over the dense one."""
+        known = self.table.correction
+        return (known.rest + known.scale * self.sum_of(network)) / (known.rest + known.scale * dense)
+
+    def sum_of(self, network: Sequence[Choice]) -> float:
+        """Nanoseconds of all sites, by themselves."""
+        bench = self.bench
+        assert bench is not None  # only what measures adds layers up
+        sites = bench.network.sites
+        times = {site: self.table.layer(site).dense for site in self.table.sites}
+        for name, decomposition, rank in network:
+            ranks = np.array([rank], dtype=np.int64)
+            layer = LayerOptions(bench.network, sites[name], decomposition, ranks, *decomposition.costs(sites[name], ranks))
+            times[name] *= float(self.ratios(layer)[0])
+        return sum(times.values())
 
     def record(self) -> dict[str, Any]:
         table = self.table
@@ -153,3 +215,8 @@ def _curves(site: Site, decomposition: AnyDecomposition, points: Mapping[Rank, I
     ranks = list(points)
     groups = structures(decomposition, np.array(ranks, dtype=np.int64))
     return {name: curve(decomposition, site, {ranks[k]: points[ranks[k]] for k in rows}) for name, rows in groups.items()}
+
+
+def _key(network: Sequence[Choice]) -> str:
+    """Equal of equal networks."""
+    return repr(sorted((site, decomposition.name, rank) for site, decomposition, rank in network))

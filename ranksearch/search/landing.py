@@ -3,7 +3,7 @@ on are measured, and the problem is solved again, until it lands on measured opt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from ranksearch.costs import CostModel
 from ranksearch.proxies import Energy, Frobenius
 from ranksearch.search.starts import optima
 from ranksearch.space import SearchSpace
-from ranksearch.space.ladder import Ladder
 from ranksearch.space.spectra import Spectra
 
 ROUNDS = 4  # of measuring and solving again
@@ -52,9 +51,8 @@ def landed(
     counts = tuple(counts)
     space = build(counts)
     for number in range(1, rounds + 1 if refining(counts, kept) else 1):
-        chosen = {(ladder.site.name, *ladder.choice(i)) for each in choose(space) for ladder, i in _picked(space, each)}
-        options = [(spectra.sites[site], spectra.decomposition(name), rank) for site, name, rank in sorted(chosen)]
-        after = tuple(cost if cost.name in kept else cost.refined(options) for cost in counts)
+        chosen = [[(s, spectra.decomposition(name), rank) for s, name, rank in _choices(space, each)] for each in choose(space)]
+        after = tuple(cost if cost.name in kept else cost.refined(chosen) for cost in counts)
         if all(new is old for new, old in zip(after, counts, strict=True)):
             break
         tell(f"measured what the best networks land on (round {number} of at most {rounds})")
@@ -62,9 +60,10 @@ def landed(
     return counts, space
 
 
-def _picked(space: SearchSpace, indices: np.ndarray) -> Iterator[tuple[Ladder, int]]:
-    """The ladders of factorized sites, with their options."""
-    return ((ladder, i) for ladder, i in zip(space.ladders, indices.tolist(), strict=True) if i < len(ladder) - 1)  # the last one is dense
+def _choices(space: SearchSpace, indices: np.ndarray) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The factorized sites of a configuration, with types and ranks."""
+    picked = zip(space.ladders, indices.tolist(), strict=True)
+    return [(ladder.site.name, *ladder.choice(i)) for ladder, i in picked if i < len(ladder) - 1]  # the last one is dense
 
 
 def fronts(names: Sequence[str]) -> Callable[[SearchSpace], Iterable[np.ndarray]]:

@@ -18,9 +18,12 @@ from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Fidelity
 from ranksearch.latency import Latency, TableLatency
+from ranksearch.latency.correction import through_dense
 from ranksearch.latency.curve import curve
 from ranksearch.latency.layers import stand_in
+from ranksearch.latency.table import Correction
 from ranksearch.latency.timing import Interval
+from ranksearch.networks.surgery import replace_sites
 from ranksearch.search.landing import fronts, landed
 from ranksearch.space import SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
@@ -77,12 +80,12 @@ def test_what_is_measured_is_predicted_and_the_rest_stays_near_it(name: str) -> 
     wrong = max(ranks[:: max(1, len(ranks) // 12)], key=off)
     assert amount(cost, site, name, wrong) != pytest.approx(truth(machine, site, name, wrong), rel=0.02)
     prepared = machine.prepared
-    after = cost.refined([(dense_network().sites[site], TYPES[name], wrong)])
+    after = cost.refined([[(site, TYPES[name], wrong)]])
     assert machine.prepared == prepared + 1 and after is not cost and after.table.id != cost.table.id
     assert amount(after, site, name, wrong) == pytest.approx(truth(machine, site, name, wrong), rel=0.02)
     assert after.table.layer("4").types[name] == after.table.layer("2").types[name]  # the same layer
     assert wrong not in cost.table.layer(site).types[name]  # the first one is as it was
-    assert after.refined([(dense_network().sites["4"], TYPES[name], wrong)]) is after
+    assert after.refined([[("4", TYPES[name], wrong)]]) is after
 
 
 def test_a_pair_beside_the_grid_moves_its_cells_alone() -> None:
@@ -200,6 +203,68 @@ def test_compress_measures_what_its_answers_land_on() -> None:
         for s in (site.name for site in dense_network().sites)
     ]
     assert found.cost["latency"] == pytest.approx(sum(layers) + rest, rel=0.02)
+
+
+class Crowded(Machine):
+    """In a network every factorized layer takes another quarter of what it takes by itself, which no sum over layers says."""
+
+    def seconds(self, module: nn.Module) -> float:
+        found = super().seconds(module)
+        if any(isinstance(m, nn.ReLU) for m in module.modules()):
+            pairs = [m for m in module.modules() if list(m.children()) and not any(isinstance(c, nn.ReLU) for c in m.modules())]
+            found += 0.25 * sum(super(Crowded, self).seconds(m) for m in pairs)
+        return found
+
+
+def whole(machine: Machine, choices) -> float:
+    """What a network takes over the dense one."""
+    dense = dense_network()
+    layers = {name: stand_in(dense.model, dense.sites[name], TYPES[kind], rank) for name, kind, rank in choices}
+    built = replace_sites(dense.model, [dense.sites[name] for name in layers], layers)
+    return machine.seconds(built) / machine.seconds(dense.model)
+
+
+def test_the_budget_is_met_by_the_network_as_a_whole() -> None:
+    machine = Crowded(per_layer=1e-6)
+    off: dict[bool, float] = {}
+    for refine in (False, True):
+        cost = latency(machine, networks=8, refine=refine)
+        small = compress(
+            network(), task(), space=space(calibration=1), rules=["frobenius"], reconstruction=0, refits=0,
+            costs=(*COSTS, cost), latency=0.75,
+        )  # fmt: skip
+        predicted = small.cost["latency"] / small.baseline["latency"]
+        assert predicted <= 0.75
+        off[refine] = whole(machine, small.configuration.choices) / predicted - 1
+    assert off[False] > 0.1 and abs(off[True]) < off[False] / 3
+
+
+def test_so_many_networks_are_measured_as_are_needed_there() -> None:
+    machine = Crowded(per_layer=1e-6)
+    cost = latency(machine, networks=8).of(dense_network())
+    assert isinstance(cost, TableLatency)
+    ranks = sorted(cost.table.layer("2").types["svd"])[:5]
+    networks = [[("2", TYPES["svd"], rank), ("4", TYPES["svd"], rank)] for rank in ranks]
+    assert len(cost.unmeasured(networks * 2)) == len({tuple(map(str, one)) for one in cost.unmeasured(networks)}) <= len(ranks)
+    after = cost.refined(networks)
+    assert after.unmeasured(networks) == [] and after.table.correction != cost.table.correction
+    assert after.refined(networks) is after
+    assert cost.unmeasured([()]) == []  # the dense network is known
+    dense = [one.table.correction.rest + one.table.correction.scale * one.sum_of(()) for one in (cost, after)]
+    assert dense[0] == pytest.approx(dense[1])
+    unfitted = measured(machine).refined(networks).table.correction
+    assert (unfitted.networks, unfitted.scale) == (0, 1.0)  # none is measured where none is asked for
+
+
+@pytest.mark.parametrize("share", [0.4, 0.8, 1.0])
+def test_the_correction_through_the_dense_network(share: float) -> None:
+    """Exact data of a network with this share of its time in layers."""
+    sums = np.array([90.0, 40.0, 60.0, 20.0])
+    found = through_dense(Correction(rest=10.0, scale=0.9), 100.0, sums, 1 - share * (1 - sums / 100))
+    assert found.scale * 100 == pytest.approx(100 * share) and found.rest == pytest.approx(100 * (1 - share), abs=1e-9)
+    assert found.networks == 4 and found.deviation == pytest.approx(0, abs=1e-12) and found.worst == pytest.approx(0, abs=1e-12)
+    one = through_dense(Correction(10.0, 0.9, 20, 0.03, 0.1), 100.0, sums[:1], np.array([1.2]))  # slower than dense
+    assert one.rest + 100 * one.scale == pytest.approx(100) and 0 < one.scale < 0.01 and (one.deviation, one.worst) == (0.03, 0.1)
 
 
 def test_whether_to_refine_is_true_or_false() -> None:
