@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,9 +32,9 @@ class Inferred(CostModel):
         return True
 
     def refined(self, chosen: Any) -> CostModel:
-        chosen = list(chosen)
-        self.asked.append(chosen)
-        return self if self.known.issuperset(chosen) else Inferred(self.name, self.known.union(chosen), self.asked)
+        self.asked.append([sorted(network) for network in chosen])
+        options = set(chain(*chosen))
+        return self if self.known >= options else Inferred(self.name, self.known | options, self.asked)
 
     def options(self, layer: Any) -> np.ndarray:
         raise AssertionError("no ladder is built of it here")
@@ -51,8 +52,8 @@ def spectra_of(space: SearchSpace) -> Any:
     return SimpleNamespace(sites={ladder.site.name: ladder.site.name for ladder in space.ladders}, decomposition=str)
 
 
-def choices(space: SearchSpace, *rows: tuple[int, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
-    return sorted({choice for row in rows for choice in space.configuration(np.array(row)).choices})
+def choices(space: SearchSpace, *rows: tuple[int, ...]) -> list[list[tuple[str, str, tuple[int, ...]]]]:
+    return [sorted(space.configuration(np.array(row)).choices) for row in rows]
 
 
 def test_what_is_factorized_is_measured_once_until_nothing_new_is_landed_on(space: SearchSpace) -> None:
@@ -68,7 +69,7 @@ def test_what_is_factorized_is_measured_once_until_nothing_new_is_landed_on(spac
         [*COSTS, cost], spectra_of(space), build, lambda space: map(np.array, next(rounds)), tell=told.append
     )  # fmt: skip
     assert found is space and cost.asked == [choices(space, (0, 1, last), (0, 1, 2)), choices(space, (last, 1, last))]
-    assert counts[:-1] == tuple(COSTS) and counts[-1] == Inferred(known=frozenset(cost.asked[0]))
+    assert counts[:-1] == tuple(COSTS) and counts[-1] == Inferred(known=frozenset(chain(*cost.asked[0])))
     assert built == [(*COSTS, cost), counts] and len(told) == 1 and "(round 1 of at most 4)" in told[0]
 
 
