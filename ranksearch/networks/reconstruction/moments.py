@@ -78,7 +78,7 @@ class LayerMoments:
         self.inputs[:, -1, -1] = self.count
         if wanted is not None:
             answers = _fast(_maps(site, wanted, padded).to(dtype))
-            size = max(1, PIECE // max(answers.shape[2] * answers.shape[3], 1))
+            size = max(1, PIECE // max(answers.shape[2] * answers.shape[3], 1) if answers.device.type == "cpu" else len(answers))
             for x, y in zip(padded.split(size), answers.split(size), strict=True):
                 self._answered(x, y)
 
