@@ -43,6 +43,8 @@ class Timed:
     """A subject with the table of its layers.
 
     Attributes:
+        first: what was measured before anything was chosen.
+        cost: after the networks that exact fronts land on, as a study counts.
         space: options with latency among their costs.
         by_macs: the same without latency: slower options stay.
         space_of: the space of cost models.
@@ -50,6 +52,7 @@ class Timed:
 
     subject: Subject
     spectra: Spectra
+    first: TableLatency
     cost: TableLatency
     network: DenseNetwork
     space: SearchSpace
@@ -73,7 +76,7 @@ class Timed:
             found = choose(space)
             return [] if found is None or found.indices is None else [found.indices]
 
-        _, space = landed((*COSTS, self.cost), self.spectra, self.space_of, indices, tell=tell)
+        _, space = landed((*COSTS, self.first), self.spectra, self.space_of, indices, tell=tell)
         return space, choose(space)
 
 
@@ -103,16 +106,16 @@ def table_of(
 def prepared(subject: Subject, spectra: Spectra, given: argparse.Namespace, tell: Callable[[str], None]) -> Timed:
     """Measure the table of a subject and build its spaces."""
     spec = subject.space
-    network, cost = table_of(subject, spectra, given, tell)
+    network, first = table_of(subject, spectra, given, tell)
     options = {"round_to": spec.round_to, "max_options": spec.max_options}
 
     def space_of(costs: Sequence[CostModel]) -> SearchSpace:
         return build_space(spectra, costs=costs, example=subject.example, **options)
 
-    counts, space = landed((*COSTS, cost), spectra, space_of, fronts([cost.name]), tell=tell)  # as a study does
+    counts, space = landed((*COSTS, first), spectra, space_of, fronts([first.name]), tell=tell)
     cost = counts[-1]
     assert isinstance(cost, TableLatency)
-    return Timed(subject, spectra, cost, network, space, build_space(spectra, **options), space_of, given)
+    return Timed(subject, spectra, first, cost, network, space, build_space(spectra, **options), space_of, given)
 
 
 def optimum(space: SearchSpace, budgets: Mapping[str, float]) -> Candidate | None:
@@ -184,7 +187,7 @@ def row(timed: Timed, tell: Callable[[str], None]) -> dict[str, Any]:
     given, table = timed.given, timed.cost.table
     off = deviations(timed, given.networks, seed=1)
     tell("the deviations are measured")
-    optima = {share: found for share in SHARES if (found := optimum(timed.by_macs, {"macs": share})) is not None}
+    optima = {share: found for share in timed.given.shares if (found := optimum(timed.by_macs, {"macs": share})) is not None}
     rivals = dict(zip(optima, zip(optima.values(), timed.times([*optima.values()]), strict=True), strict=True))
     tell("the networks of the search over MACs are measured")
     even = break_even(timed.cost, timed.network, timed.network.decompositions)
@@ -241,6 +244,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=20, help="that the fit is made of, and as many others that it is compared with")
     parser.add_argument("--metric", default="fisher", choices=["weight", "activation", "fisher"])
     parser.add_argument("--rivals", type=int, default=2, help="networks of the search over MACs beside each")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the MACs: networks of the search over MACs")
     parser.add_argument("--layers", action="store_true", help="measure layers alone, and say where which type is faster")
     parser.add_argument("--no-accuracies", action="store_true", help="the line has configurations in their place, for --accuracies")
     parser.add_argument("--accuracies", type=Path, help="file with a line that was made so, on whatever machine: measure nothing else")
