@@ -101,7 +101,7 @@ class TableLatency(CostModel):
         if not self.table.correction.networks:
             return after
         new = after.unmeasured(chosen)
-        ratios = [interval.value for interval in bench.networks(new)]
+        ratios = [interval.value for interval in bench.networks(new)] if new else []
         whole = {**self._whole, **{_key(network): (tuple(network), ratio) for network, ratio in zip(new, ratios, strict=True)}}
         if not whole or (after is self and not new):
             return after
