@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 
 from ranksearch.latency.table import Correction
 
-LEAST = 1e-3  # of the network's time that is taken to be in layers
+LEAST, MOST = 1e-3, 2.0  # of the network's time that is taken to be in layers: above 1 it saves more than they do
 ENOUGH = 3  # networks that say how far a prediction is off
 
 
@@ -34,8 +34,8 @@ def through_dense(known: Correction, dense_sum: float, sums: np.ndarray, ratios:
     """The correction of least relative squares among those that leave the dense network at what it takes: what the networks that
     allocations land on are counted by, since of these the budgets are to be true.
 
-    Networks that are slower than their layers let hope make ``scale`` small, at least `LEAST` of the layers' own time; ``rest`` is never
-    negative.
+    Networks that are slower than their layers let hope make ``scale`` small, at least `LEAST` of the layers' own time. Networks that are
+    faster, where a runtime fuses what layers timed alone have to themselves, make it large, at most `MOST`, and ``rest`` negative.
 
     Args:
         known: the correction so far, which says what the dense network takes.
@@ -49,7 +49,7 @@ def through_dense(known: Correction, dense_sum: float, sums: np.ndarray, ratios:
     def share(rows: np.ndarray) -> float:
         """Of the network's time that is in layers."""
         weight = saved[rows] / np.square(ratios[rows])
-        return float(np.clip((weight @ apart[rows]) / max(float(weight @ saved[rows]), 1e-300), LEAST, 1.0))
+        return float(np.clip((weight @ apart[rows]) / max(float(weight @ saved[rows]), 1e-300), LEAST, MOST))
 
     everything = np.arange(len(sums))
     scale = share(everything) * dense / dense_sum

@@ -10,6 +10,8 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.home import replacing
@@ -29,20 +31,22 @@ def write_table(table: LatencyTable, path: str | Path) -> None:
 
     Raises:
         OSError: the file cannot be written."""
-    scale, dense = table.correction.scale, sum(table.layers[name].dense for name in table.sites.values())
+
+    def milliseconds(site: str, *ratios: float) -> list[str]:
+        return [_text(float(amount) / MILLION) for amount in table.counted(site, np.array(ratios))]
+
     with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         file.write(f"# {table.words()}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, *ENDS])
-        writer.writerow(["", DENSE, "", _text((table.correction.rest + scale * dense) / MILLION), "", ""])
+        writer.writerow(["", DENSE, "", _text((table.correction.rest + table.correction.scale * table.dense_sum) / MILLION), "", ""])
         for site, name in table.sites.items():
             layer = table.layers[name]
-            unit = scale * layer.dense / MILLION
-            writer.writerow([site, DENSE, "", _text(unit), "", ""])
+            writer.writerow([site, DENSE, "", *milliseconds(site, 1.0), "", ""])
             for kind, points in layer.types.items():
                 for rank, found in sorted(points.items()):
                     rank_text = "x".join(map(str, rank))
-                    writer.writerow([site, kind, rank_text, *(_text(unit * part) for part in (found.value, found.low, found.high))])
+                    writer.writerow([site, kind, rank_text, *milliseconds(site, found.value, found.low, found.high)])
 
 
 def read_table(path: str | Path) -> LatencyTable:

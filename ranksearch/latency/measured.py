@@ -65,11 +65,10 @@ class TableLatency(CostModel):
                 f"latency: the table of {self.table.device} has no {layer.decomposition.name} of rank {rank} at {layer.site.name!r}; "
                 "add such rows to it, or use another store for configurations without it"
             )
-        scaled = self.table.layer(layer.site.name).dense * self.table.correction.scale
-        return np.rint(ratios * scaled).astype(np.int64)
+        return np.rint(self.table.counted(layer.site.name, ratios)).astype(np.int64)
 
     def rest(self, network: DenseNetwork) -> int:
-        return round(self.table.correction.rest)
+        return round(max(self.table.correction.rest, 0.0))
 
     def offered(self, layer: LayerOptions) -> np.ndarray:
         """Options that are known, and not slower than the dense layer."""
@@ -107,7 +106,7 @@ class TableLatency(CostModel):
             return after
         networks, measured = zip(*whole.values(), strict=True)
         sums = np.array([after.sum_of(network) for network in networks])
-        correction = through_dense(self.table.correction, after.sum_of(()), sums, np.array(measured))
+        correction = through_dense(self.table.correction, after.table.dense_sum, sums, np.array(measured))
         return self._grown(replace(after.table, correction=correction), whole)
 
     def _with_options(self, bench: Bench, chosen: Sequence[Sequence[Choice]]) -> LatencyTable:
@@ -128,20 +127,19 @@ class TableLatency(CostModel):
 
     def unmeasured(self, chosen: Sequence[Sequence[Choice]]) -> list[Sequence[Choice]]:
         """Of networks those to measure as a whole."""
-        dense = self.sum_of(())
-        near = [self._share(network, dense) for network, _ in self._whole.values()]
+        near = [self._share(network) for network, _ in self._whole.values()]
         found: dict[str, Sequence[Choice]] = {}
         for network in chosen:
-            share = self._share(network, dense)
+            share = self._share(network)
             if network and _key(network) not in {*self._whole, *found} and sum(abs(share - other) <= NEAR for other in near) < NEARBY:
                 found[_key(network)] = network
                 near.append(share)
         return [*found.values()]
 
-    def _share(self, network: Sequence[Choice], dense: float) -> float:
+    def _share(self, network: Sequence[Choice]) -> float:
         """What a network is predicted to take over the dense one."""
         known = self.table.correction
-        return (known.rest + known.scale * self.sum_of(network)) / (known.rest + known.scale * dense)
+        return (known.rest + known.scale * self.sum_of(network)) / (known.rest + known.scale * self.table.dense_sum)
 
     def sum_of(self, network: Sequence[Choice]) -> float:
         """Nanoseconds of all sites, by themselves."""

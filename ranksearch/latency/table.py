@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.latency.cache import points_of, rows_of
 from ranksearch.latency.timing import Interval
 
 SCHEMA = 1
+LEAST = 1e-3  # of its dense time, which a layer takes at least
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Correction:
     """From the sum over layers to the network: ``rest + scale * sum``, fitted to measured networks.
 
     ``rest`` is what happens outside and between layers, in nanoseconds. ``scale`` is what a layer takes inside the network as
-    opposed to by itself, where its weights and inputs are still in the cache of the processor."""
+    opposed to by itself, where its weights and inputs are still in the cache of the processor. A negative ``rest`` is what networks save
+    beyond what their layers do; it counts for layers, in proportion to their dense times, and leaves each at least `LEAST` of its own."""
 
     rest: float
     scale: float
@@ -85,6 +89,17 @@ class LatencyTable:
         if site not in self.sites:
             raise InvalidArgument(f"latency: the table of {self.device} has no rows of site {site!r}; measure it there too, or exclude it")
         return self.layers[self.sites[site]]
+
+    @property
+    def dense_sum(self) -> float:
+        """Nanoseconds of all sites, dense and by themselves."""
+        return sum(self.layer(site).dense for site in self.sites)
+
+    def counted(self, site: str, ratios: np.ndarray) -> np.ndarray:
+        """Nanoseconds that options of a site count inside the network, from their ratios to the dense layer; same shape."""
+        known, dense = self.correction, self.layer(site).dense
+        amounts = ratios * dense * known.scale
+        return amounts if known.rest >= 0 else np.maximum(amounts + known.rest * dense / self.dense_sum, LEAST * dense)
 
     def with_points(self, site: str, decomposition: str, points: Mapping[Rank, Interval]) -> LatencyTable:
         """The table with measurements of one type at one site, and thereby at those identical to it, added."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ranksearch.evaluation import Fidelity
 from ranksearch.latency import Latency, TableLatency
 from ranksearch.latency.correction import through_dense
 from ranksearch.latency.curve import curve
+from ranksearch.latency.files import read_table, write_table
 from ranksearch.latency.layers import stand_in
 from ranksearch.latency.table import Correction
 from ranksearch.latency.timing import Interval
@@ -256,7 +258,25 @@ def test_so_many_networks_are_measured_as_are_needed_there() -> None:
     assert (unfitted.networks, unfitted.scale) == (0, 1.0)  # none is measured where none is asked for
 
 
-@pytest.mark.parametrize("share", [0.4, 0.8, 1.0])
+def test_networks_that_save_more_than_their_layers_do(tmp_path: Path) -> None:
+    """A negative rest is saved in layers, in proportion to their dense times, and every layer keeps a thousandth of its own."""
+    cost = measured(Machine())
+    total, layer = cost.table.dense_sum, cost.table.layer("2")
+    cost.table = replace(cost.table, correction=Correction(rest=-0.25 * total, scale=1.25, networks=3))
+    assert cost.rest(dense_network()) == 0
+    assert sum(float(cost.table.counted(site, np.ones(1))[0]) for site in cost.table.sites) == pytest.approx(total)
+    for rank, interval in layer.types["svd"].items():
+        assert amount(cost, "2", "svd", rank) == pytest.approx(max(0.001, 1 - 1.25 * (1 - interval.value)) * layer.dense, abs=1)
+    write_table(cost.table, tmp_path / "t.csv")
+    again = TableLatency(read_table(tmp_path / "t.csv"))
+    for rank in layer.types["svd"]:
+        assert amount(again, "2", "svd", rank) == pytest.approx(amount(cost, "2", "svd", rank), rel=1e-3, abs=2)
+    assert again.rest(dense_network()) == pytest.approx(0, abs=2)
+    cost.table = replace(cost.table, correction=Correction(rest=-0.9 * total, scale=1.9, networks=3))
+    assert float(cost.table.counted("7", np.array([0.1]))[0]) == pytest.approx(0.001 * cost.table.layer("7").dense)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.8, 1.0, 1.3])
 def test_the_correction_through_the_dense_network(share: float) -> None:
     """Exact data of a network with this share of its time in layers."""
     sums = np.array([90.0, 40.0, 60.0, 20.0])
