@@ -26,13 +26,6 @@ class Moments:
     input: Matrix | None = None  # A, shape: (groups, d, d), d = c_in / groups * kh * kw, patch order (c_in, kh, kw); or a product
     output: Tensor | None = None  # G, shape: (groups, c_out / groups, c_out / groups)
 
-    @staticmethod
-    def as_used(input: Matrix | None, output: Tensor | None) -> Moments:
-        """Those of moments that are `floored` already, which nothing floors again."""
-        made = Moments(input, output)
-        vars(made).update(floored=Moments(input, output), floored_output=output)  # no cycle: they are large
-        return made
-
     @property
     def metric(self) -> Literal["weight", "activation", "fisher"]:
         """The name of the metric these moments stand for."""
@@ -57,6 +50,21 @@ class Moments:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"input": self.input, "output": self.output}  # what is cached does not travel
+
+
+@dataclass(frozen=True)
+class FlooredMoments(Moments):
+    """Moments that are `floored` already, so that they are used as they are."""
+
+    @property
+    def floored(self) -> Moments:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """These."""
+        return self
+
+    @property
+    def floored_output(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The output moment."""
+        return self.output
 
 
 @overload

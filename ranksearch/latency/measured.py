@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +23,7 @@ from ranksearch.sites import Site
 
 NEARBY = 3  # networks that are measured as a whole where allocations land, within
 NEAR = 0.03  # of the dense latency
-Whole = tuple[Sequence[Choice], float]  # a network, and what it takes over the dense one
+Network = frozenset[Choice]  # what it is: sites in none of its choices stay dense
 
 NAME, LABEL, UNIT = "latency", "latency", "ns per forward pass"
 
@@ -35,14 +35,14 @@ class TableLatency(CostModel):
         table: see `LatencyTable`.
         bench: measures types that the table lacks; None: they are not offered.
         refine: whether `refined` measures options and networks, as far as there is a bench.
-        whole: networks that allocations landed on, measured as a whole, by what they are.
+        whole: what networks that allocations landed on were measured to take, as a whole, over the dense one.
     """
 
     name, label, unit = NAME, LABEL, UNIT
 
     def __init__(
         self, table: LatencyTable, bench: Callable[[], Bench] | None = None, *, refine: bool = True,
-        whole: Mapping[str, Whole] = MappingProxyType({}),
+        whole: Mapping[Network, float] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.table, self._whole = table, whole
         self._refine = refine
@@ -96,18 +96,15 @@ class TableLatency(CostModel):
         if bench is None:
             return self
         table = self._with_options(bench, chosen)
-        after = self if table is self.table else self._grown(table, self._whole)
-        if not self.table.correction.networks:
-            return after
-        new = after.unmeasured(chosen)
-        ratios = [interval.value for interval in bench.networks(new)] if new else []
-        whole = {**self._whole, **{_key(network): (tuple(network), ratio) for network, ratio in zip(new, ratios, strict=True)}}
+        after = self if table is self.table else self._grown(bench, table, self._whole)
+        new = after.unmeasured(chosen) if table.correction.networks else []
+        ratios = [interval.value for interval in bench.networks(map(tuple, new))] if new else []
+        whole = {**self._whole, **dict(zip(new, ratios, strict=True))}
         if not whole or (after is self and not new):
             return after
-        networks, measured = zip(*whole.values(), strict=True)
-        sums = np.array([after.sum_of(network) for network in networks])
-        correction = through_dense(self.table.correction, after.table.dense_sum, sums, np.array(measured))
-        return self._grown(replace(after.table, correction=correction), whole)
+        sums = np.array([after.sum_of(network) for network in whole])
+        correction = through_dense(table.correction, after.table.dense_sum, sums, np.array([*whole.values()]))
+        return self._grown(bench, replace(after.table, correction=correction), whole)
 
     def _with_options(self, bench: Bench, chosen: Sequence[Sequence[Choice]]) -> LatencyTable:
         """The table with the options of networks that it lacks."""
@@ -121,27 +118,26 @@ class TableLatency(CostModel):
             table = table.with_points(site.name, decomposition.name, bench.points(site, decomposition, sorted(ranks)))
         return table
 
-    def _grown(self, table: LatencyTable, whole: Mapping[str, Whole]) -> TableLatency:
-        bench = self.bench
-        return TableLatency(table.named(), None if bench is None else lambda: bench, refine=self._refine, whole=whole)
+    def _grown(self, bench: Bench, table: LatencyTable, whole: Mapping[Network, float]) -> TableLatency:
+        return TableLatency(table.named(), lambda: bench, refine=self._refine, whole=whole)
 
-    def unmeasured(self, chosen: Sequence[Sequence[Choice]]) -> list[Sequence[Choice]]:
+    def unmeasured(self, chosen: Sequence[Sequence[Choice]]) -> list[Network]:
         """Of networks those to measure as a whole."""
-        near = [self._share(network) for network, _ in self._whole.values()]
-        found: dict[str, Sequence[Choice]] = {}
-        for network in chosen:
+        near = [self._share(network) for network in self._whole]
+        found: list[Network] = []
+        for network in map(frozenset, chosen):
             share = self._share(network)
-            if network and _key(network) not in {*self._whole, *found} and sum(abs(share - other) <= NEAR for other in near) < NEARBY:
-                found[_key(network)] = network
+            if network and network not in self._whole and network not in found and sum(abs(share - s) <= NEAR for s in near) < NEARBY:
+                found.append(network)
                 near.append(share)
-        return [*found.values()]
+        return found
 
-    def _share(self, network: Sequence[Choice]) -> float:
+    def _share(self, network: Iterable[Choice]) -> float:
         """What a network is predicted to take over the dense one."""
         known = self.table.correction
         return (known.rest + known.scale * self.sum_of(network)) / (known.rest + known.scale * self.table.dense_sum)
 
-    def sum_of(self, network: Sequence[Choice]) -> float:
+    def sum_of(self, network: Iterable[Choice]) -> float:
         """Nanoseconds of all sites, by themselves."""
         bench = self.bench
         assert bench is not None  # only what measures adds layers up
@@ -213,8 +209,3 @@ def _curves(site: Site, decomposition: AnyDecomposition, points: Mapping[Rank, I
     ranks = list(points)
     groups = structures(decomposition, np.array(ranks, dtype=np.int64))
     return {name: curve(decomposition, site, {ranks[k]: points[ranks[k]] for k in rows}) for name, rows in groups.items()}
-
-
-def _key(network: Sequence[Choice]) -> str:
-    """Equal of equal networks."""
-    return repr(sorted((site, decomposition.name, rank) for site, decomposition, rank in network))

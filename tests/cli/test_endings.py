@@ -170,7 +170,8 @@ def test_other_exceptions_are_bugs_and_keep_their_traceback(study, tmp_path, mon
 
 
 NOTHING = "no evaluation is stored"
-WAIT = "(print('WAITING', flush=True), time.sleep(60))"
+# a signal that comes between two steps of Python, just before a sleep, is heard when that sleep is over: many short ones
+WAIT = "(print('WAITING', flush=True), [time.sleep(0.05) for _ in range(1200)])"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,8 @@ def test_a_command_that_is_told_to_end(number, word, code, monkeypatch, capsys, 
 def test_a_command_that_does_not_end_is_cut_short():
     code = (
         "import signal, sys, time\nimport ranksearch.cli.commands as commands\nfrom ranksearch.cli import main\n"
-        "def busy(arguments, session):\n    while True:\n        try:\n            print('READY', flush=True)\n            time.sleep(60)\n"
+        "def busy(arguments, session):\n    while True:\n        try:\n            print('READY', flush=True)\n"
+        "            for _ in range(1200): time.sleep(0.05)\n"
         "        except KeyboardInterrupt: pass\n"
         "commands.execute, main.GRACE = busy, 0.2\nsys.exit(main.main([]))"
     )

@@ -13,7 +13,7 @@ from oracles import conv
 from torch import Tensor
 
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, tensor_train
-from ranksearch.decompositions.metric import FLOOR, conditioned, floored, half, residual_energy, whitener
+from ranksearch.decompositions.metric import FLOOR, FlooredMoments, conditioned, floored, half, residual_energy, whitener
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Call, Site
 
@@ -226,10 +226,10 @@ def test_moments_without_small_eigenvalues_stay_bit_for_bit() -> None:
 def test_moments_that_are_floored_already_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     a, g = torch.eye(3, dtype=torch.float64)[None], 2 * torch.eye(2, dtype=torch.float64)[None]
     monkeypatch.setattr("ranksearch.decompositions.metric.floored", lambda moment: pytest.fail("floored again"))
-    made = Moments.as_used(a, g)
+    made = FlooredMoments(a, g)
     used = conditioned(made, a)
     assert used.input is a and used.output is g and made.floored_output is g
-    assert conditioned(Moments.as_used(a, None), a).output is None
+    assert conditioned(FlooredMoments(a, None), a).output is None
 
 
 def test_an_indefinite_moment_has_a_half() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions import Moments
-from ranksearch.decompositions.metric import floored, half
+from ranksearch.decompositions.metric import FlooredMoments, floored, half
 from ranksearch.networks.reconstruction.moments import LayerMoments
 
 LEAST = 1e-3  # of the mean square of an input: an input counts as that large at least
@@ -59,4 +59,4 @@ def goal(seen: LayerMoments, dense: Tensor, ridge: float) -> Goal:
     sizes = inputs.diagonal(dim1=1, dim2=2).clamp_min(0)
     raised = floored(inputs + ridge * torch.diag_embed(sizes + LEAST * sizes.mean(dim=1, keepdim=True)))
     found = torch.cholesky_solve((cross + anchor @ (raised - inputs)).mT, half(raised)).mT
-    return Goal(found.reshape(site.shape), Moments.as_used(raised, seen.output), mean_input, mean_answer)
+    return Goal(found.reshape(site.shape), FlooredMoments(raised, seen.output), mean_input, mean_answer)
