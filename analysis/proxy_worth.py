@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from frontier import NETWORKS, SPACES, rows_of, subject
 from scipy.stats import kendalltau
+from torch import nn
 
 from ranksearch.home import home, user_path
 from ranksearch.networks.batch_norm import recalibrate
@@ -32,6 +33,7 @@ from ranksearch.space import Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as metrics
 from ranksearch.supernet.sampling import FrontGuided, UniformCost
+from ranksearch.tasks import Classification
 
 BANDS = ((0.15, 0.3), (0.3, 0.5), (0.5, 0.75))  # shares of the cost
 RECALIBRATION = 8  # batches for batch norm
@@ -59,11 +61,10 @@ def drawn(space: SearchSpace, cost: str, each: int, seed: int) -> list[tuple[int
 def run(given: argparse.Namespace) -> None:
     """Measure the configurations of one network that are not measured yet, until the time is over."""
     begin = time.monotonic()
-    path = given.out / f"{given.network}-{given.space}-{given.cost}-{given.epochs:g}.jsonl"
     given.out.mkdir(parents=True, exist_ok=True)
-    known = {row["id"]: row for row in rows_of(path)}
     model, task = subject(given)
     task.batch_size = given.batch_size or task.batch_size
+    schooling = task.cut(train=given.examples) if given.examples else task
     spec = SPACES[given.space]()
     sites = spec.sites(model, task.example())
     seen = metrics.statistics(model, sites, task, calibration=given.calibration, gradients=True, diagonal=True)
@@ -71,24 +72,49 @@ def run(given: argparse.Namespace) -> None:
     space = spec.build(spectra, example=task.example())
     made, missing = make_proxies(ProxyContext(space, spectra, task, given.calibration, given.batches))
     print(f"{given.network}: {len(made)} proxies after {time.monotonic() - begin:.0f} s, without {missing or 'none'}", flush=True)
-    common = {"network": given.network, "space": given.space, "cost": given.cost, "epochs": given.epochs}
+    files = {length: Rows(given, length, schooling.sizes()["train"] if length else 0) for length in given.epochs}
     for band, configuration in drawn(space, given.cost, given.each, given.seed):
-        if configuration.id in known:
-            continue
         if time.monotonic() - begin > 60 * given.minutes:
             break
-        indices, start = space.indices(configuration), time.monotonic()
+        missed = [length for length, rows in files.items() if configuration.id not in rows.known]
+        if not missed:
+            continue
+        indices = space.indices(configuration)
         scores = {proxy.name: float(score(proxy, space, indices[None])[0]) for proxy in made}
-        network = build(spectra, configuration).eval()
-        if given.epochs:
-            task.fine_tune(network, epochs=given.epochs, seed=0)
-        recalibrate(network, task.normalization(RECALIBRATION))
         share = space.cost(indices).share(given.cost, space.baseline)
-        row = common | {"id": configuration.id, "band": band, "share": share, "scores": scores | {COST: -share}}
-        row |= {"measured": task.measure(network), "seconds": round(time.monotonic() - start, 2)}
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-    print(f"{path.name}: {len(rows_of(path))} rows after {time.monotonic() - begin:.0f} s", flush=True)
+        row = {"id": configuration.id, "band": band, "share": share, "scores": scores | {COST: -share}}
+        for length in missed:
+            files[length].add(row | measured(build(spectra, configuration).eval(), task, schooling, length))
+    for rows in files.values():
+        print(f"{rows.path.name}: {len(rows.known)} rows after {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def measured(network: nn.Module, task: Classification, schooling: Classification, epochs: float) -> dict[str, Any]:
+    """What a network comes to on validation examples, after ``epochs`` of fine-tuning on those of ``schooling``."""
+    start = time.monotonic()
+    if epochs:
+        schooling.fine_tune(network, epochs=epochs, seed=0)
+    recalibrate(network, task.normalization(RECALIBRATION))
+    return {"measured": task.measure(network), "seconds": round(time.monotonic() - start, 2)}
+
+
+class Rows:
+    """The file of one length of training: what is known, and what is added to it.
+
+    Args:
+        examples: that networks are trained on; 0 without training.
+    """
+
+    def __init__(self, given: argparse.Namespace, epochs: float, examples: int) -> None:
+        self.common = {"network": given.network, "space": given.space, "cost": given.cost, "epochs": epochs, "examples": examples}
+        self.path: Path = given.out / f"{given.network}-{given.space}-{given.cost}-{epochs:g}-{examples}.jsonl"
+        self.known = {row["id"] for row in rows_of(self.path)}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a row at once."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.common | row) + "\n")
+        self.known.add(row["id"])
 
 
 # -- the table -----------------------------------------------------------------------------------------------------------
@@ -125,11 +151,12 @@ def with_interval(measure: Measure, *columns: np.ndarray, digits: int) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Proxies down, best mean tau first, bands across; one table per network, space, cost and training."""
     lines: list[str] = []
-    for place in dict.fromkeys((r["network"], r["space"], r["cost"], r["epochs"]) for r in rows):
-        here = [r for r in rows if (r["network"], r["space"], r["cost"], r["epochs"]) == place]
+    places = [tuple(r[key] for key in ("network", "space", "cost", "epochs", "examples")) for r in rows]
+    for place in dict.fromkeys(places):
+        here = [r for r, other in zip(rows, places, strict=True) if other == place]
         bands = [[r for r in here if r["band"] == number] for number in range(len(BANDS))]
-        network, space, cost, epochs = place
-        how = f"{epochs:g} epochs of fine-tuning" if epochs else "without training"
+        network, space, cost, epochs, examples = place
+        how = f"{epochs:g} epochs of fine-tuning on {examples} examples" if epochs else "without training"
         counts = ", ".join(str(len(band)) for band in bands)
         lines += [f"\n{network}, types of `{space}`, {how}; configurations in the bands: {counts}.\n"]
         heads = [f"{what} {low:g}-{high:g}" for what in ("tau", "regret") for low, high in BANDS]
@@ -156,7 +183,8 @@ def main() -> None:
     parser.add_argument("--space", choices=list(SPACES), default="svd")
     parser.add_argument("--cost", default="macs")
     parser.add_argument("--each", type=int, default=20, help="configurations per band")
-    parser.add_argument("--epochs", type=float, default=0.0, help="of fine-tuning before a network is measured")
+    parser.add_argument("--epochs", type=float, nargs="+", default=[0.0], help="of fine-tuning, a table for each")
+    parser.add_argument("--examples", type=int, help="of fine-tuning, the first so many (default: all training examples)")
     parser.add_argument("--calibration", type=int, default=8, help="batches of statistics")
     parser.add_argument("--batches", type=int, default=2, help="labelled batches for proxies that run networks")
     parser.add_argument("--batch-size", type=int, help="another one than the task's")

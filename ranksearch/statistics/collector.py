@@ -85,25 +85,26 @@ class Collector:
         return 1 if len(gradient) == 1 else rows if rows % self.size else self.size
 
     def _accumulate_weight_gradient(self, g: Tensor, value: Tensor, examples: int) -> None:
-        site = self.site
-        inputs = images(site, value)
+        """Add the weight gradient of every example. The rows of an example, such as the tokens of a linear layer, are summed by the
+        product itself: a matrix for each of them would take as many times the memory."""
+        site, inputs = self.site, images(self.site, value)
+        rows = len(inputs) // examples
+        size = max(1, self.limit // (4 * site.c_in * site.kernel[0] * site.kernel[1] * max(g.shape[2], 1) * rows))
         per_example = []
-        count = len(inputs)
-        size = max(1, self.limit // (4 * site.c_in * site.kernel[0] * site.kernel[1] * max(g.shape[2], 1)))
-        for start in range(0, count, size):
-            matrix = lower(site, inputs[start : start + size])  # (g, d, n, p)
-            part = g[start : start + size].unflatten(1, (site.groups, -1))  # (n, g, o, p)
-            per_example.append(part @ matrix.permute(2, 0, 3, 1))  # (n, g, o, d)
+        for start in range(0, len(inputs), size * rows):
+            chosen = slice(start, start + size * rows)
+            matrix = lower(site, inputs[chosen]).unflatten(2, (-1, rows)).flatten(3)  # (g, d, n, rows x p)
+            part = g[chosen].unflatten(0, (-1, rows)).unflatten(2, (site.groups, -1))  # (n, rows, g, o, p)
+            per_example.append(part.permute(0, 2, 3, 1, 4).flatten(3) @ matrix.permute(2, 0, 3, 1))  # (n, g, o, d)
         gradient = torch.cat(per_example)
-        # a linear layer's tokens are rows of one example
-        gradient = gradient.reshape(examples, -1, *gradient.shape[1:]).sum(dim=1)
         self._weight_gradient = gradient if self._weight_gradient is None else self._weight_gradient + gradient
 
     def end_sample(self) -> None:
         """Square the weight gradients, which are complete once a backward pass has gone through all calls."""
         self.sampled += self.size
         if self.squares is not None and self._weight_gradient is not None:
-            self.squares += self._weight_gradient.double().square().sum(dim=0).to(self.squares)
+            for example in self._weight_gradient:
+                self.squares += example.double().square().to(self.squares)
         self._weight_gradient = None
 
     def result(self) -> SiteStatistics:

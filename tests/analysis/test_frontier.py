@@ -112,7 +112,7 @@ def worth(count: int, *, epochs: float = 0.0) -> list[dict[str, Any]]:
             loss = 1.0 + k / count
             scores = {"exact": 2 * loss, "opposite": -loss, "noise": float(random.normal()), "constant": 1.0}
             measured = {"loss": loss, "accuracy": 1.0 - k / count}
-            place = {"network": "net", "space": "svd", "cost": "macs", "epochs": epochs}
+            place = {"network": "net", "space": "svd", "cost": "macs", "epochs": epochs, "examples": 100}
             rows.append(place | {"id": f"{band} {k}", "band": band, "scores": scores, "measured": measured})
     return rows
 
