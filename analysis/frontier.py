@@ -19,7 +19,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -32,23 +32,16 @@ from torch import nn
 from vgg import vgg16
 
 from ranksearch.allocators import Additive
-from ranksearch.compression import RULES, Judge, Rule, judge
-from ranksearch.compression.measured import Light, Measured, as_it_is, fitted, light, prior
-from ranksearch.compression.portfolio import FINAL, HELD_OUT, KNOWN, LIGHT, REFIT
-from ranksearch.decompositions import Moments
+from ranksearch.compression import RULES, Rule, Tried
+from ranksearch.compression.compress import REFITS
+from ranksearch.compression.portfolio import HELD_OUT, REFIT, Data, Portfolio
+from ranksearch.costs import COSTS, check_costs
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home, user_path
 from ranksearch.networks.batch_norm import recalibrate
-from ranksearch.networks.reconstruction import Answers, dense_answers, reconstruct
-from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
-from ranksearch.search.loop import indices_of
-from ranksearch.search.refit import refit
-from ranksearch.space import Configuration, SearchSpace, SpaceSpec, mixture, svd_only
+from ranksearch.space import SpaceSpec, mixture, svd_only
 from ranksearch.space.specs import named
-from ranksearch.space.spectra import Spectra
-from ranksearch.statistics import Statistics
-from ranksearch.statistics import metric as metrics
 from ranksearch.statistics.metric import MetricName
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import cifar10, fashion_mnist
@@ -90,158 +83,81 @@ def subject(given: argparse.Namespace) -> tuple[nn.Module, Classification]:
     return model.eval().to(memory_format=torch.channels_last), task  # pyright: ignore[reportCallIssue]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """One metric: where ranks are chosen, and what networks are built of."""
-
-    spectra: Spectra
-    space: SearchSpace
-
-
 class Subject:
-    """A network, a space and a calibration seed."""
+    """A network, a space and a calibration seed: the portfolio that `compress` would make of them, asked rule by rule."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        self.spec = SPACES[given.space]().replace(max_options=given.max_options)
+        spec = SPACES[given.space]().replace(max_options=given.max_options)
         model, task = subject(given)
         # calibration batches are drawn from all training examples: of fewer, others are drawn
         self.task = task.cut(train=task.sizes()["train"] - given.seed)
         if given.test_images:
             self.task = self.task.cut(test=given.test_images)
-        self.sites = self.spec.sites(model, self.task.example())
-        self.model, self._prepare = model.to(given.device), given.prepare
-        self.seen = self.spec.calibration
-        self.held_out = list(self.task.labelled(self.seen + HELD_OUT))[-HELD_OUT:]
         self.wide = copy.copy(self.task)
         if given.network in ("tweets", "movies"):
             self.wide.batch_size = TEXTS
         elif given.device != "cpu":
             self.wide.batch_size = IMAGES
-        self._prepared: dict[MetricName, Prepared] = {}
-        self._losses: dict[MetricName, Measured] = {}
-        self._fitted: dict[MetricName, Measured] = {}
-        self._measured: dict[tuple[MetricName, str, str], dict[str, float]] = {}
-        self._networks: dict[tuple[MetricName, str, str], nn.Module] = {}  # reconstructed ones, that the test set may still be asked of
+        held_out = list(self.task.labelled(spec.calibration + HELD_OUT))[-HELD_OUT:]
+        self.portfolio = Portfolio(
+            model.to(given.device), self.task, spec, check_costs(COSTS), {}, Data(spec.calibration, held_out), FITTED, NORMALIZATION,
+            tell=lambda event: None, two_sided=True, device=torch.device(given.prepare),
+        )  # fmt: skip
         self._contenders = given.contenders
+        self._tested: dict[tuple[MetricName, str, str], dict[str, float]] = {}
 
     @cached_property
     def dense(self) -> dict[str, float]:
         """Accuracy and loss of the dense network on the test set."""
-        return self.wide.measure(self.model, "test")
-
-    @cached_property
-    def judge(self) -> Judge:
-        """Divergence on batches that nothing else sees, which decides what is handed out."""
-        return judge(self.model, self.task, self.held_out)
-
-    @cached_property
-    def chosen_by(self) -> Judge:
-        """What networks are measured by while ranks are chosen, as their factors come."""
-        return judge(self.model, self.task, list(self.task.labelled(FITTED)))
-
-    @cached_property
-    def light(self) -> Light:
-        """What light reconstructions are fitted to and measured on."""
-        return light(self.model, self.sites, self.task, LIGHT, FITTED, seen=self.seen)
-
-    @cached_property
-    def answers(self) -> Answers:
-        """The dense network's, to what factors are fitted to."""
-        return dense_answers(self.model, self.sites, self.task.calibration(FITTED))
-
-    @cached_property
-    def statistics(self) -> Statistics:
-        """Of inputs and output gradients, collected where networks run."""
-        return metrics.statistics(self.model, self.sites, self.task, calibration=self.seen, gradients=True)
-
-    @cached_property
-    def outputs(self) -> Mapping[str, Moments]:
-        """What weighs errors in every reconstruction."""
-        return {name: Moments(None, moments.output) for name, moments in metrics.moments(self.statistics, "fisher").items()}
-
-    def prepared(self, metric: MetricName) -> Prepared:
-        """Types and ladders in a metric, made once."""
-        if metric not in self._prepared:
-            moments = None if metric == "weight" else metrics.moments(self.statistics, metric)
-            options: dict[str, Any] = {"cache": home() / "cache" / "spectra", "device": self._prepare}
-            spectra = Spectra(self.model, self.sites, self.spec.decompositions, moments=moments, **options)
-            space = self.spec.build(spectra, example=self.task.example())
-            self._prepared[metric] = Prepared(spectra, space)
-        return self._prepared[metric]
-
-    def loss(self, metric: MetricName) -> Measured:
-        """The loss of networks as their factors come, measured while ranks are chosen."""
-        if metric not in self._losses:
-            self._losses[metric] = as_it_is(self.prepared(metric).spectra, self.chosen_by)
-        return self._losses[metric]
-
-    def fitted(self, metric: MetricName) -> Measured:
-        """The loss of networks that are fitted to one batch, measured on others that metrics see."""
-        if metric not in self._fitted:
-            self._fitted[metric] = fitted(self.prepared(metric).spectra, self.light, moments=self.outputs)
-        return self._fitted[metric]
-
-    def refitted(self, budgets: dict[str, float], known: Sequence[Configuration]) -> Configuration:
-        """Measure, refit, resolve, beginning with the best of the other rules' answers; of what measured least, that with the least
-        held-out loss."""
-        space, loss = self.prepared("fisher").space, self.fitted("fisher")
-        begin = [indices for one in known if (indices := indices_of(space, one)) is not None][:KNOWN]
-        curves = prior(space, self.loss("fisher"))
-        answer = refit(space, curves, lambda i: loss(space.configuration(i)), budgets, known=begin)
-        final = [space.configuration(indices) for indices in answer.ranked[:FINAL]]
-        return min(final, key=lambda one: self.measured("fisher", one, FIT, test=False)["held_out"])
-
-    def measured(self, metric: MetricName, configuration: Configuration, way: str, *, test: bool) -> dict[str, float]:
-        """Loss on the held-out batches and, if ``test``, accuracy and loss on the test set; made once per network."""
-        key = metric, configuration.id, way
-        found = self._measured.setdefault(key, {})
-        if ("accuracy" if test else "held_out") in found:
-            return found
-        network = self._networks.pop(key, None)
-        if network is None:
-            here, start = self.prepared(metric).spectra, time.perf_counter()
-            network = build(here, configuration).eval()
-            if way == FIT:
-                reconstruct(network, here, configuration, self.answers, moments=self.outputs)
-            found["seconds"] = round(time.perf_counter() - start, 2)
-            found["held_out"] = self.judge(network)
-        if test:
-            recalibrate(network, self.task.normalization(NORMALIZATION))
-            found |= self.wide.measure(network, "test")
-        elif way == FIT:
-            self._networks[key] = network
-        return found
+        return self.wide.measure(self.portfolio.model, "test")
 
     def rows(self, cost: str, budget: float, names: Sequence[str]) -> list[dict[str, Any]]:
         """What every rule comes to at a budget."""
+        self.portfolio.budgets = {cost: budget}
         found: list[dict[str, Any]] = []
-        answers: dict[str, tuple[MetricName, Configuration]] = {}
-        for name in names:
-            metric: MetricName = METRICS.get(name, "fisher")
-            prepared, start = self.prepared(metric), time.perf_counter()
-            known = [answers[row["rule"]][1] for row in sorted((row for row in found if LIGHTLY in row), key=lambda row: row[LIGHTLY])]
-            try:
-                configuration = self._chosen(name, prepared, {cost: budget}, known)
-            except (InfeasibleBudget, InvalidArgument) as error:
-                found.append({"rule": name, "error": str(error)})
+        answers: dict[str, Tried] = {}
+        for name in sorted(names, key=lambda name: (name == REFIT, METRICS.get(name, "fisher"))):  # so that each metric is prepared once
+            start = time.perf_counter()
+            answer = self._answer(name, [*answers.values()])
+            if answer.configuration is None:
+                found.append({"rule": name, "error": answer.note})
                 continue
-            answers[name] = metric, configuration
-            seconds, total = time.perf_counter() - start, prepared.space.candidate(prepared.space.indices(configuration)).cost
-            shares = {key: total.share(key, prepared.space.baseline) for key in prepared.space.costs}
-            row = {"rule": name, "shares": shares, "choosing": round(seconds, 2), "configuration": configuration.to_json()}
-            row |= {AS_IT_IS: self.measured(metric, configuration, AS_IT_IS, test=False), LIGHTLY: self.fitted(metric)(configuration)}
-            found.append(row)
-        for row, way in contending(found, self._contenders):
-            row[way] = self.measured(*answers[row["rule"]], way, test=True)
-        self._networks.clear()
+            _, space = self.portfolio.space(answer.metric)
+            seconds, total = time.perf_counter() - start, space.cost(space.indices(answer.configuration))
+            shares = {key: total.share(key, space.baseline) for key in space.costs}
+            row = {"rule": name, "shares": shares, "choosing": round(seconds, 2), "configuration": answer.configuration.to_json()}
+            network = self.portfolio.network(answer.metric, answer.configuration, fitted=False)
+            lightly = self.portfolio.fitted(answer.metric)(answer.configuration)
+            answers[name] = replace(answer, reconstructed=lightly)
+            found.append(row | {AS_IT_IS: {"held_out": self.portfolio.judge(network)}, LIGHTLY: lightly})
+        contenders = [(row, way, answers[row["rule"]]) for row, way in contending(found, self._contenders)]
+        for row, way, answer in sorted(contenders, key=lambda one: one[2].metric):
+            row[way] = self._measured(answer, way)
         return found
 
-    def _chosen(self, name: str, prepared: Prepared, budgets: dict[str, float], known: Sequence[Configuration]) -> Configuration:
+    def _answer(self, name: str, known: Sequence[Tried]) -> Tried:
+        """What a rule chooses; *measure, refit, resolve* begins with the best of the other rules' answers."""
         if name == REFIT:
-            return self.refitted(budgets, known)
+            return self.portfolio.refitted(known, REFITS)
         rule = next(rule for rule in EXACT if rule.name == name)
-        found = rule.choose(prepared.spectra, prepared.space, budgets, self.loss(METRICS[name]))
-        return prepared.space.configuration(found.indices)
+        spectra, space = self.portfolio.space(rule.metric)
+        try:
+            chosen = rule.choose(spectra, space, self.portfolio.budgets, self.portfolio.seen(rule.metric))
+        except (InfeasibleBudget, InvalidArgument) as error:
+            return Tried(name, rule.metric, None, None, note=str(error))
+        return Tried(name, rule.metric, space.configuration(chosen.indices), None)
+
+    def _measured(self, answer: Tried, way: str) -> dict[str, float]:
+        """Loss on the held-out batches, and accuracy and loss on the test set; made once per network."""
+        assert answer.configuration is not None
+        key = answer.metric, answer.configuration.id, way
+        if key not in self._tested:
+            start = time.perf_counter()
+            network = self.portfolio.network(answer.metric, answer.configuration, fitted=way == FIT)
+            found = {"seconds": round(time.perf_counter() - start, 2), "held_out": self.portfolio.judge(network)}
+            recalibrate(network, self.task.normalization(NORMALIZATION))
+            self._tested[key] = found | self.wide.measure(network, "test")
+        return self._tested[key]
 
 
 def contending(rows: Sequence[dict[str, Any]], count: int) -> Iterator[tuple[dict[str, Any], str]]:

@@ -28,7 +28,7 @@ from torch import nn
 from ranksearch.home import home, user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.surgery import build
-from ranksearch.proxies import ProxyContext, make_proxies, score
+from ranksearch.proxies import ProxyContext, ScoreProxy, TableProxy, make_proxies, tables
 from ranksearch.space import Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric as metrics
@@ -73,20 +73,26 @@ def run(given: argparse.Namespace) -> None:
     made, missing = make_proxies(ProxyContext(space, spectra, task, given.calibration, given.batches))
     print(f"{given.network}: {len(made)} proxies after {time.monotonic() - begin:.0f} s, without {missing or 'none'}", flush=True)
     files = {length: Rows(given, length, schooling.sizes()["train"] if length else 0) for length in given.epochs}
-    for band, configuration in drawn(space, given.cost, given.each, given.seed):
+    chosen = drawn(space, given.cost, given.each, given.seed)
+    scored = scores(made, space, np.array([space.indices(configuration) for _, configuration in chosen]))
+    print(f"{given.network}: {len(chosen)} configurations scored after {time.monotonic() - begin:.0f} s", flush=True)
+    for number, (band, configuration) in enumerate(chosen):
         if time.monotonic() - begin > 60 * given.minutes:
             break
-        missed = [length for length, rows in files.items() if configuration.id not in rows.known]
-        if not missed:
-            continue
-        indices = space.indices(configuration)
-        scores = {proxy.name: float(score(proxy, space, indices[None])[0]) for proxy in made}
-        share = space.cost(indices).share(given.cost, space.baseline)
-        row = {"id": configuration.id, "band": band, "share": share, "scores": scores | {COST: -share}}
-        for length in missed:
+        share = space.cost(space.indices(configuration)).share(given.cost, space.baseline)
+        said = {name: float(values[number]) for name, values in scored.items()} | {COST: -share}
+        row = {"id": configuration.id, "band": band, "share": share, "scores": said}
+        for length in (length for length, rows in files.items() if configuration.id not in rows.known):
             files[length].add(row | measured(build(spectra, configuration).eval(), task, schooling, length))
     for rows in files.values():
         print(f"{rows.path.name}: {len(rows.known)} rows after {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def scores(proxies: Sequence[TableProxy | ScoreProxy], space: SearchSpace, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """What every proxy says of configurations; tables are made once, and share the factors that they take."""
+    listed = [proxy for proxy in proxies if isinstance(proxy, TableProxy)]
+    found = {proxy.name: table.score(indices) for proxy, table in zip(listed, tables(listed, space), strict=True)}
+    return found | {proxy.name: proxy.score(space, indices) for proxy in proxies if isinstance(proxy, ScoreProxy)}
 
 
 def measured(network: nn.Module, task: Classification, schooling: Classification, epochs: float) -> dict[str, Any]:

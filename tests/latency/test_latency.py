@@ -90,7 +90,7 @@ def test_the_correction_finds_what_layers_take_inside_a_network() -> None:
 def test_the_fit_is_least_relative_squares_and_nothing_in_it_is_negative() -> None:
     generator = np.random.default_rng(0)
     sums = generator.uniform(1e6, 1e7, size=30)
-    noise = generator.normal(1, 0.03, size=30)
+    noise = generator.uniform(0.95, 1.05, size=30)
     found = fitted(sums, (2e6 + 1.2 * sums) * noise)
     assert found.rest == pytest.approx(2e6, rel=0.15) and found.scale == pytest.approx(1.2, rel=0.05)
     assert 0.005 < (found.deviation or 0) < 0.05 and (found.worst or 0) < 0.12

@@ -29,6 +29,7 @@ CLASSES = 7
 def _data(n: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 10, generator=generator)
+    x[:CLASSES, :CLASSES] += 20 * torch.eye(CLASSES)  # one of each at least
     return x, (x[:, :CLASSES] + torch.arange(CLASSES) * 0.3).argmax(1)  # unbalanced
 
 
