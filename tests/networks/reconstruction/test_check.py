@@ -32,7 +32,7 @@ def test_distances_are_per_example_or_per_batch_where_outputs_tell_none_apart(po
         for x in batches:
             apart = (one(x)["value"] - two(x)["value"]).square().sum(1), (one(x)["other"] - two(x)["other"]).square()
             expected += [apart[0].sum()[None] + apart[1]] if pooled else [apart[0] + apart[1][:, 0]]
-    torch.testing.assert_close(found, torch.cat(expected).double())
+    torch.testing.assert_close(found.float(), torch.cat(expected))
     assert len(found) == (2 if pooled else 6) and not distances(one, []).numel()
 
 
