@@ -62,6 +62,7 @@ class Decomposition(ABC, Generic[S]):
     exact: bool = True  # the last of the ranks reconstructs the weight
     labels: int = 0  # how many leading entries of a rank name a structure (groups, tiles) and are no widths
     optimal: bool = False  # factors are the best of their rank in every metric
+    components: bool = False  # factors are C_out x r and r x (C_in kh kw), and those of a rank are the first of those of every higher one
     storage_only: bool = False  # built as a parametrized dense layer: saves params, adds MACs
 
     @abstractmethod

@@ -35,6 +35,7 @@ class SVD(Decomposition[SVDState]):
 
     name = "svd"
     optimal = True
+    components = True
 
     def undefined(self, site: Site) -> str | None:
         if min(site.c_out // site.groups, math.prod(site.shape[1:])) == 1:

@@ -6,12 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
-from torch import Tensor
-
 from ranksearch.decompositions.folding import split_groups
 from ranksearch.decompositions.metric import residual_energy
 from ranksearch.proxies.context import ProxyContext
-from ranksearch.proxies.residual import Form, ResidualProxy
+from ranksearch.proxies.residual import Energies, Form, ResidualProxy
 from ranksearch.sites import Site, canonical_weight
 from ranksearch.space import SearchSpace
 from ranksearch.space.spectra import Spectra
@@ -42,14 +40,13 @@ class ActivationError(ResidualProxy):
     def form(self, space: SearchSpace) -> Form:
         moments, norms = self.statistics.moments("activation", center=self.center), {}
 
-        def form(site: Site, residual: Tensor) -> float:
-            metric = moments[site.name].floored
+        def scale(site: Site) -> float:
             if site.name not in norms:
                 weight = split_groups(site, canonical_weight(self.spectra.model.get_submodule(site.name), site)).double().flatten(2)
-                norms[site.name] = max(residual_energy(weight, metric), TINY)
-            return residual_energy(residual, metric) / norms[site.name]
+                norms[site.name] = max(residual_energy(weight, moments[site.name].floored), TINY)
+            return 1.0 / norms[site.name]
 
-        return form
+        return Energies(lambda site: moments[site.name].floored, scale)
 
     def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
         names = {ladder.site.name for ladder in space.ladders}

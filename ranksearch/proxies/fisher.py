@@ -6,12 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
-from torch import Tensor
-
-from ranksearch.decompositions.metric import residual_energy
 from ranksearch.proxies.context import ProxyContext
-from ranksearch.proxies.residual import Form, ResidualProxy
-from ranksearch.sites import Site
+from ranksearch.proxies.residual import Energies, Form, ResidualProxy
 from ranksearch.space import SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
@@ -43,10 +39,7 @@ class FisherError(ResidualProxy):
         moments = self.statistics.moments("fisher", center=self.center)
         scales = {l.site.name: (self.statistics.fisher_ratio(l.site.name) if self.exact_trace else None) or 1.0 for l in space.ladders}
 
-        def form(site: Site, residual: Tensor) -> float:
-            return 0.5 * scales[site.name] * residual_energy(residual, moments[site.name].floored)
-
-        return form
+        return Energies(lambda site: moments[site.name].floored, lambda site: 0.5 * scales[site.name])
 
     def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
         names = {ladder.site.name for ladder in space.ladders}
