@@ -211,7 +211,7 @@ def _moves(problem: Problem, now: np.ndarray, trust: np.ndarray, width: int) -> 
                     loss = values[other][enough]
                     place = enough[np.lexsort((freed[enough] @ scale, loss))[0]]
                     scored.append(_scored(values, now, {site: option, other: int(place)}, site, trust, len(scored)))
-    # one per growing site before the second of any
+    # two per growing site before the third of any
     scored.sort(key=lambda item: (item[0], item[1]))
     turn: dict[int, int] = {}
     ranked = []

@@ -329,6 +329,8 @@ def test_alds_starts_from_every_type_and_takes_the_best_one_for_a_price():
     assert starts[:2] == [["a", "b", "dense"], ["b", "b", "dense"]] and len(starts) == 5
     assert all(one in ("a", "b") and (two, three) == ("b", "dense") for one, two, three in starts)
     assert len(list(ALDSHeuristic(starts=1)._starts([["a", "b"]]))) == 2  # each type, whatever was asked for
+    first, second, again = (list(ALDSHeuristic(starts=40, seed=seed)._starts([["a", "b"]] * 9)) for seed in (0, 1, 0))
+    assert len({tuple(start) for start in first[2:]}) > 2 and first == again != second
     values, prices = np.array([0.3, 0.1, 0.2, 0.0]), np.array([1.0, 2.0, 3.0, 9.0])
     types = np.array(["a", "b", "c", "dense"])
     assert [_least(values, types, prices, index) for index in (0, 1, 2, 3)] == ["a", "b", "b", "b"]

@@ -209,6 +209,18 @@ def test_the_beam_finds_what_rounding_misses_before_the_integer_program_is_asked
     assert found is not None and found.indices.tolist() == [0, 1, 1] and found.value == 7.0
 
 
+def test_what_its_bound_proves_is_not_asked_of_the_integer_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*given, **options):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("ranksearch.allocators._choice.optimum", never)
+    values, costs = [np.array([3.0, 1.0, 0.0])] * 3, [np.array([[0], [2], [5]])] * 3
+    for fixing in (True, False):
+        for limit, least in ((0, 9.0), (4, 5.0), (6, 3.0), (15, 0.0)):  # where one price gives choices that use a budget up
+            found = solve(values, costs, np.array([limit]), fixing=fixing)
+            assert found is not None and found.value == found.bound == least
+
+
 @pytest.mark.parametrize("budgets", [1, 2])
 @pytest.mark.parametrize("known", [False, True])
 def test_the_integer_program_is_exact(budgets: int, known: bool) -> None:

@@ -159,6 +159,11 @@ def test_the_price_of_measuring_is_told(found: Compressed) -> None:
     assert found.report()["passes"].sum() == sum(one.passes for one in found.tried)
 
 
+def test_the_price_is_half_where_nothing_is_reconstructed() -> None:
+    (one,) = compress(network(), task(), params=0.5, rules=["uniform"], reconstruction=0, space=svd_only()).tried
+    assert one.passes == 2 and math.isfinite(one.loss) and math.isnan(one.reconstructed)
+
+
 def test_a_model_of_the_loss_is_an_answer_beside_the_rules() -> None:
     """Its network has factors for the Fisher metric; it is left out where rules are named or it is not asked for."""
     cheap = compress(network(), task(), params=0.5, rules=["uniform", "fisher"], space=svd_only())

@@ -56,6 +56,21 @@ def test_intervals_are_welchs_over_seeds() -> None:
     assert interval([1.0, 1.0], [0.5, 0.5]) == (0.5, 0.5) and all(map(math.isnan, interval([1.0], [0.5, 0.6])))
 
 
+def test_the_best_of_a_metric_of_which_less_is_better_is_the_least() -> None:
+    sides = [[run(0, (first, 40), (0.25, 45), (0.1, 90))] for first in (0.5, 0.125)]
+    frame = comparison(*sides, {"loss": "min", "macs": "min"}, ["macs"], metric="loss", direction="min", budgets=(0.5,))
+    (row,) = frame[frame["measure"] == "loss"].to_dict("records")
+    assert (row["a"], row["b"], row["difference"]) == (0.25, 0.125, 0.125)
+
+
+def test_nothing_covers_what_has_no_objective_left() -> None:
+    """The dense network has none of the only cost, so that there are no shares of it."""
+    none = Run(0, np.zeros((2, 1)), np.zeros(1), np.ones(2), np.ones(2))
+    frame = comparison([none], [none], {"launches": "min"}, ["launches"], metric="loss", direction="min", budgets=())
+    (row,) = frame[frame["measure"] == "coverage"].to_dict("records")
+    assert math.isnan(row["a"]) and math.isnan(row["b"])
+
+
 def test_runs_are_the_seeds_of_a_frame() -> None:
     ids = [DENSE_ID, "a", DENSE_ID, "b", "c", "d"]
     facts = {

@@ -70,6 +70,7 @@ def test_names() -> None:
         "macs ** 2 < 3", "macs % 2 == 1", "abs(macs) < 3", "macs.real < 3", "macs[0] < 3", "macs in (1, 2)", "macs < True",
         "macs < 'a'", "macs < None", "macs < 1j", "(macs < 3) < 1", "macs < (3 if 1 else 2)", "lambda: 1", "__import__('os').getcwd() < 3",
         "macs := 3", "macs = 3", "macs < 1e400", "macs < 0.4, params < 3", "not macs", "macs < 3 and 1", "macs < [1]", "macs\0 < 3",
+        "macs < -(2 ** 3)", "macs < 1 + +[1]",
         "(" * 500 + "macs" + ")" * 500 + " < 3", "macs < 1" + " + 1" * 1000, "macs < " + "9" * 400,
     ],
 )  # fmt: skip
@@ -77,6 +78,12 @@ def test_refused_text_is_shown(text) -> None:
     with pytest.raises(InvalidArgument) as caught:
         Condition.parse(text)
     assert repr(text)[1:20] in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [None, 0.4, ("macs < 0.4",)])
+def test_what_is_no_text_is_refused(text) -> None:
+    with pytest.raises(InvalidArgument, match="is no text; write for example"):
+        Condition.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +109,7 @@ def test_long_conditions_that_are_not_deep_are_read() -> None:
 
 def test_a_bound_of_nothing_on_what_the_dense_network_has_none_of_is_an_amount() -> None:
     assert Condition.parse("bytes <= 0").upper_bounds({"bytes": 0}) == {"bytes": 0}
+    assert Condition.parse("bytes <= 1").upper_bounds({"bytes": 0}) == {"bytes": 1}
     with pytest.raises(InvalidArgument, match="cannot be a share"):
         Condition.parse("bytes <= 0.5").upper_bounds({"bytes": 0})
 

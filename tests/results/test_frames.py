@@ -19,7 +19,7 @@ from ranksearch.results.conditions import Condition
 from ranksearch.results.history import history
 from ranksearch.sites import Cost
 from ranksearch.space import DENSE, Configuration
-from ranksearch.store import Record, Store
+from ranksearch.store import Damaged, Record, Store
 
 BASELINE = Cost(params=100, macs=1000)
 METRICS = (("accuracy", "max"), ("loss", "min"))
@@ -120,7 +120,7 @@ def test_numbers_are_read_to_the_last_bit_and_others_refused() -> None:
     texts: list[str | None] = [json.dumps({"b": "text", "a": value}) for value in values]
     assert frames.numbers([*texts, "{}", None], {"a": False})["a"].tolist()[:-2] == values
     assert frames.numbers(['{"a": 9007199254740993}', "{}"], {"a": True})["a"].tolist() == [2**53 + 1, pd.NA]
-    for bad in ('{"a": "x"}', "[1]", '{"a": 1'):
+    for bad in ('{"a": "x"}', "[1]", '{"a": 1', '{"a": 1}\n{"a": 2}'):
         with pytest.raises(StoreError, match="not what ranksearch wrote"):
             frames.numbers([bad, "{}"], {"a": False})
 
@@ -173,12 +173,33 @@ def test_dense_that_was_not_evaluated() -> None:
     given = {"params": 100, "macs": 1000, "accuracy": 0.9, "loss": 0.1}
     front = frames.front(frame, OBJECTIVES, baseline=given)
     assert front[["id", "seeds", "accuracy", "on_front"]].values.tolist() == [[A.id, 1, 0.8, True], [DENSE.id, 0, 0.9, True]]
+    assert front["factorized"].tolist() == [2, 0] and front["origin"].tolist() == ["test", "baseline"]
     (dense,) = front[front["is_dense"]].to_dict("records")
     assert dense["accuracy_delta"] == dense["loss_delta"] == 0.0 and dense["macs_rel"] == dense["params_rel"] == 1.0
     small = frames.front(frame, OBJECTIVES, Condition.parse("macs <= 0.5"), given)
     assert small[["id", "is_dense", "on_front"]].values.tolist() == [[A.id, False, True], [DENSE.id, True, False]]
     with pytest.raises(InvalidArgument, match="not known yet"):
         frames.front(frame, OBJECTIVES, Condition.parse("accuracy > baseline"))
+
+
+def test_a_front_has_the_categories_of_its_own_rows() -> None:
+    frame = evaluations([*RECORDS[:3], record(B, 40, 500, 0.7, origin="beaten"), record(C, 1, 1, 0.1, fidelity="x")])
+    front = frames.front(frame, OBJECTIVES, fidelity="full")
+    assert list(front["origin"].cat.categories) == ["test"] and list(front["fidelity"].cat.categories) == ["full"]
+
+
+def test_columns_that_evaluations_lack_are_not_asked_for_by_a_condition() -> None:
+    frame = evaluations().drop(columns=["seconds", "error", "error_kind", "created"])
+    front = frames.front(frame, OBJECTIVES, Condition.parse("accuracy > 0.7 * baseline and macs < 0.9"))
+    assert front[["id", "on_front"]].values.tolist() == [[A.id, True], [DENSE.id, False]]
+
+
+def test_what_ranksearch_did_not_write_is_damaged() -> None:
+    for column, value in (("status", "running"), ("seed", 2**70), ("created", "yesterday")):
+        found = {name: values.to_pylist() if isinstance(values, pa.Array) else values for name, values in facts(RECORDS[:2]).items()}
+        found[column][1] = value
+        with pytest.raises(Damaged, match="a row that ranksearch did not write"):
+            frames.evaluations(found, BASELINE, METRICS)
 
 
 def test_a_seed_without_the_metric_is_not_passed_over() -> None:

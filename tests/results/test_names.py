@@ -6,7 +6,7 @@ import pytest
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.results.conditions import Condition
-from ranksearch.results.names import COUNTED, EVALUATION_COLUMNS, FRONT_COLUMNS, METRICS, RESERVED, unusable
+from ranksearch.results.names import COUNTED, EVALUATION_COLUMNS, FRONT_COLUMNS, METRICS, RESERVED, check_metrics, unusable
 from ranksearch.tasks import Metric
 
 
@@ -31,3 +31,7 @@ def test_what_is_taken_can_be_used_in_conditions(name: str) -> None:
 def test_every_column_that_is_no_metric_and_no_cost_is_reserved() -> None:
     assert {"error", "seconds", "seed", "seeds", "id", "baseline"} <= RESERVED
     assert {c for c in (*EVALUATION_COLUMNS, *FRONT_COLUMNS) if c.islower()} <= RESERVED and METRICS not in RESERVED
+
+
+def test_metrics_that_are_costs_are_none_of_their_own() -> None:
+    assert check_metrics([("loss", "min"), ("macs", "min"), ("accuracy", "max")], ["params", "macs"]) == ["loss", "accuracy"]

@@ -117,6 +117,11 @@ def test_knee_of_known_fronts() -> None:
     assert knee(ball, ["min"] * 3) == 3
 
 
+def test_a_hyperplane_that_falls_with_an_objective_is_no_measure_of_a_bulge() -> None:
+    """The best rows of the objectives span one with intercepts of both signs; by the sum of what is scaled the second row is least."""
+    assert knee([[0, 9, 4], [1, 6, 1], [8, 3, 1], [5, 1, 8], [6, 3, 6]], ["min"] * 3) == 1
+
+
 def test_knee_ignores_units() -> None:
     values = np.array([[1.0, 9.0], [2.0, 4.0], [5.0, 2.0], [9.0, 1.0]])
     assert knee(values, ["min", "min"]) == knee(values * [1e9, 1e-3], ["min", "min"]) == 1

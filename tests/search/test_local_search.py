@@ -129,6 +129,10 @@ def test_moves_grow_a_site_within_the_budgets_best_predicted_first(setting, seed
         gains.setdefault(site, []).append(float(table.score(candidate) - table.score(now)))
     assert all(np.array_equal(found, np.sort(found)) for found in gains.values())
     assert gains[moves[0][0]][0] == min(found[0] for found in gains.values())
+    turns = dict.fromkeys(gains, 0)
+    for site, _ in moves:
+        assert all(turns[other] >= min(turns[site] // 2 * 2, len(gains[other])) for other in gains), "a third of one after two of each"
+        turns[site] += 1
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -152,6 +156,22 @@ def test_probes_are_of_the_cheaper_option_with_the_most_typical_rise(setting, se
     # what is measured is what the table says: no site is weighed otherwise than before
     for before, after in zip(table.values, probed.values, strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_probes_cost_no_more_and_promise_less_whatever_the_table(setting, seed):
+    """By other errors than those that the ladders are made of, options that cost less may lose less."""
+    _, _, space = setting
+    rng = np.random.default_rng(seed)
+    table, now = Table(tuple(rng.random(n) for n in space.shape), "sum"), np.array([rng.integers(1, n - 1) for n in space.shape])
+    now[0], table.values[0][:] = 2, [0.5, 1.0, 0.7, 0.1, *[0.2] * (space.shape[0] - 4)]  # there is one
+    asked = []
+    _probe(Problem(space, table, {"params": 1.0}), _Incumbent(lambda indices: asked.append(indices.copy()) or 1.0, now))
+    assert len(asked) > 1
+    for row in asked[1:]:
+        (site,) = np.flatnonzero(row != now)
+        params = space.ladders[site].costs["params"]
+        assert params[row[site]] <= params[now[site]] and table.values[site][row[site]] > table.values[site][now[site]]
 
 
 def test_a_site_without_a_cheaper_option_keeps_its_weight(setting):
@@ -237,6 +257,9 @@ def test_rounds_without_a_better_configuration_look_farther_up_to_a_width(settin
     widths = [width for width, _ in asked]
     assert widths == [3 * 2**k for k in range(len(widths))] and widths[-1] <= 4 * max(space.shape) < 2 * widths[-1]
     assert all(trust == [1.0] * len(space.shape) for _, trust in asked)
+    asked.clear()
+    _exchange(problem, _Incumbent(lambda indices: 0.0, space.dense), 10, 4 * max(space.shape) + 1)
+    assert asked == []
 
 
 def test_a_move_is_scored_by_what_the_table_predicts_of_it() -> None:

@@ -119,6 +119,23 @@ def test_measured_proxies_have_their_say_and_those_that_fail_none(space: SearchS
     assert sum(s.origin.split(":")[1] == "measured" for s in front) > len(front) / 2
 
 
+@pytest.mark.parametrize(
+    ("names", "limited", "costs"),
+    [(("accuracy", "params"), "params", ["params"]), (("accuracy",), "params", ["params"]), (("accuracy",), None, ["macs"])],
+)  # fmt: skip
+def test_starts_spread_over_costs_that_matter(space: SearchSpace, names: tuple[str, ...], limited: str | None, costs: list[str]) -> None:
+    """Objectives and what is bounded; the leading cost where neither is one."""
+    objectives = Objectives(names, {"accuracy": "max", "macs": "min", "params": "min"}, space.baseline)
+    limits = {limited: space.limit(limited, 0.9)} if limited else {}
+    search = SearchRun(
+        space, objectives, Fidelity(), 0, 12, Random(), free_proxies(), None, limits, lambda: worth, portfolio=Portfolio((), loss(space))
+    )  # fmt: skip
+    measured = search._measured(lambda event: None, 12, 6)
+    front = [start.candidate.configuration.id for start in cheap_front(measured, costs, 6)]
+    assert [start.candidate.configuration.id for start in search._starts((), measured, 12)] == front and len(front) > 1
+    assert space.leading_cost == "macs" and search._measured(lambda event: None, 12, 7) == [], "the dense network and six starts are known"
+
+
 def test_a_search_begins_with_the_front_of_its_portfolio(space: SearchSpace, tmp_path) -> None:
     objectives = Objectives(("accuracy", "macs"), {"accuracy": "max", "macs": "min", "params": "min"}, space.baseline)
     portfolio = Portfolio(PUBLISHED, loss(space))

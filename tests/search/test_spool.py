@@ -123,6 +123,16 @@ def test_what_failed_or_cannot_be_written_down_is_handed_on_all_the_same(spool: 
     assert Spooling(lambda request: DONE, spool)(ASKED) is DONE
 
 
+def test_outcomes_of_another_study_and_what_cannot_be_read_stay_where_they_are(spool: Spool) -> None:
+    other = Spool(spool.folder, "another")
+    spool.put(DONE)
+    other.put(outcome_of(2))
+    (spool.folder / "half.json").write_text('{"fingerprint": "f", "configuration"')
+    (spool.folder / "none.json").write_text('{"fingerprint": "f"}')
+    assert list(spool.outcomes()) == [DONE] and [outcome.request for outcome in other.outcomes()] == [outcome_of(2).request]
+    assert len(list(spool.folder.iterdir())) == 4
+
+
 def test_what_is_stored_is_dropped_with_its_checkpoint_whether_or_not_it_is_there(spool: Spool) -> None:
     other = Request(Configuration({"b": ("svd", (1,))}), ASKED.fidelity, 3)
     for request in (ASKED, other):

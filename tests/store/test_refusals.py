@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
@@ -173,6 +174,19 @@ def test_no_room_for_a_new_store(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         Store.open(path, **STUDY)
     assert not list(path.parent.iterdir())
     monkeypatch.undo()
+    Store.open(path, **STUDY).close()
+
+
+def test_folders_that_were_made_in_vain_are_removed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    path.parents[1].mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(_database, "FileLock", none)
+        with pytest.raises(StoreError, match="No locks available"):
+            Store.open(path, **STUDY)
+    assert path.parents[1].is_dir() and not list(path.parents[1].iterdir()), "the folder that was there stays, and only that"
     Store.open(path, **STUDY).close()
 
 

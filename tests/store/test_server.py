@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def test_claims_do_not_keep_a_process_alive_that_is_at_its_end() -> None:
     assert not thread.is_alive()
 
 
+def test_claims_end_after_the_last_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would come to a database that is let go."""
+    begun = threading.Event()
+    monkeypatch.setattr(_claims, "BEAT", 0.01)
+    monkeypatch.setattr(_claims.Claims, "renew", lambda self: (begun.set(), time.sleep(0.3)))
+    claims = _claims.Claims(sa.create_engine("sqlite://"))
+    (thread,) = (each for each in threading.enumerate() if each.name == "ranksearch-claims")
+    assert begun.wait(10)
+    claims.release()
+    assert not thread.is_alive()
+
+
 def test_an_evaluation_is_claimed_by_one_process(server: str) -> None:
     with Store.open(server, **STUDY) as one, Store.open(server, **STUDY) as two:
         assert one.claims and two.claims
@@ -80,6 +93,18 @@ def test_an_evaluation_is_claimed_by_one_process(server: str) -> None:
         assert one.claims.others("full", 0) == 0, "who ends leaves nothing"
         with Store.open(server, create=False) as reader:
             assert reader.claims is None
+
+
+def test_the_clock_is_the_servers(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of this machine is decades off, and counts only where a database is of a kind not known here."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: 7.0)
+    engine = sa.create_engine(server)
+    with engine.connect() as connection:
+        assert _claims.server_time(connection) == pytest.approx(now, abs=3600)
+        monkeypatch.setattr(connection.dialect, "name", "other")
+        assert _claims.server_time(connection) == 7.0
+    engine.dispose()
 
 
 def test_claims_of_the_dead_end_by_the_servers_clock(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +127,16 @@ def test_claims_of_the_dead_end_by_the_servers_clock(server: str, monkeypatch: p
         later(20)
         assert other.claim(*key) and not one.claim(*key)
         assert one.claims.take_over() == [other.claims._holder] and one.claim(*key)
+
+
+def test_whose_claims_there_are_is_said_in_order(server: str) -> None:
+    names = [f"pid {number} on host" for number in (5, 1, 7, 3, 2, 8, 4, 6)]
+    with Store.open(server, **STUDY) as one, Store.open(server, **STUDY) as other:
+        assert one.claims and other.claims
+        for number, name in enumerate(names):
+            other.claims._holder = name
+            assert other.claim(f"{number:012x}", "full", 0)
+        assert Store.writers(server) == sorted(names) == one.claims.take_over() and Store.writers(server) == []
 
 
 def test_life_is_shown_now_and_then(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +168,21 @@ def test_one_of_many_who_ask_at_once_gets_it(postgres) -> None:
         store.close()
 
 
+def test_what_another_adds_at_the_same_moment_is_there(postgres) -> None:
+    url = postgres.database()
+    with Store.open(url, **STUDY) as one, Store.open(url, **STUDY) as two:
+        assert one.add(record(1, seed=7)), "the configuration is there"
+        theirs = [record(1, seconds=3.0)]
+
+        @sa.event.listens_for(one._engine, "before_cursor_execute")
+        def faster(connection, cursor, statement, *_) -> None:
+            if theirs and statement.startswith("INSERT INTO ranksearch_evaluations"):
+                assert two.add(theirs.pop())
+
+        assert one.add(record(1, seconds=9.0)) is False and not theirs
+        assert [fact.seconds for fact in one.records()] == [1.5, 3.0]
+
+
 def test_many_who_make_it_at_once_make_one(postgres) -> None:
     url = postgres.database()
     code = "Store.open(sys.argv[1], study='digits', fingerprint='f00d').close(); print('fine')"
@@ -154,6 +204,19 @@ def test_a_server_that_is_away_is_told_from_one_that_refuses(postgres) -> None:
         finally:
             postgres.start()
         assert store.add(record(2)) and store.count() == 2, "the same store goes on when it is back"
+
+
+def test_a_store_that_is_closed_leaves_no_connection(postgres) -> None:
+    url = postgres.database()
+    engine = sa.create_engine(url)
+    asked = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for write in (True, False):
+            store = Store.open(url, **STUDY, write=write)
+            assert store.records() == [] and connection.scalar(asked)
+            store.close()
+            assert wait_until(lambda: connection.scalar(asked) == 0)
+    engine.dispose()
 
 
 def test_a_store_of_an_earlier_version_is_brought_to_this_one(server: str) -> None:
@@ -180,11 +243,9 @@ def test_only_what_others_cannot_see_needs_no_place() -> None:
 
 
 def together(actions: list[Callable[[], object]]) -> None:
-    threads = [threading.Thread(target=action) for action in actions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(actions)) as pool:
+        for each in [pool.submit(action) for action in actions]:
+            each.result()
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> bool:

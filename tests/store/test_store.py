@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 from store_cases import STUDY, record, stored_details
 
 from ranksearch.errors import InvalidArgument, StoreError
@@ -100,7 +101,10 @@ def test_done_needs_finite_metrics(value: float) -> None:
         record(metrics={"accuracy": value})
 
 
-@pytest.mark.parametrize("change", [{"status": "running"}, {"error_kind": "code"}, {"configuration": "[1]"}, {"configuration": "{"}])
+@pytest.mark.parametrize("change", [
+    {"status": "running"}, {"error_kind": "code"}, {"configuration": "[1]"}, {"configuration": "{"},
+    {"metrics": {"loss": 1.0}, "status": "stopped"}, {"curve": [1]}, {"curve": [(1, 0.5)]},
+])  # fmt: skip
 def test_record_is_checked(change) -> None:
     with pytest.raises(InvalidArgument, match=next(iter(change))):
         record(**change)
@@ -129,6 +133,9 @@ def test_configuration_by_prefix(filled: Path) -> None:
                 store.configuration(wrong)
         with pytest.raises(InvalidArgument):
             store.configuration("")
+        for none in ("a\0", "\udcff", 7):
+            with pytest.raises(InvalidArgument, match="no id has such characters"):
+                store.configuration(none)  # type: ignore[arg-type]
 
 
 def test_details(path: Path) -> None:
@@ -144,6 +151,13 @@ def test_details(path: Path) -> None:
         Store.open(path, **STUDY, details={"n": object()})
     with pytest.raises(InvalidArgument, match="needs both"):
         Store.open(path, study="digits")
+
+
+def test_a_new_store_has_nothing(path: Path) -> None:
+    with Store.open(path, **STUDY) as store:
+        assert (store.count(), store.changes(), store.records(), store.fidelities()) == (0, 0, [], [])
+        assert store.add(record(1, fidelity="short")) and store.add(record(1)) and store.add(record(2, fidelity="deep"))
+        assert (store.count(), store.changes(), store.fidelities()) == (3, 3, ["deep", "full", "short"])
 
 
 def test_create_without_writing(path: Path) -> None:
@@ -172,6 +186,14 @@ def test_it_is_wal_and_synchronous(filled: Path) -> None:
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30000}
 
 
+def test_the_database_itself_refuses_what_a_reader_writes(filled: Path) -> None:
+    delete = "DELETE FROM ranksearch_evaluations"
+    with Store.open(filled, create=False) as reader, reader._engine.connect() as connection:
+        with pytest.raises(OperationalError, match="readonly"):
+            connection.exec_driver_sql(delete)
+        assert reader.count() == 3
+
+
 def test_costs_that_a_study_gained_are_completed_when_read(filled: Path) -> None:
     def complete(fact: Record) -> Record:
         return replace(fact, costs={**fact.costs, "bytes": 4 * fact.costs["params"]})
@@ -191,7 +213,10 @@ def test_costs_that_are_none_are_refused(costs: dict) -> None:
 
 
 def test_json_is_readable_with_other_tools(filled: Path) -> None:
+    with Store.open(filled, **STUDY) as store:
+        assert store.add(record(8, costs={"params": 10, "macs": 20, "bytes": 40}))
     with sqlite3.connect(filled) as connection:
-        rows = connection.execute("SELECT metrics, created FROM ranksearch_evaluations").fetchall()
+        rows = connection.execute("SELECT metrics, created, costs FROM ranksearch_evaluations ORDER BY number").fetchall()
     connection.close()
+    assert rows[0][2] is None and json.loads(rows[3][2]) == {"bytes": 40}, "params and macs have columns of their own"
     assert json.loads(rows[0][0]) == {"loss": 0.25, "accuracy": 0.9} and datetime.fromisoformat(rows[0][1]).tzinfo is not None
