@@ -23,7 +23,7 @@ def study(
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
     training: Annotated[Literal["plain", "recovery"], "of candidates: as the task does, or with a rate per factor and a teacher"] = "plain",
     reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 8,
-    learning_rate: Annotated[float, "peak learning rate of fine-tuning"] = 0.01,
+    learning_rate: Annotated[float, "peak learning rate of fine-tuning; at 0.01 an encoder forgets what it knows"] = 0.001,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the search and every evaluation"] = 0,
 ) -> Study:

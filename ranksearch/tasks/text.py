@@ -84,7 +84,7 @@ def sentences(
     tokenizer: Any,
     *,
     length: int = 48,
-    learning_rate: float = 0.01,
+    learning_rate: float = 0.001,
     batch_size: int = 32,
     weight_decay: float = 0.0,
     schedule: Schedule = "cosine",
