@@ -151,6 +151,7 @@ def with_interval(measure: Measure, *columns: np.ndarray, digits: int) -> str:
     if np.isnan(value):
         return "-"
     low, high = np.nanquantile(found, [0.025, 0.975])
+    value, low, high = (round(float(number), digits) + 0.0 for number in (value, low, high))  # no minus before a zero
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
