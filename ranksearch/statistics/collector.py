@@ -103,8 +103,10 @@ class Collector:
         """Square the weight gradients, which are complete once a backward pass has gone through all calls."""
         self.sampled += self.size
         if self.squares is not None and self._weight_gradient is not None:
-            for example in self._weight_gradient:
-                self.squares += example.double().square().to(self.squares)
+            squares = torch.zeros_like(self._weight_gradient[0], dtype=torch.float64)
+            for example in self._weight_gradient:  # one by one: in float64 all take twice the memory
+                squares += example.double().square()
+            self.squares += squares.to(self.squares)
         self._weight_gradient = None
 
     def result(self) -> SiteStatistics:

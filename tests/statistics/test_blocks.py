@@ -211,3 +211,19 @@ def test_layers_that_store_their_weight_transposed_have_the_statistics_of_linear
     plain, turned = found.of["plain"], found.of["turned"]
     assert torch.equal(plain.input_shrinkage, turned.input_shrinkage) and float(plain.input_shrinkage) > 0.05
     assert torch.equal(plain.input, turned.input) and torch.equal(plain.output_shrinkage, turned.output_shrinkage)
+
+
+def test_no_token_has_a_weight_gradient_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held at a time is a matrix per example: with one per token, a sentence encoder's collection took gigabytes."""
+    model = nn.Sequential(nn.Linear(32, 48), nn.AdaptiveAvgPool2d((1, 48)), nn.Flatten(), nn.Linear(48, 3))
+    x, y = torch.randn(4, 20, 32), torch.randint(0, 3, (4,))
+    held: list[int] = []
+
+    def product(one: Tensor, other: Tensor) -> Tensor:
+        found = torch.matmul(one, other)
+        held.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Tensor, "__matmul__", product)
+    collect(model, find_sites(model, x[:1]), [(x, y)], labels=GivenLabels(), diagonal=True)
+    assert held and max(held) == 4 * 32 * 48

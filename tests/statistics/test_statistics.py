@@ -438,19 +438,3 @@ def test_what_the_whole_batch_shares_counts_for_every_example(projected):
     assert (g - h).norm() < 0.15 * h.norm()
     if projected:
         assert (one.fisher_diagonal - every.fisher_diagonal).norm() < 0.2 * every.fisher_diagonal.norm()
-
-
-def test_no_token_has_a_weight_gradient_of_its_own(monkeypatch):
-    """What is held at a time is a matrix per example: with one per token, a sentence encoder's collection took gigabytes."""
-    model = nn.Sequential(nn.Linear(32, 48), nn.AdaptiveAvgPool2d((1, 48)), nn.Flatten(), nn.Linear(48, 3))
-    x, y = torch.randn(4, 20, 32), torch.randint(0, 3, (4,))
-    held: list[int] = []
-
-    def product(one, other):
-        found = torch.matmul(one, other)
-        held.append(found.numel())
-        return found
-
-    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
-    collect(model, find_sites(model, x[:1]), [(x, y)], labels=GivenLabels(), diagonal=True)
-    assert held and max(held) == 4 * 32 * 48
