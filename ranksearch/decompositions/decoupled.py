@@ -17,7 +17,7 @@ from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Error
 from ranksearch.decompositions.folded_metric import FoldedMetric, fold_metric
 from ranksearch.decompositions.folding import FOLDINGS, split_groups
 from ranksearch.decompositions.metric import Moments, conditioned, half, is_weight_metric, residual_energy
-from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
+from ranksearch.decompositions.spectrum import Spectrum, equal_norms, ratio, spectrum, spectrum_errors, truncate
 from ranksearch.decompositions.weighted_truncation import bounded, largest
 from ranksearch.sites import Site
 
@@ -106,7 +106,7 @@ class Decoupled(Decomposition[FilterState]):
             points = solve_triangular(state.channel_half.mT[:, None], points.unflatten(0, (groups, -1)), upper=True).flatten(0, 1)
             taps = taps.unflatten(0, (groups, -1))
             taps = solve_triangular(state.tap_half[:, None], taps, upper=False, left=False).flatten(0, 1)
-        return points, taps
+        return equal_norms(points, taps)
 
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
         c_out, c_in, *kernel = site.shape

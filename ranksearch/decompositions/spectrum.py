@@ -94,6 +94,15 @@ def truncate(state: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
     return (state.matrix @ basis) / scale[:, None, :], scale[..., None] * basis.mT
 
 
+def equal_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same products with every component split evenly: column r of ``left``, shape (..., m, rank), and row r of ``right``, shape
+    (..., rank, n), have one norm. What is whitened and led back has not: moments scale one side and not the other, by a factor of a hundred
+    in some networks, and gradient steps then move the small side alone. A component of which one side is zero stays as it is."""
+    one, other = left.norm(dim=-2), right.norm(dim=-1)
+    scale = torch.where((one > 0) & (other > 0), (other / one).sqrt(), 1.0)
+    return left * scale[..., None, :], right / scale[..., None]
+
+
 def balance(energies: Tensor) -> Tensor:
     """sigma^(1/2) of every component, 1 where sigma vanishes: splits a component evenly between two factors."""
     root = energies.clamp_min(0.0) ** 0.25

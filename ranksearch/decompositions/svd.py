@@ -15,7 +15,7 @@ from ranksearch.decompositions.decomposition import Decomposition, Errors, Rank,
 from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.decompositions.kronecker import Matrix, solve_half, times
 from ranksearch.decompositions.metric import Moments, conditioned, half
-from ranksearch.decompositions.spectrum import Spectrum, spectrum, spectrum_errors, truncate
+from ranksearch.decompositions.spectrum import Spectrum, equal_norms, spectrum, spectrum_errors, truncate
 from ranksearch.sites import Site
 
 FOLDING = FOLDINGS["svd"]
@@ -74,7 +74,7 @@ class SVD(Decomposition[SVDState]):
             left = torch.linalg.solve_triangular(state.output_half.mT, left, upper=True)
         if state.input_half is not None:
             right = solve_half(right, state.input_half)
-        return left, right  # shapes: (groups, c_out / groups, r), (groups, r, c_in / groups * kh * kw)
+        return equal_norms(left, right)  # shapes: (groups, c_out / groups, r), (groups, r, c_in / groups * kh * kw)
 
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
         g, (c_out, *into) = site.groups, site.shape

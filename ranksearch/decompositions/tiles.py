@@ -19,7 +19,7 @@ from ranksearch.decompositions.decomposition import Errors, cheaper
 from ranksearch.decompositions.folding import FOLDINGS, join_tiles, split_tiles
 from ranksearch.decompositions.kronecker import Matrix, block, diagonal_blocks, solve_half, solve_moment, times
 from ranksearch.decompositions.metric import Moments, conditioned, half, residual_energy
-from ranksearch.decompositions.spectrum import ratio, spectrum, truncate
+from ranksearch.decompositions.spectrum import equal_norms, ratio, spectrum, truncate
 from ranksearch.decompositions.symmetric import eigvalsh
 from ranksearch.sites import Site
 
@@ -214,11 +214,11 @@ def _best(tiles: Tensor, out: Tensor | None, inp: Matrix | None, rank: int | Non
     left, right = truncate(spectrum(white.reshape(p * t, m, n)), min(m, n) if rank is None else rank)
     left, right = left.unflatten(0, (p, t)), right.unflatten(0, (p, t))
     left = left if out is None else solve_triangular(out.mT[:, None], left, upper=True)
-    return left, right if inp is None else solve_half(right, inp[None])
+    return equal_norms(left, right if inp is None else solve_half(right, inp[None]))
 
 
 def factors(state: TileState, p: int, t: int, rank: int, *, sweeps: int = SWEEPS) -> tuple[Tensor, Tensor]:
-    """Factors of all tiles, (p, t, m, r) and (p, t, r, n). Where the metric couples tiles, each in turn becomes the best
+    """Factors of all tiles, (p, t, m, r) and (p, t, r, n), of equal norms. Where the metric couples tiles, each in turn becomes the best
     approximation of what the others leave over; the error never grows."""
     left, right = _start(state, p, t, rank)
     coupled = (p > 1 and state.output is not None) or (t > 1 and state.input is not None)

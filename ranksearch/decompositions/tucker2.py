@@ -190,15 +190,15 @@ class Tucker2(Decomposition[TuckerState]):
         return Errors(state.grid, ratio(squared[:, 0], total), ratio(squared[:, 1], top), total**0.5, "measured", "measured")
 
     def factors(self, state: TuckerState, rank: Rank) -> tuple[Tensor, ...]:
-        """Input basis (g, ci, r_in), core (g, r_out, r_in, kh, kw), output basis (g, co, r_out), of any
-        pair. With an input moment, the best core and output basis for an input basis (reduced-rank regression, exact) and a better
-        input basis for them are found in turn."""
+        """Input basis (g, ci, r_in), core (g, r_out, r_in, kh, kw), output basis (g, co, r_out), of any pair; the columns of the bases
+        have norm 1. With an input moment, the best core and output basis for an input basis (reduced-rank regression, exact) and a
+        better input basis for them are found in turn."""
         r_in, r_out = rank
         if state.metric is not None:
             seen = weighted(state.metric, state.weight)
             first, regression = _regressed(state, seen, r_in, _anchor(state, r_in, r_out))
             core, last = _truncate(state, regression, r_out)
-            return first, core.unflatten(3, state.kernel), last
+            return _unit_columns(first, core.unflatten(3, state.kernel), last)
         assert state.core is not None and state.output_basis is not None  # without an input moment
         if not self.hooi:
             first, core, last = state.input_basis[..., :r_in], state.core[:, :r_out, :r_in], state.output_basis[..., :r_out]
@@ -209,7 +209,7 @@ class Tucker2(Decomposition[TuckerState]):
         if state.halves is not None:
             tap_half, channel_half = state.halves
             core, first = solve_half(core.flatten(1, 2), tap_half).reshape(core.shape), _unwhiten(channel_half, first)
-        return first, core.unflatten(3, state.kernel).contiguous(), _unwhiten(state.output_half, last)
+        return _unit_columns(first, core.unflatten(3, state.kernel).contiguous(), _unwhiten(state.output_half, last))
 
     def describe(self, site: Site, rank: Rank) -> str:
         return f"in {rank[0]}, out {rank[1]}"
@@ -315,6 +315,13 @@ def _truncate(state: TuckerState, regression: Regression, r_out: int) -> tuple[T
     """The best core (g, r_out, r_in, s) and output basis (g, co, r_out) for the input basis of a regression."""
     core = _core(regression, r_out).unflatten(1, (-1, state.weight.shape[2])).permute(0, 3, 1, 2).contiguous()
     return core, _unwhiten(state.output_half, regression.vectors[..., :r_out])
+
+
+def _unit_columns(first: Tensor, core: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same product with the sizes of the bases' columns in the core, as where bases are orthonormal: what is led back from whitened
+    coordinates has any size, and gradient steps would move the small factors alone."""
+    one, other = (torch.where(norms > 0, norms, 1.0) for norms in (first.norm(dim=1), last.norm(dim=1)))
+    return first / one[:, None], core * one[:, None, :, None, None] * other[:, :, None, None, None], last / other[:, None]
 
 
 def _iterate(core: Tensor, r_in: int, r_out: int, sweeps: int) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from ranksearch.decompositions.folding import Folding
 from ranksearch.decompositions.kronecker import Kronecker, Matrix, solve_half, solve_moment, times
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.singular import svd
-from ranksearch.decompositions.spectrum import Spectrum, ratio, spectrum, spectrum_errors, truncate
+from ranksearch.decompositions.spectrum import Spectrum, equal_norms, ratio, spectrum, spectrum_errors, truncate
 from ranksearch.decompositions.symmetric import eigh, eigvalsh
 from ranksearch.sites import Site
 
@@ -185,7 +185,7 @@ def residual_norms(metric: FoldedMetric, residual: Tensor) -> tuple[float, float
 
 
 def factors(state: Folded, rank: int, *, sweeps: int | None = None, seen: Weighted | None = None) -> tuple[Tensor, Tensor]:
-    """L of shape (groups, o s, rank) and R (groups, rank, c), of equal norms. The rank may be off the grid.
+    """L of shape (groups, o s, rank) and R (groups, rank, c), component by component of equal norms. The rank may be off the grid.
     ``sweeps`` bounds the steps, which are else as many as `affordable`; ``seen`` is the weight's, where it is at hand."""
     metric, weight = state.metric, state.weight
     groups, o, s, _ = weight.shape
@@ -197,7 +197,7 @@ def factors(state: Folded, rank: int, *, sweeps: int | None = None, seen: Weight
             right = solve_half(right, channel_half)
         if state.output_half is not None:
             left = solve_triangular(state.output_half.mT, left.reshape(groups, o, s * rank), upper=True).reshape(groups, o * s, rank)
-        return left, right
+        return equal_norms(left, right)
     seen = seen or weighted(metric, weight)
     if sweeps is None:
         left, right = _best(state, metric, seen, rank)

@@ -1,0 +1,46 @@
+"""Of every type: how large factors are does not hang on the moments that they were made in, so that training treats them alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contract_cases import WEIGHTS, make, over, second_moments, some
+from torch import Tensor
+
+from ranksearch.decompositions import AnyDecomposition, Moments
+from ranksearch.sites import canonical_weight
+
+PAIRS = ("svd", "grouped_svd", "grouped_svd_learned", "tiled_svd", "spatial", "spatial_t", "svd_in", "decoupled")
+
+
+def factors_of(kind: str, decomposition: AnyDecomposition, moments: Moments) -> list[Tensor]:
+    """The weights among the factors of a rank in the middle."""
+    layer, site, _ = make(kind)
+    state = decomposition.prepare(site, canonical_weight(layer, site), moments)
+    errors = decomposition.errors(state)
+    rank = tuple(errors.ranks[some(errors, 3)[1 if len(errors.ranks) > 2 else 0]].tolist())
+    return [f for f in decomposition.factors(state, rank) if f.is_floating_point()]
+
+
+@over(WEIGHTS)
+def test_the_size_of_factors_does_not_hang_on_the_size_of_the_moments(kind: str, decomposition: AnyDecomposition) -> None:
+    moments = second_moments(make(kind)[1])
+    assert moments.input is not None and moments.output is not None
+    scaled = Moments(moments.input * 2**12, moments.output * 2**-7)  # without any rounding
+    norms, others = ([float(f.norm()) for f in factors_of(kind, decomposition, given)] for given in (moments, scaled))
+    assert others == pytest.approx(norms, rel=1e-6)
+
+
+@over([case for case in WEIGHTS if case[1].name in PAIRS])
+def test_the_two_sides_of_every_component_have_one_norm(kind: str, decomposition: AnyDecomposition) -> None:
+    moments = second_moments(make(kind)[1])
+    for given in (Moments(), Moments(moments.input), Moments(None, moments.output), moments):
+        left, right = factors_of(kind, decomposition, given)
+        torch.testing.assert_close(left.norm(dim=-2), right.norm(dim=-1), rtol=1e-6, atol=1e-9)
+
+
+@over([case for case in WEIGHTS if case[1].name == "tucker2"])
+def test_the_bases_of_tucker2_have_columns_of_norm_one(kind: str, decomposition: AnyDecomposition) -> None:
+    first, _, last = factors_of(kind, decomposition, second_moments(make(kind)[1]))
+    for basis in (first, last):
+        torch.testing.assert_close(basis.norm(dim=1), torch.ones_like(basis[:, 0]), rtol=1e-9, atol=0)
