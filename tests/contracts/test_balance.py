@@ -1,4 +1,5 @@
-"""Of every type: how large factors are does not hang on the moments that they were made in, so that training treats them alike."""
+"""Of every type: how large factors are does not hang on the moments that they were made in, so that training treats them alike; and of
+types of components, that factors of a rank are the first of all."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from ranksearch.decompositions import AnyDecomposition, Moments
 from ranksearch.sites import canonical_weight
 
+COMPONENTS = [case for case in WEIGHTS if case[1].components]
 PAIRS = ("svd", "grouped_svd", "grouped_svd_learned", "tiled_svd", "spatial", "spatial_t", "svd_in", "decoupled")
 
 
@@ -44,3 +46,18 @@ def test_the_bases_of_tucker2_have_columns_of_norm_one(kind: str, decomposition:
     first, _, last = factors_of(kind, decomposition, second_moments(make(kind)[1]))
     for basis in (first, last):
         torch.testing.assert_close(basis.norm(dim=1), torch.ones_like(basis[:, 0]), rtol=1e-9, atol=0)
+
+
+@over(COMPONENTS)
+def test_factors_of_a_rank_are_the_first_of_those_of_all_components(kind: str, decomposition: AnyDecomposition) -> None:
+    layer, site, _ = make(kind)
+    moments = second_moments(site)
+    for given in (None, Moments(moments.input), moments):
+        state = decomposition.prepare(site, canonical_weight(layer, site), given)
+        ranks = [tuple(row) for row in decomposition.ranks(site).tolist()]
+        left, right = decomposition.factors(state, ranks[-1])
+        assert left.shape[-2] * left.shape[0] == site.c_out and right[0, 0].numel() == len(canonical_weight(layer, site)[0].flatten())
+        for (rank,) in ranks[:: max(1, len(ranks) // 3)]:
+            one, other = decomposition.factors(state, (rank,))
+            torch.testing.assert_close(one, left[..., :rank], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(other, right[..., :rank, :], rtol=1e-9, atol=1e-9)
