@@ -1,11 +1,12 @@
 """Ranks, bits and both within budgets of bytes: the exact optima of the Fisher error over ranks and types alone, over bits alone (every
-layer dense, of 32, 8 or 4 bits), and over all of them together, refitted, on the test images. Writes a JSON line per network to ``--out``
+layer dense, of 32, 8 or 4 bits), and over all of them together, refitted, on the test set. Writes a JSON line per network to ``--out``
 as it goes, so that a long run can be stopped and widened (what is there is not made again), and prints a markdown table: means over
 calibration seeds and their spread. With ``--interaction`` also what rounding adds to the error of low-rank layers.
 
-    python analysis/bits.py --data SHARED/data/cifar10 --weights SHARED/models/resnet20_cifar10.safetensors --out FILE.jsonl
+    python analysis/bits.py --network resnet20 --shared SHARED --out FILE.jsonl
 
-Calibration seeds take other training images for everything: moments, reconstruction and batch norm."""
+Networks and data are those of `analysis/frontier.py`. Calibration seeds take other training examples for everything: moments,
+reconstruction and batch norm."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,21 @@ from typing import Any
 import numpy as np
 import torch
 from spread import spread
+from subjects import SPACES, add_arguments, rows_of, subject, wide
 
 from ranksearch.allocators import Additive, Problem
 from ranksearch.costs import COSTS, Bytes
 from ranksearch.decompositions import BITS, Quantized
 from ranksearch.errors import EmptySpace, InfeasibleBudget
-from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
-from ranksearch.space import SearchSpace, build_space, mixture, svd_only
+from ranksearch.space import SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.study import Study
-from ranksearch.tasks.images import cifar10
-from ranksearch.tasks.networks import cifar_resnet, load_weights
 
-SPACES = {"svd": svd_only, "no cp": partial(mixture, cp=False), "all": mixture}
+TYPES = ("svd", "no-cp", "all")
 WAYS = ("rank", "bits", "both")
 
 
@@ -48,11 +47,10 @@ class Subject:
 
     def __init__(self, given: argparse.Namespace, types: str, seed: int) -> None:
         self.given, self.types = given, types
-        self.model = load_weights(cifar_resnet(given.depth), given.weights).eval()
-        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        task = cifar10(given.data, validation=given.images)
-        # calibration batches are drawn from all training images: of fewer, others are drawn
-        self.task = task.cut(train=task.sizes()["train"] - seed, **{self.split: given.images})
+        self.model, task = subject(given)
+        # calibration batches are drawn from all training examples: of fewer, others are drawn
+        self.task = task.cut(train=task.sizes()["train"] - seed, **{self.split: given.examples} if given.examples else {})
+        self.wide = wide(self.task, given.network)
 
     @property
     def split(self) -> str:
@@ -86,7 +84,7 @@ class Subject:
         costs = {name: chosen.cost.share(name, space.baseline) for name in space.costs}
         known = {"id": chosen.configuration.id, "seconds": round(seconds, 1), **costs, "kinds": dict(kinds), "loss_predicted": found.value}
         recalibrate(network, self.task.normalization(16))
-        return known | self.task.measure(network, self.split)  # type: ignore[arg-type]
+        return known | self.wide.measure(network, self.split)  # type: ignore[arg-type]
 
     def interaction(self) -> Iterable[tuple[str, int, float]]:
         """Per layer, type and bits: the median, over ranks, of what rounding adds to the squared error of a low-rank layer, over what it
@@ -107,11 +105,11 @@ class Subject:
 
 def run(given: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows, those of the file first."""
-    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    rows = rows_of(given.out)
     for seed, types in product(given.seeds, given.types):
         subject = Subject(given, types, seed)
         for budget, way in product(given.budgets, given.ways):
-            key = {"depth": given.depth, "split": subject.split, "types": types, "budget": budget, "way": way, "seed": seed}
+            key = {"network": given.network, "split": subject.split, "types": types, "budget": budget, "way": way, "seed": seed}
             if any(key.items() <= row.items() for row in rows):
                 continue
             found = subject.row(way, budget)
@@ -143,21 +141,19 @@ def table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=user_path, required=True, help="folder with train.parquet and test.parquet")
-    parser.add_argument("--weights", type=user_path, required=True, help="safetensors of the ResNet")
-    parser.add_argument("--depth", type=int, default=20)
+    add_arguments(parser, images=5000)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.15, 0.1, 0.075, 0.05], help="shares of the bytes")
-    parser.add_argument("--types", nargs="+", default=["all"], choices=list(SPACES))
+    parser.add_argument("--types", nargs="+", default=["all"], choices=TYPES)
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of calibration")
     parser.add_argument("--batches", type=int, default=4, help="that factors are fitted to")
-    parser.add_argument("--images", type=int, default=10_000, help="that networks are measured on")
-    parser.add_argument("--test", action=argparse.BooleanOptionalAction, default=True, help="measure on the test images")
+    parser.add_argument("--examples", type=int, help="that networks are measured on, the first so many of their split (default: all)")
+    parser.add_argument("--test", action=argparse.BooleanOptionalAction, default=True, help="measure on the test set")
     parser.add_argument("--interaction", action="store_true", help="also how rounding adds to low-rank errors")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for row in run(given) if (row["depth"], row["split"]) == (given.depth, "test" if given.test else "validation")]
+    rows = [row for row in run(given) if (row["network"], row["split"]) == (given.network, "test" if given.test else "validation")]
     print(table([row for row in rows if row["types"] in given.types], given.ways))
 
 

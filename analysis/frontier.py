@@ -15,21 +15,18 @@ and N other rules with the least loss.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from spread import spread
-from torch import nn
-from vgg import vgg16
+from subjects import SPACES, add_arguments, rows_of, subject, wide
 
 from ranksearch.allocators import Additive
 from ranksearch.compression import RULES, Rule, Tried
@@ -37,19 +34,11 @@ from ranksearch.compression.compress import REFITS
 from ranksearch.compression.portfolio import HELD_OUT, REFIT, Data, Portfolio
 from ranksearch.costs import COSTS, check_costs
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
-from ranksearch.home import home, user_path
+from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.proxies import Energy
-from ranksearch.space import SpaceSpec, mixture, svd_only
-from ranksearch.space.specs import named
 from ranksearch.statistics.metric import MetricName
-from ranksearch.tasks import Classification
-from ranksearch.tasks.images import cifar10, fashion_mnist
-from ranksearch.tasks.networks import cifar_resnet, load_weights
-from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_encoder, sentences
 
-NETWORKS = ("resnet20", "resnet56", "fashion", "vgg16", "tweets", "movies")
-SPACES = {"svd": svd_only, "groups": partial(SpaceSpec, named("svd", "grouped_svd")), "all": mixture, "no-cp": partial(mixture, cp=False)}
 BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 PUBLISHED = (
     "balf", "alds", "alds_heuristic", "energy", "decomposable_net", "stn_storage", "evbmf", "uniform", "frobenius", "energy_weight", "lems",
@@ -59,28 +48,8 @@ METRICS: dict[str, MetricName] = {rule.name: rule.metric for rule in EXACT}
 ALL = (*METRICS, REFIT)
 FITTED = 4  # batches that networks are measured on while ranks are chosen, and factors fitted to
 NORMALIZATION = 16  # batches for batch norm
-IMAGES, TEXTS = 1000, 256  # per forward pass over the test set; of images a processor takes fewer, the task's own: its caches hold those
 WAYS = AS_IT_IS, FIT = "as it is", "reconstructed"
 LIGHTLY = "lightly fitted"  # loss on batches that ranks are chosen with: which networks contend
-
-
-def subject(given: argparse.Namespace) -> tuple[nn.Module, Classification]:
-    """The dense network and its task."""
-    name, data, models = given.network, given.shared / "data", given.shared / "models"
-    if name in ("tweets", "movies"):
-        encoder, tokenizer = pretrained_encoder(given.encoder)
-        task = sentences(data / "sentiment" / f"{name}.parquet", tokenizer)
-        classifier = SentenceClassifier(encoder, task.classes).eval()
-        fit_probe(classifier, task, cache=home() / "cache")
-        return classifier, task
-    if name == "fashion":
-        model = load_weights(cifar_resnet(20, in_channels=1), models / "resnet20_fashion_mnist.safetensors")
-        task = fashion_mnist(given.fashion, validation=given.images)
-    else:
-        weights = given.vgg if name == "vgg16" else models / f"{name}_cifar10.safetensors"
-        model = load_weights(vgg16() if name == "vgg16" else cifar_resnet(int(name.removeprefix("resnet"))), weights)
-        task = cifar10(data / "cifar10", validation=given.images)
-    return model.eval().to(memory_format=torch.channels_last), task  # pyright: ignore[reportCallIssue]
 
 
 class Subject:
@@ -93,11 +62,7 @@ class Subject:
         self.task = task.cut(train=task.sizes()["train"] - given.seed)
         if given.test_images:
             self.task = self.task.cut(test=given.test_images)
-        self.wide = copy.copy(self.task)
-        if given.network in ("tweets", "movies"):
-            self.wide.batch_size = TEXTS
-        elif given.device != "cpu":
-            self.wide.batch_size = IMAGES
+        self.wide = wide(self.task, given.network, given.device)
         held_out = list(self.task.labelled(spec.calibration + HELD_OUT))[-HELD_OUT:]
         self.portfolio = Portfolio(
             model.to(given.device), self.task, spec, check_costs(COSTS), {}, Data(spec.calibration, held_out), FITTED, NORMALIZATION,
@@ -170,12 +135,6 @@ def contending(rows: Sequence[dict[str, Any]], count: int) -> Iterator[tuple[dic
     for group in (published, others):
         for row in sorted(group, key=lambda row: row[LIGHTLY])[:count]:
             yield row, FIT
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; a last one that was cut off is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def run(given: argparse.Namespace) -> None:
@@ -271,18 +230,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=user_path, required=True, help="folder of the rows")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there")
-    parser.add_argument("--network", choices=NETWORKS)
+    add_arguments(parser, images=5000)
     parser.add_argument("--space", choices=list(SPACES), default="svd")
     parser.add_argument("--seed", type=int, default=0, help="of calibration")
-    parser.add_argument("--shared", type=user_path, help="folder with data/cifar10, data/sentiment and models")
-    parser.add_argument("--encoder", type=user_path, help="folder of MiniLM, for tweets and movies")
-    parser.add_argument("--fashion", type=user_path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of Fashion-MNIST")
-    parser.add_argument("--vgg", type=user_path, help="safetensors of analysis/vgg.py, for vgg16")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--costs", nargs="+", default=["params", "macs"])
     parser.add_argument("--rules", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--max-options", type=int, help="per ladder, where all types are too many")
-    parser.add_argument("--images", type=int, default=5000, help="training images that nothing sees")
     parser.add_argument("--test-images", type=int, help="only the first so many of the test split")
     parser.add_argument("--prepare", default="cpu", help="device on which types are prepared")
     parser.add_argument("--device", default="cpu", help="device on which networks run")

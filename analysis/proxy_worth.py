@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from frontier import NETWORKS, SPACES, rows_of, subject
 from scipy.stats import kendalltau
+from subjects import SPACES, add_arguments, rows_of, subject
 from torch import nn
 
 from ranksearch.home import home, user_path
@@ -186,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=user_path, required=True, help="folder of the rows")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there")
-    parser.add_argument("--network", choices=NETWORKS)
+    add_arguments(parser, images=1000)
     parser.add_argument("--space", choices=list(SPACES), default="svd")
     parser.add_argument("--cost", default="macs")
     parser.add_argument("--each", type=int, default=20, help="configurations per band")
@@ -195,11 +195,6 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=8, help="batches of statistics")
     parser.add_argument("--batches", type=int, default=2, help="labelled batches for proxies that run networks")
     parser.add_argument("--batch-size", type=int, help="another one than the task's")
-    parser.add_argument("--shared", type=user_path, help="folder with data/cifar10, data/sentiment and models")
-    parser.add_argument("--encoder", type=user_path, help="folder of MiniLM, for tweets and movies")
-    parser.add_argument("--fashion", type=user_path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of Fashion-MNIST")
-    parser.add_argument("--vgg", type=user_path, help="safetensors of analysis/vgg.py, for vgg16")
-    parser.add_argument("--images", type=int, default=1000, help="training images that networks are measured on")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no further configuration is begun after these")
     parser.add_argument("--seed", type=int, default=0, help="of the configurations")
     parser.add_argument("--threads", type=int, default=1)

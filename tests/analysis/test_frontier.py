@@ -76,8 +76,8 @@ def test_contenders_are_the_best_as_they_come_and_after_a_light_reconstruction()
 def test_a_row_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"rule": "balf"}) + "\n" + '{"rule": "un')
-    assert script("frontier").rows_of(path) == [{"rule": "balf"}]
-    assert script("frontier").rows_of(tmp_path / "none.jsonl") == []
+    assert script("subjects").rows_of(path) == [{"rule": "balf"}]
+    assert script("subjects").rows_of(tmp_path / "none.jsonl") == []
 
 
 def test_the_vgg_is_configuration_d_with_one_linear_layer() -> None:
