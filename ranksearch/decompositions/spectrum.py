@@ -61,6 +61,7 @@ def _gram_values(matrix: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(values))
 
 
+NOTHING = 1e-12  # of the largest component
 LARGE = 128  # from this size on a call per matrix costs nothing
 
 
@@ -88,22 +89,16 @@ def ratio(squared_error: np.ndarray, squared_norm: float) -> np.ndarray:
 def truncate(state: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
     """Best factors of ``rank``: left of shape (batch, m, rank), right (batch, rank, n), of equal norms, so that
     weight decay and step sizes treat them alike when they are trained."""
-    basis, scale = state.basis[..., :rank], balance(state.energies[:, :rank])
-    if state.left:
-        return basis * scale[:, None, :], (basis.mT @ state.matrix) / scale[..., None]
-    return (state.matrix @ basis) / scale[:, None, :], scale[..., None] * basis.mT
+    basis = state.basis[..., :rank]
+    return equal_norms(basis, basis.mT @ state.matrix) if state.left else equal_norms(state.matrix @ basis, basis.mT)
 
 
 def equal_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """The same products with every component split evenly: column r of ``left``, shape (..., m, rank), and row r of ``right``, shape
     (..., rank, n), have one norm. What is whitened and led back has not: moments scale one side and not the other, by a factor of a hundred
-    in some networks, and gradient steps then move the small side alone. A component of which one side is zero stays as it is."""
+    in some networks, and gradient steps then move the small side alone. Components that carry nothing, to rounding, stay as they are, one
+    side of them large: of two tiny ones neither would learn."""
     one, other = left.norm(dim=-2), right.norm(dim=-1)
-    scale = torch.where((one > 0) & (other > 0), (other / one).sqrt(), 1.0)
+    size = one * other
+    scale = torch.where(size > NOTHING * size.amax(dim=-1, keepdim=True), (other / one).sqrt(), 1.0)
     return left * scale[..., None, :], right / scale[..., None]
-
-
-def balance(energies: Tensor) -> Tensor:
-    """sigma^(1/2) of every component, 1 where sigma vanishes: splits a component evenly between two factors."""
-    root = energies.clamp_min(0.0) ** 0.25
-    return torch.where(root > root.max() * 1e-6, root, torch.ones_like(root))

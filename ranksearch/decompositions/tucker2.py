@@ -198,7 +198,7 @@ class Tucker2(Decomposition[TuckerState]):
             seen = weighted(state.metric, state.weight)
             first, regression = _regressed(state, seen, r_in, _anchor(state, r_in, r_out))
             core, last = _truncate(state, regression, r_out)
-            return _unit_columns(first, core.unflatten(3, state.kernel), last)
+            return unit_columns(first, core.unflatten(3, state.kernel), last)
         assert state.core is not None and state.output_basis is not None  # without an input moment
         if not self.hooi:
             first, core, last = state.input_basis[..., :r_in], state.core[:, :r_out, :r_in], state.output_basis[..., :r_out]
@@ -209,7 +209,7 @@ class Tucker2(Decomposition[TuckerState]):
         if state.halves is not None:
             tap_half, channel_half = state.halves
             core, first = solve_half(core.flatten(1, 2), tap_half).reshape(core.shape), _unwhiten(channel_half, first)
-        return _unit_columns(first, core.unflatten(3, state.kernel).contiguous(), _unwhiten(state.output_half, last))
+        return unit_columns(first, core.unflatten(3, state.kernel).contiguous(), _unwhiten(state.output_half, last))
 
     def describe(self, site: Site, rank: Rank) -> str:
         return f"in {rank[0]}, out {rank[1]}"
@@ -317,7 +317,7 @@ def _truncate(state: TuckerState, regression: Regression, r_out: int) -> tuple[T
     return core, _unwhiten(state.output_half, regression.vectors[..., :r_out])
 
 
-def _unit_columns(first: Tensor, core: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def unit_columns(first: Tensor, core: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same product with the sizes of the bases' columns in the core, as where bases are orthonormal: what is led back from whitened
     coordinates has any size, and gradient steps would move the small factors alone."""
     one, other = (torch.where(norms > 0, norms, 1.0) for norms in (first.norm(dim=1), last.norm(dim=1)))

@@ -65,7 +65,7 @@ class Projection(ABC):
         Differentiable in ``weight``, shape (c_out, c_in / groups, kh, kw); the bases are constants.
 
         Args:
-            balanced: whether singular values are split evenly between the factors, as in extracted layers; the product is the same.
+            balanced: whether factors have sizes as the decomposition's own have, as in extracted layers; the product is the same.
         """
 
     def key(self, rank: Rank) -> Rank:

@@ -21,8 +21,9 @@ from ranksearch.decompositions.folded_metric import fold_metric
 from ranksearch.decompositions.folding import FOLDINGS, Folding, split_tiles
 from ranksearch.decompositions.kronecker import Kronecker, Matrix, diagonal_blocks, solve_half, times
 from ranksearch.decompositions.metric import conditioned, half, is_weight_metric
-from ranksearch.decompositions.spectrum import balance
+from ranksearch.decompositions.spectrum import equal_norms
 from ranksearch.decompositions.symmetric import eigh
+from ranksearch.decompositions.tucker2 import unit_columns
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 from ranksearch.supernet._bases import Bases, Projection, Side, working_dtype
@@ -157,9 +158,7 @@ class MatrixProjection(GramProjection):
         out, into = side.out[..., :r].to(matrix.dtype), side.into[:, :r].to(matrix.dtype)
         left, right = (out, into @ matrix) if bases.left else (matrix @ into.mT, out.mT)
         if balanced:
-            scale = balance(side.energies[:, :r]).to(matrix.dtype)
-            scale = scale if bases.left else 1 / scale
-            left, right = left * scale[:, None, :], right / scale[..., None]
+            left, right = equal_norms(left, right)
         if self.tiled:
             cut = _cut(labels)
             return left.unflatten(0, cut), right.unflatten(0, cut)
@@ -273,7 +272,8 @@ class Tucker2Projection(GramProjection):
         core = (outer.into[:, :r_out].to(weight.dtype) @ blocks.flatten(2)).unflatten(2, blocks.shape[2:])
         core = core @ inner.into[:, None, :r_in].mT.to(weight.dtype)  # (g, r_out, s, r_in)
         core = core.transpose(2, 3).unflatten(3, site.kernel)
-        return inner.out[..., :r_in].to(weight.dtype), core, outer.out[..., :r_out].to(weight.dtype)
+        first, last = inner.out[..., :r_in].to(weight.dtype), outer.out[..., :r_out].to(weight.dtype)
+        return unit_columns(first, core, last) if balanced else (first, core, last)
 
     @staticmethod
     def _blocks(site: Site, weight: Tensor) -> Tensor:

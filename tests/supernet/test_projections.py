@@ -75,6 +75,9 @@ def test_in_a_metric_the_projector_is_that_of_the_whitened_weight(name: str, kin
             best = decomposition.reconstruct(site, state, rank)
             if name == "svd" or (kind == "output" and name in ("svd_in", "spatial", "spatial_t", "tucker2")):  # closed forms
                 assert (dense - best).abs().max() < 1e-8
+                laid_out = projection.factors(site, weight, bases, rank, balanced=True)  # the decomposition's own, up to signs
+                for one, other in zip(laid_out, decomposition.factors(state, rank), strict=True):
+                    assert (one.abs() - other.abs()).abs().max() < 1e-6 * max(1.0, float(other.abs().max()))
             mine, least = energy(site, weight - dense, moments), energy(site, weight - best, moments)
             assert mine <= least * (1 + 1e-7) if projection.fitted else mine > least * (1 - 1e-7) - 1e-12
 
