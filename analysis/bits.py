@@ -18,18 +18,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from spread import spread
-from subjects import SPACES, add_arguments, rows_of, subject, wide
+from subjects import SPACES, add_arguments, resumed, seeded, subject, wide
 
 from ranksearch.allocators import Additive, Problem
 from ranksearch.costs import COSTS, Bytes
 from ranksearch.decompositions import BITS, Quantized
 from ranksearch.errors import EmptySpace, InfeasibleBudget
+from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
@@ -48,8 +48,7 @@ class Subject:
     def __init__(self, given: argparse.Namespace, types: str, seed: int) -> None:
         self.given, self.types = given, types
         self.model, task = subject(given)
-        # calibration batches are drawn from all training examples: of fewer, others are drawn
-        self.task = task.cut(train=task.sizes()["train"] - seed, **{self.split: given.examples} if given.examples else {})
+        self.task = seeded(task, seed).cut(**{self.split: given.examples} if given.examples else {})
         self.wide = wide(self.task, given.network)
 
     @property
@@ -103,13 +102,18 @@ class Subject:
                     yield decomposition.inner.name, decomposition.bits, float(np.median(added) / dense.frobenius[0] ** 2)
 
 
+def _asked(given: argparse.Namespace) -> dict[str, Any]:
+    """What all rows of one table have in common."""
+    return {"network": given.network, "split": "test" if given.test else "validation", "examples": given.examples}
+
+
 def run(given: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows, those of the file first."""
-    rows = rows_of(given.out)
+    rows = resumed(given.out)
     for seed, types in product(given.seeds, given.types):
         subject = Subject(given, types, seed)
         for budget, way in product(given.budgets, given.ways):
-            key = {"network": given.network, "split": subject.split, "types": types, "budget": budget, "way": way, "seed": seed}
+            key = _asked(given) | {"types": types, "budget": budget, "way": way, "seed": seed}
             if any(key.items() <= row.items() for row in rows):
                 continue
             found = subject.row(way, budget)
@@ -141,7 +145,7 @@ def table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser, images=5000)
+    add_arguments(parser, images=5000, required=True)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.15, 0.1, 0.075, 0.05], help="shares of the bytes")
     parser.add_argument("--types", nargs="+", default=["all"], choices=TYPES)
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
@@ -150,10 +154,10 @@ def main() -> None:
     parser.add_argument("--examples", type=int, help="that networks are measured on, the first so many of their split (default: all)")
     parser.add_argument("--test", action=argparse.BooleanOptionalAction, default=True, help="measure on the test set")
     parser.add_argument("--interaction", action="store_true", help="also how rounding adds to low-rank errors")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines")
+    parser.add_argument("--out", type=user_path, required=True, help="JSON lines")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for row in run(given) if (row["network"], row["split"]) == (given.network, "test" if given.test else "validation")]
+    rows = [row for row in run(given) if _asked(given).items() <= row.items()]
     print(table([row for row in rows if row["types"] in given.types], given.ways))
 
 

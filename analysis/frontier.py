@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from spread import spread
-from subjects import SPACES, add_arguments, rows_of, subject, wide
+from subjects import SPACES, add_arguments, resumed, rows_of, seeded, subject, wide
 
 from ranksearch.allocators import Additive
 from ranksearch.compression import RULES, Rule, Tried
@@ -58,8 +58,7 @@ class Subject:
     def __init__(self, given: argparse.Namespace) -> None:
         spec = SPACES[given.space]().replace(max_options=given.max_options)
         model, task = subject(given)
-        # calibration batches are drawn from all training examples: of fewer, others are drawn
-        self.task = task.cut(train=task.sizes()["train"] - given.seed)
+        self.task = seeded(task, given.seed)
         if given.test_images:
             self.task = self.task.cut(test=given.test_images)
         self.wide = wide(self.task, given.network, given.device)
@@ -141,10 +140,7 @@ def run(given: argparse.Namespace) -> None:
     """Make the rows of one network, space and seed that are not there yet, a budget at once, until the time is over."""
     begin = time.monotonic()
     path = given.out / f"{given.network}-{given.space}-{given.seed}.jsonl"
-    rows = rows_of(path)
-    given.out.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # without what was cut off
-    done = {(row["cost"], row["budget"]) for row in rows}
+    done = {(row["cost"], row["budget"]) for row in resumed(path)}
     made = Subject(given)
     common = {"network": given.network, "space": given.space, "seed": given.seed, "dense": made.dense["accuracy"]}
     for budget, cost in product(given.budgets, given.costs):

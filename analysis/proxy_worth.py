@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import kendalltau
-from subjects import SPACES, add_arguments, rows_of, subject
+from subjects import SPACES, add_arguments, resumed, rows_of, subject
 from torch import nn
 
 from ranksearch.home import home, user_path
@@ -114,7 +114,7 @@ class Rows:
     def __init__(self, given: argparse.Namespace, epochs: float, examples: int) -> None:
         self.common = {"network": given.network, "space": given.space, "cost": given.cost, "epochs": epochs, "examples": examples}
         self.path: Path = given.out / f"{given.network}-{given.space}-{given.cost}-{epochs:g}-{examples}.jsonl"
-        self.known = {row["id"] for row in rows_of(self.path)}
+        self.known = {row["id"] for row in resumed(self.path)}
 
     def add(self, row: dict[str, Any]) -> None:
         """Write a row at once."""

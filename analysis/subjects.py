@@ -27,14 +27,15 @@ WIDE = 1000, 256  # images on an accelerator, and texts, per forward pass over a
 SPACES = {"svd": svd_only, "groups": partial(SpaceSpec, named("svd", "grouped_svd")), "all": mixture, "no-cp": partial(mixture, cp=False)}
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, images: int) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, images: int, required: bool = False) -> None:
     """Which network, where it and its data are, and by how many images (by default) its training set is short.
 
     Args:
         images: training images of CIFAR-10 and Fashion-MNIST that nothing trains on or is calibrated with.
+        required: whether the script does nothing without a network.
     """
-    parser.add_argument("--network", choices=NETWORKS)
-    parser.add_argument("--shared", type=user_path, help="folder with data/cifar10, data/sentiment and models")
+    parser.add_argument("--network", choices=NETWORKS, required=required)
+    parser.add_argument("--shared", type=user_path, required=required, help="folder with data/cifar10, data/sentiment and models")
     parser.add_argument("--encoder", type=user_path, help="folder of MiniLM, for tweets and movies")
     parser.add_argument("--fashion", type=user_path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of Fashion-MNIST")
     parser.add_argument("--vgg", type=user_path, help="safetensors of analysis/vgg.py, for vgg16")
@@ -70,7 +71,20 @@ def wide(task: Classification, network: str, device: str = "cpu") -> Classificat
     return made
 
 
+def seeded(task: Classification, seed: int) -> Classification:
+    """The task with other calibration batches: they are drawn from all training examples, and of fewer, others are drawn."""
+    return task.cut(train=task.sizes()["train"] - seed)
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines; a last one that was cut off is left out."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def resumed(path: Path) -> list[dict[str, Any]]:
+    """`rows_of` a file that is to be gone on with, from which a row that was cut off is taken out."""
+    rows = rows_of(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows

@@ -214,7 +214,7 @@ def _best(tiles: Tensor, out: Tensor | None, inp: Matrix | None, rank: int | Non
     left, right = truncate(spectrum(white.reshape(p * t, m, n)), min(m, n) if rank is None else rank)
     left, right = left.unflatten(0, (p, t)), right.unflatten(0, (p, t))
     left = left if out is None else solve_triangular(out.mT[:, None], left, upper=True)
-    return equal_norms(left, right if inp is None else solve_half(right, inp[None]))
+    return left, right if inp is None else solve_half(right, inp[None])
 
 
 def factors(state: TileState, p: int, t: int, rank: int, *, sweeps: int = SWEEPS) -> tuple[Tensor, Tensor]:
@@ -223,7 +223,7 @@ def factors(state: TileState, p: int, t: int, rank: int, *, sweeps: int = SWEEPS
     left, right = _start(state, p, t, rank)
     coupled = (p > 1 and state.output is not None) or (t > 1 and state.input is not None)
     if not coupled or not bool((state.weight != 0).any()):
-        return left, right
+        return equal_norms(left, right)
     left, right = left.clone(), right.clone()
     out, inp = _halves(state, p, t)
     residual = split_tiles(state.weight, p, t) - left @ right
@@ -241,7 +241,7 @@ def factors(state: TileState, p: int, t: int, rank: int, *, sweeps: int = SWEEPS
                 one, two = _best(target[None, None], None if out is None else out[i, None], None if inp is None else inp[j, None], rank)
                 residual[i, j] += left[i, j] @ right[i, j] - one[0, 0] @ two[0, 0]
                 left[i, j], right[i, j] = one[0, 0], two[0, 0]
-    return left, right
+    return equal_norms(left, right)
 
 
 def _pull(state: TileState, residual: Tensor, i: int, j: int) -> Tensor:

@@ -77,6 +77,7 @@ def test_a_row_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"rule": "balf"}) + "\n" + '{"rule": "un')
     assert script("subjects").rows_of(path) == [{"rule": "balf"}]
+    assert script("subjects").resumed(path) == [{"rule": "balf"}] and path.read_text() == json.dumps({"rule": "balf"}) + "\n"
     assert script("subjects").rows_of(tmp_path / "none.jsonl") == []
 
 
