@@ -43,6 +43,11 @@ class Moments:
         """The output moment as it is used."""
         return None if self.output is None else floored(self.output)
 
+    @property
+    def input_half(self) -> Matrix | None:
+        """The `half` of the input moment."""
+        return None if self.input is None else half(self.input)
+
     def to(self, device: torch.device) -> Moments:
         """The same on a device."""
         output = None if self.output is None else self.output.to(device)
@@ -56,6 +61,12 @@ class Moments:
 class FlooredMoments(Moments):
     """Moments that are `floored` already, so that they are used as they are."""
 
+    triangle: Tensor | None = None  # the `half` of the input moment, where it is known
+
+    def to(self, device: torch.device) -> Moments:
+        """The same on a device."""
+        return self if all(part is None or part.device == device for part in (self.input, self.output)) else super().to(device)
+
     @property
     def floored(self) -> Moments:  # pyright: ignore[reportIncompatibleVariableOverride]
         """These."""
@@ -66,19 +77,25 @@ class FlooredMoments(Moments):
         """The output moment."""
         return self.output
 
+    @property
+    def input_half(self) -> Matrix | None:
+        """The `half` of the input moment."""
+        return super().input_half if self.triangle is None else self.triangle
+
 
 @overload
 def floored(moment: Tensor) -> Tensor: ...
 @overload
 def floored(moment: Matrix) -> Matrix: ...
 def floored(moment: Matrix) -> Matrix:
-    """A second moment as it is used everywhere: float64, symmetric, eigenvalues below ``FLOOR`` times its trace raised to that.
+    """A second moment as it is used everywhere: float64, symmetric, no eigenvalue below ``FLOOR`` times its trace.
 
     Directions that calibration data never showed would otherwise be free, and rounding leaves singular moments slightly
-    indefinite. A moment without such eigenvalues stays as it is, bit for bit. A group whose moment is zero has the floor of the
-    group with the largest trace, so that it counts for next to nothing; a moment that is zero in all groups says nothing, and is the
-    identity. A trial Cholesky factorization, O(d^3 / 3), tells groups that need the floor; these take an eigendecomposition. Of a
-    Kronecker product each factor is floored, which bounds what either is inverted at.
+    indefinite. A moment without such eigenvalues stays as it is, bit for bit; to others twice the floor is added. A group whose moment
+    is zero has the floor of the group with the largest trace, so that it counts for next to nothing; a moment that is zero in all groups
+    says nothing, and is the identity. Trial Cholesky factorizations, O(d^3 / 3), tell groups that need the floor. Only those that are
+    indefinite by more than it take an eigendecomposition, and have smaller eigenvalues raised to it. Of a Kronecker product each factor
+    is floored, which bounds what either is inverted at.
 
     Args:
         moment: shape (groups, d, d), positive semidefinite up to rounding.
@@ -97,18 +114,25 @@ def floored(moment: Matrix) -> Matrix:
         return torch.eye(moment.shape[-1], dtype=torch.float64, device=moment.device).expand_as(moment).clone()
     if not torch.equal(moment, moment.mT):
         moment = moment / 2 + moment.mT / 2
-    lowered = moment.clone()
-    lowered.diagonal(dim1=-2, dim2=-1).sub_(FLOOR * torch.where(trace > SMALLEST, trace, largest)[:, None])
-    short = torch.linalg.cholesky_ex(lowered)[1] != 0
-    del lowered
+    scale = torch.where(trace > SMALLEST, trace, largest)
+    short = _indefinite(moment, -FLOOR * scale)
     if not bool(short.any()):
         return moment
-    scale = torch.where(trace > SMALLEST, trace, largest)[short, None, None]
-    values, vectors = eigh(moment[short] / scale)
-    raised = (vectors * values.clamp_min(FLOOR)[:, None, :]) @ vectors.mT * scale
     moment = moment.clone()
-    moment[short] = raised / 2 + raised.mT / 2
+    lacking = short & _indefinite(moment, FLOOR * scale)
+    moment.diagonal(dim1=-2, dim2=-1).add_(2 * FLOOR * (scale * (short & ~lacking))[:, None])
+    if bool(lacking.any()):
+        values, vectors = eigh(moment[lacking] / scale[lacking, None, None])
+        raised = (vectors * values.clamp_min(FLOOR)[:, None, :]) @ vectors.mT * scale[lacking, None, None]
+        moment[lacking] = raised / 2 + raised.mT / 2
     return moment
+
+
+def _indefinite(moment: Tensor, added: Tensor) -> Tensor:
+    """Whether matrices, shape (groups, d, d), are not positive definite once so much is added to all eigenvalues; shape (groups,)."""
+    trial = moment.clone()
+    trial.diagonal(dim1=-2, dim2=-1).add_(added[:, None])
+    return torch.linalg.cholesky_ex(trial)[1] != 0
 
 
 def conditioned(moments: Moments | None, like: Tensor) -> Moments:
@@ -134,6 +158,17 @@ def half(moment: Matrix) -> Matrix:
         return Kronecker(half(moment.channel), half(moment.tap))
     factor, failed = torch.linalg.cholesky_ex(moment)
     return torch.linalg.cholesky(floored(moment)) if bool(failed.any()) else factor
+
+
+def halved(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """A `floored` moment and its `half`, of one, float64 and symmetric, to which so much was added that its eigenvalues are above the
+    floor, up to rounding. The pivots of the half tell: one Cholesky factorization does what takes `floored` and `half` two."""
+    triangle, failed = torch.linalg.cholesky_ex(moment)
+    least = FLOOR * moment.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+    if bool(failed.any()) or not bool((triangle.diagonal(dim1=-2, dim2=-1).square() >= least).all()):
+        moment = floored(moment)
+        triangle = half(moment)
+    return moment, triangle
 
 
 def whitener(moment: Tensor | None, size: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class SVD(Decomposition[SVDState]):
         matrix = FOLDING.fold(site, weight).double()
         moments = conditioned(moments, matrix)
         output_half = None if moments.output is None else half(moments.output)
-        input_half = None if moments.input is None else half(moments.input)
+        input_half = moments.input_half
         matrix = matrix if output_half is None else output_half.mT @ matrix
         matrix = matrix if input_half is None else times(matrix, input_half)
         return SVDState(spectrum(matrix), output_half, input_half)

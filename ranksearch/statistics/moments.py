@@ -246,10 +246,10 @@ def to_patch_order(site: Site, value: Tensor, dims: tuple[int, ...]) -> Tensor:
     taps, channels = site.kernel[0] * site.kernel[1], site.c_in // site.groups
     if 1 in (taps, channels):  # the two orders are one
         return value
-    order = torch.arange(taps * channels).reshape(taps, channels).T.flatten().to(value.device)
-    for dim in dims:
-        value = value.index_select(dim, order)
-    return value
+    found = value
+    for dim in sorted(dims, reverse=True):  # views first: all axes are copied at once
+        found = found.unflatten(dim, (taps, channels)).transpose(dim, dim + 1)
+    return found.reshape(value.shape)
 
 
 def kronecker(channel: Tensor, tap: Tensor) -> Kronecker:

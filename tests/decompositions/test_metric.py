@@ -13,7 +13,7 @@ from oracles import conv
 from torch import Tensor
 
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, tensor_train
-from ranksearch.decompositions.metric import FLOOR, FlooredMoments, conditioned, floored, half, residual_energy, whitener
+from ranksearch.decompositions.metric import FLOOR, FlooredMoments, conditioned, floored, half, halved, residual_energy, whitener
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Call, Site
 
@@ -84,6 +84,8 @@ def floor_by_hand(moment: np.ndarray) -> np.ndarray:
             continue
         floor = FLOOR * (trace if trace > 0 else traces.max())
         values, vectors = np.linalg.eigh((group + group.T) / 2)
+        if -floor < values[0] < floor:
+            values = values + 2 * floor
         result.append((vectors * np.maximum(values, floor)) @ vectors.T)
     return np.stack(result)
 
@@ -215,6 +217,35 @@ def test_the_floor_is_as_stated(kind: str) -> None:
         torch.testing.assert_close(root @ inverse, torch.eye(7, dtype=torch.float64).expand(groups, -1, -1), rtol=0, atol=1e-6)
 
 
+def test_only_what_is_indefinite_beyond_the_floor_takes_an_eigendecomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ranksearch.decompositions.metric.eigh", lambda moment: pytest.fail("an eigendecomposition"))
+    for kind in KINDS:
+        if kind == "rounded":
+            with pytest.raises(pytest.fail.Exception):
+                floored(KINDS[kind](2, 7, 3))
+        else:
+            floored(KINDS[kind](2, 7, 3))
+
+
+@pytest.mark.parametrize("least", [-0.5, 0.5, 2.0])
+def test_moments_that_something_was_added_to_are_floored_too(least: float) -> None:
+    """Whatever their pivots tell."""
+    moment = few(2, 7, 3)
+    trace = moment.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    moment += least * FLOOR * trace * torch.eye(7, dtype=torch.float64)
+    found, triangle = halved(moment)
+    assert (torch.linalg.eigvalsh(found / trace)[:, 0] >= FLOOR * (1 - 1e-6) - 7e-13).all()
+    assert torch.equal(found, moment) == (least > 1)
+    torch.testing.assert_close(triangle @ triangle.mT / trace, found / trace, rtol=0, atol=1e-13)
+
+
+def test_a_half_that_is_known_is_not_made_again() -> None:
+    moment, triangle = plain(1, 3, 0), torch.eye(3, dtype=torch.float64)[None]
+    known = FlooredMoments(moment, None, triangle)
+    assert conditioned(known, moment).input_half is triangle
+    assert torch.equal(FlooredMoments(moment, None).input_half, half(moment)) and Moments().input_half is None
+
+
 def test_moments_without_small_eigenvalues_stay_bit_for_bit() -> None:
     moment = plain(2, 6, 0)
     assert torch.equal(floored(moment), moment)
@@ -236,7 +267,7 @@ def test_an_indefinite_moment_has_a_half() -> None:
     """What rounding leaves of a marginal or a Gram matrix."""
     moment = torch.diag(torch.tensor([1.0, 0.5, -1e-12], dtype=torch.float64))[None]
     factor = half(moment)
-    wanted = torch.diag(torch.tensor([1.0, 0.5, 1.5e-8], dtype=torch.float64))[None]
+    wanted = torch.diag(torch.tensor([1.0, 0.5, -1e-12], dtype=torch.float64) + 3e-8)[None]
     torch.testing.assert_close(factor @ factor.mT, wanted, rtol=0, atol=1e-15)
 
 

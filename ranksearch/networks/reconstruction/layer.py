@@ -31,6 +31,16 @@ class Fitted:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A fit that was chosen, and the errors of the layer before and after it."""
+
+    fitted: Fitted
+    ridge: float | None  # None: no fit is better than the layer as it was
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Layer:
     """A factorized layer as its type sees it, and the dense one that it stands for."""
 
@@ -72,15 +82,16 @@ class Layer:
             return now
         return Fitted(factors, wanted.bias(self.decomposition.compose(self.site, factors)))
 
-    def best(self, now: Fitted, seen: LayerMoments, unseen: LayerMoments, ridges: Sequence[float]) -> tuple[Fitted, float | None]:
-        """The fit, of several ridges, that is best on what was not seen, and its ridge; None: none is better than the layer as it is."""
-        best, chosen, least = now, None, self.error(now, unseen)
+    def best(self, now: Fitted, seen: LayerMoments, unseen: LayerMoments, ridges: Sequence[float]) -> Choice:
+        """The fit, of several ridges, that is best on what was not seen."""
+        before = self.error(now, unseen)
+        best = Choice(now, None, before, before)
         for ridge in ridges if unseen.usable else ():
             found = self.fit(now, seen, ridge)
             error = self.error(found, unseen)
-            if error < least:
-                best, chosen, least = found, ridge, error
-        return best, chosen
+            if error < best.after:
+                best = Choice(found, ridge, before, error)
+        return best
 
     def write(self, fitted: Fitted, layer: nn.Module) -> None:
         """Make ``layer`` that of the factors, in place; what it shares with others stays shared."""

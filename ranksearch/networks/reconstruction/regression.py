@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions import Moments
-from ranksearch.decompositions.metric import FlooredMoments, floored, half
+from ranksearch.decompositions.metric import FLOOR, FlooredMoments, halved
 from ranksearch.networks.reconstruction.moments import LayerMoments
 
 LEAST = 1e-3  # of the mean square of an input: an input counts as that large at least
+MARGIN = 1.1  # over the floor of a moment, which rises with what is added to it
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Goal:
 
     Attributes:
         weight: canonical, float64.
-        moments: A, with the ridge in it, and G, both `floored`.
+        moments: A, with the ridge in it, and G, both floored.
     """
 
     weight: Tensor
-    moments: Moments
+    moments: FlooredMoments
     mean_input: Tensor | None  # shape (groups, d); None: the layer has no bias
     mean_answer: Tensor | None  # shape (groups, c_out / groups)
 
@@ -46,7 +46,7 @@ def goal(seen: LayerMoments, dense: Tensor, ridge: float) -> Goal:
 
     Args:
         dense: the dense layer's canonical weight.
-        ridge: at least 0; directions that the inputs do not have are held by the floor of every moment.
+        ridge: at least 0. No input has less of it than the floor of a moment, which so takes no eigendecomposition.
     """
     site = seen.site
     inputs, cross = seen.inputs[:, :-1, :-1] / seen.count, seen.cross[..., :-1] / seen.count
@@ -57,6 +57,9 @@ def goal(seen: LayerMoments, dense: Tensor, ridge: float) -> Goal:
         inputs = inputs - mean_input[..., None] * mean_input[:, None, :]
     anchor = dense.double().reshape(site.groups, site.c_out // site.groups, -1)
     sizes = inputs.diagonal(dim1=1, dim2=2).clamp_min(0)
-    raised = floored(inputs + ridge * torch.diag_embed(sizes + LEAST * sizes.mean(dim=1, keepdim=True)))
-    found = torch.cholesky_solve((cross + anchor @ (raised - inputs)).mT, half(raised)).mT
-    return Goal(found.reshape(site.shape), FlooredMoments(raised, seen.output), mean_input, mean_answer)
+    pull = ridge * (sizes + LEAST * sizes.mean(dim=1, keepdim=True))
+    pull = torch.maximum(pull, MARGIN * FLOOR * (sizes + pull).sum(dim=1, keepdim=True))
+    raised, triangle = halved(lifted := inputs + torch.diag_embed(pull))
+    anchored = anchor * pull[:, None, :] if raised is lifted else anchor @ (raised - inputs)
+    found = torch.cholesky_solve((cross + anchored).mT, triangle).mT
+    return Goal(found.reshape(site.shape), FlooredMoments(raised, seen.output, triangle), mean_input, mean_answer)

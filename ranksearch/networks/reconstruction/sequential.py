@@ -175,9 +175,10 @@ class _Work:
         def visit(path: str, seen: Seen) -> None:
             layer, now = self.layers[path], self._fitted(path)
             fitting, checking = layer.moments(seen, fitted_to)
-            found, plan[path] = layer.best(now, fitting, checking, ridges)
-            self._told(path, layer.error(now, checking), layer.error(found, checking))
-            self._set(path, found, now)
+            choice = layer.best(now, fitting, checking, ridges)
+            plan[path] = choice.ridge
+            self._told(path, choice.before, choice.after)
+            self._set(path, choice.fitted, now)
 
         self._sweep(fitted_to, visit)
         return plan

@@ -67,6 +67,20 @@ def test_a_large_ridge_leaves_the_dense_weight() -> None:
     torch.testing.assert_close(goal(moments, dense, 1e9).weight, dense, rtol=1e-6, atol=1e-6)
 
 
+def test_singular_inputs_take_no_eigendecomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are fewer than dimensions, and one is dead; the ridge of most inputs is below the floor."""
+    monkeypatch.setattr("ranksearch.decompositions.metric.eigh", lambda moment: pytest.fail("an eigendecomposition"))
+    layer, x = nn.Linear(40, 4).double(), torch.randn(20, 40, dtype=torch.float64)
+    x[:, 5] = 0
+    site = find_sites(nn.Sequential(layer).eval(), x[:1])["0"]
+    moments = LayerMoments.none(site, None, x.device)
+    moments.add(x, layer(x).detach())
+    for ridge in (0.0, 1e-9, 1e-3):
+        found = goal(moments, layer.weight.detach().reshape(site.shape), ridge)
+        assert found.moments.triangle is not None
+        torch.testing.assert_close(found.weight.flatten(1), layer.weight.detach(), rtol=1e-4, atol=1e-4)
+
+
 def test_directions_that_the_inputs_do_not_have_stay_as_they_are() -> None:
     site, x, y, _, dense = seen(False)
     x[:, 5] = 0
