@@ -9,7 +9,7 @@ A calibration seed draws other training examples for everything: moments, measur
 batches that networks are judged on, which alone decide what is handed out (`ranksearch.compress`, made here rule by rule so that the
 rows of one network share their preparation). Test examples are for the reported numbers only. Every rule's network is measured as its
 factors come and after a light reconstruction; ``--contenders N`` takes to the test set, and reconstructs, only those of the N published
-and N other rules with the least loss.
+and N other rules with the least loss. The factors of the answer that loses least are then fitted to more batches, as `compress` does.
 ``--prepare`` says where types are prepared and ``--device`` where networks run: small layers are factorized faster on a CPU."""
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from spread import spread
 from subjects import SPACES, add_arguments, resumed, rows_of, seeded, subject, wide
+from torch import nn
 
 from ranksearch.allocators import Additive
 from ranksearch.compression import RULES, Rule, Tried
@@ -37,6 +38,7 @@ from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.proxies import Energy
+from ranksearch.space import Configuration
 from ranksearch.statistics.metric import MetricName
 
 BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
@@ -48,7 +50,8 @@ METRICS: dict[str, MetricName] = {rule.name: rule.metric for rule in EXACT}
 ALL = (*METRICS, REFIT)
 FITTED = 4  # batches that networks are measured on while ranks are chosen, and factors fitted to
 NORMALIZATION = 16  # batches for batch norm
-WAYS = AS_IT_IS, FIT = "as it is", "reconstructed"
+FINISH = 16  # batches that factors of the best answer are fitted to in the end
+WAYS = AS_IT_IS, FIT, FINISHED = "as it is", "reconstructed", "finished"
 LIGHTLY = "lightly fitted"  # loss on batches that ranks are chosen with: which networks contend
 
 
@@ -90,14 +93,28 @@ class Subject:
             seconds, total = time.perf_counter() - start, space.cost(space.indices(answer.configuration))
             shares = {key: total.share(key, space.baseline) for key in space.costs}
             row = {"rule": name, "shares": shares, "choosing": round(seconds, 2), "configuration": answer.configuration.to_json()}
-            network = self.portfolio.network(answer.metric, answer.configuration, fitted=False)
+            network = self.portfolio.network(answer.metric, answer.configuration)
             lightly = self.portfolio.fitted(answer.metric)(answer.configuration)
             answers[name] = replace(answer, reconstructed=lightly)
             found.append(row | {AS_IT_IS: {"held_out": self.portfolio.judge(network)}, LIGHTLY: lightly})
         contenders = [(row, way, answers[row["rule"]]) for row, way in contending(found, self._contenders)]
         for row, way, answer in sorted(contenders, key=lambda one: one[2].metric):
             row[way] = self._measured(answer, way)
+        self.finish(found)
         return found
+
+    def finish(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Fit the answer that loses least of all rows of a cell once more, to more batches."""
+        ways = [(row, way) for row in rows for way in (AS_IT_IS, FIT) if way in row]
+        row, _ = min(ways, key=lambda one: one[0][one[1]]["held_out"])
+        start, metric = time.perf_counter(), METRICS.get(row["rule"], "fisher")
+        losses = [row[way]["held_out"] if way in row else float("nan") for way in (AS_IT_IS, FIT)]
+        best = Tried(row["rule"], metric, Configuration.from_json(row["configuration"]), None, *losses)
+        finished = self.portfolio.finished(best, FINISH)
+        if np.isnan(finished.finished):  # there are no more batches
+            return
+        network = self.portfolio.handed_out(replace(finished, loss=float("nan"), reconstructed=float("nan")))
+        row[FINISHED] = self._tried(network, finished.finished, start)
 
     def _answer(self, name: str, known: Sequence[Tried]) -> Tried:
         """What a rule chooses; *measure, refit, resolve* begins with the best of the other rules' answers."""
@@ -117,11 +134,14 @@ class Subject:
         key = answer.metric, answer.configuration.id, way
         if key not in self._tested:
             start = time.perf_counter()
-            network = self.portfolio.network(answer.metric, answer.configuration, fitted=way == FIT)
-            found = {"seconds": round(time.perf_counter() - start, 2), "held_out": self.portfolio.judge(network)}
-            recalibrate(network, self.task.normalization(NORMALIZATION))
-            self._tested[key] = found | self.wide.measure(network, "test")
+            network = self.portfolio.network(answer.metric, answer.configuration, FITTED if way == FIT else 0)
+            self._tested[key] = self._tried(network, self.portfolio.judge(network), start)
         return self._tested[key]
+
+    def _tried(self, network: nn.Module, held_out: float, start: float) -> dict[str, float]:
+        found = {"seconds": round(time.perf_counter() - start, 2), "held_out": held_out}
+        recalibrate(network, self.task.normalization(NORMALIZATION))
+        return found | self.wide.measure(network, "test")
 
 
 def contending(rows: Sequence[dict[str, Any]], count: int) -> Iterator[tuple[dict[str, Any], str]]:

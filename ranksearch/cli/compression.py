@@ -44,14 +44,14 @@ def written(study: Study, found: Compressed, out: Path, *, onnx: bool, torch_exp
     answers = frame.to_dict("records")
     rows = [
         (
-            r["rule"] + (" *" if r["chosen"] else ""), *(_loss(r[column]) for column in ("loss", "reconstructed")),
+            r["rule"] + (" *" if r["chosen"] else ""), *(_loss(r[column]) for column in ("loss", "reconstructed", "finished")),
             *(_share(r[f"{cost.name}_rel"]) for cost in costs),
         )
         for r in answers
     ]  # fmt: skip
     what = "divergence from the dense network" if study.task.predictive == "categorical" else "loss"
     print(f"{what} on held-out training batches, of every rule's answer; * is written:\n")
-    print(table(("rule", "as it is", "reconstructed", *(f"% {c.label}" for c in costs)), rows, left=("rule",)))
+    print(table(("rule", "as it is", "reconstructed", "on more batches", *(f"% {c.label}" for c in costs)), rows, left=("rule",)))
     left_out = [(r["rule"], r["note"]) for r in answers if r["note"]]
     if left_out:
         print("\n" + "\n".join(f"no answer of {rule}: {note}" for rule, note in left_out))

@@ -230,6 +230,10 @@ def compress() -> list[click.Parameter]:
             help="Measured exchanges from the best answer on.  [default: 0]",
         ),
         click.Option(
+            ["--finish"], type=click.IntRange(min=0), default=16, metavar="N", show_default=True,
+            help="Calibration batches that factors of the best answer are fitted to in the end; 0: as many as those of the others.",
+        ),
+        click.Option(
             ["--recover"], type=click.FloatRange(min=0), default=0.0, metavar="EPOCHS",
             help="Train it for so long afterwards, with the dense network as a teacher; what measures best is kept.  [default: 0]",
         ),

@@ -69,7 +69,7 @@ class Compressed:
     @property
     def reconstructed(self) -> bool:
         """Whether factors were fitted to the dense network's answers, layer by layer: where that measures better."""
-        return self.chosen.reconstructed < self.chosen.loss
+        return self.chosen.least < self.chosen.loss
 
     def save(
         self, directory: str | Path, *, example: Any, manifest: Mapping[str, Any] | None = None, onnx: bool = False,
@@ -82,10 +82,11 @@ class Compressed:
             manifest: what else it is to say, JSON data.
         """
         configuration = {site: [decomposition, list(rank)] for site, decomposition, rank in self.configuration.choices}
-        losses = {"loss": self.chosen.loss, "reconstructed": self.chosen.reconstructed, "dense": self.dense_loss}
+        chosen = self.chosen
+        losses = {"loss": chosen.loss, "reconstructed": chosen.reconstructed, "finished": chosen.finished, "dense": self.dense_loss}
         facts = {
             **(manifest or {}), "configuration": configuration, "id": self.configuration.id, **self.cost, "baseline": dict(self.baseline),
-            "rule": self.chosen.rule, "reconstruction": self.reconstructed,
+            "rule": chosen.rule, "reconstruction": self.reconstructed,
             "held_out": {name: value for name, value in losses.items() if math.isfinite(value)},
         }  # fmt: skip
         if self.recovered is not None:
@@ -93,13 +94,14 @@ class Compressed:
         return export.save(self.model, directory, manifest=facts, example=example, onnx=onnx, torch_export=torch_export, force=force)
 
     def report(self) -> pd.DataFrame:
-        """One row per rule, the best first: ``rule``, ``loss``, ``reconstructed``, every cost relative to the dense network
-        (``macs_rel``, ...), ``passes`` (forward passes of one batch that its networks were measured with), ``chosen`` and ``note``."""
+        """One row per rule, the best first: ``rule``, ``loss``, ``reconstructed``, ``finished`` (of the chosen one), every cost relative to
+        the dense network (``macs_rel``, ...), ``passes`` (forward passes of one batch that its networks were measured with), ``chosen`` and
+        ``note``."""
         import pandas as pd
 
         rows: list[dict[str, Any]] = []
         for one in sorted(self.tried, key=lambda one: one.least):
-            row: dict[str, Any] = {"rule": one.rule, "loss": one.loss, "reconstructed": one.reconstructed}
+            row: dict[str, Any] = {"rule": one.rule, "loss": one.loss, "reconstructed": one.reconstructed, "finished": one.finished}
             row |= {f"{name}_rel": one.cost[name] / dense if one.cost and dense else math.nan for name, dense in self.baseline.items()}
             rows.append(row | {"passes": one.passes, "chosen": one is self.chosen, "note": one.note})
         return pd.DataFrame(rows)
@@ -112,6 +114,7 @@ def compress(
     space: SpaceSpec | None = None,
     rules: Sequence[str | Rule] | None = None,
     reconstruction: int = 4,
+    finish: int = 16,
     recalibration: int = 16,
     refits: int | None = None,
     polished: int = 0,
@@ -127,8 +130,9 @@ def compress(
     Every rule of the portfolio (`ranksearch.compression.RULES`) chooses types and ranks within the budgets; each network is
     built, its factors are fitted to the dense network's answers layer by layer, and the loss is measured before and after the fit on
     batches of training data that none of this has seen. Then a model of the loss is fitted to these answers and to a few dozen networks
-    measured near the budgets, and solved again (`ranksearch.search.refit`). The best of all is returned with batch norm re-estimated, so
-    the answer is behind none of the rules by more than what the held-out batches cannot tell.
+    measured near the budgets, and solved again (`ranksearch.search.refit`). The factors of the best of all are fitted once more, to
+    ``finish`` batches. It is returned, in the way that loses least, with batch norm re-estimated, so the answer is behind none of the
+    rules by more than what the held-out batches cannot tell.
 
         small = compress(model, task, macs=0.5).model
         small = compress(model, task, params=0.3, macs=0.5, polished=100).model
@@ -140,7 +144,7 @@ def compress(
     ``reconstruction`` batches and two forward passes over four held-out ones. LEMS measures the dense network, each of S sites alone and
     ten networks on ``reconstruction`` batches. The model of the loss measures at most 35 networks, each fitted to one batch and measured by
     one forward pass over ``reconstruction`` batches; three of them are judged like a rule's. With the defaults that are at most
-    17 x 8 + (S + 11) x 4 + 35 x 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0`` leaves the model out;
+    17 x 8 + (S + 11) x 4 + 35 x 4 + 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0`` leaves the model out;
     ``rules=["fisher_relative"]`` is the cheap way: one network.
 
     Args:
@@ -150,6 +154,8 @@ def compress(
         space: which types, layers and ranks to choose from; default `mixture`. Every rule takes its own metric.
         rules: names in ``RULES`` or rules of your own; default: all.
         reconstruction: batches that factors are fitted to; 0: they stay as they are.
+        finish: batches that factors of the best answer are fitted to in the end: of the ``space.calibration`` ones, as many as an eighth of
+            the memory holds what lies between two layers of. At most ``reconstruction``: that is left out.
         recalibration: batches that batch norm is re-estimated on.
         refits: rounds in which the model of the loss is fitted and solved, eight networks measured in each; 0: none. Default: three beside
             the whole portfolio, none where ``rules`` are named.
@@ -172,6 +178,7 @@ def compress(
         InvalidModel, InvalidMetrics: as `recover`.
     """
     checks.whole("reconstruction", reconstruction, least=0, hint="batches")
+    checks.whole("finish", finish, least=0, hint="batches")
     checks.whole("recalibration", recalibration, least=1, hint="batches")
     checks.whole("polished", polished, least=0, hint="measurements")
     refits = (REFITS if rules is None else 0) if refits is None else checks.whole("refits", refits, least=0, hint="rounds")
@@ -200,7 +207,9 @@ def compress(
         tried.append(portfolio.refitted(tried, refits))
     if polished:
         tried.append(portfolio.polished(min(tried, key=lambda one: one.least), polished))
-    return _result(portfolio, tried, epochs)
+    best = min(tried, key=lambda one: one.least)
+    chosen_one = portfolio.finished(best, finish)
+    return _result(portfolio, [chosen_one if one is best else one for one in tried], chosen_one, epochs)
 
 
 def _without_labels(batches: Iterable[Any] | Callable[[], Iterable[Any]], model: nn.Module) -> Task:
@@ -255,11 +264,10 @@ def _check_budgets(budgets: Mapping[str, float], costs: Sequence[CostModel]) -> 
         checks.number(name, value, above=0, hint="up to 1 it is a share of the dense network's")
 
 
-def _result(portfolio: Portfolio, tried: Sequence[Tried], epochs: float) -> Compressed:
-    """The best of what was tried, made again, and trained."""
-    best = min(tried, key=lambda one: one.least)
+def _result(portfolio: Portfolio, tried: Sequence[Tried], best: Tried, epochs: float) -> Compressed:
+    """The best of what was tried, trained."""
     assert best.configuration is not None
-    model = portfolio.network(best.metric, best.configuration, fitted=best.reconstructed < best.loss)
+    model = portfolio.handed_out(best)
     recalibrate(model, portfolio.task.normalization(portfolio.recalibration))
     baseline = network_cost(portfolio.counts, portfolio.dense_network)
     recovered = None

@@ -20,7 +20,7 @@ from ranksearch.costs import CostModel, DenseNetwork
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
-from ranksearch.networks.reconstruction import Answers, announced, dense_answers, reconstruct
+from ranksearch.networks.reconstruction import Answers, announced, batches_within, dense_answers, reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
 from ranksearch.search import landing
@@ -41,6 +41,7 @@ POLISH = "polish"  # the name of what measured exchanges make of the best answer
 REFIT = "refit"  # and of what a model of the loss makes of all measured answers
 Answer = TypeVar("Answer", Allocation, Refitted, Polished)  # each has ``indices``
 Key = tuple[MetricName, str]  # the metric that a network's factors are made for, and its configuration's id
+Made = tuple[MetricName, str, int]  # the same, and how many batches the factors were fitted to; 0: they are as they come
 HELD_OUT = 4  # batches that networks are judged on
 KNOWN = 8  # of the rules' answers, those that a model of the loss begins with: the best
 FINAL = 3  # of what it measured, those that are judged like the rules' answers
@@ -59,6 +60,7 @@ class Tried:
         cost: of the whole network.
         loss: on the held-out batches, as the factors come; NaN where it was not measured.
         reconstructed: the same after `reconstruct`.
+        finished: the same after `reconstruct` on more batches, which the best answer alone has.
         note: why there is no answer.
         passes: forward passes of one batch that its networks were measured with; those of `reconstruct` are not among them.
     """
@@ -69,13 +71,14 @@ class Tried:
     cost: Cost | None
     loss: float = math.nan
     reconstructed: float = math.nan
+    finished: float = math.nan
     note: str = ""
     passes: int = 0
 
     @property
     def least(self) -> float:
-        """The better of the two losses; infinite where nothing was measured."""
-        return min((value for value in (self.loss, self.reconstructed) if not math.isnan(value)), default=math.inf)
+        """The best of the losses; infinite where nothing was measured."""
+        return min((value for value in (self.loss, self.reconstructed, self.finished) if not math.isnan(value)), default=math.inf)
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,10 @@ class Portfolio:
     collected: dict[bool, Statistics] = field(default_factory=dict)  # with output gradients and without
     fitting: dict[MetricName, Measured] = field(default_factory=dict)
     judged: dict[Key, tuple[float, float]] = field(default_factory=dict)  # losses before and after reconstruction
-    best: tuple[float, Key, nn.Module] | None = None  # of the reconstructed networks, that of the least loss, if it is kept
+    best: tuple[float, Made, nn.Module] | None = None  # of the reconstructed networks, that of the least loss, if it is kept
+    known: tuple[int, Answers] | None = None  # the dense network's, to so many batches that factors are fitted to
     last: MetricName | None = None  # the metric that was worked in
+    finish: int = 0  # batches that factors of the best answer were fitted to in the end
 
     @cached_property
     def sites(self) -> Sites:
@@ -136,10 +141,12 @@ class Portfolio:
     def judge(self) -> Judge:
         return judge(self.model, self.task, self.data.held_out)
 
-    @cached_property
-    def answers(self) -> Answers:
-        """Those of the dense network to the batches that factors are fitted to."""
-        return dense_answers(self.model, self.sites, self.task.calibration(self.reconstruction))
+    def answers(self, batches: int) -> Answers:
+        """Those of the dense network to the batches that factors are fitted to; those to another number of batches are forgotten."""
+        if self.known is None or self.known[0] != batches:
+            self.known = None
+            self.known = batches, dense_answers(self.model, self.sites, self.task.calibration(batches))
+        return self.known[1]
 
     @cached_property
     def light(self) -> Light:
@@ -240,16 +247,41 @@ class Portfolio:
         return Tried(name, metric, candidate.configuration, candidate.cost, *self.judged[key], passes=passes)
 
     def _judged(self, key: Key, configuration: Configuration) -> tuple[float, float]:
-        network = self.network(key[0], configuration, fitted=False)
+        network = self.network(key[0], configuration)
         loss = self.judge(network)
-        if not self.reconstruction:
-            return loss, math.nan
-        self._reconstruct(network, key[0], configuration)
-        reconstructed = self.judge(network)
+        return loss, self._fitted(network, key, configuration, self.reconstruction) if self.reconstruction else math.nan
+
+    def _fitted(self, network: nn.Module, key: Key, configuration: Configuration, batches: int) -> float:
+        """The loss of a network once its factors are fitted to so many batches; it is kept if it is the best so far."""
+        self._reconstruct(network, key[0], configuration, batches)
+        loss = self.judge(network)
         least = math.inf if self.best is None else self.best[0]
-        if reconstructed < least and sum(p.nbytes for p in network.parameters()) <= KEPT * machine_memory():
-            self.best = reconstructed, key, network
-        return loss, reconstructed
+        if loss < least and sum(p.nbytes for p in network.parameters()) <= KEPT * machine_memory():
+            self.best = loss, (*key, batches), network
+        return loss
+
+    def finished(self, best: Tried, batches: int) -> Tried:
+        """The best answer, its factors fitted once more, to more batches: as many of them as there are and memory has room for
+        (`batches_within`)."""
+        assert best.configuration is not None
+        count = min(batches, self.data.seen)
+        if not self.reconstruction or count <= self.reconstruction:
+            return best
+        self.tell(Announced(f"fitting the answer of {best.rule} to more batches"))
+        spectra = self.spectra(best.metric)
+        count = batches_within(self.model, [site.name for site in spectra.sites], next(iter(self.task.calibration(1))), count)
+        if count <= self.reconstruction:
+            return best
+        key: Key = (best.metric, best.configuration.id)
+        self.finish = count
+        loss = self._fitted(self.network(best.metric, best.configuration), key, best.configuration, count)
+        return replace(best, finished=loss, passes=best.passes + len(self.data.held_out))
+
+    def handed_out(self, best: Tried) -> nn.Module:
+        """The network of an answer, in the way that loses least."""
+        assert best.configuration is not None
+        ways = ((best.loss, 0), (best.reconstructed, self.reconstruction), (best.finished, self.finish))
+        return self.network(best.metric, best.configuration, min((way for way in ways if not math.isnan(way[0])), default=(0.0, 0))[1])
 
     def seen(self, metric: MetricName) -> Measured:
         """Measures networks as their factors come, on the batches that factors are fitted to."""
@@ -311,17 +343,17 @@ class Portfolio:
         answer = self.measured(POLISH, best.metric, found.indices)
         return replace(answer, passes=answer.passes + measure.passes - before)
 
-    def network(self, metric: MetricName, configuration: Configuration, *, fitted: bool) -> nn.Module:
-        """The network of a configuration, its batch norms as they were. The best of those that were reconstructed is there already, and
-        given away."""
-        if fitted and self.best is not None and self.best[1] == (metric, configuration.id):
+    def network(self, metric: MetricName, configuration: Configuration, batches: int = 0) -> nn.Module:
+        """The network of a configuration, its factors fitted to so many batches, its batch norms as they were. The best of those that were
+        reconstructed is there already, and given away."""
+        if batches and self.best is not None and self.best[1] == (metric, configuration.id, batches):
             network, self.best = self.best[2], None
             return network
         network = build(self.spectra(metric), configuration).eval()
-        if fitted:
-            self._reconstruct(network, metric, configuration)
+        if batches:
+            self._reconstruct(network, metric, configuration, batches)
         return network
 
-    def _reconstruct(self, network: nn.Module, metric: MetricName, configuration: Configuration) -> None:
+    def _reconstruct(self, network: nn.Module, metric: MetricName, configuration: Configuration, batches: int) -> None:
         moments = self.outputs if self.two_sided else None
-        reconstruct(network, self.spectra(metric), configuration, self.answers, moments=moments)
+        reconstruct(network, self.spectra(metric), configuration, self.answers(batches), moments=moments)

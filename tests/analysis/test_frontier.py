@@ -51,6 +51,10 @@ def test_the_best_published_rule_is_that_of_the_test_set_and_ours_that_of_the_he
     assert found["with our reconstruction"] == "80.0 ± 1.4 uniform"  # better there, though its held-out loss is not
     assert found["refit"] == found["handed out"] == "79.0 ± 1.4"
     assert found["ahead"] == "+8.0 ± 0.0" and float(found["s.e."]) == pytest.approx(4.1)
+    rows[4] |= {"finished": {"held_out": 0.09, "accuracy": 0.81}}  # fitted to more batches, and better
+    rows[5] |= {"finished": {"held_out": 0.11, "accuracy": 0.99}}  # and worse
+    found = dict(zip(cells(head), cells(script("frontier").compared(rows)[2]), strict=True))
+    assert found["refit"] == "79.0 ± 1.4" and found["handed out"] == "80.5 ± 0.7"
 
 
 def test_rules_without_an_answer_and_those_that_did_not_contend_are_told_apart() -> None:

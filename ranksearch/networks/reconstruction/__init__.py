@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ranksearch.networks.reconstruction.answers import Answers
 from ranksearch.networks.reconstruction.layer import left_out
-from ranksearch.networks.reconstruction.room import announced
+from ranksearch.networks.reconstruction.room import announced, batches_within
 from ranksearch.networks.reconstruction.sequential import Reconstructed, dense_answers, reconstruct
 
-__all__ = ["Answers", "Reconstructed", "announced", "dense_answers", "left_out", "reconstruct"]
+__all__ = ["Answers", "Reconstructed", "announced", "batches_within", "dense_answers", "left_out", "reconstruct"]

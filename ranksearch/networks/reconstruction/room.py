@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
 
-from ranksearch.sites import Site
+import torch
+from torch import nn
+
+from ranksearch.sites import Site, device_of, evaluating, run, tensors_of
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import LARGEST
@@ -12,6 +18,8 @@ from ranksearch.statistics.memory import machine_memory
 
 COPIES = 14  # float64 matrices of the size of a layer's input moment that are held at once while it is fitted, at most
 SHARE = 0.5  # of the machine's memory that they may take
+BETWEEN = 1 / 8  # of the memory that what all batches have between two layers may take
+HELD = 4  # times the inputs and outputs of the largest layer: two networks, and what goes around layers in them
 GIB = 2**30
 
 
@@ -43,3 +51,25 @@ def announced(spectra: Spectra, configuration: Configuration) -> str | None:
     if widest is None or fit_bytes(widest) < GIB:
         return None
     return f"fitting {widest.name}, of {math.prod(widest.shape[1:]):,} inputs, takes up to {fit_bytes(widest) / GIB:.1f} GiB"
+
+
+def batches_within(model: nn.Module, paths: Iterable[str], batch: Any, most: int) -> int:
+    """How many batches, at least one and at most ``most``, can go through two networks together within an eighth of the memory of the
+    device, as `reconstruct` takes them. One passes through the dense network here.
+
+    Args:
+        paths: of the layers whose inputs and outputs are looked at.
+    """
+    largest = 0
+
+    def look(_module: nn.Module, given: Any, answer: Any) -> None:
+        nonlocal largest
+        largest = max(largest, sum(tensor.nbytes for _, tensor in tensors_of((given, answer))))
+
+    with ExitStack() as stack, evaluating(model):
+        for path in paths:
+            stack.callback(model.get_submodule(path).register_forward_hook(look).remove)
+        run(model, batch)
+    device = device_of(model)
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else machine_memory()
+    return int(max(1, min(most, BETWEEN * memory // (HELD * max(largest, 1)))))
