@@ -50,7 +50,7 @@ class Subject:
         found = Additive().allocate(Problem(study.space, Energy().table(study.space), {given.cost: given.budget}))
         self.spectra, self.configuration = study.spectra, study.space.configuration(found.indices)
         self.start = build(self.spectra, self.configuration)
-        reconstruct(self.start, self.spectra, self.configuration, self.task.calibration(given.reconstruction))
+        reconstruct(self.start, self.spectra, self.configuration, self.task.calibration(given.reconstruction), thorough=True)
 
     def at(self, learning_rate: float) -> Classification:
         """The task at another peak of the learning rate."""
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--learning-rate", type=float, default=0.02, help="peak; what suits the dense network")
     parser.add_argument("--slow", type=float, default=0.002, help="peak of the way `slow`")
-    parser.add_argument("--reconstruction", type=int, default=4, help="batches that the network is fitted to before")
+    parser.add_argument("--reconstruction", type=int, default=16, help="batches that the network is fitted to before")
     parser.add_argument("--no-augment", dest="augment", action="store_false", help="without crops and mirroring")
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=1, help="of training")

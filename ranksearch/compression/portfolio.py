@@ -355,5 +355,6 @@ class Portfolio:
         return network
 
     def _reconstruct(self, network: nn.Module, metric: MetricName, configuration: Configuration, batches: int) -> None:
-        moments = self.outputs if self.two_sided else None
-        reconstruct(network, self.spectra(metric), configuration, self.answers(batches), moments=moments)
+        """In the last fit, thoroughly."""
+        moments, thorough = self.outputs if self.two_sided else None, batches > self.reconstruction
+        reconstruct(network, self.spectra(metric), configuration, self.answers(batches), moments=moments, thorough=thorough)

@@ -20,6 +20,7 @@ from torch import nn
 import ranksearch as rs
 from ranksearch.cli import main as cli
 from ranksearch.networks.export import save
+from ranksearch.networks.reconstruction.refit import Effort
 from ranksearch.networks.surgery import build
 from ranksearch.runners import LocalRunner
 from ranksearch.sites import find_sites
@@ -159,7 +160,8 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     real, real_stages = study_module.run, study_module.run_stages
     monkeypatch.setattr(study_module, "run", few)  # the same search, shorter and in this process
     monkeypatch.setattr(study_module, "run_stages", staged)
-    monkeypatch.setattr("ranksearch.networks.reconstruction.refit.STEPS", 2)  # fits that are not as good, and as sound
+    for name in ("QUICK", "THOROUGH"):  # fits that are not as good, and as sound
+        monkeypatch.setattr(f"ranksearch.networks.reconstruction.sequential.{name}", Effort(1, 2))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path / "home"))
     with contextlib.suppress(ImportError):  # transformers copies the code of a folder before it runs it

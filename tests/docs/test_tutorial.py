@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from ranksearch.cli import main as cli
+from ranksearch.networks.reconstruction.refit import Effort
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 
@@ -20,7 +21,8 @@ def test_the_tutorial_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    monkeypatch.setattr("ranksearch.networks.reconstruction.refit.STEPS", 2)  # fits that are not as good, and as sound
+    for name in ("QUICK", "THOROUGH"):  # fits that are not as good, and as sound
+        monkeypatch.setattr(f"ranksearch.networks.reconstruction.sequential.{name}", Effort(1, 2))
     names: dict[str, object] = {}
     identifier = ""
     for kind, title, text in re.findall(r"```(\w+)(?: title=\"(.*?)\")?\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):

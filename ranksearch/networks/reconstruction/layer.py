@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ranksearch.decompositions import AnyDecomposition, Moments, Quantized, Rank
 from ranksearch.networks.reconstruction.last import last_site, last_type
 from ranksearch.networks.reconstruction.moments import LayerMoments
-from ranksearch.networks.reconstruction.refit import refit
+from ranksearch.networks.reconstruction.refit import QUICK, Effort, refit
 from ranksearch.networks.reconstruction.regression import goal
 from ranksearch.networks.reconstruction.room import too_wide
 from ranksearch.networks.reconstruction.sweep import Seen
@@ -72,22 +72,24 @@ class Layer:
         """See `LayerMoments.error`."""
         return seen.error(self.decomposition.compose(self.site, now.factors), now.bias)
 
-    def fit(self, now: Fitted, seen: LayerMoments, ridge: float) -> Fitted:
+    def fit(self, now: Fitted, seen: LayerMoments, ridge: float, effort: Effort = QUICK) -> Fitted:
         """The layer that is best at a ridge for what was seen; ``now`` where that teaches nothing."""
         if not seen.usable:
             return now
         wanted = goal(seen, self.weight, ridge)
-        factors = refit(self.decomposition, self.site, self.rank, now.factors, wanted)
+        factors = refit(self.decomposition, self.site, self.rank, now.factors, wanted, effort)
         if not all(bool(torch.isfinite(factor).all()) for factor in factors):
             return now
         return Fitted(factors, wanted.bias(self.decomposition.compose(self.site, factors)))
 
-    def best(self, now: Fitted, seen: LayerMoments, unseen: LayerMoments, ridges: Sequence[float]) -> Choice:
+    def best(
+        self, now: Fitted, seen: LayerMoments, unseen: LayerMoments, ridges: Sequence[float], effort: Effort = QUICK
+    ) -> Choice:  # fmt: skip
         """The fit, of several ridges, that is best on what was not seen."""
         before = self.error(now, unseen)
         best = Choice(now, None, before, before)
         for ridge in ridges if unseen.usable else ():
-            found = self.fit(now, seen, ridge)
+            found = self.fit(now, seen, ridge, effort)
             error = self.error(found, unseen)
             if error < best.after:
                 best = Choice(found, ridge, before, error)

@@ -1,36 +1,48 @@
-"""The factors of one type and rank that come nearest to a goal: in closed form where there is one, or else alternating over all
-factors from those at hand."""
+"""The factors of one type and rank that come nearest to a goal: in closed form where there is one, or else by descent over all factors
+together from those at hand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ranksearch.decompositions import AnyDecomposition, Quantized, Rank
+from ranksearch.decompositions.levenberg_marquardt import descend
 from ranksearch.decompositions.metric import conditioned
-from ranksearch.decompositions.refinement import refine
 from ranksearch.decompositions.rounding import layout, round_factors
 from ranksearch.networks.reconstruction.regression import Goal
 from ranksearch.sites import Site
 
-SWEEPS = 4  # over all factors
-STEPS = 8  # of conjugate gradients per factor and sweep
+
+class Effort(NamedTuple):
+    """What a fit without a closed form may take, see `descend`."""
+
+    steps: int
+    inner: int
 
 
-def refit(decomposition: AnyDecomposition, site: Site, rank: Rank, factors: Sequence[Tensor], goal: Goal) -> tuple[Tensor, ...]:
+QUICK, THOROUGH = Effort(8, 10), Effort(20, 30)
+
+
+def refit(
+    decomposition: AnyDecomposition, site: Site, rank: Rank, factors: Sequence[Tensor], goal: Goal, effort: Effort = QUICK
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Factors in the layout of the type, of the same shapes, whose weight is no further from the goal's in its metric than that of
-    ``factors``: the best for types that are ``optimal``; for others, composed ones too, a local optimum of alternating least squares
-    over every factor, which starts from ``factors``."""
+    ``factors``: the best for types that are ``optimal``; for others, composed ones too, what Levenberg and Marquardt's descent over all
+    factors comes to, which starts from ``factors``."""
     if isinstance(decomposition, Quantized):
-        return rounded(decomposition, site, refit(decomposition.inner, site, rank, factors, goal), goal)
+        return rounded(decomposition, site, refit(decomposition.inner, site, rank, factors, goal, effort), goal, effort)
     if decomposition.optimal:
         return decomposition.factors(decomposition.prepare(site, goal.weight, goal.moments), rank)
-    return _refined(decomposition, site, list(factors), range(len(factors)), goal)
+    return _refined(decomposition, site, list(factors), range(len(factors)), goal, effort)
 
 
-def rounded(decomposition: Quantized, site: Site, factors: Sequence[Tensor], goal: Goal) -> tuple[Tensor, ...]:
+def rounded(
+    decomposition: Quantized, site: Site, factors: Sequence[Tensor], goal: Goal, effort: Effort = QUICK
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Factors rounded one layer after the other, first to last; what rounding lost is made up for by the layers behind it."""
     layers = layout(decomposition.inner, site, factors)
     blocks = goal.weight.reshape(site.groups, site.c_out // site.groups, *site.shape[1:])
@@ -42,11 +54,13 @@ def rounded(decomposition: Quantized, site: Site, factors: Sequence[Tensor], goa
         found = list(round_factors([layer], found, decomposition.bits))
         left.remove(places[int(torch.searchsorted(starts, int(layer.places.flatten()[0]), right=True)) - 1])
         if left:
-            found = list(_refined(decomposition.inner, site, found, left, goal))
+            found = list(_refined(decomposition.inner, site, found, left, goal, effort))
     return tuple(found)
 
 
-def _refined(decomposition: AnyDecomposition, site: Site, factors: list[Tensor], free: Sequence[int], goal: Goal) -> tuple[Tensor, ...]:
+def _refined(
+    decomposition: AnyDecomposition, site: Site, factors: list[Tensor], free: Sequence[int], goal: Goal, effort: Effort
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Factors of which those at ``free`` have descended on the error, the others being as they are."""
     blocks = (site.groups, site.c_out // site.groups, *site.shape[1:])
 
@@ -57,5 +71,6 @@ def _refined(decomposition: AnyDecomposition, site: Site, factors: list[Tensor],
         return decomposition.compose(site, tuple(every)).reshape(blocks)
 
     moments = conditioned(goal.moments, goal.weight)
-    found = refine(compose, [factors[k] for k in free], goal.weight.reshape(blocks), moments, sweeps=SWEEPS, steps=STEPS)
+    start = [factors[k] for k in free]
+    found = descend(compose, start, goal.weight.reshape(blocks), moments, steps=effort.steps, inner=effort.inner)
     return tuple(found[free.index(k)] if k in free else factor for k, factor in enumerate(factors))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ranksearch.decompositions import Moments
 from ranksearch.decompositions.metric import FLOOR, FlooredMoments, halved
 from ranksearch.networks.reconstruction.moments import LayerMoments
 
@@ -26,7 +27,7 @@ class Goal:
     """
 
     weight: Tensor
-    moments: FlooredMoments
+    moments: Moments
     mean_input: Tensor | None  # shape (groups, d); None: the layer has no bias
     mean_answer: Tensor | None  # shape (groups, c_out / groups)
 

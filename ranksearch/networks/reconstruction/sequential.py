@@ -17,6 +17,7 @@ from ranksearch.networks.reconstruction.answers import Answers
 from ranksearch.networks.reconstruction.check import distances, divided, gain
 from ranksearch.networks.reconstruction.layer import Fitted, Layer, held, layers_of
 from ranksearch.networks.reconstruction.norms import affine_norms, fit_norm
+from ranksearch.networks.reconstruction.refit import QUICK, THOROUGH, Effort
 from ranksearch.networks.reconstruction.sweep import Seen, sweep
 from ranksearch.sites import Site, device_of, evaluating
 from ranksearch.space import Configuration
@@ -54,16 +55,17 @@ def reconstruct(
     ridge: float | None = None,
     held_out: float = HELD_OUT,
     rounds: int = ROUNDS,
+    thorough: bool = False,
 ) -> tuple[Reconstructed, ...]:
     """Refit the factors and the bias of every factorized layer, in place, in the order in which the network uses them.
 
-    Layer by layer: x is what reaches the layer in ``network``, all before it being fitted already, and y what the dense layer gives in the
-    dense network for the same example. V minimises mean |V x + b - y|^2 with a ridge towards the dense weight; the layer's factors, of the
-    same type and rank, become those nearest to V in the metric of these inputs and, where there is one, of the dense
-    network's output gradients: in closed form for `svd`, alternating over all factors for other types. Later layers so make up for what
+    Layer by layer: x is what reaches the layer in ``network``, all before it being fitted already, and y what the dense layer gives in
+    the dense network for the same example. V minimises mean |V x + b - y|^2 with a ridge towards the dense weight; the layer's factors,
+    of the same type and rank, become those nearest to V in the metric of these inputs and, where there is one, of the dense network's
+    output gradients: in closed form for `svd`, by descent over all factors together for other types. Later layers so make up for what
     earlier ones lost (AA-SVD, 2026; Zhang et al., arXiv 1505.06798, section 3.3). Then every batch norm takes, channel by channel, the
-    scale and shift that are best against the dense one's answers. Types, ranks and costs stay as they are. No labels, no gradients. Batch
-    norms meanwhile normalize by their batch and keep their running statistics, so call `recalibrate` afterwards.
+    scale and shift that are best against the dense one's answers. Types, ranks and costs stay as they are. No labels, no gradients.
+    Batch norms meanwhile normalize by their batch and keep their running statistics, so call `recalibrate` afterwards.
 
     Few examples fit a layer to themselves alone. So a part of them is held out: every layer takes the ridge that is best on these, and
     stays as it is where none is better. Rounds over the whole network go on while its outputs get nearer to the dense network's on the same
@@ -90,6 +92,8 @@ def reconstruct(
         held_out: share of the batches, at least one of several; of a single batch, so many of its examples. 0 fits to all, unchecked,
             and so does a single batch that cannot be cut (less than 8 examples, or tensors of different lengths).
         rounds: at most so many over the whole network; so many where nothing is held out.
+        thorough: types without a closed form take at most 20 steps of descent instead of 8, several times the time: for the network that
+            is handed out.
 
     Returns:
         the layers that a fit was tried on, in order. `left_out` names the factorized layers that stay as they are, and why.
@@ -110,7 +114,7 @@ def reconstruct(
     if not given:
         raise InvalidArgument("batches is empty: a reconstruction needs at least one batch")
     layers = layers_of(network, spectra, configuration, spectra.moments if moments is None else moments)
-    work = _Work(network, known.on(given), layers)
+    work = _Work(network, known.on(given), layers, THOROUGH if thorough else QUICK)
     if not work.layers:
         return ()
     with evaluating(network), evaluating(spectra.model), batch_statistics(network):
@@ -162,6 +166,7 @@ class _Work:
     network: nn.Module
     answers: Answers
     layers: dict[str, Layer]
+    effort: Effort
     now: dict[str, Fitted] = field(default_factory=dict)  # the layers that were fitted
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)  # before the first round, after the last
 
@@ -175,7 +180,7 @@ class _Work:
         def visit(path: str, seen: Seen) -> None:
             layer, now = self.layers[path], self._fitted(path)
             fitting, checking = layer.moments(seen, fitted_to)
-            choice = layer.best(now, fitting, checking, ridges)
+            choice = layer.best(now, fitting, checking, ridges, self.effort)
             plan[path] = choice.ridge
             self._told(path, choice.before, choice.after)
             self._set(path, choice.fitted, now)
@@ -193,7 +198,7 @@ class _Work:
                 return
             now = self._fitted(path)
             moments, _ = layer.moments(seen, everything)
-            found = layer.fit(now, moments, ridge)
+            found = layer.fit(now, moments, ridge, self.effort)
             self._told(path, layer.error(now, moments), layer.error(found, moments))
             self._set(path, found, now)
 

@@ -251,7 +251,7 @@ def test_a_network_that_is_further_from_the_dense_one_is_as_it_was(monkeypatch: 
     inner = "ranksearch.networks.reconstruction.layer.LayerMoments.error"
     monkeypatch.setattr(inner, lambda self, weight, bias: float(weight.square().mean()))
     zero = "ranksearch.networks.reconstruction.layer.refit"
-    monkeypatch.setattr(zero, lambda kind, site, rank, factors, goal: tuple(0 * f for f in factors))
+    monkeypatch.setattr(zero, lambda kind, site, rank, factors, goal, effort: tuple(0 * f for f in factors))
     found = case.reconstruct(case.x.chunk(4))
     assert len(found) == 2 and all(one.after == one.before for one in found)
     assert all(torch.equal(value, before[name]) for name, value in case.short.state_dict().items())

@@ -1,0 +1,142 @@
+"""Least squares in the metric |R|^2 = tr(G R A R^T) over all factors of a layer at once (Levenberg, 1944; Marquardt, 1963)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ranksearch.decompositions.metric import Moments, apply_metric, residual_energy
+
+Compose = Callable[[Sequence[Tensor]], Tensor]
+
+DAMPING = 1e-2  # at first, in units of the curvature of each factor
+FALLS, RISES, LEAST = 4.0, 8.0, 1e-6  # damping after a step that was taken, after one that was not, and at least
+TRIES = 4  # of one step, at rising damping
+GAIN = 1e-4  # of the error: a step that gains less is the last
+SOLVED = 1e-4  # of the first squared residual of a linear system: it is solved as far as its model of the error is worth
+
+
+def descend(
+    compose: Compose, factors: Sequence[Tensor], weight: Tensor, moments: Moments, *, steps: int, inner: int
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Factors whose composed weight is nearer to ``weight``: steps that move all factors together, where `refinement.refine` moves one
+    after the other and crawls along the valleys that products of many factors have.
+
+    A step x minimises |weight - compose(factors) - J x|^2 + damping x^T D x by conjugate gradients. J x is the sum of compose with each
+    factor replaced by its part of x, and D the curvature of each factor along its gradient. It is taken if the error falls; otherwise it is
+    tried again with more damping. The error never grows. Factors of integers (an order of channels) stay.
+
+    Args:
+        compose: multilinear in the factors; its value has the shape of ``weight``.
+        weight: shape (groups, c_out / groups, c_in / groups, kh, kw), float64.
+        moments: the metric, as it is.
+        steps: at most so many.
+        inner: at most so many conjugate gradients per step.
+    """
+    energy = residual_energy(weight, moments)
+    unit = 2.0 ** -math.frexp(energy)[1] if energy > 0 else 1.0  # squares stay in the range of float64, and no digit changes
+    now = _Place(compose, [factor.detach().clone() for factor in factors], weight, moments, unit)
+    damping = DAMPING
+    for _ in range(steps):
+        system = _Linearized(now)
+        for _ in range(TRIES):
+            new = now.moved(system.solve(damping, inner))
+            if new.error < now.error:
+                break
+            damping *= RISES
+        else:
+            break
+        small, now = now.error - new.error < GAIN * now.error, new
+        damping = max(damping / FALLS, LEAST)
+        if small:
+            break
+    return tuple(now.factors)
+
+
+class _Place:
+    """Factors, their error, and its slope in the composed weight."""
+
+    def __init__(self, compose: Compose, factors: list[Tensor], weight: Tensor, moments: Moments, unit: float) -> None:
+        self.compose, self.factors, self.weight, self.moments, self.unit = compose, factors, weight, moments, unit
+        self.free = [k for k, factor in enumerate(factors) if factor.is_floating_point()]
+        with torch.no_grad():
+            residual = weight - compose(factors)
+        self.slope = self.weighed(residual)
+        self.error = float((residual * self.slope).sum())
+
+    def weighed(self, change: Tensor) -> Tensor:
+        """G R A of a change of the weight."""
+        return self.unit * apply_metric(change, self.moments)
+
+    @torch.no_grad()
+    def moved(self, step: Sequence[Tensor]) -> _Place:
+        factors = list(self.factors)
+        for k, part in zip(self.free, step, strict=True):
+            factors[k] = factors[k] + part
+        return _Place(self.compose, factors, self.weight, self.moments, self.unit)
+
+
+class _Linearized:
+    """The error around a place, with the composed weight linear in all factors together."""
+
+    def __init__(self, place: _Place) -> None:
+        self._place = place
+        with torch.enable_grad():
+            every = [f.detach().requires_grad_(f.is_floating_point()) for f in place.factors]
+            self._variables, self._value = [every[k] for k in place.free], place.compose(every)
+        self._gradient = self._pulled(place.slope)
+        self._scales = [self._curvature(k, part) for k, part in enumerate(self._gradient)]
+
+    def solve(self, damping: float, inner: int) -> list[Tensor]:
+        """The step, by conjugate gradients in which every factor has its curvature for a unit."""
+        step = [torch.zeros_like(part) for part in self._gradient]
+        left = [part.clone() for part in self._gradient]
+        direction = [part / scale for part, scale in zip(left, self._scales, strict=True)]
+        size = first = _dot(left, direction)
+        for _ in range(inner):
+            if not size > SOLVED * first:
+                break
+            pushed = self._pulled(self._place.weighed(self._pushed(direction)))
+            pushed = [p + damping * scale * d for p, scale, d in zip(pushed, self._scales, direction, strict=True)]
+            curvature = _dot(direction, pushed)
+            if not curvature > 0:
+                break
+            length = size / curvature
+            step = [s + length * d for s, d in zip(step, direction, strict=True)]
+            left = [r - length * p for r, p in zip(left, pushed, strict=True)]
+            ahead = [r / scale for r, scale in zip(left, self._scales, strict=True)]
+            last, size = size, _dot(left, ahead)
+            direction = [a + size / last * d for a, d in zip(ahead, direction, strict=True)]
+        return step
+
+    def _pulled(self, slope: Tensor) -> list[Tensor]:
+        """J^T of a slope in the composed weight."""
+        return list(torch.autograd.grad(self._value, self._variables, slope, retain_graph=True))
+
+    @torch.no_grad()
+    def _pushed(self, step: Sequence[Tensor]) -> Tensor:
+        """J of a step."""
+        found = torch.zeros_like(self._place.weight)
+        for k, part in enumerate(step):
+            found += self._with(k, part)
+        return found
+
+    def _with(self, k: int, part: Tensor) -> Tensor:
+        """Compose with the k-th free factor replaced."""
+        factors = list(self._place.factors)
+        factors[self._place.free[k]] = part
+        return self._place.compose(factors)
+
+    @torch.no_grad()
+    def _curvature(self, k: int, along: Tensor) -> float:
+        """Of the error in one factor, along its gradient; 1 where that is zero."""
+        change = self._with(k, along)
+        found, square = float((change * self._place.weighed(change)).sum()), float(along.square().sum())
+        return found / square if found > 0 and square > 0 else 1.0
+
+
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
