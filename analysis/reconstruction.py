@@ -46,6 +46,7 @@ WAYS: dict[str, Fit] = {
     "refitted": reconstruct,
     "two rounds": lambda *given: reconstruct(*given, rounds=2),
     "unchecked": lambda *given: reconstruct(*given, held_out=0),
+    "thorough": lambda *given: reconstruct(*given, thorough=True),
 }
 TRAINED = {"fine-tuned": AS_IT_IS, "refitted and fine-tuned": "refitted"}  # way -> what comes before training
 
