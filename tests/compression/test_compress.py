@@ -241,6 +241,7 @@ def test_the_best_answer_is_fitted_to_more_batches_and_kept_so_where_that_measur
     @torch.no_grad()
     def mend(small: nn.Module, spectra: Spectra, configuration: Any, batches: Any, **options: Any) -> None:
         fitted.append(len(batches.batches))
+        assert options["thorough"] == (fitted[-1] > 4)
         if (fitted[-1] == 6) == better:
             small.get_parameter("8.bias").sub_(wrong)
 

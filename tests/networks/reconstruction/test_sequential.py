@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ranksearch.decompositions import KNOWN, Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.reconstruction import Reconstructed, left_out, reconstruct
+from ranksearch.networks.reconstruction.refit import QUICK, THOROUGH, Effort, refit
 from ranksearch.networks.reconstruction.regression import LEAST
 from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
@@ -255,6 +256,23 @@ def test_a_network_that_is_further_from_the_dense_one_is_as_it_was(monkeypatch: 
     found = case.reconstruct(case.x.chunk(4))
     assert len(found) == 2 and all(one.after == one.before for one in found)
     assert all(torch.equal(value, before[name]) for name, value in case.short.state_dict().items())
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.25])
+def test_a_thorough_fit_takes_more_steps_in_every_layer(held_out: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    efforts: list[Effort] = []
+
+    def noted(kind: Any, site: Any, rank: Any, factors: Any, goal: Any, effort: Effort) -> Any:
+        efforts.append(effort)
+        return refit(kind, site, rank, factors, goal, effort)
+
+    monkeypatch.setattr("ranksearch.networks.reconstruction.layer.refit", noted)
+    for thorough, effort in ((False, QUICK), (True, THOROUGH)):
+        efforts.clear()
+        case = whole()
+        case.reconstruct(images(32).chunk(4), thorough=thorough, held_out=held_out)
+        assert efforts and set(efforts) == {effort}
+    assert THOROUGH.steps > QUICK.steps and THOROUGH.inner > QUICK.inner
 
 
 class Fussy(Net):
