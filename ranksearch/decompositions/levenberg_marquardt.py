@@ -14,7 +14,7 @@ Compose = Callable[[Sequence[Tensor]], Tensor]
 
 DAMPING = 1e-2  # at first, in units of the curvature of each factor
 FALLS, RISES, LEAST = 4.0, 8.0, 1e-6  # damping after a step that was taken, after one that was not, and at least
-TRIES = 4  # of one step, at rising damping
+TRIES = 10  # of one step, at rising damping
 GAIN = 1e-4  # of the error: a step that gains less is the last
 SOLVED = 1e-4  # of the first squared residual of a linear system: it is solved as far as its model of the error is worth
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions import Moments
-from ranksearch.decompositions.levenberg_marquardt import _Linearized, _Place, descend
+from ranksearch.decompositions.levenberg_marquardt import DAMPING, _Linearized, _Place, descend
 from ranksearch.decompositions.metric import residual_energy
 
 SHAPE = (1, 6, 5, 2, 2)
@@ -68,7 +68,7 @@ def test_a_weight_that_factors_can_be_is_found(seed: int) -> None:
     weight, moments = three(planted), metric(seed)
     generator = torch.Generator().manual_seed(100 + seed)
     start = [f + 0.1 * torch.randn(f.shape, dtype=torch.float64, generator=generator) for f in planted]
-    found = descend(three, start, weight, moments, steps=60, inner=60)
+    found = descend(three, start, weight, moments, steps=10, inner=60)
     assert residual_energy(weight - three(found), moments) < 1e-12 * residual_energy(weight, moments)
 
 
@@ -82,6 +82,17 @@ def test_the_error_never_grows(steps: int) -> None:
     before = residual_energy(weight - three(start), moments)
     assert all(torch.equal(a, b) for a, b in zip(start, kept, strict=True))
     assert all(energy < before for energy in energies) if steps else energies == [before] * 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_that_overshoot_are_tried_again_with_more_damping(seed: int) -> None:
+    """Of small factors the weight is next to linear in none: a step that forgets it is hundreds of times too large."""
+    moments, weight, start = metric(seed), torch.randn(SHAPE, dtype=torch.float64), [0.01 * f for f in drawn(3, seed)]
+    place = _Place(three, start, weight, moments, 1.0)
+    assert place.moved(_Linearized(place).solve(DAMPING, 30)).error > 10 * place.error
+    before = residual_energy(weight - three(start), moments)
+    found = descend(three, start, weight, moments, steps=10, inner=30)
+    assert residual_energy(weight - three(found), moments) < 0.9 * before
 
 
 def test_units_and_scales_make_no_difference() -> None:

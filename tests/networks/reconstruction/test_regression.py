@@ -68,9 +68,9 @@ def test_a_large_ridge_leaves_the_dense_weight() -> None:
     torch.testing.assert_close(goal(moments, dense, 1e9).weight, dense, rtol=1e-6, atol=1e-6)
 
 
-def test_singular_inputs_take_no_eigendecomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_singular_inputs_take_one_cholesky_factorization(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are fewer than dimensions, and one is dead; the ridge of most inputs is below the floor."""
-    monkeypatch.setattr("ranksearch.decompositions.metric.eigh", lambda moment: pytest.fail("an eigendecomposition"))
+    monkeypatch.setattr("ranksearch.decompositions.metric.floored", lambda moment: pytest.fail("more than one"))
     layer, x = nn.Linear(40, 4).double(), torch.randn(20, 40, dtype=torch.float64)
     x[:, 5] = 0
     site = find_sites(nn.Sequential(layer).eval(), x[:1])["0"]
