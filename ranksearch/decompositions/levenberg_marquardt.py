@@ -15,7 +15,7 @@ Compose = Callable[[Sequence[Tensor]], Tensor]
 DAMPING = 1e-2  # at first, in units of the curvature of each factor
 FALLS, RISES, LEAST = 4.0, 8.0, 1e-6  # damping after a step that was taken, after one that was not, and at least
 TRIES = 10  # of one step, at rising damping
-GAIN = 1e-4  # of the error: a step that gains less is the last
+GAIN = 1e-4  # of the error: a step that gains less is the last, unless it is damped more than the first
 SOLVED = 1e-4  # of the first squared residual of a linear system: it is solved as far as its model of the error is worth
 
 
@@ -49,7 +49,7 @@ def descend(
             damping *= RISES
         else:
             break
-        small, now = now.error - new.error < GAIN * now.error, new
+        small, now = damping <= DAMPING and now.error - new.error < GAIN * now.error, new
         damping = max(damping / FALLS, LEAST)
         if small:
             break
