@@ -145,7 +145,7 @@ def compress(
     ten networks on ``reconstruction`` batches. The model of the loss measures at most 35 networks, each fitted to one batch and measured by
     one forward pass over ``reconstruction`` batches; three of them are judged like a rule's. With the defaults that are at most
     17 x 8 + (S + 11) x 4 + 35 x 4 + 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0`` leaves the model out;
-    ``rules=["fisher_relative"]`` is the cheap way: one network.
+    ``rules=["fisher_relative"], finish=0`` is the cheap way: one network.
 
     Args:
         model: the trained network; never changed. Of a compiled or parallel one, the network inside.
