@@ -208,8 +208,8 @@ def compress(
     if polished:
         tried.append(portfolio.polished(min(tried, key=lambda one: one.least), polished))
     best = min(tried, key=lambda one: one.least)
-    chosen_one = portfolio.finished(best, finish)
-    return _result(portfolio, [chosen_one if one is best else one for one in tried], chosen_one, epochs)
+    finished = portfolio.finished(best, finish)
+    return _result(portfolio, [finished if one is best else one for one in tried], finished, epochs)
 
 
 def _without_labels(batches: Iterable[Any] | Callable[[], Iterable[Any]], model: nn.Module) -> Task:

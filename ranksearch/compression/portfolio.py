@@ -281,7 +281,8 @@ class Portfolio:
         """The network of an answer, in the way that loses least."""
         assert best.configuration is not None
         ways = ((best.loss, 0), (best.reconstructed, self.reconstruction), (best.finished, self.finish))
-        return self.network(best.metric, best.configuration, min((way for way in ways if not math.isnan(way[0])), default=(0.0, 0))[1])
+        batches = next((count for loss, count in ways if loss == best.least), 0)
+        return self.network(best.metric, best.configuration, batches)
 
     def seen(self, metric: MetricName) -> Measured:
         """Measures networks as their factors come, on the batches that factors are fitted to."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions.metric import Moments, apply_metric, residual_energy
+from ranksearch.decompositions.metric import Moments, apply_metric, residual_energy, unit_of
 
 Compose = Callable[[Sequence[Tensor]], Tensor]
 
@@ -36,8 +35,7 @@ def descend(
         steps: at most so many.
         inner: at most so many conjugate gradients per step.
     """
-    energy = residual_energy(weight, moments)
-    unit = 2.0 ** -math.frexp(energy)[1] if energy > 0 else 1.0  # squares stay in the range of float64, and no digit changes
+    unit = unit_of(residual_energy(weight, moments))
     now = _Place(compose, [factor.detach().clone() for factor in factors], weight, moments, unit)
     damping = DAMPING
     for _ in range(steps):

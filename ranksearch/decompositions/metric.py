@@ -3,6 +3,7 @@ a residual (K-FAC's Kronecker form of a layer's Fisher, arXiv 1602.01407)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, overload
@@ -206,6 +207,12 @@ def apply_metric(residual: Tensor, moments: Moments) -> Tensor:
     if moments.output is not None:
         flat = moments.output.to(flat) @ flat
     return flat.reshape(residual.shape)
+
+
+def unit_of(energy: float) -> float:
+    """What brings an energy near 1, a power of two: in that unit no square leaves the range of float64, whatever the moments' scale, and
+    no digit changes."""
+    return 2.0 ** -math.frexp(energy)[1] if energy > 0 else 1.0
 
 
 def residual_energy(residual: Tensor, moments: Moments) -> float:

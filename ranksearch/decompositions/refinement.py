@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ranksearch.decompositions.kronecker import times
-from ranksearch.decompositions.metric import Moments, apply_metric, residual_energy
+from ranksearch.decompositions.metric import Moments, apply_metric, residual_energy, unit_of
 
 
 def refine(
@@ -31,9 +30,7 @@ def refine(
     """
     current = [f.detach().clone() for f in factors]
     energy = residual_energy(weight, moments)
-    # in units of the weight's energy, to a power of two: whatever the moments' scale, no square leaves the range of float64, and
-    # no digit changes
-    unit = 2.0 ** -math.frexp(energy)[1] if energy > 0 else 1.0
+    unit = unit_of(energy)
     with torch.no_grad():
         slope = unit * apply_metric(weight - compose(current), moments)
     floor = 1e-28 * unit * energy
