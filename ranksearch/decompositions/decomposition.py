@@ -93,6 +93,17 @@ class Decomposition(ABC, Generic[S]):
         """Factors of one rank, float64 (int64: no weight), made for the state's metric (best in it where docs/metrics.md says so); the
         layout is the decomposition's own."""
 
+    def of_gram(self, site: Site, weight: Tensor, gram: Tensor, output: Tensor | None, rank: Rank) -> tuple[Tensor, ...] | None:
+        """The best factors of one rank in a metric of which no more is known than what a weight is in it; None where that is not
+        enough.
+
+        Args:
+            gram: weight A weight^T, float64, shape (groups, c_out / groups, c_out / groups).
+            output: G, floored; None: the identity.
+        """
+        del site, weight, gram, output, rank
+        return None
+
     @abstractmethod
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         """The dense canonical weight that ``factors`` stand for. Differentiable in the factors."""

@@ -50,6 +50,9 @@ class Dense(Decomposition[DenseState]):
     def factors(self, state: DenseState, rank: Rank) -> tuple[Tensor, ...]:
         return (state.weight,)
 
+    def of_gram(self, site: Site, weight: Tensor, gram: Tensor, output: Tensor | None, rank: Rank) -> tuple[Tensor, ...]:
+        return (weight.double(),)
+
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
         return blank(site.shape)
 

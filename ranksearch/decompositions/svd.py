@@ -16,6 +16,7 @@ from ranksearch.decompositions.folding import FOLDINGS
 from ranksearch.decompositions.kronecker import Matrix, solve_half, times
 from ranksearch.decompositions.metric import Moments, conditioned, half
 from ranksearch.decompositions.spectrum import Spectrum, equal_norms, spectrum, spectrum_errors, truncate
+from ranksearch.decompositions.symmetric import eigh
 from ranksearch.sites import Site
 
 FOLDING = FOLDINGS["svd"]
@@ -75,6 +76,20 @@ class SVD(Decomposition[SVDState]):
         if state.input_half is not None:
             right = solve_half(right, state.input_half)
         return equal_norms(left, right)  # shapes: (groups, c_out / groups, r), (groups, r, c_in / groups * kh * kw)
+
+    def of_gram(self, site: Site, weight: Tensor, gram: Tensor, output: Tensor | None, rank: Rank) -> tuple[Tensor, ...] | None:
+        """The left vectors of C_G^T W C_A are eigenvectors of C_G^T W A W^T C_G, and what is left of the weight is its projection on the
+        first of them, so that no half of A is needed (reduced-rank regression, Izenman 1975)."""
+        matrix = FOLDING.fold(site, weight).double()
+        if matrix.shape[1] > matrix.shape[2]:
+            return None
+        output_half = None if output is None else half(output)
+        if output_half is not None:
+            matrix, gram = output_half.mT @ matrix, output_half.mT @ gram @ output_half
+        basis = eigh(gram)[1].flip(-1)[..., : rank[0]]
+        left, right = basis, basis.mT @ matrix
+        left = left if output_half is None else torch.linalg.solve_triangular(output_half.mT, left, upper=True)
+        return equal_norms(left, right)
 
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
         g, (c_out, *into) = site.groups, site.shape

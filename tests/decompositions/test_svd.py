@@ -27,6 +27,21 @@ def test_optimal_in_the_metric(groups: int, output: bool) -> None:
     assert_no_neighbour_is_better(SVD(), site, weight, m, (2,))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("output", [False, True])
+def test_the_gram_matrix_of_a_weight_tells_its_best_factors(groups: int, output: bool) -> None:
+    site, weight = conv(groups=groups)
+    m = moments(site, output=output).floored
+    assert isinstance(m.input, torch.Tensor)
+    flat = weight.double().reshape(groups, site.c_out // groups, -1)
+    for rank in ((1,), (2,)):
+        found = SVD().of_gram(site, weight, flat @ m.input @ flat.mT, m.output, rank)
+        assert found is not None
+        expected = SVD().factors(SVD().prepare(site, weight, m), rank)
+        assert [f.shape for f in found] == [f.shape for f in expected]
+        torch.testing.assert_close(SVD().compose(site, found), SVD().compose(site, expected), rtol=1e-8, atol=1e-8)
+
+
 def test_spectrum_is_that_of_lapack() -> None:
     for shape in ((1, 8, 30), (1, 30, 8), (3, 7, 7)):
         matrix = torch.randn(shape, dtype=torch.float64)

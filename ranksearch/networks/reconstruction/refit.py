@@ -36,6 +36,9 @@ def refit(
     if isinstance(decomposition, Quantized):
         return rounded(decomposition, site, refit(decomposition.inner, site, rank, factors, goal, effort), goal, effort)
     if decomposition.optimal:
+        found = decomposition.of_gram(site, goal.weight, goal.gram, goal.output, rank)
+        if found is not None:
+            return found
         return decomposition.factors(decomposition.prepare(site, goal.weight, goal.moments), rank)
     return _refined(decomposition, site, list(factors), range(len(factors)), goal, effort)
 

@@ -120,7 +120,7 @@ def reconstruct(
     with evaluating(network), evaluating(spectra.model), batch_statistics(network):
         if fitted_to == len(given):
             for _ in range(rounds):
-                work.follow(dict.fromkeys(work.layers, RIDGE if ridge is None else ridge))
+                work.follow(dict.fromkeys(work.layers, RIDGE if ridge is None else ridge), told=True)
             return work.report()
         return _checked(work, fitted_to, RIDGES if ridge is None else (ridge,), rounds)
 
@@ -188,8 +188,8 @@ class _Work:
         self._sweep(fitted_to, visit)
         return plan
 
-    def follow(self, plan: Plan) -> None:
-        """One round at given ridges, fitted to all batches."""
+    def follow(self, plan: Plan, *, told: bool = False) -> None:
+        """One round at given ridges, fitted to all batches. ``told``: the report is to have its errors."""
         everything = len(self.answers.batches)
 
         def visit(path: str, seen: Seen) -> None:
@@ -199,7 +199,8 @@ class _Work:
             now = self._fitted(path)
             moments, _ = layer.moments(seen, everything)
             found = layer.fit(now, moments, ridge, self.effort)
-            self._told(path, layer.error(now, moments), layer.error(found, moments))
+            if told:
+                self._told(path, layer.error(now, moments), layer.error(found, moments))
             self._set(path, found, now)
 
         self._sweep(everything, visit)

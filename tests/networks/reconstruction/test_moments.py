@@ -18,7 +18,12 @@ LAYERS = {
     "dilated": (nn.Conv1d(4, 6, 3, padding=2, dilation=2), (5, 4, 12)),
     "pointwise": (nn.Conv2d(4, 6, 1), (5, 4, 3, 3)),
     "linear": (nn.Linear(5, 3), (5, 6, 5)),
+    "few": (nn.Conv2d(40, 6, 3, padding=1), (5, 40, 2, 2)),  # positions, against inputs: they are kept one by one
+    "few grouped": (nn.Conv2d(40, 6, 3, stride=2, padding=1, bias=False, groups=2), (5, 40, 5, 3)),
+    "few linear": (nn.Linear(24, 3), (5, 2, 24)),
+    "few at first": (nn.Conv2d(12, 6, 3, padding=1), (5, 12, 4, 4)),  # the first use alone would be kept
 }
+FEW = {"few": 5, "few grouped": 5, "few linear": 5, "few at first": 2, "strided": 2}  # examples up to which there are few
 
 
 def unfolded(site: Site, layer: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +60,9 @@ def test_sums_over_several_uses_are_those_of_all_patches(name: str, weighed: boo
     output = factor @ factor.mT if weighed else None
     found = LayerMoments.none(site, output, x.device)
     found.add(x[:2], y[:2])
-    rest = LayerMoments.none(site, output, x.device)
-    rest.add(x[2:], y[2:])
-    found = found + rest
+    assert (found.examples is not None) == (name in FEW)
+    found.add(x[2:], y[2:])
+    assert (found.examples is not None) == (FEW.get(name) == 5)
     assert found.count == rows.shape[2] and found.usable
     torch.testing.assert_close(found.inputs, rows @ rows.mT, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.cross, answers @ rows.mT, rtol=1e-4, atol=1e-3)
@@ -75,17 +80,20 @@ def test_sums_over_several_uses_are_those_of_all_patches(name: str, weighed: boo
     assert own.error(0 * weight, None) == pytest.approx(1.0)
 
 
-def test_inputs_alone_say_nothing_of_answers() -> None:
-    site, _, x, _ = case("padded")
+@pytest.mark.parametrize("name", ["padded", "few"])
+def test_inputs_alone_say_nothing_of_answers(name: str) -> None:
+    site, _, x, _ = case(name)
     found = LayerMoments.none(site, None, x.device)
     assert not found.usable
     found.add(x, None)
     assert found.usable and found.energy == 0 and not found.cross.any()
 
 
-def test_what_is_zero_or_not_finite_is_of_no_use() -> None:
-    site, _, x, y = case("padded")
-    for value in (0.0, float("nan")):
+@pytest.mark.parametrize("name", ["padded", "few"])
+def test_what_is_zero_or_not_finite_is_of_no_use(name: str) -> None:
+    site, _, x, y = case(name)
+    spoiled = [torch.where(torch.arange(t.numel()).reshape(t.shape) == t.numel() // 2, float("inf"), t) for t in (x, y)]
+    for inputs, answers in ((0 * x, y), (float("nan") * x, y), (spoiled[0], y), (x, spoiled[1])):
         found = LayerMoments.none(site, None, x.device)
-        found.add(value * x, y)
+        found.add(inputs, answers)
         assert not found.usable

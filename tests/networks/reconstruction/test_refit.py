@@ -15,6 +15,7 @@ from ranksearch.sites import Call, Site
 
 CONV = Site("c", "conv2d", 8, 6, (3, 3), padding=(1, 1), calls=(Call(1, (5, 5), (5, 5)),))
 LINEAR = Site("l", "linear", 12, 8)
+WIDE = Site("w", "linear", 8, 12)
 TYPES = [(d, site) for d in DECOMPOSITIONS for site in (CONV, LINEAR) if d.name != "dense" and d.undefined(site) is None]
 
 
@@ -28,7 +29,9 @@ def made(site: Site, decomposition: AnyDecomposition, two_sided: bool) -> tuple[
     width = site.shape[1] * site.kernel[0] * site.kernel[1]
     dense = torch.randn(site.shape, dtype=torch.float64)
     wanted = dense + 0.7 * torch.randn_like(dense)
-    goal = Goal(wanted, Moments(moment(width), moment(site.c_out) if two_sided else None), None, None)
+    inputs, output = moment(width), moment(site.c_out) if two_sided else None
+    flat = wanted.reshape(1, site.c_out, -1)
+    goal = Goal(wanted, flat @ inputs @ flat.mT, output, lambda: Moments(inputs, output), None, None)
     state = decomposition.prepare(site, dense)
     ranks = decomposition.errors(state).ranks
     rank = tuple(int(r) for r in ranks[len(ranks) // 2])
@@ -58,17 +61,18 @@ def test_every_fit_gets_nearer_to_the_goal_and_keeps_the_shapes(decomposition: A
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
-def test_no_factors_of_svd_are_nearer(two_sided: bool) -> None:
+@pytest.mark.parametrize("site", [LINEAR, WIDE], ids=["tall", "wide"])
+def test_no_factors_of_svd_are_nearer(two_sided: bool, site: Site) -> None:
     """Eckart and Young, by an SVD of the goal between symmetric roots of the moments."""
     decomposition = next(d for d in DECOMPOSITIONS if d.name == "svd")
-    goal, rank, factors = made(LINEAR, decomposition, two_sided)
-    found = squared(LINEAR, goal, decomposition.compose(LINEAR, refit(decomposition, LINEAR, rank, factors, goal)))
+    goal, rank, factors = made(site, decomposition, two_sided)
+    found = squared(site, goal, decomposition.compose(site, refit(decomposition, site, rank, factors, goal)))
 
     def root(value: Tensor | None, size: int) -> Tensor:
         values, vectors = torch.linalg.eigh(torch.eye(size, dtype=torch.float64) if value is None else value[0])
         return vectors @ torch.diag(values.sqrt()) @ vectors.T
 
-    white = root(goal.moments.output, 12) @ goal.weight.flatten(1) @ root(goal.moments.input, 8)
+    white = root(goal.output, site.c_out) @ goal.weight.flatten(1) @ root(goal.moments.input, site.c_in)
     assert found == pytest.approx(float(torch.linalg.svdvals(white)[rank[0] :].square().sum()), rel=1e-6)
 
 
