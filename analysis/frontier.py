@@ -68,7 +68,7 @@ class Subject:
         held_out = list(self.task.labelled(spec.calibration + HELD_OUT))[-HELD_OUT:]
         self.portfolio = Portfolio(
             model.to(given.device), self.task, spec, check_costs(COSTS), {}, Data(spec.calibration, held_out), FITTED, NORMALIZATION,
-            tell=lambda event: None, two_sided=True, device=torch.device(given.prepare),
+            tell=lambda event: None, two_sided=True, contenders=1, device=torch.device(given.prepare),
         )  # fmt: skip
         self._contenders = given.contenders
         self._tested: dict[tuple[MetricName, str, str], dict[str, float]] = {}
@@ -95,7 +95,7 @@ class Subject:
             row = {"rule": name, "shares": shares, "choosing": round(seconds, 2), "configuration": answer.configuration.to_json()}
             network = self.portfolio.network(answer.metric, answer.configuration)
             lightly = self.portfolio.fitted(answer.metric)(answer.configuration)
-            answers[name] = replace(answer, reconstructed=lightly)
+            answers[name] = replace(answer, light=lightly)
             found.append(row | {AS_IT_IS: {"held_out": self.portfolio.judge(network)}, LIGHTLY: lightly})
         contenders = [(row, way, answers[row["rule"]]) for row, way in contending(found, self._contenders)]
         for row, way, answer in sorted(contenders, key=lambda one: one[2].metric):
@@ -109,7 +109,8 @@ class Subject:
         row, _ = min(ways, key=lambda one: one[0][one[1]]["held_out"])
         start, metric = time.perf_counter(), METRICS.get(row["rule"], "fisher")
         losses = [row[way]["held_out"] if way in row else float("nan") for way in (AS_IT_IS, FIT)]
-        best = Tried(row["rule"], metric, Configuration.from_json(row["configuration"]), None, *losses)
+        configuration = Configuration.from_json(row["configuration"])
+        best = Tried(row["rule"], metric, configuration, None, loss=losses[0], reconstructed=losses[1])
         finished = self.portfolio.finished(best, FINISH)
         if np.isnan(finished.finished):  # there are no more batches
             return

@@ -216,12 +216,12 @@ def dashboard(
 
 
 def compress(
-    asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], refits: int | None, polish: int, finish: int,
-    recover: float, onnx: bool, torch_export: bool, force: bool, cost: tuple[str, ...], store: str | None,
+    asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], refits: int | None, contenders: int,
+    polish: int, finish: int, recover: float, onnx: bool, torch_export: bool, force: bool, cost: tuple[str, ...], store: str | None,
 ) -> None:  # fmt: skip
-    """Make the network smaller at once, without a search: every rule chooses types and ranks, their networks are reconstructed and measured
-    on training data that none of them has seen, and the best one is written as plain PyTorch, with --recover after training. The study's
-    store is not touched."""
+    """Make the network smaller at once, without a search: every rule chooses types and ranks, the best of their networks are
+    reconstructed, all are measured on training data that none of them has seen, and the best one is written as plain PyTorch, with
+    --recover after training. The study's store is not touched."""
     from ranksearch.cli import compression
     from ranksearch.cli.progress import SiteProgress
     from ranksearch.networks import export
@@ -231,7 +231,7 @@ def compress(
     study = opened(asked, store, session=session_of(), stored=True, cost=cost)
     budgets = compression.budgets(study, to)
     with SiteProgress() as progress:
-        how = {"refits": refits, "polished": polish, "finish": finish, "epochs": recover}
+        how = {"refits": refits, "contenders": contenders, "polished": polish, "finish": finish, "epochs": recover}
         found = study.compress(rules=rule or None, on_event=progress.event, **how, **budgets)
     compression.written(study, found, out, onnx=onnx, torch_export=torch_export, force=force)
 

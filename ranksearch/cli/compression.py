@@ -34,6 +34,7 @@ def budgets(study: Study, conditions: Sequence[str]) -> dict[str, Any]:
 
 def written(study: Study, found: Compressed, out: Path, *, onnx: bool, torch_export: bool, force: bool) -> None:
     """Measure the network, write it, and print how it was found."""
+    from ranksearch.compression.compress import LOSSES
     from ranksearch.networks.export import read_manifest
 
     dense, measured = study.task.measure(study.model), study.task.measure(found.model)
@@ -44,14 +45,15 @@ def written(study: Study, found: Compressed, out: Path, *, onnx: bool, torch_exp
     answers = frame.to_dict("records")
     rows = [
         (
-            r["rule"] + (" *" if r["chosen"] else ""), *(_loss(r[column]) for column in ("loss", "reconstructed", "finished")),
+            r["rule"] + (" *" if r["chosen"] else ""), *(_loss(r[column]) for column in LOSSES),
             *(_share(r[f"{cost.name}_rel"]) for cost in costs),
         )
         for r in answers
     ]  # fmt: skip
     what = "divergence from the dense network" if study.task.predictive == "categorical" else "loss"
-    print(f"{what} on held-out training batches, of every rule's answer; * is written:\n")
-    print(table(("rule", "as it is", "reconstructed", "on more batches", *(f"% {c.label}" for c in costs)), rows, left=("rule",)))
+    print(f"{what} on held-out training batches (lightly fitted: on seen ones), of every rule's answer; * is written:\n")
+    heads = ("rule", "as it is", "lightly fitted", "reconstructed", "on more batches", *(f"% {c.label}" for c in costs))
+    print(table(heads, rows, left=("rule",)))
     left_out = [(r["rule"], r["note"]) for r in answers if r["note"]]
     if left_out:
         print("\n" + "\n".join(f"no answer of {rule}: {note}" for rule, note in left_out))

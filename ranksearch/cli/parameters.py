@@ -226,6 +226,10 @@ def compress() -> list[click.Parameter]:
             "[default: 3, with --rule 0]",
         ),
         click.Option(
+            ["--contenders"], type=click.IntRange(min=1), default=4, metavar="N", show_default=True,
+            help="Rules' networks that are reconstructed: those that lose least after a light reconstruction.",
+        ),
+        click.Option(
             ["--polish"], type=click.IntRange(min=0), default=0, metavar="N",
             help="Measured exchanges from the best answer on.  [default: 0]",
         ),

@@ -31,6 +31,7 @@ from ranksearch.tasks import Agreement, Task
 if TYPE_CHECKING:
     import pandas as pd
 
+LOSSES = "loss", "light", "reconstructed", "finished"  # of an answer, see `Tried`
 REFITS = 3  # rounds of it beside the whole portfolio
 
 
@@ -94,14 +95,14 @@ class Compressed:
         return export.save(self.model, directory, manifest=facts, example=example, onnx=onnx, torch_export=torch_export, force=force)
 
     def report(self) -> pd.DataFrame:
-        """One row per rule, the best first: ``rule``, ``loss``, ``reconstructed``, ``finished`` (of the chosen one), every cost relative to
-        the dense network (``macs_rel``, ...), ``passes`` (forward passes of one batch that its networks were measured with), ``chosen`` and
-        ``note``."""
+        """One row per rule, the best first, contenders before others: ``rule``, ``loss``, ``light``, ``reconstructed`` (of contenders),
+        ``finished`` (of the chosen one), every cost relative to the dense network (``macs_rel``, ...), ``passes`` (forward passes of one
+        batch that its networks were measured with), ``chosen`` and ``note``."""
         import pandas as pd
 
         rows: list[dict[str, Any]] = []
-        for one in sorted(self.tried, key=lambda one: one.least):
-            row: dict[str, Any] = {"rule": one.rule, "loss": one.loss, "reconstructed": one.reconstructed, "finished": one.finished}
+        for one in sorted(self.tried, key=lambda one: (one.screened, one.promise if one.screened else one.least)):
+            row: dict[str, Any] = {"rule": one.rule, **{name: getattr(one, name) for name in LOSSES}}
             row |= {f"{name}_rel": one.cost[name] / dense if one.cost and dense else math.nan for name, dense in self.baseline.items()}
             rows.append(row | {"passes": one.passes, "chosen": one is self.chosen, "note": one.note})
         return pd.DataFrame(rows)
@@ -117,6 +118,7 @@ def compress(
     finish: int = 16,
     recalibration: int = 16,
     refits: int | None = None,
+    contenders: int = 4,
     polished: int = 0,
     epochs: float = 0.0,
     costs: Sequence[CostModel] = COSTS,
@@ -128,11 +130,11 @@ def compress(
     """Make a trained network smaller, without training unless ``epochs`` are given.
 
     Every rule of the portfolio (`ranksearch.compression.RULES`) chooses types and ranks within the budgets; each network is
-    built, its factors are fitted to the dense network's answers layer by layer, and the loss is measured before and after the fit on
-    batches of training data that none of this has seen. Then a model of the loss is fitted to these answers and to a few dozen networks
-    measured near the budgets, and solved again (`ranksearch.search.refit`). The factors of the best of all are fitted once more, to
-    ``finish`` batches. It is returned, in the way that loses least, with batch norm re-estimated, so the answer is behind none of the
-    rules by more than what the held-out batches cannot tell.
+    built, and its loss is measured on batches of training data that none of this has seen. Factors are then fitted to the dense network's
+    answers, layer by layer: lightly, and those of the ``contenders`` that lose least after that as a whole, and measured again. A model of
+    the loss is fitted to the rules' answers and to a few dozen networks measured near the budgets, and solved again
+    (`ranksearch.search.refit`). The factors of the best of all are fitted once more, to ``finish`` batches. It is returned, in the way that loses least, with batch norm re-estimated, so the answer is behind none of the
+    contenders by more than what the held-out batches cannot tell.
 
         small = compress(model, task, macs=0.5).model
         small = compress(model, task, params=0.3, macs=0.5, polished=100).model
@@ -140,12 +142,13 @@ def compress(
         small = compress(model, task, macs=0.2, epochs=4).model
         small = compress(model, task, bytes=0.1, bits=(8, 4)).model
 
-    Price: the metrics take one pass forward and back over ``space.calibration`` batches. Each rule takes a reconstruction on
-    ``reconstruction`` batches and two forward passes over four held-out ones. LEMS measures the dense network, each of S sites alone and
+    Price: the metrics take one pass forward and back over ``space.calibration`` batches. Each rule takes a light
+    reconstruction on one batch and forward passes over ``reconstruction`` batches and four held-out ones; each contender a reconstruction
+    on ``reconstruction`` batches and four passes more. LEMS measures the dense network, each of S sites alone and
     ten networks on ``reconstruction`` batches. The model of the loss measures at most 35 networks, each fitted to one batch and measured by
     one forward pass over ``reconstruction`` batches; three of them are judged like a rule's. With the defaults that are at most
-    17 x 8 + (S + 11) x 4 + 35 x 4 + 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0`` leaves the model out;
-    ``rules=["fisher_relative"], finish=0`` is the cheap way: one network.
+    14 x 8 + 4 x 4 + 3 x 8 + (S + 11) x 4 + 35 x 4 + 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0``
+    leaves the model out; ``rules=["fisher_relative"], finish=0`` is the cheap way: one network.
 
     Args:
         model: the trained network; never changed. Of a compiled or parallel one, the network inside.
@@ -159,6 +162,8 @@ def compress(
         recalibration: batches that batch norm is re-estimated on.
         refits: rounds in which the model of the loss is fitted and solved, eight networks measured in each; 0: none. Default: three beside
             the whole portfolio, none where ``rules`` are named.
+        contenders: how many of the rules' networks are reconstructed as a whole, which takes five to ten times as long as a light
+            reconstruction: those that lose least after that. Where there are no more rules all are, and nothing is measured lightly.
         polished: how many measured exchanges are tried from the best answer on (`ranksearch.search.local_search.polish`). Each is one
             forward pass over ``reconstruction`` batches (four where that is 0), after a fit to one batch where the best answer is
             reconstructed. What they find counts only where it is better on the held-out batches.
@@ -179,6 +184,7 @@ def compress(
     """
     checks.whole("reconstruction", reconstruction, least=0, hint="batches")
     checks.whole("finish", finish, least=0, hint="batches")
+    checks.whole("contenders", contenders, least=1, hint="of the rules' answers are reconstructed")
     checks.whole("recalibration", recalibration, least=1, hint="batches")
     checks.whole("polished", polished, least=0, hint="measurements")
     refits = (REFITS if rules is None else 0) if refits is None else checks.whole("refits", refits, least=0, hint="rounds")
@@ -199,7 +205,9 @@ def compress(
     spec = spec.replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
     two_sided = any(rule.metric == "fisher" for rule in chosen)
-    portfolio = Portfolio(model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided, device)
+    portfolio = Portfolio(
+        model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided, contenders, device,
+    )  # fmt: skip
     tried = portfolio.every(chosen)
     if all(one.configuration is None for one in tried):
         raise InfeasibleBudget(tried[0].note)

@@ -59,7 +59,8 @@ class Tried:
         configuration: None where it has no answer.
         cost: of the whole network.
         loss: on the held-out batches, as the factors come; NaN where it was not measured.
-        reconstructed: the same after `reconstruct`.
+        light: after a light reconstruction, on batches that the choice of ranks may see; NaN where no contenders were picked by it.
+        reconstructed: on the held-out batches after `reconstruct`; NaN where the answer is no contender.
         finished: the same after `reconstruct` on more batches, which the best answer alone has.
         note: why there is no answer.
         passes: forward passes of one batch that its networks were measured with; those of `reconstruct` are not among them.
@@ -70,6 +71,7 @@ class Tried:
     configuration: Configuration | None
     cost: Cost | None
     loss: float = math.nan
+    light: float = math.nan
     reconstructed: float = math.nan
     finished: float = math.nan
     note: str = ""
@@ -77,8 +79,18 @@ class Tried:
 
     @property
     def least(self) -> float:
-        """The best of the losses; infinite where nothing was measured."""
+        """The best of the losses on the held-out batches; infinite where nothing was measured."""
         return min((value for value in (self.loss, self.reconstructed, self.finished) if not math.isnan(value)), default=math.inf)
+
+    @property
+    def screened(self) -> bool:
+        """Whether it is no contender, by its light reconstruction."""
+        return math.isnan(self.reconstructed) and not math.isnan(self.light)
+
+    @property
+    def promise(self) -> float:
+        """The loss by which answers are compared before all are reconstructed."""
+        return self.least if math.isnan(self.light) else self.light
 
 
 @dataclass(frozen=True)
@@ -112,13 +124,14 @@ class Portfolio:
     recalibration: int
     tell: Callable[[Announced], None]
     two_sided: bool  # whether output gradients are collected at all: where a rule takes them
+    contenders: int  # of the rules' answers, so many are reconstructed
     device: torch.device | None
     spaces: dict[MetricName, SearchSpace] = field(default_factory=dict)
     prepared: dict[MetricName, Spectra] = field(default_factory=dict)
     measuring: dict[MetricName, Measured] = field(default_factory=dict)
     collected: dict[bool, Statistics] = field(default_factory=dict)  # with output gradients and without
     fitting: dict[MetricName, Measured] = field(default_factory=dict)
-    judged: dict[Key, tuple[float, float]] = field(default_factory=dict)  # losses before and after reconstruction
+    judged: dict[Made, float] = field(default_factory=dict)  # losses on the held-out batches
     best: tuple[float, Made, nn.Module] | None = None  # of the reconstructed networks, that of the least loss, if it is kept
     known: tuple[int, Answers] | None = None  # the dense network's, to so many batches that factors are fitted to
     last: MetricName | None = None  # the metric that was worked in
@@ -216,13 +229,26 @@ class Portfolio:
         return last[0][1] if last[0][0] is found else choose(spectra, found)
 
     def every(self, rules: Sequence[Rule]) -> list[Tried]:
-        """Every rule's answer, in their order; made metric by metric, so that each is prepared once."""
+        """Every rule's answer, in their order; made metric by metric, so that each is prepared once. Where there are more rules than
+        contenders, all answers are measured after a light reconstruction, and those that lose least are reconstructed."""
         metrics = list(dict.fromkeys(rule.metric for rule in rules))
-        found = {rule.name: self.tried(rule) for rule in sorted(rules, key=lambda rule: metrics.index(rule.metric))}
+        screened = self.reconstruction > 0 and len(rules) > self.contenders
+        found = {rule.name: self.tried(rule, screened=screened) for rule in sorted(rules, key=lambda rule: metrics.index(rule.metric))}
+        contending = self._contending([*found.values()]) if screened else set()
+        for one in sorted(found.values(), key=lambda one: (one.metric != self.last, one.metric)):
+            if one.configuration is not None and (one.metric, one.configuration.id) in contending:
+                self.tell(Announced(f"reconstructing the answer of {one.rule}"))
+                found[one.rule] = self.whole(one)
         return [found[rule.name] for rule in rules]
 
-    def tried(self, rule: Rule) -> Tried:
-        """A rule's answer, measured."""
+    def _contending(self, answers: Sequence[Tried]) -> set[Key]:
+        """The networks that are reconstructed, several rules' answers being one."""
+        order = sorted((one for one in answers if one.configuration), key=lambda one: one.promise)
+        keys: dict[Key, None] = {(one.metric, one.configuration.id): None for one in order if one.configuration}
+        return set([*keys][: self.contenders])
+
+    def tried(self, rule: Rule, *, screened: bool = False) -> Tried:
+        """A rule's answer, measured as its factors come and after reconstruction; ``screened``: after a light one."""
         seen = self.seen(rule.metric) if rule.measures else None
         before = 0 if seen is None else seen.passes
         try:
@@ -230,35 +256,51 @@ class Portfolio:
         except (InfeasibleBudget, InvalidArgument) as error:
             return Tried(rule.name, rule.metric, None, None, note=str(error))
         self.tell(Announced(f"measuring the answer of {rule.name}"))
-        answer = self.measured(rule.name, rule.metric, found.indices)
-        return answer if seen is None else replace(answer, passes=answer.passes + seen.passes - before)
+        answer = self.alone(rule.name, rule.metric, found.indices)
+        answer = answer if seen is None else replace(answer, passes=answer.passes + seen.passes - before)
+        return self._lightly(answer) if screened else self.whole(answer)
+
+    def alone(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
+        """A configuration as its factors come, measured once."""
+        candidate = self.space(metric)[1].candidate(indices)
+        found = Tried(name, metric, candidate.configuration, candidate.cost)
+        loss, passes = self._judged(metric, candidate.configuration, 0)
+        return replace(found, loss=loss, passes=passes)
+
+    def _lightly(self, answer: Tried) -> Tried:
+        assert answer.configuration is not None
+        measure = self.fitted(answer.metric)
+        before = measure.passes
+        loss = measure(answer.configuration)
+        return replace(answer, light=loss if math.isfinite(loss) else math.inf, passes=answer.passes + measure.passes - before)
+
+    def whole(self, answer: Tried) -> Tried:
+        """An answer, measured after reconstruction, too."""
+        assert answer.configuration is not None
+        if not self.reconstruction:
+            return answer
+        loss, passes = self._judged(answer.metric, answer.configuration, self.reconstruction)
+        return replace(answer, reconstructed=loss, passes=answer.passes + passes)
 
     def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
         """The losses of a configuration before and after reconstruction, measured once."""
-        spectra, space = self.space(metric)
-        candidate = space.candidate(indices)
-        key: Key = (metric, candidate.configuration.id)
-        passes = 0
-        if key not in self.judged:
-            if self.reconstruction and (text := announced(spectra, candidate.configuration)) is not None:
+        return self.whole(self.alone(name, metric, indices))
+
+    def _judged(self, metric: MetricName, configuration: Configuration, batches: int) -> tuple[float, int]:
+        """The loss of a network whose factors are fitted to so many batches, on the held-out ones, and forward passes that this took."""
+        key: Made = (metric, configuration.id, batches)
+        if key in self.judged:
+            return self.judged[key], 0
+        network = build(self.spectra(metric), configuration).eval()
+        if batches:
+            if (text := announced(self.spectra(metric), configuration)) is not None:
                 self.tell(Announced(text))
-            self.judged[key] = self._judged(key, candidate.configuration)
-            passes = len(self.data.held_out) * (2 if self.reconstruction else 1)
-        return Tried(name, metric, candidate.configuration, candidate.cost, *self.judged[key], passes=passes)
-
-    def _judged(self, key: Key, configuration: Configuration) -> tuple[float, float]:
-        network = self.network(key[0], configuration)
-        loss = self.judge(network)
-        return loss, self._fitted(network, key, configuration, self.reconstruction) if self.reconstruction else math.nan
-
-    def _fitted(self, network: nn.Module, key: Key, configuration: Configuration, batches: int) -> float:
-        """The loss of a network once its factors are fitted to so many batches; it is kept if it is the best so far."""
-        self._reconstruct(network, key[0], configuration, batches)
-        loss = self.judge(network)
+            self._reconstruct(network, metric, configuration, batches)
+        loss = self.judged[key] = self.judge(network)
         least = math.inf if self.best is None else self.best[0]
-        if loss < least and sum(p.nbytes for p in network.parameters()) <= KEPT * machine_memory():
-            self.best = loss, (*key, batches), network
-        return loss
+        if batches and loss < least and sum(p.nbytes for p in network.parameters()) <= KEPT * machine_memory():
+            self.best = loss, key, network
+        return loss, len(self.data.held_out)
 
     def finished(self, best: Tried, batches: int) -> Tried:
         """The best answer, its factors fitted once more, to more batches: as many of them as there are and memory has room for
@@ -272,10 +314,9 @@ class Portfolio:
         count = batches_within(self.model, [site.name for site in spectra.sites], next(iter(self.task.calibration(1))), count)
         if count <= self.reconstruction:
             return best
-        key: Key = (best.metric, best.configuration.id)
         self.finish = count
-        loss = self._fitted(self.network(best.metric, best.configuration), key, best.configuration, count)
-        return replace(best, finished=loss, passes=best.passes + len(self.data.held_out))
+        loss, passes = self._judged(best.metric, best.configuration, count)
+        return replace(best, finished=loss, passes=best.passes + passes)
 
     def handed_out(self, best: Tried) -> nn.Module:
         """The network of an answer, in the way that loses least."""
@@ -307,7 +348,7 @@ class Portfolio:
         """What a model of the loss finds that was fitted to the best of the rules' answers, with factors for the Fisher metric, and to its
         own. Of the networks that measured least, that with the least loss on the held-out batches."""
         self.tell(Announced(f"fitting a model of the loss in {rounds} rounds"))
-        best = sorted((one for one in tried if one.configuration), key=lambda one: one.least)[:KNOWN]
+        best = sorted((one for one in tried if one.configuration), key=lambda one: one.promise)[:KNOWN]
         measure, alone = self.fitted("fisher"), self.seen("fisher")
         before = measure.passes + alone.passes
 
