@@ -133,8 +133,9 @@ def compress(
     built, and its loss is measured on batches of training data that none of this has seen. Factors are then fitted to the dense network's
     answers, layer by layer: lightly, and those of the ``contenders`` that lose least after that as a whole, and measured again. A model of
     the loss is fitted to the rules' answers and to a few dozen networks measured near the budgets, and solved again
-    (`ranksearch.search.refit`). The factors of the best of all are fitted once more, to ``finish`` batches. It is returned, in the way that loses least, with batch norm re-estimated, so the answer is behind none of the
-    contenders by more than what the held-out batches cannot tell.
+    (`ranksearch.search.refit`). The factors of the best of all are fitted once more, to ``finish`` batches. It is returned, in the way
+    that loses least, with batch norm re-estimated, so the answer is behind none of the contenders by more than what the held-out batches
+    cannot tell.
 
         small = compress(model, task, macs=0.5).model
         small = compress(model, task, params=0.3, macs=0.5, polished=100).model
