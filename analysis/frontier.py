@@ -146,13 +146,13 @@ class Subject:
 
 
 def contending(rows: Sequence[dict[str, Any]], count: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """Which rows are taken to the test set, and in which way: as they come, those published rules that lose least so; reconstructed, the
-    published and the other rules that lose least when lightly fitted."""
+    """Which rows are taken to the test set, and in which way, of the published and of the other rules: as they come, those that lose least
+    so; reconstructed, those that lose least when lightly fitted."""
     answered = [row for row in rows if LIGHTLY in row]
     published, others = ([row for row in answered if (row["rule"] in PUBLISHED) is known] for known in (True, False))
-    for row in sorted(published, key=lambda row: row[AS_IT_IS]["held_out"])[:count]:
-        yield row, AS_IT_IS
     for group in (published, others):
+        for row in sorted(group, key=lambda row: row[AS_IT_IS]["held_out"])[:count]:
+            yield row, AS_IT_IS
         for row in sorted(group, key=lambda row: row[LIGHTLY])[:count]:
             yield row, FIT
 

@@ -130,8 +130,8 @@ def compress(
     """Make a trained network smaller, without training unless ``epochs`` are given.
 
     Every rule of the portfolio (`ranksearch.compression.RULES`) chooses types and ranks within the budgets; each network is
-    built, and its loss is measured on batches of training data that none of this has seen. Factors are then fitted to the dense network's
-    answers, layer by layer: lightly, and those of the ``contenders`` that lose least after that as a whole, and measured again. A model of
+    built, and its factors are fitted to the dense network's answers, layer by layer: lightly, and those of the ``contenders`` that lose
+    least after that as a whole. Their loss is measured before and after on batches of training data that none of this has seen. A model of
     the loss is fitted to the rules' answers and to a few dozen networks measured near the budgets, and solved again
     (`ranksearch.search.refit`). The factors of the best of all are fitted once more, to ``finish`` batches. It is returned, in the way
     that loses least, with batch norm re-estimated, so the answer is behind none of the contenders by more than what the held-out batches
@@ -144,11 +144,11 @@ def compress(
         small = compress(model, task, bytes=0.1, bits=(8, 4)).model
 
     Price: the metrics take one pass forward and back over ``space.calibration`` batches. Each rule takes a light
-    reconstruction on one batch and forward passes over ``reconstruction`` batches and four held-out ones; each contender a reconstruction
-    on ``reconstruction`` batches and four passes more. LEMS measures the dense network, each of S sites alone and
+    reconstruction on one batch and forward passes over ``reconstruction`` batches; each contender a reconstruction on ``reconstruction``
+    batches and, before and after it, forward passes over ``recalibration`` batches, for batch norms, and four held-out ones. LEMS measures the dense network, each of S sites alone and
     ten networks on ``reconstruction`` batches. The model of the loss measures at most 35 networks, each fitted to one batch and measured by
     one forward pass over ``reconstruction`` batches; three of them are judged like a rule's. With the defaults that are at most
-    14 x 8 + 4 x 4 + 3 x 8 + (S + 11) x 4 + 35 x 4 + 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0``
+    14 x 4 + 15 x 20 + (S + 11) x 4 + 35 x 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0``
     leaves the model out; ``rules=["fisher_relative"], finish=0`` is the cheap way: one network.
 
     Args:
@@ -284,4 +284,4 @@ def _result(portfolio: Portfolio, tried: Sequence[Tried], best: Tried, epochs: f
         portfolio.tell(Announced(f"training it for {epochs:g} epochs"))
         spectra = portfolio.spectra(best.metric)
         recovered = recover(model, spectra, best.configuration, portfolio.task, epochs=epochs, recalibration=portfolio.recalibration)
-    return Compressed(model.eval(), best, tuple(tried), baseline, portfolio.judge(portfolio.model), recovered)
+    return Compressed(model.eval(), best, tuple(tried), baseline, portfolio.judge.as_given(portfolio.model), recovered)

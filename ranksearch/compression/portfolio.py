@@ -58,9 +58,9 @@ class Tried:
         metric: what the factors are made for.
         configuration: None where it has no answer.
         cost: of the whole network.
-        loss: on the held-out batches, as the factors come; NaN where it was not measured.
+        loss: on the held-out batches, as the factors come; NaN where the answer is no contender.
         light: after a light reconstruction, on batches that the choice of ranks may see; NaN where no contenders were picked by it.
-        reconstructed: on the held-out batches after `reconstruct`; NaN where the answer is no contender.
+        reconstructed: on the held-out batches after `reconstruct`.
         finished: the same after `reconstruct` on more batches, which the best answer alone has.
         note: why there is no answer.
         passes: forward passes of one batch that its networks were measured with; those of `reconstruct` are not among them.
@@ -85,7 +85,7 @@ class Tried:
     @property
     def screened(self) -> bool:
         """Whether it is no contender, by its light reconstruction."""
-        return math.isnan(self.reconstructed) and not math.isnan(self.light)
+        return math.isnan(self.loss) and not math.isnan(self.light)
 
     @property
     def promise(self) -> float:
@@ -152,7 +152,7 @@ class Portfolio:
 
     @cached_property
     def judge(self) -> Judge:
-        return judge(self.model, self.task, self.data.held_out)
+        return judge(self.model, self.task, self.data.held_out, statistics=self.recalibration)
 
     def answers(self, batches: int) -> Answers:
         """Those of the dense network to the batches that factors are fitted to; those to another number of batches are forgotten."""
@@ -230,14 +230,14 @@ class Portfolio:
 
     def every(self, rules: Sequence[Rule]) -> list[Tried]:
         """Every rule's answer, in their order; made metric by metric, so that each is prepared once. Where there are more rules than
-        contenders, all answers are measured after a light reconstruction, and those that lose least are reconstructed."""
+        contenders, all answers are measured after a light reconstruction, and those that lose least are judged."""
         metrics = list(dict.fromkeys(rule.metric for rule in rules))
         screened = self.reconstruction > 0 and len(rules) > self.contenders
         found = {rule.name: self.tried(rule, screened=screened) for rule in sorted(rules, key=lambda rule: metrics.index(rule.metric))}
         contending = self._contending([*found.values()]) if screened else set()
         for one in sorted(found.values(), key=lambda one: (one.metric != self.last, one.metric)):
             if one.configuration is not None and (one.metric, one.configuration.id) in contending:
-                self.tell(Announced(f"reconstructing the answer of {one.rule}"))
+                self.tell(Announced(f"judging the answer of {one.rule}"))
                 found[one.rule] = self.whole(one)
         return [found[rule.name] for rule in rules]
 
@@ -248,7 +248,7 @@ class Portfolio:
         return set([*keys][: self.contenders])
 
     def tried(self, rule: Rule, *, screened: bool = False) -> Tried:
-        """A rule's answer, measured as its factors come and after reconstruction; ``screened``: after a light one."""
+        """A rule's answer, judged as its factors come and after reconstruction; ``screened``: measured after a light one alone."""
         seen = self.seen(rule.metric) if rule.measures else None
         before = 0 if seen is None else seen.passes
         try:
@@ -256,16 +256,10 @@ class Portfolio:
         except (InfeasibleBudget, InvalidArgument) as error:
             return Tried(rule.name, rule.metric, None, None, note=str(error))
         self.tell(Announced(f"measuring the answer of {rule.name}"))
-        answer = self.alone(rule.name, rule.metric, found.indices)
-        answer = answer if seen is None else replace(answer, passes=answer.passes + seen.passes - before)
+        candidate = self.space(rule.metric)[1].candidate(found.indices)
+        passes = 0 if seen is None else seen.passes - before
+        answer = Tried(rule.name, rule.metric, candidate.configuration, candidate.cost, passes=passes)
         return self._lightly(answer) if screened else self.whole(answer)
-
-    def alone(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
-        """A configuration as its factors come, measured once."""
-        candidate = self.space(metric)[1].candidate(indices)
-        found = Tried(name, metric, candidate.configuration, candidate.cost)
-        loss, passes = self._judged(metric, candidate.configuration, 0)
-        return replace(found, loss=loss, passes=passes)
 
     def _lightly(self, answer: Tried) -> Tried:
         assert answer.configuration is not None
@@ -275,8 +269,10 @@ class Portfolio:
         return replace(answer, light=loss if math.isfinite(loss) else math.inf, passes=answer.passes + measure.passes - before)
 
     def whole(self, answer: Tried) -> Tried:
-        """An answer, measured after reconstruction, too."""
+        """An answer, judged before and after reconstruction."""
         assert answer.configuration is not None
+        loss, passes = self._judged(answer.metric, answer.configuration, 0)
+        answer = replace(answer, loss=loss, passes=answer.passes + passes)
         if not self.reconstruction:
             return answer
         loss, passes = self._judged(answer.metric, answer.configuration, self.reconstruction)
@@ -284,7 +280,8 @@ class Portfolio:
 
     def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
         """The losses of a configuration before and after reconstruction, measured once."""
-        return self.whole(self.alone(name, metric, indices))
+        candidate = self.space(metric)[1].candidate(indices)
+        return self.whole(Tried(name, metric, candidate.configuration, candidate.cost))
 
     def _judged(self, metric: MetricName, configuration: Configuration, batches: int) -> tuple[float, int]:
         """The loss of a network whose factors are fitted to so many batches, on the held-out ones, and forward passes that this took."""
@@ -300,7 +297,7 @@ class Portfolio:
         least = math.inf if self.best is None else self.best[0]
         if batches and loss < least and sum(p.nbytes for p in network.parameters()) <= KEPT * machine_memory():
             self.best = loss, key, network
-        return loss, len(self.data.held_out)
+        return loss, self.judge.passes
 
     def finished(self, best: Tried, batches: int) -> Tried:
         """The best answer, its factors fitted once more, to more batches: as many of them as there are and memory has room for

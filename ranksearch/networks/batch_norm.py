@@ -3,7 +3,7 @@ statistics were made for (Decomposable-Net, arXiv 1910.13141, recomputes them; b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -142,6 +142,18 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def re_estimated(network: nn.Module, batches: Iterable[Any]) -> Iterator[None]:
+    """Running statistics are those that `recalibrate` gives; afterwards they are as they were."""
+    norms = list(running_norms(network).values())
+    kept = _copies(norms)
+    recalibrate(network, batches)
+    try:
+        yield
+    finally:
+        _restore(norms, kept)
+
+
+@contextmanager
 def _hooked(estimates: dict[Norm, _Estimate]) -> Iterator[None]:
     def before(estimate: _Estimate) -> Any:
         return lambda _norm, args, kwargs: estimate.add(args[0] if args else kwargs["input"])
@@ -156,12 +168,20 @@ def _hooked(estimates: dict[Norm, _Estimate]) -> Iterator[None]:
 
 @contextmanager
 def _kept_unless_done(norms: list[Norm]) -> Iterator[None]:
-    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
+    kept = _copies(norms)
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            for norm, buffers in zip(norms, kept, strict=True):
-                for name, buffer in buffers.items():
-                    norm.get_buffer(name).copy_(buffer)
+        _restore(norms, kept)
         raise
+
+
+def _copies(norms: Sequence[Norm]) -> list[dict[str, Tensor]]:
+    return [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
+
+
+@torch.no_grad()
+def _restore(norms: Sequence[Norm], kept: Sequence[dict[str, Tensor]]) -> None:
+    for norm, buffers in zip(norms, kept, strict=True):
+        for name, buffer in buffers.items():
+            norm.get_buffer(name).copy_(buffer)

@@ -78,19 +78,21 @@ def test_the_loss_is_the_divergence_on_batches_that_nothing_else_sees(found: Com
     assert tried.configuration is not None
     spectra = Spectra(model, find_sites(model, data.example()), mixture(cp=False).decompositions)
     seen = metric.moments(metric.statistics(model, spectra.sites, data, calibration=8, gradients=True), "fisher")
-    for fitted, held_out, judges, expected in (
-        (0, 0.0, batches[-2:], tried.loss), (1, 0.0, batches[1:5], lightly), (4, 0.25, batches[-2:], tried.reconstructed)
-    ):  # fmt: skip
+    for fitted, held_out, expected in ((0, 0.0, tried.loss), (4, 0.25, tried.reconstructed)):
         small = build(spectra, tried.configuration)
         if fitted:
-            reconstruct(small, spectra, tried.configuration, batches[:fitted], moments=seen if fitted == 1 else None, held_out=held_out)
-        assert divergence(model, small, judges) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+            reconstruct(small, spectra, tried.configuration, batches[:fitted], held_out=held_out)
+        recalibrate(small, data.normalization(16))
+        assert divergence(model.eval(), small.eval(), batches[-2:]) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    small = build(spectra, tried.configuration)
+    reconstruct(small, spectra, tried.configuration, batches[:1], moments=seen, held_out=0.0)
+    assert divergence(model.train(), small.train(), batches[1:5]) == pytest.approx(lightly, rel=1e-3, abs=1e-6)
 
 
 def divergence(dense: nn.Module, small: nn.Module, batches: list[Tensor]) -> float:
-    """From the dense network's predictions, batch norms normalizing by their batch."""
+    """From the dense network's predictions, in the mode that both are in: batch norms in training normalize by their batch."""
     with torch.no_grad():
-        p, q = (torch.cat([copy.deepcopy(net).train()(x).log_softmax(1) for x in batches]) for net in (dense, small))
+        p, q = (torch.cat([copy.deepcopy(net)(x).log_softmax(1) for x in batches]) for net in (dense, small))
     return float((p.exp() * (p - q)).sum(1).mean())
 
 
@@ -121,7 +123,8 @@ def test_every_network_is_reconstructed_once_and_the_best_is_handed_out(monkeypa
     found = compress(network(), task(), macs=0.6, rules=rules, space=svd_only())
     first, again, other = found.tried
     assert (again.configuration, again.loss, again.reconstructed) == (first.configuration, first.loss, first.reconstructed)
-    assert (first.passes, again.passes) == (4 + 2 * (found.chosen is first), 0)  # the best answer is judged once more
+    each = 2 + 10  # held-out batches, and those of the statistics
+    assert (first.passes, again.passes) == (each * (2 + (found.chosen is first)), 0)  # the best answer is judged once more
     assert made == [*dict.fromkeys(one.configuration.id for one in (first, other) if one.configuration), found.configuration.id]
     model, data = network(), task()
     seen = metric.statistics(model, find_sites(model, data.example()), data, calibration=8, gradients=True)
@@ -153,22 +156,23 @@ def test_a_report_tells_rules_in_order(found: Compressed) -> None:
 
 
 def test_the_price_of_measuring_is_told(found: Compressed) -> None:
-    """Two held-out batches as the factors come, four seen ones after a light reconstruction, and the two again for contenders. LEMS
-    measures the dense network, four sites alone and at most ten networks, on four batches; the model of the loss on as many at most 26
-    networks and eight answers of rules, of which it has three judged. A network that is several rules' answer is judged once."""
+    """Four seen batches after a light reconstruction. Contenders take three for batch norm and two held-out ones, before and after
+    reconstruction. LEMS measures the dense network, four sites alone and at most ten networks, on four batches; the model of the loss on
+    as many at most 26 networks and eight answers of rules, of which it has three judged. A network that is several rules' answer is judged
+    once."""
     known: set[Any] = set()
     for one in found.tried:
-        passes, key = one.passes - 2 * (one is found.chosen), (one.metric, one.configuration and one.configuration.id)
+        passes, key = one.passes - 5 * (one is found.chosen), (one.metric, one.configuration and one.configuration.id)
         if one.configuration is None:
             assert one.passes == 0
         elif one.rule == "refit":
-            assert 4 * 4 < passes <= 3 * 4 + 4 * (26 + 8)
+            assert 4 * 4 < passes <= 3 * 10 + 4 * (26 + 8)
         elif one.rule == "lems":
-            assert 4 * 5 < passes <= 2 + 4 + 4 * (5 + 10) + 2
+            assert 4 * 5 < passes <= 4 + 4 * (5 + 10) + 10
         elif key in known:
             assert passes == 0
         else:
-            assert passes == 2 + 4 + (0 if math.isnan(one.reconstructed) else 2)
+            assert passes == 4 + (0 if math.isnan(one.reconstructed) else 10)
         known.add(key)
     assert found.report()["passes"].sum() == sum(one.passes for one in found.tried)
 
@@ -176,7 +180,7 @@ def test_the_price_of_measuring_is_told(found: Compressed) -> None:
 def test_the_networks_that_lose_least_after_a_light_fit_are_reconstructed() -> None:
     given: dict[str, Any] = {"macs": 0.6, "refits": 0, "finish": 0, "space": svd_only()}
     answers = [one for one in compress(network(), task(), contenders=2, **given).tried if one.configuration]
-    assert all(math.isfinite(one.light) and math.isfinite(one.loss) for one in answers)
+    assert all(math.isfinite(one.light) and math.isnan(one.loss) == math.isnan(one.reconstructed) for one in answers)
     whole = {one.configuration.id: one.light for one in answers if one.configuration and math.isfinite(one.reconstructed)}
     others = [one.light for one in answers if math.isnan(one.reconstructed)]
     assert 1 <= len(whole) <= 2 and others and max(whole.values()) <= min(others)
@@ -189,8 +193,8 @@ def test_the_networks_that_lose_least_after_a_light_fit_are_reconstructed() -> N
 
 
 def test_the_price_is_half_where_nothing_is_reconstructed() -> None:
-    (one,) = compress(network(), task(), params=0.5, rules=["uniform"], reconstruction=0, space=svd_only()).tried
-    assert one.passes == 2 and math.isfinite(one.loss) and math.isnan(one.reconstructed)
+    (one,) = compress(network(), task(), params=0.5, rules=["uniform"], reconstruction=0, recalibration=3, space=svd_only()).tried
+    assert one.passes == 2 + 3 and math.isfinite(one.loss) and math.isnan(one.reconstructed)
 
 
 def test_a_model_of_the_loss_is_an_answer_beside_the_rules() -> None:
@@ -324,6 +328,27 @@ def test_without_a_distribution_the_loss_is_the_tasks() -> None:
     with torch.no_grad():
         expected = torch.cat([(model(x) - y).square(), (model(a) - b).square()]).mean()
     assert measure(model) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_judge_takes_a_network_with_statistics_of_its_own_and_leaves_it_as_it_was() -> None:
+    model, data = network(), task()
+    small = copy.deepcopy(model)
+    with torch.no_grad():
+        small.get_parameter("0.weight").mul_(2)
+    before = copy.deepcopy(small.state_dict())
+    held_out = list(data.labelled(10))[-2:]
+    measure = judge(model, data, held_out, statistics=3)
+    assert measure.as_given(model) == pytest.approx(0, abs=1e-9) and measure.passes == 2 + 3
+    assert measure(small) < measure.as_given(small), "the norm after the layer undoes what was done to it"
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+    recalibrate(small, data.normalization(3))
+    assert measure(small) == pytest.approx(measure.as_given(small), rel=1e-5)
+
+
+def test_without_batch_norm_a_judge_takes_no_passes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), task()
+    monkeypatch.setattr(data, "normalization", lambda batches: pytest.fail("data for norms that are not there"))
+    assert judge(model, data, list(data.labelled(2)), statistics=16).passes == 2
 
 
 def test_what_is_not_a_number_is_infinitely_bad() -> None:
