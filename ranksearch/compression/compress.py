@@ -143,12 +143,12 @@ def compress(
         small = compress(model, task, macs=0.2, epochs=4).model
         small = compress(model, task, bytes=0.1, bits=(8, 4)).model
 
-    Price: the metrics take one pass forward and back over ``space.calibration`` batches. Each rule takes a light
-    reconstruction on one batch and forward passes over ``reconstruction`` batches; each contender a reconstruction on ``reconstruction``
-    batches and, before and after it, forward passes over ``recalibration`` batches, for batch norms, and four held-out ones. LEMS measures the dense network, each of S sites alone and
-    ten networks on ``reconstruction`` batches. The model of the loss measures at most 35 networks, each fitted to one batch and measured by
-    one forward pass over ``reconstruction`` batches; three of them are judged like a rule's. With the defaults that are at most
-    14 x 4 + 15 x 20 + (S + 11) x 4 + 35 x 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0``
+    Price: the metrics take one pass forward and back over ``space.calibration`` batches. Each rule takes a light reconstruction on one
+    batch and forward passes over ``reconstruction`` batches; each contender a reconstruction on ``reconstruction`` batches and, before and
+    after it, forward passes over ``recalibration`` batches, for batch norms, and four held-out ones. LEMS measures the dense network, each
+    of S sites alone and ten networks on ``reconstruction`` batches. The model of the loss measures at most 35 networks, each fitted to one
+    batch and measured by one forward pass over ``reconstruction`` batches; three of them are judged like contenders. With the defaults that
+    are at most 14 x 4 + 15 x 20 + (S + 11) x 4 + 35 x 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0``
     leaves the model out; ``rules=["fisher_relative"], finish=0`` is the cheap way: one network.
 
     Args:
