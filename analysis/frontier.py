@@ -29,15 +29,13 @@ from spread import spread
 from subjects import SPACES, add_arguments, resumed, rows_of, seeded, subject, wide
 from torch import nn
 
-from ranksearch.allocators import Additive
-from ranksearch.compression import RULES, Rule, Tried
+from ranksearch.compression import RULES, Tried
 from ranksearch.compression.compress import REFITS
 from ranksearch.compression.portfolio import HELD_OUT, REFIT, Data, Portfolio
 from ranksearch.costs import COSTS, check_costs
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
-from ranksearch.proxies import Energy
 from ranksearch.space import Configuration
 from ranksearch.statistics.metric import MetricName
 
@@ -45,8 +43,7 @@ BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 PUBLISHED = (
     "balf", "alds", "alds_heuristic", "energy", "decomposable_net", "stn_storage", "evbmf", "uniform", "frobenius", "energy_weight", "lems",
 )  # fmt: skip
-EXACT = (*RULES, Rule("energy_weight", "weight", Energy(), lambda spectra: Additive(), "sum of squared weight errors, solved exactly"))
-METRICS: dict[str, MetricName] = {rule.name: rule.metric for rule in EXACT}
+METRICS: dict[str, MetricName] = {rule.name: rule.metric for rule in RULES}
 ALL = (*METRICS, REFIT)
 FITTED = 4  # batches that networks are measured on while ranks are chosen, and factors fitted to
 NORMALIZATION = 16  # batches for batch norm
@@ -121,7 +118,7 @@ class Subject:
         """What a rule chooses; *measure, refit, resolve* begins with the best of the other rules' answers."""
         if name == REFIT:
             return self.portfolio.refitted(known, REFITS)
-        rule = next(rule for rule in EXACT if rule.name == name)
+        rule = next(rule for rule in RULES if rule.name == name)
         spectra, space = self.portfolio.space(rule.metric)
         try:
             chosen = rule.choose(spectra, space, self.portfolio.budgets, self.portfolio.seen(rule.metric))

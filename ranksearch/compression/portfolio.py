@@ -272,11 +272,11 @@ class Portfolio:
         """An answer, judged before and after reconstruction."""
         assert answer.configuration is not None
         loss, passes = self._judged(answer.metric, answer.configuration, 0)
-        answer = replace(answer, loss=loss, passes=answer.passes + passes)
+        found = replace(answer, loss=loss, passes=answer.passes + passes)
         if not self.reconstruction:
-            return answer
+            return found
         loss, passes = self._judged(answer.metric, answer.configuration, self.reconstruction)
-        return replace(answer, reconstructed=loss, passes=answer.passes + passes)
+        return replace(found, reconstructed=loss, passes=found.passes + passes)
 
     def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
         """The losses of a configuration before and after reconstruction, measured once."""

@@ -86,6 +86,7 @@ RULES: tuple[Rule, ...] = (
     Rule("balf", "activation", Frobenius(), _always(BALF()), "BALF (arXiv 2509.25136): log of the kept energy"),
     Rule("lems", "fisher", _lems, _always(Additive()), "LEMS (ICML 2026): curves scaled by one measurement per site, and a depth factor"),
     Rule("frobenius", "weight", Frobenius(), _always(Additive()), "sum of relative weight errors, solved exactly"),
+    Rule("energy_weight", "weight", Energy(), _always(Additive()), "sum of squared weight errors, solved exactly"),
     Rule("minimax", "weight", OperatorNorm(), _always(Minimax()), "ALDS's objective (arXiv 2107.11442), solved exactly"),
     Rule("alds", "weight", Frobenius(), ALDS, "ALDS (arXiv 2107.11442), solved exactly with its own errors of groups"),
     Rule("alds_heuristic", "weight", Frobenius(), ALDSHeuristic, "ALDS as torchprune runs it"),

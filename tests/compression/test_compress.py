@@ -468,7 +468,7 @@ def test_progress_is_told() -> None:
 def test_names_of_rules_are_distinct_and_exact_ones_are_exact() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
     exact = [rule.name for rule in RULES if isinstance(rule.allocator(None), Additive)]  # type: ignore[arg-type]
-    assert exact == ["fisher", "fisher_relative", "activation", "lems", "frobenius"]
+    assert exact == ["fisher", "fisher_relative", "activation", "lems", "frobenius", "energy_weight"]
 
 
 def test_bits_are_chosen_with_types_and_ranks_within_a_budget_of_bytes() -> None:
