@@ -98,7 +98,7 @@ def _of_examples(seen: LayerMoments, examples: Sequence[Example], anchor: Tensor
     mean_input = mean_answer = None
     if site.bias:
         mean_input, mean_answer = x.mean(dim=2), y.mean(dim=2)
-        x, y = x - mean_input[..., None], y - mean_answer[..., None]
+        x = x - mean_input[..., None]  # the mean of y then counts for nothing
     x, y = x / seen.count**0.5, y / seen.count**0.5
     pull = _pull(x.square().sum(dim=2), ridge)
     scaled = x / pull[..., None]
