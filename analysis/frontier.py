@@ -138,7 +138,7 @@ class Subject:
 
     def _tried(self, network: nn.Module, held_out: float, start: float) -> dict[str, float]:
         found = {"seconds": round(time.perf_counter() - start, 2), "held_out": held_out}
-        recalibrate(network, self.task.normalization(NORMALIZATION))
+        recalibrate(network, self.task.calibration(NORMALIZATION))
         return found | self.wide.measure(network, "test")
 
 

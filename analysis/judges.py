@@ -37,7 +37,7 @@ def rows(given: argparse.Namespace) -> list[Row]:
         for batches in (0, FITTED, FINISH):
             network = portfolio.network(rule.metric, space.configuration(chosen.indices), batches)
             losses = by_batch(network), portfolio.judge(network)
-            recalibrate(network, made.task.normalization(NORMALIZATION))
+            recalibrate(network, made.task.calibration(NORMALIZATION))
             found.append((name, batches, *losses, made.wide.measure(network, "test")["accuracy"]))
     return found
 

@@ -277,7 +277,7 @@ def _result(portfolio: Portfolio, tried: Sequence[Tried], best: Tried, epochs: f
     """The best of what was tried, trained."""
     assert best.configuration is not None
     model = portfolio.handed_out(best)
-    recalibrate(model, portfolio.task.normalization(portfolio.recalibration))
+    recalibrate(model, portfolio.task.calibration(portfolio.recalibration))
     baseline = network_cost(portfolio.counts, portfolio.dense_network)
     recovered = None
     if epochs:

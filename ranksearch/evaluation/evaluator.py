@@ -58,9 +58,11 @@ class Evaluator:
         return model
 
     def finished(self, model: nn.Module, fidelity: Fidelity) -> nn.Module:
-        """A network that was fine-tuned, with batch norm re-estimated in place, ready to be measured."""
-        if fidelity.recalibration:
-            recalibrate(model, self.task.normalization(fidelity.recalibration))
+        """A network that was fine-tuned, with batch norm re-estimated in place, ready to be measured: on batches as training shows them,
+        but where its norms were fitted to plain ones last, by reconstruction without training. Recovery has done it."""
+        if fidelity.recalibration and fidelity.training != RECOVERY:
+            fitted = fidelity.reconstruction and not fidelity.epochs
+            recalibrate(model, (self.task.calibration if fitted else self.task.normalization)(fidelity.recalibration))
         return model.eval()
 
     def __call__(self, request: Request) -> Outcome:

@@ -120,7 +120,8 @@ class Task(ABC):
 
     def normalization(self, batches: int) -> Iterator[Any]:
         """Inputs for batch-norm statistics, the same ones at every call. They are as training shows them, augmented if it augments,
-        since that is what the weights are used to. Unless a task says otherwise they are those of `calibration`."""
+        since that is what trained weights are used to. (Reconstruction fits norms to plain ones, and a reconstructed network that is not
+        trained after it takes the statistics of `calibration`.) Unless a task says otherwise they are those of `calibration`."""
         return self.calibration(batches)
 
     @abstractmethod

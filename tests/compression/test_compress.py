@@ -82,7 +82,7 @@ def test_the_loss_is_the_divergence_on_batches_that_nothing_else_sees(found: Com
         small = build(spectra, tried.configuration)
         if fitted:
             reconstruct(small, spectra, tried.configuration, batches[:fitted], held_out=held_out)
-        recalibrate(small, data.normalization(16))
+        recalibrate(small, data.calibration(16))
         assert divergence(model.eval(), small.eval(), batches[-2:]) == pytest.approx(expected, rel=1e-3, abs=1e-6)
     small = build(spectra, tried.configuration)
     reconstruct(small, spectra, tried.configuration, batches[:1], moments=seen, held_out=0.0)
@@ -105,8 +105,19 @@ def test_the_network_is_plain_and_has_its_statistics_re_estimated(found: Compres
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
     before = norm.running_mean.clone()
     assert not torch.equal(before, model.get_buffer("1.running_mean"))
-    recalibrate(small, data.normalization(3))
+    recalibrate(small, data.calibration(3))
     assert torch.allclose(norm.running_mean, before, atol=1e-6)
+
+
+def test_statistics_are_those_of_batches_as_they_are() -> None:
+    """Training may show others; reconstruction fits norms to plain ones, and the judge takes these, too."""
+    data = task(augment=lambda x, generator: x + 5)
+    found = compress(network(), data, macs=0.6, rules=["fisher"], space=svd_only())
+    assert divergence(network(), found.model, [x for x, _ in data.labelled(10)][-2:]) == pytest.approx(found.chosen.least, rel=1e-3)
+    before = copy.deepcopy(found.model.get_submodule("1").state_dict())
+    recalibrate(found.model, data.calibration(16))
+    for name, value in found.model.get_submodule("1").state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-6, atol=1e-7)
 
 
 def test_every_network_is_reconstructed_once_and_the_best_is_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +143,7 @@ def test_every_network_is_reconstructed_once_and_the_best_is_handed_out(monkeypa
     small = build(spectra, found.configuration)
     if found.reconstructed:
         reconstruct(small, spectra, found.configuration, data.calibration(8 if found.chosen.least == found.chosen.finished else 4))
-    recalibrate(small, data.normalization(16))
+    recalibrate(small, data.calibration(16))
     for name, value in found.model.state_dict().items():
         torch.testing.assert_close(value, small.state_dict()[name], rtol=1e-4, atol=1e-6)
 
@@ -249,7 +260,7 @@ def test_reconstruction_is_left_out_where_it_measures_worse(monkeypatch: pytest.
     spectra = Spectra(network(), find_sites(network(), task().example()), svd_only().decompositions)
     plain = build(spectra, found.configuration)
     x = torch.randn(4, 1, 6, 6)
-    recalibrate(plain, task().normalization(16))
+    recalibrate(plain, task().calibration(16))
     assert torch.allclose(found.model(x), plain.eval()(x), atol=1e-5)
 
 
@@ -341,13 +352,13 @@ def test_a_judge_takes_a_network_with_statistics_of_its_own_and_leaves_it_as_it_
     assert measure.as_given(model) == pytest.approx(0, abs=1e-9) and measure.passes == 2 + 3
     assert measure(small) < measure.as_given(small), "the norm after the layer undoes what was done to it"
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
-    recalibrate(small, data.normalization(3))
+    recalibrate(small, data.calibration(3))
     assert measure(small) == pytest.approx(measure.as_given(small), rel=1e-5)
 
 
 def test_without_batch_norm_a_judge_takes_no_passes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), task()
-    monkeypatch.setattr(data, "normalization", lambda batches: pytest.fail("data for norms that are not there"))
+    monkeypatch.setattr(data, "calibration", lambda batches: pytest.fail("data for norms that are not there"))
     assert judge(model, data, list(data.labelled(2)), statistics=16).passes == 2
 
 

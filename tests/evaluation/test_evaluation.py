@@ -73,6 +73,24 @@ def test_batch_norm_is_estimated_on_what_training_shows() -> None:
     assert not torch.allclose(network[1].running_mean, reference[1].running_mean, atol=0.1)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_reconstructed_network_that_is_not_trained_has_statistics_of_plain_images(epochs: float) -> None:
+    """Reconstruction fits its norms to these; training shows others."""
+    evaluator = _evaluator(augment=Brighter())
+    network, reference = (
+        evaluator.network(Request(LOW, Fidelity(epochs=epochs, recalibration=batches, reconstruction=2), 0)) for batches in (4, 0)
+    )
+    recalibrate(reference, (evaluator.task.normalization if epochs else evaluator.task.calibration)(4))
+    assert torch.equal(network[1].running_mean, reference[1].running_mean)  # type: ignore[index]
+
+
+def test_recovery_that_gains_nothing_leaves_the_statistics_that_it_began_with() -> None:
+    evaluator = _evaluator(learning_rate=1e30, augment=Brighter())
+    recovered = evaluator.network(Request(LOW, Fidelity(epochs=1, recalibration=4, reconstruction=2, training="recovery"), 0))
+    untrained = evaluator.network(Request(LOW, Fidelity(epochs=0, recalibration=4, reconstruction=2), 0))
+    assert all(torch.equal(value, untrained.state_dict()[name]) for name, value in recovered.state_dict().items())
+
+
 def test_fine_tuning_and_recalibration_happen() -> None:
     evaluator = _evaluator()
     networks = [

@@ -170,8 +170,8 @@ class Recovery(FineTuning):
 
     def _measure(self, end: float) -> None:
         with self._aside():
-            if self._recalibration:
-                recalibrate(self.model, self.task.normalization(self._recalibration))
+            if self._recalibration:  # before training on plain batches, which norms were fitted to if they were
+                recalibrate(self.model, (self.task.normalization if end else self.task.calibration)(self._recalibration))
             self._measured[end] = measured(self.task, self.model)
         if not self._state or self._better(self._measured[end], self._measured[self._best]):
             self._best, self._state = end, copy.deepcopy(self.model.state_dict())
