@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ranksearch import compress
+from ranksearch.compression import RULES
 from ranksearch.compression.portfolio import HELD_OUT
 from ranksearch.home import replacing, user_path
 from ranksearch.search.events import Announced
@@ -67,7 +68,7 @@ def cell(a: argparse.Namespace, name: str, share: float, seed: int) -> dict[str,
     seen, split = redrawn(task, seed, space.calibration + HELD_OUT), "test" if a.test else "validation"
     given: dict[str, Any] = {"space": space, "reconstruction": a.reconstruction, "on_event": shown, name: share}
     begin = time.process_time()
-    found = compress(model, seen, rules=a.rules, refits=a.refits, polished=a.polish, **given)
+    found = compress(model, seen, rules=a.rules, refits=a.refits, contenders=len(RULES), polished=a.polish, **given)
     made: dict[str, Any] = {"chosen": found.chosen.rule, "seconds": time.process_time() - begin}
     rows = found.report().to_dict("records")
     made["rules"] = {r["rule"]: [r["loss"], r["reconstructed"], r["passes"]] for r in rows}
