@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from subjects import SPACES, add_arguments, subject
+from subjects import SPACES, add_arguments, add_budget, subject
 from torch import Tensor
 
 from ranksearch.allocators import Additive, Problem
@@ -63,9 +63,7 @@ def measured(layer: Layer, fit: Callable[..., Sequence[Tensor]], **effort: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, images=5000, required=True)
-    parser.add_argument("--space", choices=list(SPACES), default="all")
-    parser.add_argument("--cost", default="macs")
-    parser.add_argument("--budget", type=float, default=0.2)
+    add_budget(parser, cost="macs", budget=0.2)
     parser.add_argument("--batches", type=int, default=4)
     given = parser.parse_args()
     torch.set_num_threads(1)

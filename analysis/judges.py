@@ -8,14 +8,12 @@ pairs and over pairs that were made in one way.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from itertools import combinations
 
-import numpy as np
 import torch
 from frontier import FINISH, FITTED, NORMALIZATION, Subject
-from subjects import SPACES, add_arguments
+from subjects import add_arguments, add_budget
 
+from ranksearch.agreement.measures import agreement
 from ranksearch.compression import RULES, judge
 from ranksearch.networks.batch_norm import recalibrate
 
@@ -42,20 +40,10 @@ def rows(given: argparse.Namespace) -> list[Row]:
     return found
 
 
-def agreement(rows: Sequence[Row], judged: Callable[[Row], float], *, one_way: bool) -> float:
-    """Kendall's tau of a judge's losses with accuracies, over all pairs or those of networks made in one way."""
-    signs = [
-        float(np.sign(judged(a) - judged(b)) * np.sign(b[4] - a[4])) for a, b in combinations(rows, 2) if a[1] == b[1] or not one_way
-    ]
-    return float(np.mean(signs))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, images=5000, required=True)
-    parser.add_argument("--space", choices=list(SPACES), default="all")
-    parser.add_argument("--cost", default="params")
-    parser.add_argument("--budget", type=float, default=0.3)
+    add_budget(parser, cost="params", budget=0.3)
     parser.add_argument("--rules", nargs="+", choices=[rule.name for rule in RULES], default=CHOSEN)
     parser.add_argument("--seed", type=int, default=0, help="of calibration")
     parser.add_argument("--test-images", type=int, help="only the first so many of the test split")
@@ -67,9 +55,10 @@ def main() -> None:
     print("| rule | fitted to | norms by batch | re-estimated | accuracy |\n" + "|---" * 5 + "|")
     for name, batches, by_batch, estimated, accuracy in table:
         print(f"| {name} | {batches} batches | {by_batch:.4f} | {estimated:.4f} | {100 * accuracy:.1f} |")
+    ways, errors = [1 + row[1] for row in table], [-row[4] for row in table]
     for label, column in (("norms by batch", 2), ("re-estimated", 3)):
-        every, one_way = (agreement(table, lambda row, at=column: float(row[at]), one_way=alone) for alone in (False, True))
-        print(f"\n{label}: tau with test accuracy {every:.2f}, among networks made in one way {one_way:.2f}")
+        found = agreement([float(row[column]) for row in table], errors, ways, tolerance=0)
+        print(f"\n{label}: tau with test accuracy {found.kendall:.2f}, among networks made in one way {found.kendall_matched:.2f}")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, images: int, required: boo
     parser.add_argument("--images", type=int, default=images, help="training images that are validation images")
 
 
+def add_budget(parser: argparse.ArgumentParser, *, cost: str, budget: float) -> None:
+    """Which space, and the share of which cost that networks may have."""
+    parser.add_argument("--space", choices=list(SPACES), default="all")
+    parser.add_argument("--cost", default=cost)
+    parser.add_argument("--budget", type=float, default=budget)
+
+
 def subject(given: argparse.Namespace) -> tuple[nn.Module, Classification]:
     """The dense network and its task."""
     name, data, models = given.network, given.shared / "data", given.shared / "models"

@@ -220,7 +220,7 @@ def compress(
     polish: int, finish: int, recover: float, onnx: bool, torch_export: bool, force: bool, cost: tuple[str, ...], store: str | None,
 ) -> None:  # fmt: skip
     """Make the network smaller at once, without a search: every rule chooses types and ranks, the best of their networks are
-    reconstructed, all are measured on training data that none of them has seen, and the best one is written as plain PyTorch, with
+    reconstructed and measured on training data that none of them has seen, and the best one is written as plain PyTorch, with
     --recover after training. The study's store is not touched."""
     from ranksearch.cli import compression
     from ranksearch.cli.progress import SiteProgress

@@ -61,8 +61,8 @@ def judge(model: nn.Module, task: Task, batches: Sequence[tuple[Any, Any]], *, s
         statistics: batches that running statistics are re-estimated on (`Task.calibration`: plain ones, which reconstruction fits norms
             to), where ``model`` has any; 0: norms normalize by their batch.
     """
-    known = None if not statistics else list(task.calibration(statistics)) if running_norms(model) else []
-    with evaluating(model), nullcontext() if statistics else batch_statistics(model):
+    known = list(task.calibration(statistics)) if statistics and running_norms(model) else None
+    with evaluating(model), nullcontext() if known else batch_statistics(model):
         answers = [(inputs, map_tensors(lambda t: t.detach(), run(model, inputs))) for inputs, _ in batches]
     if all(task.divergence(answer, answer) is not None for _, answer in answers[:1]):
         return Judge(answers, task.divergence, task.batch_dim, known)  # pyright: ignore[reportArgumentType]

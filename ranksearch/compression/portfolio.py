@@ -256,10 +256,13 @@ class Portfolio:
         except (InfeasibleBudget, InvalidArgument) as error:
             return Tried(rule.name, rule.metric, None, None, note=str(error))
         self.tell(Announced(f"measuring the answer of {rule.name}"))
-        candidate = self.space(rule.metric)[1].candidate(found.indices)
-        passes = 0 if seen is None else seen.passes - before
-        answer = Tried(rule.name, rule.metric, candidate.configuration, candidate.cost, passes=passes)
+        answer = replace(self._answer(rule.name, rule.metric, found.indices), passes=0 if seen is None else seen.passes - before)
         return self._lightly(answer) if screened else self.whole(answer)
+
+    def _answer(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
+        """A configuration that nothing was measured of."""
+        candidate = self.space(metric)[1].candidate(indices)
+        return Tried(name, metric, candidate.configuration, candidate.cost)
 
     def _lightly(self, answer: Tried) -> Tried:
         assert answer.configuration is not None
@@ -280,19 +283,16 @@ class Portfolio:
 
     def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
         """The losses of a configuration before and after reconstruction, measured once."""
-        candidate = self.space(metric)[1].candidate(indices)
-        return self.whole(Tried(name, metric, candidate.configuration, candidate.cost))
+        return self.whole(self._answer(name, metric, indices))
 
     def _judged(self, metric: MetricName, configuration: Configuration, batches: int) -> tuple[float, int]:
         """The loss of a network whose factors are fitted to so many batches, on the held-out ones, and forward passes that this took."""
         key: Made = (metric, configuration.id, batches)
         if key in self.judged:
             return self.judged[key], 0
-        network = build(self.spectra(metric), configuration).eval()
-        if batches:
-            if (text := announced(self.spectra(metric), configuration)) is not None:
-                self.tell(Announced(text))
-            self._reconstruct(network, metric, configuration, batches)
+        if batches and (text := announced(self.spectra(metric), configuration)) is not None:
+            self.tell(Announced(text))
+        network = self.network(metric, configuration, batches)
         loss = self.judged[key] = self.judge(network)
         least = math.inf if self.best is None else self.best[0]
         if batches and loss < least and sum(p.nbytes for p in network.parameters()) <= KEPT * machine_memory():
@@ -389,11 +389,7 @@ class Portfolio:
             network, self.best = self.best[2], None
             return network
         network = build(self.spectra(metric), configuration).eval()
-        if batches:
-            self._reconstruct(network, metric, configuration, batches)
+        if batches:  # in the last fit, thoroughly
+            moments, thorough = self.outputs if self.two_sided else None, batches > self.reconstruction
+            reconstruct(network, self.spectra(metric), configuration, self.answers(batches), moments=moments, thorough=thorough)
         return network
-
-    def _reconstruct(self, network: nn.Module, metric: MetricName, configuration: Configuration, batches: int) -> None:
-        """In the last fit, thoroughly."""
-        moments, thorough = self.outputs if self.two_sided else None, batches > self.reconstruction
-        reconstruct(network, self.spectra(metric), configuration, self.answers(batches), moments=moments, thorough=thorough)

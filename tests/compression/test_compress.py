@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from compress_cases import divergence, network, task
+from torch import nn
 
-from ranksearch import Classification, LanguageModel, compress
+from ranksearch import LanguageModel, compress
 from ranksearch.allocators import Additive, Allocation, Allocator, Problem
-from ranksearch.compression import RULES, Compressed, Rule, judge
+from ranksearch.compression import RULES, Compressed, Rule
 from ranksearch.errors import EmptySpace, InfeasibleBudget, InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.export import read_manifest
@@ -30,24 +30,6 @@ from ranksearch.sites import find_sites
 from ranksearch.space import mixture, svd_only
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANKSEARCH_HOME", str(tmp_path))
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten())
-    return nn.Sequential(*layers, nn.Linear(8 * 16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
-
-
-def task(batches: int = 10, batch_size: int = 16, **options: Any) -> Classification:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batches * batch_size, 1, 6, 6, generator=generator)
-    y = torch.randint(3, (len(x),), generator=generator)
-    return Classification(train=(x, y), validation=(x[:8], y[:8]), batch_size=batch_size, learning_rate=0.1, **options)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +69,6 @@ def test_the_loss_is_the_divergence_on_batches_that_nothing_else_sees(found: Com
     small = build(spectra, tried.configuration)
     reconstruct(small, spectra, tried.configuration, batches[:1], moments=seen, held_out=0.0)
     assert divergence(model.train(), small.train(), batches[1:5]) == pytest.approx(lightly, rel=1e-3, abs=1e-6)
-
-
-def divergence(dense: nn.Module, small: nn.Module, batches: list[Tensor]) -> float:
-    """From the dense network's predictions, in the mode that both are in: batch norms in training normalize by their batch."""
-    with torch.no_grad():
-        p, q = (torch.cat([copy.deepcopy(net)(x).log_softmax(1) for x in batches]) for net in (dense, small))
-    return float((p.exp() * (p - q)).sum(1).mean())
 
 
 def test_the_network_is_plain_and_has_its_statistics_re_estimated(found: Compressed) -> None:
@@ -319,56 +294,6 @@ def test_polishing_keeps_the_budget_and_is_never_chosen_where_it_is_worse() -> N
     assert [one.rule for one in found.tried] == ["uniform", "polish"]
     assert polished.cost is not None and polished.cost["params"] <= 0.5 * found.baseline["params"]
     assert found.chosen.least == min(one.least for one in found.tried)
-
-
-def test_without_a_distribution_the_loss_is_the_tasks() -> None:
-    class Own:
-        predictive = None
-        batch_dim = 0
-
-        def divergence(self, outputs: Tensor, reference: Tensor) -> None:
-            return None
-
-        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-            return F.mse_loss(outputs, targets)
-
-    model = nn.Linear(3, 2)
-    x, y = torch.randn(5, 3), torch.randn(5, 2)
-    a, b = torch.randn(2, 3), torch.randn(2, 2)
-    measure = judge(model, Own(), [(x, y), (a, b)])  # type: ignore[arg-type]
-    with torch.no_grad():
-        expected = torch.cat([(model(x) - y).square(), (model(a) - b).square()]).mean()
-    assert measure(model) == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_a_judge_takes_a_network_with_statistics_of_its_own_and_leaves_it_as_it_was() -> None:
-    model, data = network(), task()
-    small = copy.deepcopy(model)
-    with torch.no_grad():
-        small.get_parameter("0.weight").mul_(2)
-    before = copy.deepcopy(small.state_dict())
-    held_out = list(data.labelled(10))[-2:]
-    measure = judge(model, data, held_out, statistics=3)
-    assert measure.as_given(model) == pytest.approx(0, abs=1e-9) and measure.passes == 2 + 3
-    assert measure(small) < measure.as_given(small), "the norm after the layer undoes what was done to it"
-    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
-    recalibrate(small, data.calibration(3))
-    assert measure(small) == pytest.approx(measure.as_given(small), rel=1e-5)
-
-
-def test_without_batch_norm_a_judge_takes_no_passes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), task()
-    monkeypatch.setattr(data, "calibration", lambda batches: pytest.fail("data for norms that are not there"))
-    assert judge(model, data, list(data.labelled(2)), statistics=16).passes == 2
-
-
-def test_what_is_not_a_number_is_infinitely_bad() -> None:
-    model = nn.Linear(3, 2)
-    measure = judge(model, task(), [(torch.randn(5, 3), torch.zeros(5))])
-    assert measure(model) == pytest.approx(0, abs=1e-6)
-    with torch.no_grad():
-        model.weight.fill_(float("nan"))
-    assert measure(model) == float("inf")
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])

@@ -115,7 +115,7 @@ class LayerMoments:
         if self.examples is not None and 2 * (self.count + count) <= math.prod(site.shape[1:]):
             self._keep(padded, maps)
         else:
-            self._sum(value, padded)
+            self._sum(value, padded, count)
             if maps is not None:
                 maps = _fast(maps)
                 size = max(1, PIECE // max(maps.shape[2] * maps.shape[3], 1) if maps.device.type == "cpu" else len(maps))
@@ -133,20 +133,17 @@ class LayerMoments:
         if answers is not None:
             self.energy += self._energy(answers)
 
-    def _sum(self, value: Tensor, padded: Tensor) -> None:
-        """Take in the inputs of a use by their sums; from now on there is nothing else."""
+    def _sum(self, value: Tensor, padded: Tensor, count: int) -> None:
+        """Take in the inputs of a use, so many positions, by their sums; from now on there is nothing else."""
         site, (inputs, _) = self.site, self._summed()
         self.examples = None
         square = torch.zeros_like(inputs[:, 1:, 1:])
-        count = 0
         if displaced(site, value.shape[2], value.shape[3]):
             for part in value.split(max(1, CHUNK // (4 * value[0].numel()))):
-                count += displaced_gram(site, part, square)
+                displaced_gram(site, part, square)
         else:
             for part in chunks(site, value, CHUNK):
-                rows = lower(site, part).flatten(2)  # (groups, taps * channels, positions)
-                gram(rows, square)
-                count += rows.shape[2]
+                gram(lower(site, part).flatten(2), square)  # of (groups, taps * channels, positions)
         over_batch = padded.movedim(1, -1).flatten(1).sum(dim=0).reshape(1, *padded.shape[2:], -1).movedim(-1, 1)
         total = to_patch_order(site, lower(site, over_batch, padded=True).sum(dim=(2, 3)), (1,))
         self._put(to_patch_order(site, symmetrize(square), (1, 2)), total, count)
@@ -172,7 +169,7 @@ class LayerMoments:
         layer = rows(self.site, weight, bias)
         found = LayerMoments(self.site, self.output, self.device, self.count)
         if self.examples is not None:
-            found.examples = [Example(one.inputs, answers(layer, one.inputs)) for one in self.examples]
+            found.examples = [Example(one.inputs, given_by(layer, one.inputs)) for one in self.examples]
             found.energy = sum(self._energy(one.answers) for one in found.examples if one.answers is not None)
             return found
         cross = layer @ self.inputs
@@ -193,14 +190,14 @@ class LayerMoments:
         """The squared error of a layer with this canonical weight and this bias, relative to the energy of the answers."""
         layer = rows(self.site, weight, bias)
         if self.examples is not None:
-            square = sum(self._energy(answers(layer, one.inputs) - one.wanted(layer.shape[1])) for one in self.examples)
+            square = sum(self._energy(given_by(layer, one.inputs) - one.wanted(layer.shape[1])) for one in self.examples)
         else:
             half = layer if self.output is None else self.output @ layer
             square = float(((half @ self.inputs) * layer).sum() - 2 * (half * self.cross).sum()) + self.energy
         return max(square, 0.0) / max(self.energy, 1e-300)
 
 
-def answers(layer: Tensor, inputs: Tensor) -> Tensor:
+def given_by(layer: Tensor, inputs: Tensor) -> Tensor:
     """What a layer, see `rows`, gives for inputs, shape (groups, d, n); float64, shape (groups, c_out / groups, n)."""
     return layer[..., :-1] @ inputs.double() + layer[..., -1:]
 
