@@ -19,6 +19,7 @@ from torch import Tensor
 from ranksearch.decompositions.kronecker import Matrix, times, trace
 from ranksearch.decompositions.metric import Moments, half
 from ranksearch.decompositions.refinement import refit_output
+from ranksearch.decompositions.symmetric import cholesky_ex
 
 TINY = torch.finfo(torch.float64).tiny
 STRETCH = 0.5  # sweeps go on the way they went by this share at first, more while that pays
@@ -114,7 +115,7 @@ def _solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor | None:
     """The X with (gram + ridge) X = right, shape (r, n); None where that is singular."""
     penalised = gram.clone()
     penalised.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(penalised)
+    factor, failed = cholesky_ex(penalised)
     return None if int(failed) else torch.cholesky_solve(right, factor)
 
 
@@ -222,7 +223,7 @@ def _precondition(normal: Tensor) -> Tensor:
     """Cholesky factor of normal equations, with a ridge that makes them regular."""
     regular = normal.clone()
     regular.diagonal().mul_(1 + 1e-9).add_(1e-12 * float(normal.diagonal().max()) + TINY)
-    factor, failed = torch.linalg.cholesky_ex(regular)
+    factor, failed = cholesky_ex(regular)
     return torch.diag(regular.diagonal().sqrt()) if int(failed) else factor
 
 
@@ -241,7 +242,7 @@ def _output(kernel: Sequence[Tensor], target: Target) -> Tensor:
     scale = gram.diagonal().clamp_min(TINY).rsqrt()
     gram = gram * scale[:, None] * scale
     gram.diagonal().add_(RIDGE)
-    factor, failed = torch.linalg.cholesky_ex(gram)
+    factor, failed = cholesky_ex(gram)
     if int(failed):
         return refit_output(target.weight, rows, Moments(target.input[None]))
     return (torch.cholesky_solve(scale[:, None] * (seen @ target.weight.mT), factor) * scale[:, None]).mT

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions.kronecker import Kronecker, Matrix, times
-from ranksearch.decompositions.symmetric import eigh
+from ranksearch.decompositions.symmetric import cholesky_ex, eigh
 from ranksearch.errors import InvalidArgument
 
 FLOOR = 1e-8  # no eigenvalue of a moment counts for less than this share of the moment's trace
@@ -133,7 +133,7 @@ def _indefinite(moment: Tensor, added: Tensor) -> Tensor:
     """Whether matrices, shape (groups, d, d), are not positive definite once so much is added to all eigenvalues; shape (groups,)."""
     trial = moment.clone()
     trial.diagonal(dim1=-2, dim2=-1).add_(added[:, None])
-    return torch.linalg.cholesky_ex(trial)[1] != 0
+    return cholesky_ex(trial)[1] != 0
 
 
 def conditioned(moments: Moments | None, like: Tensor) -> Moments:
@@ -157,14 +157,14 @@ def half(moment: Matrix) -> Matrix:
     """
     if isinstance(moment, Kronecker):
         return Kronecker(half(moment.channel), half(moment.tap))
-    factor, failed = torch.linalg.cholesky_ex(moment)
-    return torch.linalg.cholesky(floored(moment)) if bool(failed.any()) else factor
+    factor, failed = cholesky_ex(moment)
+    return torch.linalg.cholesky(floored(moment).cpu()).to(moment.device) if bool(failed.any()) else factor
 
 
 def halved(moment: Tensor) -> tuple[Tensor, Tensor]:
     """A `floored` moment and its `half`, of one, float64 and symmetric, to which so much was added that its eigenvalues are above the
     floor, up to rounding. The pivots of the half tell: one Cholesky factorization does what takes `floored` and `half` two."""
-    triangle, failed = torch.linalg.cholesky_ex(moment)
+    triangle, failed = cholesky_ex(moment)
     least = FLOOR * moment.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
     if bool(failed.any()) or not bool((triangle.diagonal(dim1=-2, dim2=-1).square() >= least).all()):
         moment = floored(moment)

@@ -21,7 +21,7 @@ from ranksearch.decompositions.balanced_factors import balanced_factors
 from ranksearch.decompositions.chain import Link, chain_module
 from ranksearch.decompositions.decomposition import BEYOND
 from ranksearch.decompositions.singular import svd
-from ranksearch.decompositions.symmetric import eigh
+from ranksearch.decompositions.symmetric import cholesky_ex, eigh
 from ranksearch.errors import RanksearchError
 from ranksearch.sites import Site
 
@@ -148,7 +148,7 @@ def solve_damped(gram: Tensor, right: Tensor) -> Tensor:
     damping = DAMPING * gram.shape[-1]
     scaled = gram / scale / scale.mT
     scaled.diagonal(dim1=-2, dim2=-1).add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(scaled)
+    factor, failed = cholesky_ex(scaled)
     if not bool(failed.any()):
         return torch.cholesky_solve(right / scale, factor) / scale
     values, vectors = eigh(scaled)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.home import user_path
-from ranksearch.sites import Site, Sites, batch_size, copied, run, tensors_of
+from ranksearch.sites import Site, Sites, batch_size, copied, device_of, map_tensors, run, tensors_of
 from ranksearch.sites.observe import forward
 from ranksearch.statistics import files
 from ranksearch.statistics.collector import Collector, SiteStatistics, observing
@@ -123,7 +123,7 @@ def _collected(
         site.name: Collector(site, shared, wanted.chunk_bytes, gradient=labels is not None, diagonal=wanted.diagonal) for site in group
     }
     differentiate = None if labels is None else _Differentiation(labels, collectors.values())
-    seen = 0
+    seen, device = 0, device_of(model)
     with threads(few_of(model)), observing(model, collectors, backward=labels is not None):
         for batch in batches:
             seen += 1
@@ -135,7 +135,7 @@ def _collected(
             with torch.set_grad_enabled(labels is not None):
                 outputs = run(model, inputs)
             if differentiate is not None:
-                differentiate(outputs, targets, size)
+                differentiate(outputs, map_tensors(lambda target: target.to(device), targets), size)
     if not seen:
         raise InvalidArgument("batches is empty: statistics need at least one batch")
     shared.settle()

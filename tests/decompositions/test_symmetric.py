@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ranksearch.decompositions import symmetric
 from ranksearch.decompositions.metric import floored, half
-from ranksearch.decompositions.symmetric import eigh, eigvalsh, faithful
+from ranksearch.decompositions.symmetric import cholesky_ex, eigh, eigvalsh, faithful
 
 Pair = tuple[Tensor, Tensor]
 
@@ -133,3 +133,56 @@ def test_eigenvalues_of_lapack_hold(scale: float, monkeypatch: pytest.MonkeyPatc
     for matrix in given:
         eigvalsh(matrix)
     assert len(calls) == len(given)
+
+
+# -- Cholesky factors ----------------------------------------------------------------------------------------------------
+
+
+def definite() -> Tensor:
+    return matrices() + torch.eye(12, dtype=torch.float64)
+
+
+def refused(factor: Tensor, failed: Tensor) -> Pair:
+    """As a device refused a matrix that is positive definite."""
+    return factor, torch.ones_like(failed)
+
+
+def another(factor: Tensor, failed: Tensor) -> Pair:
+    return factor * (1 + 1e-6), failed
+
+
+def not_a_number(factor: Tensor, failed: Tensor) -> Pair:
+    return factor * torch.nan, failed
+
+
+@pytest.mark.parametrize("fault", [refused, another, not_a_number])
+def test_lapack_factorizes_where_a_device_fails(fault: Callable[[Tensor, Tensor], Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, solver, calls = definite(), torch.linalg.cholesky_ex, []
+    expected = half(matrix)
+
+    def first_wrong(given: Tensor) -> Pair:
+        calls.append(given)
+        found = solver(given)
+        return fault(*found) if len(calls) == 1 else found
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", first_wrong)
+    monkeypatch.setattr(symmetric, "TRUSTED", ())
+    assert torch.equal(half(matrix), expected) and len(calls) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_a_sound_factor_is_taken_as_it_is(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, solver = [], torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda given: calls.append(given) or solver(given))
+    monkeypatch.setattr(symmetric, "TRUSTED", ())
+    for matrix in (scale * definite(), scale * definite()[0].float().double(), torch.eye(5, dtype=torch.float64)[None]):
+        calls.clear()
+        factor, failed = cholesky_ex(matrix)
+        assert len(calls) == 1 and not bool(failed.any())
+        assert torch.allclose(factor @ factor.mT, matrix, rtol=1e-12, atol=1e-12 * float(matrix.max()))
+
+
+def test_what_is_not_definite_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symmetric, "TRUSTED", ())
+    indefinite = torch.stack([torch.eye(3, dtype=torch.float64), torch.diag(torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64))])
+    assert [bool(one) for one in cholesky_ex(indefinite)[1]] == [False, True]

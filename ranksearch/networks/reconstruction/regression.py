@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ranksearch.decompositions import Moments
 from ranksearch.decompositions.metric import FLOOR, FlooredMoments, halved
+from ranksearch.decompositions.symmetric import cholesky_ex
 from ranksearch.networks.reconstruction.moments import Example, LayerMoments
 
 LEAST = 1e-3  # of the mean square of an input: an input counts as that large at least
@@ -104,7 +105,7 @@ def _of_examples(seen: LayerMoments, examples: Sequence[Example], anchor: Tensor
     scaled = x / pull[..., None]
     kernel = x.mT @ scaled
     kernel.diagonal(dim1=1, dim2=2).add_(1.0)
-    triangle, failed = torch.linalg.cholesky_ex(kernel)
+    triangle, failed = cholesky_ex(kernel)
     if bool(failed.any()) or not bool((pull > 0).all()):
         return None
     step = torch.cholesky_solve((y - anchor @ x).mT, triangle).mT  # shape: (groups, c_out / groups, n)
