@@ -47,9 +47,10 @@ class Subject:
 
     def __init__(self, given: argparse.Namespace, types: str, seed: int) -> None:
         self.given, self.types = given, types
-        self.model, task = subject(given)
+        model, task = subject(given)
+        self.model = model.to(given.device)
         self.task = seeded(task, seed).cut(**{self.split: given.examples} if given.examples else {})
-        self.wide = wide(self.task, given.network)
+        self.wide = wide(self.task, given.network, given.device)
 
     @property
     def split(self) -> str:
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of calibration")
     parser.add_argument("--batches", type=int, default=4, help="that factors are fitted to")
+    parser.add_argument("--device", default="cpu", help="where networks run and layers are factorized")
     parser.add_argument("--examples", type=int, help="that networks are measured on, the first so many of their split (default: all)")
     parser.add_argument("--test", action=argparse.BooleanOptionalAction, default=True, help="measure on the test set")
     parser.add_argument("--interaction", action="store_true", help="also how rounding adds to low-rank errors")

@@ -29,7 +29,7 @@ from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.recovery import Recovery, recover
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
-from ranksearch.space import mixture, svd_only
+from ranksearch.space import Configuration, mixture, svd_only
 from ranksearch.study import Study
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import CropAndFlip, cifar10
@@ -45,12 +45,25 @@ class Subject:
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
         self.task = self.at(given.learning_rate)
-        self.dense = load_weights(cifar_resnet(given.depth), given.weights).eval().to(memory_format=torch.channels_last)
+        self.dense = load_weights(cifar_resnet(given.depth), given.weights).eval()
+        self.dense = self.dense.to(given.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         study = Study("recovery", model=self.dense, task=self.task, space=SPACES[given.types]().replace(metric="fisher"))
+        self.spectra = study.spectra
+        if given.start is None or not given.start.exists():
+            self._make(study)
+            return
+        kept = torch.load(given.start, weights_only=False, map_location=given.device)
+        self.start, self.configuration = kept["network"], Configuration.from_json(kept["configuration"])
+
+    def _make(self, study: Study) -> None:
+        """The network that every way begins with, kept for the next run."""
+        given = self.given
         found = Additive().allocate(Problem(study.space, Energy().table(study.space), {given.cost: given.budget}))
-        self.spectra, self.configuration = study.spectra, study.space.configuration(found.indices)
+        self.configuration = study.space.configuration(found.indices)
         self.start = build(self.spectra, self.configuration)
         reconstruct(self.start, self.spectra, self.configuration, self.task.calibration(given.reconstruction), thorough=True)
+        if given.start is not None:
+            torch.save({"network": self.start, "configuration": self.configuration.to_json()}, given.start)
 
     def at(self, learning_rate: float) -> Classification:
         """The task at another peak of the learning rate."""
@@ -92,6 +105,7 @@ WAYS: dict[str, Train] = {
     "as it is": lambda *given: None, "plain": _plain, "slow": _slow, "one rate": _one_rate, "no teacher": _recovery(distillation=0.0),
     "recovery": _recovery(),
 }  # fmt: skip
+UNSETTLED = ("as it is", "plain", "slow")  # whose batch norms are re-estimated here: on plain images, as they were fitted; as trained
 
 
 def run(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -108,8 +122,8 @@ def run(given: argparse.Namespace) -> list[dict[str, Any]]:
             network, start = copy.deepcopy(subject.start), time.process_time()
             WAYS[way](network, subject, seed)
             seconds = time.process_time() - start
-            shown = subject.task.calibration if way == "as it is" else subject.task.normalization  # plain, as norms were fitted; as trained
-            recalibrate(network, shown(16))
+            if way in UNSETTLED:
+                recalibrate(network, (subject.task.calibration if way == "as it is" else subject.task.normalization)(16))
             splits = ("validation", "test") if given.test else ("validation",)
             found = {split: subject.task.measure(network, split) for split in splits}  # type: ignore[arg-type]
             rows.append({**key, "seed": seed, "way": way, "seconds": round(seconds), **found})
@@ -146,6 +160,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.02, help="peak; what suits the dense network")
     parser.add_argument("--slow", type=float, default=0.002, help="peak of the way `slow`")
     parser.add_argument("--reconstruction", type=int, default=16, help="batches that the network is fitted to before")
+    parser.add_argument("--start", type=user_path, help="file that keeps the reconstructed network of these options")
+    parser.add_argument("--device", default="cpu", help="where networks train and run; layers are factorized there, too")
     parser.add_argument("--no-augment", dest="augment", action="store_false", help="without crops and mirroring")
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=1, help="of training")

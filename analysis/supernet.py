@@ -6,7 +6,8 @@
 
 Every method starts from the same trained network and sees the same batches at the same learning rates; ``control`` is plain
 fine-tuning. Afterwards all are treated alike: second moments of the trained network, the space of all types in the Fisher
-metric, the exact additive optimum at each budget, batch norm re-estimated on training data, measured. ``--alone`` sets
+metric, the exact additive optimum at each budget, batch norm re-estimated on training data, measured; at ``--reconstructed``
+budgets also after the fit to calibration batches that `ranksearch.compress` ends with. ``--alone`` sets
 networks beside them that were trained for one budget only, in as many epochs. A second table takes SVD alone and the rule of
 Decomposable-Net, as that paper does. Runs and cells that exist are kept; a stopped run goes on from its last checkpoint.
 Writes both tables, their rows as JSON, and a plot."""
@@ -30,6 +31,7 @@ from ranksearch.allocators.decomposable_net import DecomposableNet
 from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.home import home, user_path
 from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy, Frobenius
 from ranksearch.sites import find_sites
@@ -98,20 +100,21 @@ def subject(arguments: argparse.Namespace, seed: int) -> Subject:
         schooling = digits(learning_rate=0.1, schedule="one_cycle")
         model = trained(digits_net, schooling, epochs=12, seed=seed, cache=home() / "cache")
         task = digits(learning_rate=arguments.learning_rate)
-        return Subject(model, task, *prepare(model, task, arguments.statistics))
+        return Subject(model.to(arguments.device), task, *prepare(model, task, arguments))
     task = cifar10(
         arguments.data, validation=5000, learning_rate=arguments.learning_rate, augment=CropAndFlip() if arguments.augment else None
     )
-    model = load_weights(cifar_resnet(20), arguments.weights).eval()
-    return Subject(model, task, *prepare(model, task, arguments.statistics))
+    model = load_weights(cifar_resnet(20), arguments.weights).eval().to(arguments.device)
+    return Subject(model, task, *prepare(model, task, arguments))
 
 
-def prepare(model: nn.Module, task: Classification, batches: int) -> tuple[Spectra, SearchSpace]:
+def prepare(model: nn.Module, task: Classification, arguments: argparse.Namespace) -> tuple[Spectra, SearchSpace]:
     """Spectra and space of the mixture in the Fisher metric of a network as it is now."""
     sites = find_sites(model, task.example())
-    statistics = collect(model, sites, task.calibration(batches), labels=SampledLabels(samples=2, temperature=TEMPERATURE))
+    statistics = collect(model, sites, task.calibration(arguments.statistics), labels=SampledLabels(samples=2, temperature=TEMPERATURE))
     moments: dict[str, Moments] = statistics.moments("fisher")
-    spectra = Spectra(model, sites, [d for d in DECOMPOSITIONS if d.name in TYPES], moments=moments)
+    types = [d for d in DECOMPOSITIONS if d.name in TYPES]
+    spectra = Spectra(model, sites, types, moments=moments, device=arguments.prepare)
     return spectra, build_space(spectra)
 
 
@@ -128,10 +131,10 @@ def trained_network(name: str, start: Subject, seed: int, arguments: argparse.Na
         folder = arguments.folder / f"{arguments.dataset}-{name}-{arguments.epochs:g}-{seed}"
         train(supernet, start.task, method, epochs=arguments.epochs, seed=seed, folder=folder, every=100)
         network = supernet.extract(Configuration()).to(memory_format=torch.contiguous_format)
-        save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, path)
+        save_file({key: tensor.contiguous().cpu() for key, tensor in network.state_dict().items()}, path)
     fresh = cifar_resnet(20) if arguments.dataset == "cifar10" else digits_net()
     fresh.load_state_dict(load_file(path))
-    return fresh.eval()
+    return fresh.eval().to(arguments.device)
 
 
 def cells(network: nn.Module, task: Classification, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -142,7 +145,7 @@ def cells(network: nn.Module, task: Classification, arguments: argparse.Namespac
         recalibrate(model, task.normalization(arguments.recalibration))
         return {split: task.measure(model, split)["accuracy"] for split in splits}
 
-    spectra, space = prepare(network, task, arguments.statistics)
+    spectra, space = prepare(network, task, arguments)
     plain = Spectra(network, spectra.sites, [d for d in DECOMPOSITIONS if d.name == "svd"])
     svd_space = build_space(plain)
     dense = {split: task.measure(network, split)["accuracy"] for split in splits}
@@ -158,7 +161,19 @@ def cells(network: nn.Module, task: Classification, arguments: argparse.Namespac
             common = {"budget": budget, "selection": selection, "macs": sp.cost(indices).macs / sp.baseline.macs}
             found = measured(build(s, sp.configuration(indices)))
             rows += [common | {"split": split, "accuracy": accuracy} for split, accuracy in found.items()]
+            if selection == "exact" and budget in arguments.reconstructed:
+                common["selection"] = "reconstructed"
+                accuracies = fitted(s, sp.configuration(indices), task, arguments)
+                rows += [common | {"split": split, "accuracy": accuracy} for split, accuracy in accuracies.items()]
     return rows
+
+
+def fitted(spectra: Spectra, configuration: Configuration, task: Classification, arguments: argparse.Namespace) -> dict[Any, float]:
+    """Accuracies of a network that is reconstructed as `ranksearch.compress` does last, with statistics of the plain images of that."""
+    network = build(spectra, configuration)
+    reconstruct(network, spectra, configuration, task.calibration(arguments.statistics), thorough=True)
+    recalibrate(network, task.calibration(arguments.recalibration))
+    return {split: task.measure(network, split)["accuracy"] for split in arguments.splits}
 
 
 def alone(start: Subject, budget: float, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -214,7 +229,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2, 0.27, 0.3, 0.4, 0.5, 0.6, 0.8])
     parser.add_argument("--alone", type=float, nargs="*", default=[], help="budgets that a network is also trained for by itself")
+    parser.add_argument("--reconstructed", type=float, nargs="*", default=[], help="budgets whose networks are reconstructed, too")
     parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--device", default="cpu", help="where networks train and run")
+    parser.add_argument("--prepare", help="where layers are factorized: small ones fastest on a CPU (default: where networks run)")
     parser.add_argument("--augment", action="store_true", help="random crops and mirroring (CIFAR-10)")
     parser.add_argument("--channels-last", action="store_true", help="memory layout in training: faster on some CPUs")
     parser.add_argument("--statistics", type=int, default=16, help="batches for the second moments")
@@ -261,6 +279,8 @@ def write(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None
     mine = [row for row in rows if (row["split"], row["epochs"]) == (split, arguments.epochs)]
     parts = [f"Accuracy on {split}, {arguments.epochs:g} epochs; budgets of MACs across.\n"]
     parts += ["All types, Fisher metric, exact allocation:\n", table(mine, "exact", arguments.budgets), ""]
+    if arguments.reconstructed:
+        parts += ["All types, reconstructed:\n", table(mine, "reconstructed", arguments.reconstructed), ""]
     parts += ["SVD alone, the rule of Decomposable-Net:\n", table(mine, "svd", arguments.budgets), ""]
     out.write_text("\n".join(parts))
     plot(mine, out.with_suffix(".png"))

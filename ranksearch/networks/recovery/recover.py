@@ -17,7 +17,7 @@ from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.recovery.rates import factor_rates
-from ranksearch.sites import device_of, evaluating, run
+from ranksearch.sites import device_of, evaluating, map_tensors, run
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.tasks import Diverged, FineTuning, Task, measured
@@ -25,6 +25,7 @@ from ranksearch.tasks import Diverged, FineTuning, Task, measured
 log = logging.getLogger(__name__)
 
 DISTILLATION = 0.9  # weight of the dense network's answers beside the labels
+TEMPERATURE = 3.0  # of both networks' distributions where these are compared
 RECALIBRATION = 16  # batches
 
 
@@ -52,6 +53,7 @@ def recover(
     epochs: float,
     seed: int = 0,
     distillation: float = DISTILLATION,
+    temperature: float = TEMPERATURE,
     recalibration: int = RECALIBRATION,
 ) -> Recovered:
     """Train a compressed network in place, so that it ends no worse than it began.
@@ -60,7 +62,8 @@ def recover(
       dense network suits the factorized one. Gradients are scaled for it: optimisers that normalize these, such as Adam's, find a scale of
       their own.
     * The loss is (1 - distillation) times the task's and distillation times the divergence from the answers of the dense network to the
-      same, augmented, examples (`Task.divergence`; Hinton et al., arXiv 1503.02531). Where a task has no divergence, its loss alone counts.
+      same, augmented, examples (`Task.divergence`; Hinton et al., arXiv 1503.02531). Categorical outputs are divided by the temperature
+      before, and their divergence is multiplied by its square. Where a task has no divergence, its loss alone counts.
     * Batch norms are in training mode, and re-estimated before each measurement.
     * The network is measured on the validation split before training and after each epoch, and keeps the state that is best there by the
       first metric of the task; the others decide between equals.
@@ -73,6 +76,7 @@ def recover(
         epochs: passes over the training data, may be fractional; 0 changes nothing.
         seed: of batches, dropout and the like.
         distillation: in [0, 1].
+        temperature: above 0; 1: the networks' own distributions. It counts for tasks of categorical outputs (`Task.predictive`).
         recalibration: batches that batch norms are re-estimated on before every measurement; 0: they keep the statistics of training.
 
     Raises:
@@ -84,9 +88,10 @@ def recover(
     checks.whole("recalibration", recalibration, least=0, hint="batches")
     if checks.number("distillation", distillation, least=0) > 1:
         raise InvalidArgument(f"distillation={distillation}: must be in [0, 1], the dense network's share of the loss")
+    checks.number("temperature", temperature, above=0)
     if epochs == 0:
         return Recovered(0.0, {})
-    options = {"distillation": distillation, "recalibration": recalibration}
+    options = {"distillation": distillation, "temperature": temperature, "recalibration": recalibration}
     recovery = Recovery(network, spectra, configuration, task, epochs=epochs, seed=seed, **options)
     recovery.advance(epochs)
     recovery.settle(network)
@@ -98,12 +103,13 @@ class Recovery(FineTuning):
 
     def __init__(
         self, network: nn.Module, spectra: Spectra, configuration: Configuration, task: Task, *, epochs: float, seed: int,
-        distillation: float = DISTILLATION, recalibration: int = RECALIBRATION,
+        distillation: float = DISTILLATION, temperature: float = TEMPERATURE, recalibration: int = RECALIBRATION,
     ) -> None:  # fmt: skip
         super().__init__(task, network, epochs=epochs, seed=seed)
         named = dict(network.named_parameters())
         self._rates = [(named[name], rate) for name, rate in factor_rates(network, spectra, configuration).items()]
         self._dense, self._distillation, self._recalibration = spectra.model, distillation, recalibration
+        self._temperature = temperature if task.predictive == "categorical" else 1.0
         self._measured: dict[float, dict[str, float]] = {}
         self._best = 0.0
         self._state: dict[str, Any] = {}  # of the network, where it was best
@@ -132,12 +138,21 @@ class Recovery(FineTuning):
             return self.task.loss(outputs, targets)
         with evaluating(self._dense):
             answers = run(self._dense, inputs)
-        apart = self.task.divergence(outputs, answers)
+        apart = self._apart(outputs, answers)
         if apart is None:
             return self.task.loss(outputs, targets)
         if self._distillation == 1:
             return apart
         return self._distillation * apart + (1 - self._distillation) * self.task.loss(outputs, targets)
+
+    def _apart(self, outputs: Any, answers: Any) -> Tensor | None:
+        """The divergence from the dense network's answers, of softened distributions in the size of those that are not."""
+        temperature = self._temperature
+        if temperature == 1:
+            return self.task.divergence(outputs, answers)
+        soft, wanted = (map_tensors(lambda t: t / temperature if t.is_floating_point() else t, one) for one in (outputs, answers))
+        apart = self.task.divergence(soft, wanted)
+        return None if apart is None else temperature**2 * apart
 
     def scale(self) -> None:
         """Every factor's gradient by its rate."""

@@ -13,12 +13,12 @@ from torch import nn
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity, Request
 from ranksearch.networks.batch_norm import recalibrate
-from ranksearch.networks.recovery import recover
+from ranksearch.networks.recovery import Recovery, recover
 from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
 from ranksearch.space import DENSE, Configuration
 from ranksearch.space.spectra import Spectra
-from ranksearch.tasks import Classification, FromLoss
+from ranksearch.tasks import Agreement, Classification, FromLoss
 
 LOW = Configuration({"0": ("svd", (3,)), "4": ("svd", (1,))})
 
@@ -168,7 +168,40 @@ def test_no_epochs_change_nothing() -> None:
     assert _same(short, before)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"epochs": 1, "distillation": 1.5}, {"epochs": 1, "recalibration": 2.5}])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_loss_is_of_labels_and_of_softened_answers(temperature: float) -> None:
+    """(1 - d) cross entropy + d T^2 KL(dense / T || network / T), written out."""
+    task = Classification(**_data())
+    spectra, short = _networks(task)
+    training = Recovery(short, spectra, LOW, task, epochs=1, seed=0, distillation=0.7, temperature=temperature)
+    x, y = task._splits["train"]
+    with torch.no_grad():
+        logits, answers = short(x).double(), spectra.model(x).double()
+    p, q = ((of / temperature).log_softmax(1) for of in (answers, logits))
+    apart = temperature**2 * (p.exp() * (p - q)).sum(1).mean()
+    wanted = 0.7 * apart + 0.3 * nn.functional.cross_entropy(logits, y)
+    assert float(training.loss(x, y).detach()) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_answers_that_are_no_logits_are_not_softened() -> None:
+    batches = [(torch.randn(8, 4, generator=torch.Generator().manual_seed(k)), torch.ones(8, 2)) for k in range(4)]
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    task = Agreement([x for x, _ in batches], [x for x, _ in batches], dense, learning_rate=0.05)
+    spectra, configuration = Spectra(dense, find_sites(dense, batches[0][0])), Configuration({"0": ("svd", (2,))})
+    found = [
+        Recovery(build(spectra, configuration), spectra, configuration, task, epochs=1, seed=0, temperature=temperature, distillation=1)
+        for temperature in (1.0, 5.0)
+    ]
+    inputs, targets = next(task.labelled(1))
+    one, other = (float(training.loss(inputs, targets).detach()) for training in found)
+    assert one == other > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": -1}, {"epochs": 1, "distillation": 1.5}, {"epochs": 0, "temperature": 0}, {"epochs": 1, "recalibration": 2.5}],
+)
 def test_options_out_of_range(wrong: dict[str, Any]) -> None:
     task = Classification(**_data())
     spectra, short = _networks(task)
