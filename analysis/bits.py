@@ -5,8 +5,10 @@ calibration seeds and their spread. With ``--interaction`` also what rounding ad
 
     python analysis/bits.py --network resnet20 --shared SHARED --out FILE.jsonl
 
-Networks and data are those of `analysis/frontier.py`. Calibration seeds take other training examples for everything: moments,
-reconstruction and batch norm."""
+Networks and data are those of `analysis/frontier.py`, and any causal language model (``--network language --model FOLDER
+--calibration TEXT --text TEXT ...``), whose perplexity is measured. Budgets are shares of the bytes of the whole network, of which a
+language model's ``--layers`` are made smaller.
+Calibration seeds take other training examples for everything: moments, reconstruction and batch norm."""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from spread import spread
-from subjects import SPACES, add_arguments, resumed, seeded, subject, wide
+from subjects import LANGUAGE, SPACES, add_arguments, add_language, language, resumed, seeded, subject, wide
+from torch import nn
 
 from ranksearch.allocators import Additive, Problem
 from ranksearch.costs import COSTS, Bytes
@@ -37,6 +40,7 @@ from ranksearch.proxies import Energy
 from ranksearch.space import SearchSpace, build_space
 from ranksearch.space.spectra import Spectra
 from ranksearch.study import Study
+from ranksearch.tasks import Classification, LanguageModel
 
 TYPES = ("svd", "no-cp", "all")
 WAYS = ("rank", "bits", "both")
@@ -47,10 +51,19 @@ class Subject:
 
     def __init__(self, given: argparse.Namespace, types: str, seed: int) -> None:
         self.given, self.types = given, types
-        model, task = subject(given)
+        self.include = given.layers if given.network == LANGUAGE else "*"
+        model, self.task, self.wide = self._language(seed) if given.network == LANGUAGE else self._classifier(seed)
         self.model = model.to(given.device)
-        self.task = seeded(task, seed).cut(**{self.split: given.examples} if given.examples else {})
-        self.wide = wide(self.task, given.network, given.device)
+
+    def _language(self, seed: int) -> tuple[nn.Module, LanguageModel, LanguageModel]:
+        model, task = language(self.given, seed)
+        return model, task, task
+
+    def _classifier(self, seed: int) -> tuple[nn.Module, Classification, Classification]:
+        given = self.given
+        model, task = subject(given)
+        task = seeded(task, seed).cut(**{self.split: given.examples} if given.examples else {})
+        return model, task, wide(task, given.network, given.device)
 
     @property
     def split(self) -> str:
@@ -58,8 +71,9 @@ class Subject:
 
     @cached_property
     def spectra(self) -> Spectra:
-        spec = SPACES[self.types](bits=",".join(map(str, BITS))).replace(metric="fisher")
-        return Study("bits", model=self.model, task=self.task, space=spec, costs=(*COSTS, Bytes())).spectra
+        spec = SPACES[self.types](bits=",".join(map(str, BITS))).replace(metric="fisher", include=self.include)
+        objectives = self.task.metrics[0].name, "bytes"
+        return Study("bits", model=self.model, task=self.task, space=spec, costs=(*COSTS, Bytes()), objectives=objectives).spectra
 
     def space(self, way: str) -> SearchSpace:
         """The ladders of one way to be smaller; all are of one preparation."""
@@ -133,12 +147,13 @@ def run(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
-    """One line per types and budget: accuracy in %, mean and spread over seeds."""
+    """One line per types and budget: accuracy in %, or perplexity, mean and spread over seeds."""
     lines = ["| types | bytes | " + " | ".join(ways) + " |", "|---" * (len(ways) + 2) + "|"]
     for types, budget in dict.fromkeys((row["types"], row["budget"]) for row in rows):
         cells = []
         for way in ways:
-            values = [100 * r["accuracy"] for r in rows if (r["types"], r["budget"], r["way"]) == (types, budget, way)]
+            mine = [r for r in rows if (r["types"], r["budget"], r["way"]) == (types, budget, way)]
+            values = [r["perplexity"] if "perplexity" in r else 100 * r["accuracy"] for r in mine]
             cells.append(spread(values))
         lines.append(f"| {types} | {budget:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -146,7 +161,8 @@ def table(rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser, images=5000, required=True)
+    add_arguments(parser, images=5000, required=True, more=[LANGUAGE])
+    add_language(parser)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.15, 0.1, 0.075, 0.05], help="shares of the bytes")
     parser.add_argument("--types", nargs="+", default=["all"], choices=TYPES)
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
@@ -158,6 +174,9 @@ def main() -> None:
     parser.add_argument("--interaction", action="store_true", help="also how rounding adds to low-rank errors")
     parser.add_argument("--out", type=user_path, required=True, help="JSON lines")
     given = parser.parse_args()
+    needed = ("model", "calibration", "text") if given.network == LANGUAGE else ("shared",)
+    if missing := [f"--{name}" for name in needed if getattr(given, name) is None]:
+        parser.error(f"--network {given.network} needs {', '.join(missing)}")
     torch.set_num_threads(1)
     rows = [row for row in run(given) if _asked(given).items() <= row.items()]
     print(table([row for row in rows if row["types"] in given.types], given.ways))

@@ -9,11 +9,8 @@ MODEL is any causal model in the layout of transformers, with its tokenizer."""
 from __future__ import annotations
 
 import argparse
-import bz2
-import html
 import json
 import math
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +21,7 @@ from typing import Any
 
 import lems
 import torch
+from texts import read
 from torch import Tensor, nn
 
 from ranksearch.allocators import BALF, Additive, Allocator, Problem, Uniform
@@ -167,25 +165,6 @@ class Subject:
             out = network.generate(**given, max_new_tokens=24, do_sample=False, pad_token_id=self.tokenizer.eos_token_id)
             found.append(self.tokenizer.decode(out[0], skip_special_tokens=True))
         return found
-
-
-def read(text: Path) -> str:
-    """A text file; of a dump of Wikipedia (.bz2) the articles without their markup."""
-    if text.suffix != ".bz2":
-        return text.read_bytes().decode("utf-8", errors="replace")
-    articles = re.findall(r"<text[^>]*>(?!#REDIRECT)(.*?)</text>", bz2.decompress(text.read_bytes()).decode("utf-8"), flags=re.S | re.I)
-    return "\n\n".join(map(_plain, articles))
-
-
-def _plain(article: str) -> str:
-    found = html.unescape(html.unescape(article))
-    found = re.sub(r"<!--.*?-->|<ref[^>/]*/>|<ref.*?</ref>|<math.*?</math>", "", found, flags=re.S)
-    for brackets in (r"\{\{[^{}]*\}\}", r"\{\|[^{}]*?\|\}", r"\[\[(?:File|Image|Category):[^\[\]]*\]\]"):
-        while (shorter := re.sub(brackets, "", found, flags=re.S)) != found:
-            found = shorter
-    found = re.sub(r"\[\[(?:[^|\]]*\|)?([^\]]*)\]\]", r"\1", found)
-    found = re.sub(r"\[https?:\S+ ?([^\]]*)\]|'{2,}|<[^>]*>|^[*#:;|!=].*$", r"\1", found, flags=re.M)
-    return re.sub(r"\n{2,}", "\n\n", found).strip()
 
 
 @dataclass(frozen=True)

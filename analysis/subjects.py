@@ -5,37 +5,48 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from texts import read
 from torch import nn
 from vgg import vgg16
 
 from ranksearch.home import home, user_path
 from ranksearch.space import SpaceSpec, mixture, svd_only
 from ranksearch.space.specs import named
-from ranksearch.tasks import Classification
+from ranksearch.tasks import Classification, LanguageModel
 from ranksearch.tasks.images import cifar10, fashion_mnist
 from ranksearch.tasks.networks import cifar_resnet, load_weights
 from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_encoder, sentences
 
 NETWORKS = ("resnet20", "resnet56", "fashion", "vgg16", "tweets", "movies")
 TEXTS = ("tweets", "movies")
+LANGUAGE = "language"  # a causal language model, for scripts that take one
+LENGTH, SEQUENCES, MEASURED = (
+    256,
+    16,
+    4,
+)  # tokens of a sequence, sequences that it is calibrated with, and of each text that it is measured on
 WIDE = 1000, 256  # images on an accelerator, and texts, per forward pass over a test set
 SPACES = {"svd": svd_only, "groups": partial(SpaceSpec, named("svd", "grouped_svd")), "all": mixture, "no-cp": partial(mixture, cp=False)}
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, images: int, required: bool = False) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, images: int, required: bool = False, more: Sequence[str] = ()) -> None:
     """Which network, where it and its data are, and by how many images (by default) its training set is short.
 
     Args:
         images: training images of CIFAR-10 and Fashion-MNIST that nothing trains on or is calibrated with.
         required: whether the script does nothing without a network.
+        more: networks that the script takes besides, which have no data there.
     """
-    parser.add_argument("--network", choices=NETWORKS, required=required)
-    parser.add_argument("--shared", type=user_path, required=required, help="folder with data/cifar10, data/sentiment and models")
+    parser.add_argument("--network", choices=(*NETWORKS, *more), required=required)
+    parser.add_argument(
+        "--shared", type=user_path, required=required and not more, help="folder with data/cifar10, data/sentiment and models"
+    )
     parser.add_argument("--encoder", type=user_path, help="folder of MiniLM, for tweets and movies")
     parser.add_argument("--fashion", type=user_path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of Fashion-MNIST")
     parser.add_argument("--vgg", type=user_path, help="safetensors of analysis/vgg.py, for vgg16")
@@ -47,6 +58,30 @@ def add_budget(parser: argparse.ArgumentParser, *, cost: str, budget: float) -> 
     parser.add_argument("--space", choices=list(SPACES), default="all")
     parser.add_argument("--cost", default=cost)
     parser.add_argument("--budget", type=float, default=budget)
+
+
+def add_language(parser: argparse.ArgumentParser) -> None:
+    """Which language model, and its texts."""
+    parser.add_argument("--model", type=user_path, help="folder of a causal model in the layout of transformers, for language")
+    parser.add_argument("--calibration", type=user_path, help="text that it is calibrated with")
+    parser.add_argument("--text", type=user_path, nargs="+", help="texts that its perplexity is of")
+    parser.add_argument("--layers", default="*.layers.*", help="glob of the layers of a language model that may be factorized")
+
+
+def language(given: argparse.Namespace, seed: int) -> tuple[nn.Module, LanguageModel]:
+    """A causal language model, and a task that has another part of the calibration text for each seed."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(given.model, local_files_only=True).float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(given.model, local_files_only=True)
+
+    def tokens(text: Path, first: int, count: int) -> torch.Tensor:
+        found = tokenizer(read(text)[: 32 * LENGTH * (first + count)])["input_ids"]
+        return torch.tensor(found[LENGTH * first : LENGTH * (first + count)]).reshape(-1, LENGTH)
+
+    measured = torch.cat([tokens(text, 0, MEASURED) for text in given.text])
+    task = LanguageModel(train=tokens(given.calibration, SEQUENCES * seed, SEQUENCES), validation=measured, test=measured, batch_size=2)
+    return model.requires_grad_(False), task
 
 
 def subject(given: argparse.Namespace) -> tuple[nn.Module, Classification]:
