@@ -7,7 +7,7 @@
 Every method starts from the same trained network and sees the same batches at the same learning rates; ``control`` is plain
 fine-tuning. Afterwards all are treated alike: second moments of the trained network, the space of all types in the Fisher
 metric, the exact additive optimum at each budget, batch norm re-estimated on training data, measured; at ``--reconstructed``
-budgets also after the fit to calibration batches that `ranksearch.compress` ends with. ``--alone`` sets
+budgets also after the fit to calibration batches that `ranksearch.compress` ends with, and after ``--recover`` epochs. ``--alone`` sets
 networks beside them that were trained for one budget only, in as many epochs. A second table takes SVD alone and the rule of
 Decomposable-Net, as that paper does. Runs and cells that exist are kept; a stopped run goes on from its last checkpoint.
 Writes both tables, their rows as JSON, and a plot."""
@@ -15,8 +15,9 @@ Writes both tables, their rows as JSON, and a plot."""
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ranksearch.decompositions import DECOMPOSITIONS, Moments
 from ranksearch.home import home, user_path
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.reconstruction import reconstruct
+from ranksearch.networks.recovery import recover
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy, Frobenius
 from ranksearch.sites import find_sites
@@ -162,18 +164,25 @@ def cells(network: nn.Module, task: Classification, arguments: argparse.Namespac
             found = measured(build(s, sp.configuration(indices)))
             rows += [common | {"split": split, "accuracy": accuracy} for split, accuracy in found.items()]
             if selection == "exact" and budget in arguments.reconstructed:
-                common["selection"] = "reconstructed"
-                accuracies = fitted(s, sp.configuration(indices), task, arguments)
-                rows += [common | {"split": split, "accuracy": accuracy} for split, accuracy in accuracies.items()]
+                for kind, accuracies in refined(s, sp.configuration(indices), task, arguments):
+                    rows += [common | {"selection": kind, "split": split, "accuracy": accuracy} for split, accuracy in accuracies.items()]
     return rows
 
 
-def fitted(spectra: Spectra, configuration: Configuration, task: Classification, arguments: argparse.Namespace) -> dict[Any, float]:
-    """Accuracies of a network that is reconstructed as `ranksearch.compress` does last, with statistics of the plain images of that."""
+def refined(
+    spectra: Spectra, configuration: Configuration, task: Classification, arguments: argparse.Namespace
+) -> Iterator[tuple[str, dict[Any, float]]]:
+    """Accuracies of a network that is reconstructed as `ranksearch.compress` does last, with statistics of the plain images of that, and
+    of the same after some epochs of `recover`."""
     network = build(spectra, configuration)
     reconstruct(network, spectra, configuration, task.calibration(arguments.statistics), thorough=True)
     recalibrate(network, task.calibration(arguments.recalibration))
-    return {split: task.measure(network, split)["accuracy"] for split in arguments.splits}
+    yield "reconstructed", {split: task.measure(network, split)["accuracy"] for split in arguments.splits}
+    if arguments.recover:
+        faster = copy.copy(task)
+        faster.learning_rate = arguments.recovery_rate
+        recover(network, spectra, configuration, faster, epochs=arguments.recover, recalibration=arguments.recalibration)
+        yield "recovered", {split: task.measure(network, split)["accuracy"] for split in arguments.splits}
 
 
 def alone(start: Subject, budget: float, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -230,6 +239,8 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2, 0.27, 0.3, 0.4, 0.5, 0.6, 0.8])
     parser.add_argument("--alone", type=float, nargs="*", default=[], help="budgets that a network is also trained for by itself")
     parser.add_argument("--reconstructed", type=float, nargs="*", default=[], help="budgets whose networks are reconstructed, too")
+    parser.add_argument("--recover", type=float, default=0.0, help="epochs that these are trained for afterwards")
+    parser.add_argument("--recovery-rate", type=float, default=0.1, help="peak of the learning rate of that")
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--device", default="cpu", help="where networks train and run")
     parser.add_argument("--prepare", help="where layers are factorized: small ones fastest on a CPU (default: where networks run)")
@@ -279,8 +290,9 @@ def write(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None
     mine = [row for row in rows if (row["split"], row["epochs"]) == (split, arguments.epochs)]
     parts = [f"Accuracy on {split}, {arguments.epochs:g} epochs; budgets of MACs across.\n"]
     parts += ["All types, Fisher metric, exact allocation:\n", table(mine, "exact", arguments.budgets), ""]
-    if arguments.reconstructed:
-        parts += ["All types, reconstructed:\n", table(mine, "reconstructed", arguments.reconstructed), ""]
+    for kind in ("reconstructed", "recovered"):
+        if any(row["selection"] == kind for row in mine):
+            parts += [f"All types, {kind}:\n", table(mine, kind, arguments.reconstructed), ""]
     parts += ["SVD alone, the rule of Decomposable-Net:\n", table(mine, "svd", arguments.budgets), ""]
     out.write_text("\n".join(parts))
     plot(mine, out.with_suffix(".png"))

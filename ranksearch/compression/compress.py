@@ -215,10 +215,15 @@ def compress(
     if refits:
         tried.append(portfolio.refitted(tried, refits))
     if polished:
-        tried.append(portfolio.polished(min(tried, key=lambda one: one.least), polished))
-    best = min(tried, key=lambda one: one.least)
+        tried.append(portfolio.polished(_best(tried), polished))
+    best = _best(tried)
     finished = portfolio.finished(best, finish)
     return _result(portfolio, [finished if one is best else one for one in tried], finished, epochs)
+
+
+def _best(tried: Sequence[Tried]) -> Tried:
+    """The answer that loses least. Where all are infinite it is the first that is an answer."""
+    return min((one for one in tried if one.configuration is not None), key=lambda one: one.least)
 
 
 def _without_labels(batches: Iterable[Any] | Callable[[], Iterable[Any]], model: nn.Module) -> Task:

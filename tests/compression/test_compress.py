@@ -18,6 +18,7 @@ from torch import nn
 from ranksearch import LanguageModel, compress
 from ranksearch.allocators import Additive, Allocation, Allocator, Problem
 from ranksearch.compression import RULES, Compressed, Rule
+from ranksearch.compression.judge import Judge
 from ranksearch.errors import EmptySpace, InfeasibleBudget, InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.export import read_manifest
@@ -221,6 +222,21 @@ def test_a_bad_rule_does_no_harm_and_ones_own_take_part() -> None:
     assert alone.chosen.rule == "worst"
     both = compress(network(), task(), macs=0.6, rules=[worst, "frobenius"], space=svd_only())
     assert both.chosen.least == min(one.least for one in both.tried) <= alone.chosen.least
+
+
+class Never(Worst):
+    """Has no answer."""
+
+    def allocate(self, problem: Problem) -> Allocation:
+        raise InfeasibleBudget("never")
+
+
+def test_an_answer_is_handed_out_where_every_network_is_infinitely_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "as_given", lambda self, network: math.inf)
+    rules = [Rule("never", "weight", Frobenius(), lambda spectra: Never(), "a test"), "frobenius"]
+    found = compress(network(), task(), macs=0.6, rules=rules, space=svd_only())
+    assert found.tried[0].configuration is None and found.chosen.rule == "frobenius"
+    assert found.configuration == found.chosen.configuration
 
 
 def test_reconstruction_is_left_out_where_it_measures_worse(monkeypatch: pytest.MonkeyPatch) -> None:
