@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--cost", default="macs")
     parser.add_argument("--budget", type=float, default=0.27)
     parser.add_argument("--epochs", type=float, default=4.0)
-    parser.add_argument("--learning-rate", type=float, default=0.02, help="peak; what suits the dense network")
+    parser.add_argument("--learning-rate", type=float, default=0.1, help="peak; what suits the dense network")
     parser.add_argument("--slow", type=float, default=0.002, help="peak of the way `slow`")
     parser.add_argument("--reconstruction", type=int, default=16, help="batches that the network is fitted to before")
     parser.add_argument("--start", type=user_path, help="file that keeps the reconstructed network of these options")

@@ -186,3 +186,14 @@ def test_what_is_not_definite_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(symmetric, "TRUSTED", ())
     indefinite = torch.stack([torch.eye(3, dtype=torch.float64), torch.diag(torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64))])
     assert [bool(one) for one in cholesky_ex(indefinite)[1]] == [False, True]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.mark.parametrize("size", [16, 64, 300])
+def test_a_floored_moment_has_a_half_on_every_device(device: str, size: int) -> None:
+    """Of few samples, so that most of its directions have no more than the floor."""
+    rows = torch.randn(1, size, size // 4, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    moment = floored((rows @ rows.mT).to(device))
+    triangle = half(moment)
+    assert torch.allclose(triangle @ triangle.mT, moment, rtol=0, atol=1e-9 * float(moment.max()))
+    assert torch.allclose(moment.cpu(), floored(rows @ rows.mT), rtol=0, atol=1e-9 * float(moment.max()))
