@@ -43,7 +43,8 @@ class Evaluator:
         fidelity, seed = request.fidelity, request.seed
         if fidelity.training == RECOVERY:
             given = model, self.spectra, request.configuration, self.task
-            return Recovery(*given, epochs=fidelity.epochs, seed=seed, recalibration=fidelity.recalibration)
+            options = {"temperature": fidelity.temperature, "recalibration": fidelity.recalibration}
+            return Recovery(*given, epochs=fidelity.epochs, seed=seed, **options)
         return FineTuning(self.task, model, epochs=fidelity.epochs, seed=seed)
 
     def untrained(self, request: Request) -> nn.Module:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
+from ranksearch.networks.recovery import TEMPERATURE
 
 FULL, SUPERNET = "full", "supernet"
 SEQUENTIAL, LAST_FACTORS = "sequential", "last_factors"
 PLAIN, RECOVERY = "plain", "recovery"
 TRAININGS = (PLAIN, RECOVERY)
 _FITS = {SEQUENTIAL: "refitted", LAST_FACTORS: "reconstruction"}  # their names in keys
+_KEY = r"(.+):epochs=([^,]+),recalibration=(\d+)(?:,(refitted|reconstruction)=(\d+))?(?:,training=(\w+)(?:,temperature=([^,]+))?)?"
 _SOURCED = (SUPERNET,)  # kinds that are measured with something of which there are several
 
 
@@ -31,6 +33,7 @@ class Fidelity:
     source: str = ""  # what it is measured with: for "supernet" its method and the beginning of its key
     fit: str = SEQUENTIAL  # how: "sequential"; "last_factors", as earlier versions did, is read from stores alone
     training: str = PLAIN  # "plain": `Task.fine_tune`; "recovery": `ranksearch.networks.recovery.recover`; without epochs always "plain"
+    temperature: float = TEMPERATURE  # of recovery; 1: as in earlier versions, whose keys have none
 
     def __post_init__(self) -> None:
         checks.number("epochs", self.epochs, least=0)
@@ -42,6 +45,9 @@ class Fidelity:
             raise InvalidArgument(f"training={self.training!r} is none of {', '.join(TRAININGS)}")
         if self.epochs == 0:
             object.__setattr__(self, "training", PLAIN)  # so that what is the same has one name
+        checks.number("temperature", self.temperature, above=0)
+        if self.training == PLAIN:
+            object.__setattr__(self, "temperature", TEMPERATURE)
         if bool(self.source) != (self.kind in _SOURCED):
             sourced = " and ".join(_SOURCED)
             raise InvalidArgument(f"kind={self.kind!r}, source={self.source!r}: {sourced} needs a source, other kinds have none")
@@ -56,7 +62,8 @@ class Fidelity:
         """How the store names it."""
         fitted = f",{_FITS[self.fit]}={self.reconstruction}" if self.reconstruction else ""
         trained = "" if self.training == PLAIN else f",training={self.training}"
-        return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}{fitted}{trained}"
+        softened = f",temperature={self.temperature:g}" if trained and self.temperature != 1 else ""
+        return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}{fitted}{trained}{softened}"
 
     @staticmethod
     def parse(key: str) -> Fidelity:
@@ -64,7 +71,7 @@ class Fidelity:
 
         Raises:
             InvalidArgument: no key of a fidelity."""
-        found = re.fullmatch(r"(.+):epochs=([^,]+),recalibration=(\d+)(?:,(refitted|reconstruction)=(\d+))?(?:,training=(\w+))?", key)
+        found = re.fullmatch(_KEY, key)
         try:
             if found is None:
                 raise ValueError(key)
@@ -72,6 +79,6 @@ class Fidelity:
             if not (dash and kind in _SOURCED):
                 kind, source = found[1], ""
             fit = LAST_FACTORS if found[4] == _FITS[LAST_FACTORS] else SEQUENTIAL
-            return Fidelity(float(found[2]), int(found[3]), kind, int(found[5] or 0), source, fit, found[6] or PLAIN)
+            return Fidelity(float(found[2]), int(found[3]), kind, int(found[5] or 0), source, fit, found[6] or PLAIN, float(found[7] or 1))
         except ValueError as error:
             raise InvalidArgument(f"fidelity={key!r} is none; one is written like {Fidelity().key}") from error

@@ -4,6 +4,6 @@ kept."""
 from __future__ import annotations
 
 from ranksearch.networks.recovery.rates import factor_rates
-from ranksearch.networks.recovery.recover import Recovered, Recovery, recover
+from ranksearch.networks.recovery.recover import TEMPERATURE, Recovered, Recovery, recover
 
-__all__ = ["Recovered", "Recovery", "factor_rates", "recover"]
+__all__ = ["TEMPERATURE", "Recovered", "Recovery", "factor_rates", "recover"]

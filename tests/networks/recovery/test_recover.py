@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -213,11 +214,17 @@ def test_it_is_a_fidelity() -> None:
     task = Classification(**_data())
     spectra, _ = _networks(task)
     fidelity = Fidelity(epochs=1, recalibration=3, training="recovery")
-    assert fidelity.key == "full:epochs=1,recalibration=3,training=recovery" and Fidelity.parse(fidelity.key) == fidelity
-    assert Fidelity(epochs=0, training="recovery") == Fidelity(epochs=0)
-    network = Evaluator(spectra, task).network(Request(LOW, fidelity, seed=2))
-    expected = build(spectra, LOW)
-    recover(expected, spectra, LOW, task, epochs=1, seed=2, recalibration=3)
-    assert _same(network, expected.state_dict())
+    assert fidelity.key == "full:epochs=1,recalibration=3,training=recovery,temperature=3" and Fidelity.parse(fidelity.key) == fidelity
+    assert Fidelity(epochs=0, training="recovery", temperature=5) == Fidelity(epochs=0)
+    earlier = Fidelity.parse("full:epochs=1,recalibration=3,training=recovery")  # in stores of versions that knew no temperature
+    assert earlier == replace(fidelity, temperature=1) and earlier.key == "full:epochs=1,recalibration=3,training=recovery"
+    assert replace(Fidelity(epochs=1, recalibration=3), training="recovery") == fidelity
+    for one in (fidelity, earlier):
+        network = Evaluator(spectra, task).network(Request(LOW, one, seed=2))
+        expected = build(spectra, LOW)
+        recover(expected, spectra, LOW, task, epochs=1, seed=2, recalibration=3, temperature=one.temperature)
+        assert _same(network, expected.state_dict())
+    with pytest.raises(InvalidArgument, match="temperature=0"):
+        Fidelity(training="recovery", temperature=0)
     with pytest.raises(InvalidArgument, match="training='hard'"):
         Fidelity(training="hard")
