@@ -35,8 +35,9 @@ def cholesky_ex(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Lower triangular C with C C^T = the matrices, shape (..., d, d), and what is not 0 where one of them, shape (...), is not positive
     definite and its C means nothing.
 
-    A factorization of an accelerator has failed, without cause, for a matrix whose eigenvalues were far above rounding (seen on an NVIDIA
-    H200 with CUDA 13). So one that fails there is made again by LAPACK, and one that does not is checked, at the price of a product."""
+    A factorization of an accelerator has failed, for no known reason, where another one had found all eigenvalues far above rounding (seen
+    on an NVIDIA H200 with CUDA 13). So one that fails there is made again by LAPACK, and one that does not is checked, at the price of a
+    product."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if matrix.device.type in TRUSTED or (not bool(failed.any()) and factored(matrix, factor)):
         return factor, failed
