@@ -118,3 +118,28 @@ def test_every_rule_is_measured_once_and_within_its_budget(
     monkeypatch.setattr(sys, "argv", [*line.replace("--length 16", "--length 8").split()])
     with pytest.raises(SystemExit, match="results of other settings"):
         module.main()
+
+
+def test_ranks_with_bits_of_a_language_model(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LENGTH": 8, "SEQUENCES": 4, "MEASURED": 2}.items():
+        monkeypatch.setattr(script("subjects"), name, value)
+    module, text = script("bits"), f"{folder}/text"
+    line = f"bits.py --network language --model {folder}/model --calibration {text} --text {text} {text} --types svd --seeds 0 1"
+    line += f" --budgets 0.6 0.001 --out {folder}/rows.jsonl"
+    monkeypatch.setattr(sys, "argv", line.split())
+    module.main()
+    table = capsys.readouterr().out
+    rows = [json.loads(row) for row in (folder / "rows.jsonl").read_text().splitlines()]
+    assert {(row["way"], row["seed"]) for row in rows} == {(way, seed) for way in module.WAYS for seed in (0, 1)}
+    assert all(0 < row["bytes"] <= row["budget"] == 0.6 and row["perplexity"] > 1 for row in rows)  # no network is a thousandth
+    mean = np.mean([row["perplexity"] for row in rows if row["way"] == "bits"])
+    assert f"{mean:.1f}" in table
+    module.main()
+    assert capsys.readouterr().out == table and len((folder / "rows.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_a_language_model_needs_its_texts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bits.py", "--network", "language", "--model", "model", "--out", "rows.jsonl"])
+    with pytest.raises(SystemExit, match="2"):
+        script("bits").main()
+    assert "--network language needs --calibration, --text" in capsys.readouterr().err
