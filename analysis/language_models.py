@@ -21,7 +21,7 @@ from typing import Any
 
 import lems
 import torch
-from texts import read
+from texts import causal, stream
 from torch import Tensor, nn
 
 from ranksearch.allocators import BALF, Additive, Allocator, Problem, Uniform
@@ -99,12 +99,9 @@ class Subject:
     """One network and its calibration."""
 
     def __init__(self, given: argparse.Namespace, seed: int, results: Results) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         self.given, self.seed, self.results = given, seed, results
-        self.model: nn.Module = AutoModelForCausalLM.from_pretrained(given.model, local_files_only=True).float().eval().to(given.device)
-        self.model.requires_grad_(False)
-        self.tokenizer = AutoTokenizer.from_pretrained(given.model, local_files_only=True)
+        model, self.tokenizer = causal(given.model)
+        self.model = model.to(given.device)
         self.tasks = {text.name: self._task(text) for text in given.text}
         count, length = given.sequences, given.length
         start = seed * count * length
@@ -116,7 +113,7 @@ class Subject:
 
     def _stream(self, text: Path) -> Tensor:
         needed = max(self.given.sequences * self.given.length * (max(self.given.seeds) + 1), math.prod(self.given.evaluated))
-        return torch.tensor(self.tokenizer(read(text)[: 32 * needed])["input_ids"])
+        return stream(self.tokenizer, text, needed)
 
     def _task(self, text: Path) -> LanguageModel:
         count, length = self.given.evaluated

@@ -53,7 +53,14 @@ class Subject:
             self._make(study)
             return
         kept = torch.load(given.start, weights_only=False, map_location=given.device)
+        if (made_with := kept.get("made with")) != self._made_with:
+            raise SystemExit(f"--start {given.start} was made with {made_with}; give another file, or those options")
         self.start, self.configuration = kept["network"], Configuration.from_json(kept["configuration"])
+
+    @property
+    def _made_with(self) -> dict[str, Any]:
+        """The options that the network before training comes from."""
+        return {name: getattr(self.given, name) for name in ("depth", "types", "cost", "budget", "reconstruction")}
 
     def _make(self, study: Study) -> None:
         """The network that every way begins with, kept for the next run."""
@@ -63,7 +70,8 @@ class Subject:
         self.start = build(self.spectra, self.configuration)
         reconstruct(self.start, self.spectra, self.configuration, self.task.calibration(given.reconstruction), thorough=True)
         if given.start is not None:
-            torch.save({"network": self.start, "configuration": self.configuration.to_json()}, given.start)
+            kept = {"network": self.start, "configuration": self.configuration.to_json(), "made with": self._made_with}
+            torch.save(kept, given.start)
 
     def at(self, learning_rate: float) -> Classification:
         """The task at another peak of the learning rate."""

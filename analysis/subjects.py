@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from texts import read
+from texts import causal, stream
 from torch import nn
 from vgg import vgg16
 
@@ -70,18 +70,14 @@ def add_language(parser: argparse.ArgumentParser) -> None:
 
 def language(given: argparse.Namespace, seed: int) -> tuple[nn.Module, LanguageModel]:
     """A causal language model, and a task that has another part of the calibration text for each seed."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(given.model, local_files_only=True).float().eval()
-    tokenizer = AutoTokenizer.from_pretrained(given.model, local_files_only=True)
+    model, tokenizer = causal(given.model)
 
     def tokens(text: Path, first: int, count: int) -> torch.Tensor:
-        found = tokenizer(read(text)[: 32 * LENGTH * (first + count)])["input_ids"]
-        return torch.tensor(found[LENGTH * first : LENGTH * (first + count)]).reshape(-1, LENGTH)
+        return stream(tokenizer, text, LENGTH * (first + count))[LENGTH * first : LENGTH * (first + count)].reshape(-1, LENGTH)
 
     measured = torch.cat([tokens(text, 0, MEASURED) for text in given.text])
     task = LanguageModel(train=tokens(given.calibration, SEQUENCES * seed, SEQUENCES), validation=measured, test=measured, batch_size=2)
-    return model.requires_grad_(False), task
+    return model, task
 
 
 def subject(given: argparse.Namespace) -> tuple[nn.Module, Classification]:

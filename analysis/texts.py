@@ -1,4 +1,4 @@
-"""Texts that language models are calibrated with and measured on."""
+"""Causal language models of a folder, and texts that they are calibrated with and measured on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import bz2
 import html
 import re
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def causal(folder: Path) -> tuple[nn.Module, Any]:
+    """A model in the layout of transformers, in float32 and without gradients, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval().requires_grad_(False)
+    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def stream(tokenizer: Any, text: Path, count: int) -> Tensor:
+    """The tokens that a text begins with, ``count`` of them and more where it has so many."""
+    return torch.tensor(tokenizer(read(text)[: 32 * count])["input_ids"])
 
 
 def read(text: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Sites, find_sites
-from ranksearch.statistics import GivenLabels, SampledLabels, Statistics, accumulator_bytes, collect
+from ranksearch.statistics import GivenLabels, SampledLabels, Statistics, accumulator_bytes, collect, collection
 from ranksearch.statistics import metric as space_metric
 from ranksearch.statistics.inputs import InputSums
 from ranksearch.statistics.lazy import Chosen, MadeMoments
@@ -227,3 +227,17 @@ def test_no_token_has_a_weight_gradient_of_its_own(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Tensor, "__matmul__", product)
     collect(model, find_sites(model, x[:1]), [(x, y)], labels=GivenLabels(), diagonal=True)
     assert held and max(held) == 4 * 32 * 48
+
+
+def test_targets_go_where_the_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, for which ``meta`` stands here: batches come from the processor, and the loss is taken beside the outputs."""
+    seen = []
+
+    def loss(outputs: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.append(targets["labels"].device.type)
+        return outputs.sum()
+
+    monkeypatch.setattr(collection, "device_of", lambda model: torch.device("meta"))
+    model, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.randn(5, 4)
+    collect(model, find_sites(model, x[:1]), [(x, {"labels": torch.zeros(5)})], labels=GivenLabels(loss=loss))
+    assert seen == ["meta"]

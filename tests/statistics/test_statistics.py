@@ -12,7 +12,7 @@ from torch import nn
 
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import find_sites
-from ranksearch.statistics import LARGEST, GivenLabels, SampledLabels, accumulator_bytes, collect, collection
+from ranksearch.statistics import LARGEST, GivenLabels, SampledLabels, accumulator_bytes, collect
 from ranksearch.statistics.moments import images, lower, to_patch_order
 
 
@@ -438,17 +438,3 @@ def test_what_the_whole_batch_shares_counts_for_every_example(projected):
     assert (g - h).norm() < 0.15 * h.norm()
     if projected:
         assert (one.fisher_diagonal - every.fisher_diagonal).norm() < 0.2 * every.fisher_diagonal.norm()
-
-
-def test_targets_go_where_the_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, for which ``meta`` stands here: batches come from the processor, and the loss is taken beside the outputs."""
-    seen = []
-
-    def loss(outputs: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
-        seen.append(targets["labels"].device.type)
-        return outputs.sum()
-
-    monkeypatch.setattr(collection, "device_of", lambda model: torch.device("meta"))
-    model, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.randn(5, 4)
-    collect(model, find_sites(model, x[:1]), [(x, {"labels": torch.zeros(5)})], labels=GivenLabels(loss=loss))
-    assert seen == ["meta"]
