@@ -31,6 +31,7 @@ from torch import nn
 
 from ranksearch.compression import RULES, Tried
 from ranksearch.compression.compress import REFITS
+from ranksearch.compression.norms import reference
 from ranksearch.compression.portfolio import HELD_OUT, REFIT, Data, Portfolio
 from ranksearch.costs import COSTS, check_costs
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
@@ -62,9 +63,11 @@ class Subject:
         if given.test_images:
             self.task = self.task.cut(test=given.test_images)
         self.wide = wide(self.task, given.network, given.device)
-        held_out = list(self.task.labelled(spec.calibration + HELD_OUT))[-HELD_OUT:]
+        self.model, seen = model.to(given.device), spec.calibration
+        held_out = list(self.task.labelled(seen + HELD_OUT))[-HELD_OUT:]
+        imitated, self.norms = reference(self.model, self.task, "auto", seen=seen, recalibration=NORMALIZATION, tell=lambda event: None)
         self.portfolio = Portfolio(
-            model.to(given.device), self.task, spec, check_costs(COSTS), {}, Data(spec.calibration, held_out), FITTED, NORMALIZATION,
+            imitated, self.task, spec, check_costs(COSTS), {}, Data(seen, held_out), FITTED, NORMALIZATION,
             tell=lambda event: None, two_sided=True, contenders=1, device=torch.device(given.prepare),
         )  # fmt: skip
         self._contenders = given.contenders
@@ -72,8 +75,8 @@ class Subject:
 
     @cached_property
     def dense(self) -> dict[str, float]:
-        """Accuracy and loss of the dense network on the test set."""
-        return self.wide.measure(self.portfolio.model, "test")
+        """Accuracy and loss of the dense network, as it was given, on the test set."""
+        return self.wide.measure(self.model, "test")
 
     def rows(self, cost: str, budget: float, names: Sequence[str]) -> list[dict[str, Any]]:
         """What every rule comes to at a budget."""
@@ -162,7 +165,7 @@ def run(given: argparse.Namespace) -> None:
     path = given.out / f"{given.network}-{given.space}-{given.seed}.jsonl"
     done = {(row["cost"], row["budget"]) for row in resumed(path)}
     made = Subject(given)
-    common = {"network": given.network, "space": given.space, "seed": given.seed, "dense": made.dense["accuracy"]}
+    common = {"network": given.network, "space": given.space, "seed": given.seed, "dense": made.dense["accuracy"], "norms": made.norms}
     for budget, cost in product(given.budgets, given.costs):
         if (cost, budget) in done or time.monotonic() - begin > 60 * given.minutes:
             continue

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from ranksearch.cli.arguments import Group, StudyArguments, StudyCommand
 from ranksearch.cli.opening import command_line, opened, output_format, session_of
 from ranksearch.cli.session import Session
 from ranksearch.errors import EmptySpace
+
+if TYPE_CHECKING:
+    from ranksearch.compression import Norms
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -217,7 +220,8 @@ def dashboard(
 
 def compress(
     asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], refits: int | None, contenders: int,
-    polish: int, finish: int, recover: float, onnx: bool, torch_export: bool, force: bool, cost: tuple[str, ...], store: str | None,
+    polish: int, finish: int, norms: Norms, recover: float, onnx: bool, torch_export: bool, force: bool, cost: tuple[str, ...],
+    store: str | None,
 ) -> None:  # fmt: skip
     """Make the network smaller at once, without a search: every rule chooses types and ranks, the best of their networks are
     reconstructed and measured on training data that none of them has seen, and the best one is written as plain PyTorch, with
@@ -231,7 +235,7 @@ def compress(
     study = opened(asked, store, session=session_of(), stored=True, cost=cost)
     budgets = compression.budgets(study, to)
     with SiteProgress() as progress:
-        how = {"refits": refits, "contenders": contenders, "polished": polish, "finish": finish, "epochs": recover}
+        how = {"refits": refits, "contenders": contenders, "polished": polish, "finish": finish, "norms": norms, "epochs": recover}
         found = study.compress(rules=rule or None, on_event=progress.event, **how, **budgets)
     compression.written(study, found, out, onnx=onnx, torch_export=torch_export, force=force)
 

@@ -57,6 +57,8 @@ def written(study: Study, found: Compressed, out: Path, *, onnx: bool, torch_exp
     left_out = [(r["rule"], r["note"]) for r in answers if r["note"]]
     if left_out:
         print("\n" + "\n".join(f"no answer of {rule}: {note}" for rule, note in left_out))
+    if found.norms == "re-estimated":
+        print("\nthe dense network that answers are compared with has re-estimated statistics of batch norms; below it has its own")
     print()
     print(table(("metric", "dense", "now"), [(m, f"{dense[m]:.4f}", f"{measured[m]:.4f}") for m in measured], left=("metric",)))
     for cost in costs:

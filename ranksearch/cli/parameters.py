@@ -238,6 +238,11 @@ def compress() -> list[click.Parameter]:
             help="Calibration batches that factors of the best answer are fitted to in the end; 0: as many as those of the others.",
         ),
         click.Option(
+            ["--norms"], type=click.Choice(("auto", "own", "re-estimated")), default="auto", show_default=True,
+            help="Statistics of the batch norms of the dense network that others are made to answer like; auto: re-estimated ones where "
+            "labelled training batches surely lose less with them.",
+        ),
+        click.Option(
             ["--recover"], type=click.FloatRange(min=0), default=0.0, metavar="EPOCHS",
             help="Train it for so long afterwards, with the dense network as a teacher; what measures best is kept.  [default: 0]",
         ),

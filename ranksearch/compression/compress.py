@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch import checks
+from ranksearch.compression.norms import Norms, Taken, check_norms, reference
 from ranksearch.compression.portfolio import POLISH, REFIT, Data, Portfolio, Tried
 from ranksearch.compression.rules import RULES, Rule
 from ranksearch.costs import COSTS, Bytes, CostModel, check_costs, network_cost
@@ -45,6 +46,7 @@ class Compressed:
         tried: every rule's answer.
         baseline: costs of the dense network.
         dense_loss: what the dense network measures on the held-out batches: 0 where the divergence from it is measured.
+        norms: which statistics the batch norms of the dense network had that others were made to answer like.
         recovered: how training went, where there was any.
     """
 
@@ -53,6 +55,7 @@ class Compressed:
     tried: tuple[Tried, ...]
     baseline: Cost
     dense_loss: float
+    norms: Taken = "own"
     recovered: Recovered | None = None
 
     @property
@@ -87,7 +90,7 @@ class Compressed:
         losses = {"loss": chosen.loss, "reconstructed": chosen.reconstructed, "finished": chosen.finished, "dense": self.dense_loss}
         facts = {
             **(manifest or {}), "configuration": configuration, "id": self.configuration.id, **self.cost, "baseline": dict(self.baseline),
-            "rule": chosen.rule, "reconstruction": self.reconstructed,
+            "rule": chosen.rule, "reconstruction": self.reconstructed, "dense_norms": self.norms,
             "held_out": {name: value for name, value in losses.items() if math.isfinite(value)},
         }  # fmt: skip
         if self.recovered is not None:
@@ -117,6 +120,7 @@ def compress(
     reconstruction: int = 4,
     finish: int = 16,
     recalibration: int = 16,
+    norms: Norms = "auto",
     refits: int | None = None,
     contenders: int = 4,
     polished: int = 0,
@@ -161,6 +165,9 @@ def compress(
         finish: batches that factors of the best answer are fitted to in the end: of the ``space.calibration`` ones, as many as an eighth of
             the memory holds what lies between two layers of. At most ``reconstruction``: that is left out.
         recalibration: batches that batch norm is re-estimated on.
+        norms: which statistics the dense network's batch norms have while others are made to answer as it does: its "own",
+            "re-estimated" ones, as all others have them, or "auto": re-estimated where the loss on labelled training batches is then
+            surely lower (`ranksearch.compression.norms.reference`), which takes ``recalibration`` + 64 forward passes of a batch.
         refits: rounds in which the model of the loss is fitted and solved, eight networks measured in each; 0: none. Default: three beside
             the whole portfolio, none where ``rules`` are named.
         contenders: how many of the rules' networks are reconstructed as a whole, which takes five to ten times as long as a light
@@ -189,6 +196,7 @@ def compress(
     checks.whole("recalibration", recalibration, least=1, hint="batches")
     checks.whole("polished", polished, least=0, hint="measurements")
     refits = (REFITS if rules is None else 0) if refits is None else checks.whole("refits", refits, least=0, hint="rounds")
+    check_norms(norms)
     chosen = _rules(rules)
     found = bits_of(bits)
     if (found or Bytes.name in budgets) and not any(cost.tells_bits for cost in costs):
@@ -205,6 +213,7 @@ def compress(
     data = Data.of(task, spec.calibration)
     spec = spec.replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
+    model, taken = reference(model, task, norms, seen=data.seen, recalibration=recalibration, tell=tell)
     two_sided = any(rule.metric == "fisher" for rule in chosen)
     portfolio = Portfolio(
         model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided, contenders, device,
@@ -218,7 +227,7 @@ def compress(
         tried.append(portfolio.polished(_best(tried), polished))
     best = _best(tried)
     finished = portfolio.finished(best, finish)
-    return _result(portfolio, [finished if one is best else one for one in tried], finished, epochs)
+    return _result(portfolio, [finished if one is best else one for one in tried], finished, taken, epochs)
 
 
 def _best(tried: Sequence[Tried]) -> Tried:
@@ -278,7 +287,7 @@ def _check_budgets(budgets: Mapping[str, float], costs: Sequence[CostModel]) -> 
         checks.number(name, value, above=0, hint="up to 1 it is a share of the dense network's")
 
 
-def _result(portfolio: Portfolio, tried: Sequence[Tried], best: Tried, epochs: float) -> Compressed:
+def _result(portfolio: Portfolio, tried: Sequence[Tried], best: Tried, norms: Taken, epochs: float) -> Compressed:
     """The best of what was tried, trained."""
     assert best.configuration is not None
     model = portfolio.handed_out(best)
@@ -289,4 +298,4 @@ def _result(portfolio: Portfolio, tried: Sequence[Tried], best: Tried, epochs: f
         portfolio.tell(Announced(f"training it for {epochs:g} epochs"))
         spectra = portfolio.spectra(best.metric)
         recovered = recover(model, spectra, best.configuration, portfolio.task, epochs=epochs, recalibration=portfolio.recalibration)
-    return Compressed(model.eval(), best, tuple(tried), baseline, portfolio.judge.as_given(portfolio.model), recovered)
+    return Compressed(model.eval(), best, tuple(tried), baseline, portfolio.judge.as_given(portfolio.model), norms, recovered)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ranksearch import checks
 from ranksearch.allocators import Allocator
-from ranksearch.compression import Compressed, Rule, compress
+from ranksearch.compression import Compressed, Norms, Rule, compress
 from ranksearch.costs import COSTS, CostModel, Narrower, check_costs
 from ranksearch.decompositions import KNOWN
 from ranksearch.errors import InvalidArgument
@@ -364,15 +364,15 @@ class Study(Parts):
 
     def compress(
         self, *, rules: Sequence[str | Rule] | None = None, reconstruction: int = 4, finish: int = 16, recalibration: int = 16,
-        refits: int | None = None, contenders: int = 4, polished: int = 0, epochs: float = 0.0, bits: str | Sequence[int] = (),
-        on_event: Callable[[Announced], None] | None = None, **budgets: float,
+        norms: Norms = "auto", refits: int | None = None, contenders: int = 4, polished: int = 0, epochs: float = 0.0,
+        bits: str | Sequence[int] = (), on_event: Callable[[Announced], None] | None = None, **budgets: float,
     ) -> Compressed:  # fmt: skip
         """The best network within budgets that is known without a search, in the study's space, see `ranksearch.compression.compress`.
         It is no evaluation: the store neither has nor gets it."""
         return compress(
             self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, finish=finish,
-            recalibration=recalibration, refits=refits, contenders=contenders, polished=polished, epochs=epochs, costs=self.counts,
-            bits=bits, device=self.device, on_event=on_event, **budgets,
+            recalibration=recalibration, norms=norms, refits=refits, contenders=contenders, polished=polished, epochs=epochs,
+            costs=self.counts, bits=bits, device=self.device, on_event=on_event, **budgets,
         )  # fmt: skip
 
     def train_supernet(

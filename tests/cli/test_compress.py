@@ -60,9 +60,12 @@ def test_one_rule(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     assert "frobenius *" in text and "balf" not in text and "refit" not in text
     again = ["compress", study, "--to", "macs <= 0.7", "--out", str(tmp_path / "other"), "--rule", "uniform", "--refits", "1"]
-    again += ["--recover", "0.5"]
-    assert cli.main(again) == 0 and "\nrefit" in capsys.readouterr().out
-    assert json.loads((tmp_path / "other" / "manifest.json").read_text())["epochs"] in (0, 0.5)
+    again += ["--recover", "0.5", "--norms", "re-estimated"]
+    assert cli.main(again) == 0
+    text = capsys.readouterr().out
+    assert "\nrefit" in text and "has re-estimated statistics of batch norms" in text
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    assert manifest["epochs"] in (0, 0.5) and manifest["dense_norms"] == "re-estimated"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,7 @@ def test_one_rule(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (("--to", "macs <= 0.5", "--polish", "-1"), "-1"),
         (("--to", "macs <= 0.5", "--refits", "-1"), "-1"),
         (("--to", "macs <= 0.5", "--recover", "-1"), "-1"),
+        (("--to", "macs <= 0.5", "--norms", "batch"), "'batch' is not one of 'auto', 'own', 're-estimated'"),
     ],
 )
 def test_bad_input_ends_with_2(study: str, tmp_path: Path, arguments: tuple[str, ...], message: str, capsys) -> None:

@@ -413,8 +413,9 @@ def test_what_are_no_batches_is_refused(batches: Any, message: str) -> None:
 def test_progress_is_told() -> None:
     told: list[Announced] = []
     compress(network(), task(), macs=0.6, rules=["frobenius"], space=svd_only(), on_event=told.append)
-    stages = ["profiling 4 sites in the weight metric", "measuring the answer of frobenius"]
-    assert [event.text for event in told] == [*stages, "fitting the answer of frobenius to more batches"]
+    stages = ["comparing the batch norms' statistics with re-estimated ones", "profiling 4 sites in the weight metric"]
+    stages += ["measuring the answer of frobenius", "fitting the answer of frobenius to more batches"]
+    assert [event.text for event in told] == stages
 
 
 def test_names_of_rules_are_distinct_and_exact_ones_are_exact() -> None:
