@@ -4,6 +4,7 @@ arXiv 2207.00112, which sums F over rows so that the weighted problem stays an S
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
@@ -16,6 +17,21 @@ from ranksearch.sites import Site
 from ranksearch.space import SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class _Weighted(Form):
+    """The form sum_ij F_ij R_ij^2 / 2.
+
+    Args:
+        weights: F by site, shapes (groups, c_out / groups or 1, d); None: the site counts as 0.
+    """
+
+    weights: Mapping[str, Tensor | None]
+
+    def __call__(self, site: Site, residual: Tensor) -> float:
+        weight = self.weights[site.name]
+        return 0.0 if weight is None else float((weight.to(residual) * residual.square()).sum() / 2)
 
 
 class DiagonalFisher(ResidualProxy):
@@ -38,7 +54,7 @@ class DiagonalFisher(ResidualProxy):
         return cls(context.spectra, context.statistics)
 
     def form(self, space: SearchSpace) -> Form:
-        weights = {}
+        weights: dict[str, Tensor | None] = {}
         for ladder in space.ladders:
             site, s = ladder.site, self.statistics.of[ladder.site.name]
             if s.fisher_diagonal is None:
@@ -48,12 +64,7 @@ class DiagonalFisher(ResidualProxy):
                 raise InvalidArgument("statistics were collected without the diagonal of the Fisher; collect with diagonal=True")
             diagonal = split_groups(site, s.fisher_diagonal).flatten(2) / max(s.sampled, 1)
             weights[site.name] = diagonal.mean(dim=1, keepdim=True) if self.rows else diagonal
-
-        def form(site: Site, residual: Tensor) -> float:
-            weight = weights[site.name]
-            return 0.0 if weight is None else float((weight.to(residual) * residual.square()).sum() / 2)
-
-        return form
+        return _Weighted(weights)
 
     def uncovered(self, space: SearchSpace) -> Mapping[str, str]:
         return {

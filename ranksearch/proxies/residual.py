@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +18,25 @@ from ranksearch.space import Ladder, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.space.table import Table
 
-Form = Callable[[Site, Tensor], float]  # residual, float64, shape: (groups, c_out / groups, d) -> value
+
+class Form(ABC):
+    """A value of every residual of a site."""
+
+    @abstractmethod
+    def __call__(self, site: Site, residual: Tensor) -> float:
+        """Of a residual, float64, shape: (groups, c_out / groups, d)."""
+
+    def of_components(self, site: Site, left: Tensor, right: Tensor, ranks: Sequence[int]) -> np.ndarray:
+        """Of what is left of ``left @ right`` without its first r components, for each of the ranks r, shape: (n_ranks,).
+
+        Args:
+            left, right: float64, shapes (groups, c_out / groups, n), (groups, n, d).
+        """
+        return np.array([self(site, left[..., rank:] @ right[:, rank:]) for rank in ranks])
 
 
 @dataclass(frozen=True)
-class Energies:
+class Energies(Form):
     """The form scale x tr(G R A R^T).
 
     Args:
@@ -36,20 +50,14 @@ class Energies:
     def __call__(self, site: Site, residual: Tensor) -> float:
         return self.scale(site) * residual_energy(residual, self.moments(site))
 
-    def of_components(self, site: Site, left: Tensor, right: Tensor) -> np.ndarray:
-        """The form of what is left of ``left @ right`` without its first r components, for r from 0 to all n, shape: (n + 1,).
-
-        All ranks take one product with A: the energy of the others is the sum over their pairs j, k of (l_j^T G l_k)(r_j A r_k^T).
-
-        Args:
-            left, right: float64, shapes (groups, c_out / groups, n), (groups, n, d).
-        """
+    def of_components(self, site: Site, left: Tensor, right: Tensor, ranks: Sequence[int]) -> np.ndarray:
+        """All ranks take one product with A: the energy of the others is the sum over their pairs j, k of (l_j^T G l_k)(r_j A r_k^T)."""
         moments = self.moments(site)
         within = apply_metric(left, Moments(None, moments.output))
         across = apply_metric(right, Moments(moments.input, None))
         pairs = ((left.mT @ within) * (right @ across.mT)).sum(dim=0)
         sums = pairs.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0).clamp_min(0.0)
-        return self.scale(site) * np.append(sums.cpu().numpy(), 0.0)
+        return self.scale(site) * np.append(sums.cpu().numpy(), 0.0)[list(ranks)]
 
 
 class ResidualProxy(TableProxy):
@@ -98,13 +106,7 @@ def _by_components(ladder: Ladder, name: str, chosen: Sequence[int], spectra: Sp
     """The same of a type of components: what a rank leaves over are the components after it."""
     site, ranks = ladder.site, [ladder.options[number].rank[0] for number in chosen]
     left, right = spectra.factors(site, name, (int(spectra.decomposition(name).ranks(site)[-1, 0]),))
-    found = np.empty((len(forms), len(ranks)))
-    for row, form in zip(found, forms, strict=True):
-        if isinstance(form, Energies):
-            row[:] = form.of_components(site, left, right)[ranks]
-        else:
-            row[:] = [form(site, left[..., rank:] @ right[:, rank:]) for rank in ranks]
-    return found
+    return np.array([form.of_components(site, left, right, ranks) for form in forms])
 
 
 def tables(proxies: Sequence[TableProxy], space: SearchSpace) -> list[Table]:
