@@ -36,6 +36,7 @@ from ranksearch.compression.portfolio import HELD_OUT, REFIT, Data, Portfolio
 from ranksearch.costs import COSTS, check_costs
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import user_path
+from ranksearch.latency import RUNTIMES, Latency
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.space import Configuration
 from ranksearch.statistics.metric import MetricName
@@ -65,9 +66,11 @@ class Subject:
         self.wide = wide(self.task, given.network, given.device)
         self.model, seen = model.to(given.device), spec.calibration
         held_out = list(self.task.labelled(seen + HELD_OUT))[-HELD_OUT:]
+        timed = Latency(runtime=given.runtime, batch=given.batch)
+        costs = check_costs((*COSTS, timed) if timed.name in given.costs else COSTS)
         imitated, self.norms = reference(self.model, self.task, "auto", seen=seen, recalibration=NORMALIZATION, tell=lambda event: None)
         self.portfolio = Portfolio(
-            imitated, self.task, spec, check_costs(COSTS), {}, Data(seen, held_out), FITTED, NORMALIZATION,
+            imitated, self.task, spec, costs, {}, Data(seen, held_out), FITTED, NORMALIZATION,
             tell=lambda event: None, two_sided=True, contenders=1, device=torch.device(given.prepare),
         )  # fmt: skip
         self._contenders = given.contenders
@@ -89,9 +92,9 @@ class Subject:
             if answer.configuration is None:
                 found.append({"rule": name, "error": answer.note})
                 continue
-            _, space = self.portfolio.space(answer.metric)
-            seconds, total = time.perf_counter() - start, space.cost(space.indices(answer.configuration))
-            shares = {key: total.share(key, space.baseline) for key in space.costs}
+            assert answer.cost is not None
+            seconds, baseline = time.perf_counter() - start, self.portfolio.space(answer.metric)[1].baseline
+            shares = {key: answer.cost.share(key, baseline) for key in baseline}
             row = {"rule": name, "shares": shares, "choosing": round(seconds, 2), "configuration": answer.configuration.to_json()}
             network = self.portfolio.network(answer.metric, answer.configuration)
             lightly = self.portfolio.fitted(answer.metric)(answer.configuration)
@@ -121,13 +124,13 @@ class Subject:
         """What a rule chooses; *measure, refit, resolve* begins with the best of the other rules' answers."""
         if name == REFIT:
             return self.portfolio.refitted(known, REFITS)
-        rule = next(rule for rule in RULES if rule.name == name)
-        spectra, space = self.portfolio.space(rule.metric)
+        rule, portfolio = next(rule for rule in RULES if rule.name == name), self.portfolio
+        seen = portfolio.seen(rule.metric)
         try:
-            chosen = rule.choose(spectra, space, self.portfolio.budgets, self.portfolio.seen(rule.metric))
+            chosen = portfolio.chosen(rule.metric, lambda spectra, space: rule.choose(spectra, space, portfolio.budgets, seen))
         except (InfeasibleBudget, InvalidArgument) as error:
             return Tried(name, rule.metric, None, None, note=str(error))
-        return Tried(name, rule.metric, space.configuration(chosen.indices), None)
+        return portfolio.untried(name, rule.metric, chosen.indices)
 
     def _measured(self, answer: Tried, way: str) -> dict[str, float]:
         """Loss on the held-out batches, and accuracy and loss on the test set; made once per network."""
@@ -261,7 +264,9 @@ def main() -> None:
     parser.add_argument("--space", choices=list(SPACES), default="svd")
     parser.add_argument("--seed", type=int, default=0, help="of calibration")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
-    parser.add_argument("--costs", nargs="+", default=["params", "macs"])
+    parser.add_argument("--costs", nargs="+", default=["params", "macs"], choices=("params", "macs", Latency.name))
+    parser.add_argument("--runtime", choices=list(RUNTIMES), default="eager", help="of latency")
+    parser.add_argument("--batch", type=int, default=8, help="of latency")
     parser.add_argument("--rules", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--max-options", type=int, help="per ladder, where all types are too many")
     parser.add_argument("--test-images", type=int, help="only the first so many of the test split")

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of calibration")
     parser.add_argument("--test-images", type=int, help="only the first so many of the test split")
     parser.add_argument("--threads", type=int, default=1)
-    parser.set_defaults(max_options=None, contenders=len(RULES), device="cpu", prepare="cpu")
+    parser.set_defaults(max_options=None, contenders=len(RULES), device="cpu", prepare="cpu", costs=(), runtime="eager", batch=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     table = rows(given)

@@ -94,12 +94,12 @@ def exported(model: nn.Module, example: Any, *, hint: str = "take another runtim
 def _export(model: nn.Module, example: Any, fixed: Collection[Place]) -> ExportedProgram:
     args, kwargs = arguments(example)
     shapes = _dynamic(kwargs or args, Dim("batch", min=1), fixed)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """What exporters say of themselves, and of packages that are not there, is not said."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -263,7 +263,7 @@ def _write_program(model: nn.Module, found: Exported, path: Path) -> float:
 
 def _write_onnx(model: nn.Module, found: Exported, path: Path) -> float | None:
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             torch.onnx.export(found.program, (), path, dynamo=True, verbose=False)
     except OSError:
         raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import logging.handlers
 import time
 
 import pytest
@@ -91,6 +93,16 @@ def test_a_runtime_that_is_not_installed_is_refused_first(monkeypatch: pytest.Mo
 class Odd(nn.Module):
     def forward(self, x):
         return torch.tensor(x.flatten().tolist()) if x.sum() > 0 else x
+
+
+def test_the_exporter_says_nothing_of_packages_that_a_network_needs_not(runtime: Runtime) -> None:
+    heard = logging.handlers.BufferingHandler(10_000)
+    logging.getLogger("torch.onnx").addHandler(heard)
+    try:
+        runtime.prepare(dense_network().model, torch.ones(2, 3, 6, 6))
+    finally:
+        logging.getLogger("torch.onnx").removeHandler(heard)
+    assert [record.getMessage() for record in heard.buffer if record.levelno >= logging.WARNING] == []
 
 
 def test_what_onnx_cannot_run_is_named(runtime: Runtime) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 
 from ranksearch.errors import InvalidModel, MissingDependency
 from ranksearch.latency.runtimes._base import Runtime, refusal
+from ranksearch.networks import programs
 from ranksearch.sites import arguments, device_of, tensors_of
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -51,8 +51,7 @@ class OnnxRuntime(Runtime):
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
         args, kwargs = arguments(inputs)
         try:
-            with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the exporter, about itself
+            with tempfile.TemporaryDirectory() as folder, torch.no_grad(), programs.quiet():
                 path = Path(folder) / "module.onnx"
                 torch.onnx.export(module, args, path, kwargs=kwargs or None, dynamo=True, verbose=False)
                 return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
