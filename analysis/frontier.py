@@ -118,7 +118,7 @@ class Subject:
         if np.isnan(finished.finished):  # there are no more batches
             return
         network = self.portfolio.handed_out(replace(finished, loss=float("nan"), reconstructed=float("nan")))
-        row[FINISHED] = self._tried(network, finished.finished, start)
+        row[FINISHED] = self._tried(network, start)
 
     def _answer(self, name: str, known: Sequence[Tried]) -> Tried:
         """What a rule chooses; *measure, refit, resolve* begins with the best of the other rules' answers."""
@@ -139,12 +139,12 @@ class Subject:
         if key not in self._tested:
             start = time.perf_counter()
             network = self.portfolio.network(answer.metric, answer.configuration, FITTED if way == FIT else 0)
-            self._tested[key] = self._tried(network, self.portfolio.judge(network), start)
+            self._tested[key] = self._tried(network, start)
         return self._tested[key]
 
-    def _tried(self, network: nn.Module, held_out: float, start: float) -> dict[str, float]:
-        found = {"seconds": round(time.perf_counter() - start, 2), "held_out": held_out}
-        recalibrate(network, self.task.calibration(NORMALIZATION))
+    def _tried(self, network: nn.Module, start: float) -> dict[str, float]:
+        recalibrate(network, self.task.calibration(NORMALIZATION))  # as the judge does, which need not do it again
+        found = {"held_out": self.portfolio.judge.as_given(network), "seconds": round(time.perf_counter() - start, 2)}
         return found | self.wide.measure(network, "test")
 
 
