@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from itertools import islice
@@ -15,7 +14,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate, running_norms
 from ranksearch.proxies.calibration_loss import mean_loss
 from ranksearch.search.events import Announced
-from ranksearch.sites import device_of, evaluating, map_tensors
+from ranksearch.sites import copied, device_of, evaluating, map_tensors
 from ranksearch.tasks import Task
 
 Taken = Literal["own", "re-estimated"]
@@ -49,7 +48,7 @@ def reference(
     """
     if norms == "own" or not running_norms(model):
         return model, "own"
-    other = copy.deepcopy(model)
+    other = copied(model, share=True)
     recalibrate(other, task.calibration(min(recalibration, seen)))
     if norms == "re-estimated":
         return other, norms

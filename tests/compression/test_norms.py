@@ -66,6 +66,14 @@ def test_statistics_that_suit_the_data_stay_and_others_are_re_estimated() -> Non
     assert all(torch.allclose(value, by_hand.state_dict()[name]) for name, value in found.state_dict().items())
 
 
+def test_tensors_with_a_graph_behind_them_are_no_obstacle() -> None:
+    """Such as the weights that the older weight norm leaves in a module; torch does not copy them."""
+    model = suited()
+    data, bad = labelled_by(model), spoiled(model)
+    bad.register_buffer("made", bad.get_parameter("8.weight") * 2)
+    assert taken(bad, data)[1] == "re-estimated"
+
+
 def test_labels_decide_and_not_the_statistics() -> None:
     bad = spoiled(suited())
     assert taken(bad, labelled_by(bad)) == (bad, "own")
