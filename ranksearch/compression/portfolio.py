@@ -62,6 +62,7 @@ class Tried:
         light: after a light reconstruction, on batches that the choice of ranks may see; NaN where no contenders were picked by it.
         reconstructed: on the held-out batches after `reconstruct`.
         finished: the same after `reconstruct` on more batches, which the best answer alone has.
+        finish: so many batches; 0: there was no last fit.
         note: why there is no answer.
         passes: forward passes of one batch that its networks were measured with; those of `reconstruct` are not among them.
     """
@@ -74,6 +75,7 @@ class Tried:
     light: float = math.nan
     reconstructed: float = math.nan
     finished: float = math.nan
+    finish: int = 0
     note: str = ""
     passes: int = 0
 
@@ -135,7 +137,6 @@ class Portfolio:
     best: tuple[float, Made, nn.Module] | None = None  # of the reconstructed networks, that of the least loss, if it is kept
     known: tuple[int, Answers] | None = None  # the dense network's, to so many batches that factors are fitted to
     last: MetricName | None = None  # the metric that was worked in
-    finish: int = 0  # batches that factors of the best answer were fitted to in the end
 
     @cached_property
     def sites(self) -> Sites:
@@ -311,14 +312,13 @@ class Portfolio:
         count = batches_within(self.model, [site.name for site in spectra.sites], next(iter(self.task.calibration(1))), count)
         if count <= self.reconstruction:
             return best
-        self.finish = count
         loss, passes = self._judged(best.metric, best.configuration, count)
-        return replace(best, finished=loss, passes=best.passes + passes)
+        return replace(best, finished=loss, finish=count, passes=best.passes + passes)
 
     def handed_out(self, best: Tried) -> nn.Module:
         """The network of an answer, in the way that loses least."""
         assert best.configuration is not None
-        ways = ((best.loss, 0), (best.reconstructed, self.reconstruction), (best.finished, self.finish))
+        ways = ((best.loss, 0), (best.reconstructed, self.reconstruction), (best.finished, best.finish))
         batches = next((count for loss, count in ways if loss == best.least), 0)
         return self.network(best.metric, best.configuration, batches)
 
