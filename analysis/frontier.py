@@ -34,7 +34,6 @@ from ranksearch.compression.compress import REFITS
 from ranksearch.compression.norms import reference
 from ranksearch.compression.portfolio import HELD_OUT, REFIT, Data, Portfolio
 from ranksearch.costs import COSTS, check_costs
-from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import user_path
 from ranksearch.latency import RUNTIMES, Latency
 from ranksearch.networks.batch_norm import recalibrate
@@ -97,9 +96,8 @@ class Subject:
             shares = {key: answer.cost.share(key, baseline) for key in baseline}
             row = {"rule": name, "shares": shares, "choosing": round(seconds, 2), "configuration": answer.configuration.to_json()}
             network = self.portfolio.network(answer.metric, answer.configuration)
-            lightly = self.portfolio.fitted(answer.metric)(answer.configuration)
-            answers[name] = replace(answer, light=lightly)
-            found.append(row | {AS_IT_IS: {"held_out": self.portfolio.judge(network)}, LIGHTLY: lightly})
+            answers[name] = answer
+            found.append(row | {AS_IT_IS: {"held_out": self.portfolio.judge(network)}, LIGHTLY: answer.light})
         contenders = [(row, way, answers[row["rule"]]) for row, way in contending(found, self._contenders)]
         for row, way, answer in sorted(contenders, key=lambda one: one[2].metric):
             row[way] = self._measured(answer, way)
@@ -121,16 +119,12 @@ class Subject:
         row[FINISHED] = self._tried(network, start)
 
     def _answer(self, name: str, known: Sequence[Tried]) -> Tried:
-        """What a rule chooses; *measure, refit, resolve* begins with the best of the other rules' answers."""
-        if name == REFIT:
-            return self.portfolio.refitted(known, REFITS)
-        rule, portfolio = next(rule for rule in RULES if rule.name == name), self.portfolio
-        seen = portfolio.seen(rule.metric)
-        try:
-            chosen = portfolio.chosen(rule.metric, lambda spectra, space: rule.choose(spectra, space, portfolio.budgets, seen))
-        except (InfeasibleBudget, InvalidArgument) as error:
-            return Tried(name, rule.metric, None, None, note=str(error))
-        return portfolio.untried(name, rule.metric, chosen.indices)
+        """What a rule chooses, lightly fitted; *measure, refit, resolve* begins with the best of the other rules' answers."""
+        if name != REFIT:
+            return self.portfolio.tried(next(rule for rule in RULES if rule.name == name), screened=True)
+        found = self.portfolio.refitted(known, REFITS)
+        light = self.portfolio.fitted(found.metric)(found.configuration) if found.configuration else float("nan")
+        return replace(found, light=light)
 
     def _measured(self, answer: Tried, way: str) -> dict[str, float]:
         """Loss on the held-out batches, and accuracy and loss on the test set; made once per network."""

@@ -14,7 +14,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import recalibrate, running_norms
 from ranksearch.proxies.calibration_loss import mean_loss
 from ranksearch.search.events import Announced
-from ranksearch.sites import copied, device_of, evaluating, map_tensors
+from ranksearch.sites import copied, evaluating
 from ranksearch.tasks import Task
 
 Taken = Literal["own", "re-estimated"]
@@ -63,12 +63,8 @@ def reference(
 
 def losses(network: nn.Module, task: Task, seen: int) -> list[float]:
     """The task's loss of each of the batches that are compared on: at most 32, those that follow the ``seen`` ones."""
-    device = device_of(network)
     with evaluating(network):
-        return [
-            mean_loss(network, [(inputs, map_tensors(lambda t: t.to(device), targets))], task.loss, task.batch_dim)
-            for inputs, targets in islice(task.labelled(seen + COMPARED), seen, None)
-        ]  # fmt: skip
+        return [mean_loss(network, [one], task.loss, task.batch_dim) for one in islice(task.labelled(seen + COMPARED), seen, None)]
 
 
 def surely_lower(mine: list[float], others: list[float]) -> bool:

@@ -257,10 +257,10 @@ class Portfolio:
         except (InfeasibleBudget, InvalidArgument) as error:
             return Tried(rule.name, rule.metric, None, None, note=str(error))
         self.tell(Announced(f"measuring the answer of {rule.name}"))
-        answer = replace(self.untried(rule.name, rule.metric, found.indices), passes=0 if seen is None else seen.passes - before)
+        answer = replace(self._untried(rule.name, rule.metric, found.indices), passes=0 if seen is None else seen.passes - before)
         return self._lightly(answer) if screened else self.whole(answer)
 
-    def untried(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
+    def _untried(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
         """A configuration that nothing was measured of."""
         candidate = self.space(metric)[1].candidate(indices)
         return Tried(name, metric, candidate.configuration, candidate.cost)
@@ -284,7 +284,7 @@ class Portfolio:
 
     def measured(self, name: str, metric: MetricName, indices: np.ndarray) -> Tried:
         """The losses of a configuration before and after reconstruction, measured once."""
-        return self.whole(self.untried(name, metric, indices))
+        return self.whole(self._untried(name, metric, indices))
 
     def _judged(self, metric: MetricName, configuration: Configuration, batches: int) -> tuple[float, int]:
         """The loss of a network whose factors are fitted to so many batches, on the held-out ones, and forward passes that this took."""

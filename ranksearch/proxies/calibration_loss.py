@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import batch_statistics
 from ranksearch.networks.surgery import factorized, replace_sites
-from ranksearch.sites import BatchDim, batch_size, run
+from ranksearch.sites import BatchDim, batch_size, device_of, map_tensors, run
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 
@@ -70,10 +70,11 @@ def _bytes(layer: nn.Module) -> int:
 
 
 def mean_loss(model: nn.Module, batches: Iterable[tuple[Any, Any]], loss: Callable[[Any, Any], Tensor], batch_dim: BatchDim) -> float:
-    """Mean of ``loss(outputs, targets)``, itself a mean over a batch, over the examples of batches (inputs, targets)."""
-    total, count = 0.0, 0
+    """Mean of ``loss(outputs, targets)``, itself a mean over a batch, over the examples of batches (inputs, targets), which are brought to
+    the device of the model."""
+    total, count, device = 0.0, 0, device_of(model)
     for inputs, targets in batches:
         size = batch_size(inputs, batch_dim)
-        total += float(loss(run(model, inputs), targets)) * size
+        total += float(loss(run(model, inputs), map_tensors(lambda target: target.to(device), targets))) * size
         count += size
     return total / count

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
+from typing import get_args
 
+import click
 import pytest
 import torch
 
 from ranksearch import load
 from ranksearch.cli import main as cli
-from ranksearch.compression import RULES
+from ranksearch.cli import parameters
+from ranksearch.compression import RULES, Norms
 
 STUDY = """
     import torch
@@ -87,6 +90,11 @@ def test_bad_input_ends_with_2(study: str, tmp_path: Path, arguments: tuple[str,
     found = capsys.readouterr()
     assert message in found.err and "Traceback" not in found.err and not found.out
     assert not (tmp_path / "small").exists()
+
+
+def test_choices_are_those_of_the_call() -> None:
+    option = next(parameter for parameter in parameters.compress() if parameter.name == "norms")
+    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == get_args(Norms)
 
 
 def test_a_folder_that_is_no_export_is_never_replaced(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
