@@ -82,7 +82,7 @@ def fitted(spectra: Spectra, on: Light, *, moments: Mapping[str, Moments] | None
     def measure(configuration: Configuration) -> float:
         network = build(spectra, configuration).eval()
         if configuration.choices:
-            reconstruct(network, spectra, configuration, on.answers, moments=moments, held_out=0.0)
+            reconstruct(network, spectra, configuration, on.answers, moments=moments, held_out=0.0, report=False)
         return on.loss(network)
 
     return Measured(measure, len(on.loss.batches))

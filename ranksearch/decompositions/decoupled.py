@@ -83,7 +83,7 @@ class Decoupled(Decomposition[FilterState]):
     def errors(self, state: FilterState) -> Errors:
         if is_weight_metric(state.moments):
             return spectrum_errors(state.spectrum)
-        full = state.spectrum.energies.shape[1]
+        full = state.spectrum.full
         squared = np.array([residual_energy(state.weight - self._dense(state, q), state.moments) for q in range(1, full)] + [0.0])
         total = residual_energy(state.weight, state.moments)
         ranks = np.arange(1, full + 1, dtype=np.int64)[:, None]

@@ -19,16 +19,25 @@ from ranksearch.decompositions.symmetric import eigh, eigvalsh
 class Spectrum:
     """Spectrum of a batch of matrices that share one rank; their residual is block-diagonal.
 
-    Errors need eigenvalues alone, at about a third of the price of the vectors, so the vectors wait until factors
-    are asked for."""
+    Errors need eigenvalues alone, at about a third of the price of the vectors, and factors vectors alone; so each waits until
+    it is asked for."""
 
     matrix: Tensor  # float64, shape: (batch, m, n)
-    energies: Tensor  # float64, shape: (batch, k): squared singular values, descending, k = min(m, n)
 
     @property
     def left(self) -> bool:
         """Whether `basis` spans the columns (left) or the rows (right)."""
         return self.matrix.shape[1] <= self.matrix.shape[2]
+
+    @property
+    def full(self) -> int:
+        """The rank k = min(m, n)."""
+        return min(self.matrix.shape[1:])
+
+    @cached_property
+    def energies(self) -> Tensor:
+        """Squared singular values, descending, float64, shape: (batch, k); O(k^2 max(m, n)) per matrix, one symmetric eigenproblem."""
+        return _gram_values(self.matrix).flip(-1).clamp_min(0.0)
 
     @cached_property
     def basis(self) -> Tensor:
@@ -37,15 +46,14 @@ class Spectrum:
 
     @property
     def nbytes(self) -> int:
-        """Memory, the basis included."""
-        batch, k = self.energies.shape
-        return 8 * (self.matrix.numel() + batch * k * k + self.energies.numel())
+        """Memory, the basis and energies included."""
+        batch, k = len(self.matrix), self.full
+        return 8 * (self.matrix.numel() + batch * k * k + batch * k)
 
 
 def spectrum(matrix: Tensor) -> Spectrum:
-    """Spectrum of ``matrix``, shape (batch, m, n). O(min(m, n)^2 max(m, n)) per matrix, one symmetric eigenproblem."""
-    matrix = matrix.to(torch.float64)
-    return Spectrum(matrix, _gram_values(matrix).flip(-1).clamp_min(0.0))
+    """Spectrum of ``matrix``, shape (batch, m, n)."""
+    return Spectrum(matrix.to(torch.float64))
 
 
 def _gram_values(matrix: Tensor) -> Tensor:

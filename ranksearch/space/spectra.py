@@ -169,12 +169,18 @@ class Spectra:
         self.moments.forget()
 
     def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
-        """Factors of one option, float64, on the device of the weight."""
+        """Factors of one option, float64, on the device of the weight. Those of types of components are cut from those of the full rank,
+        which are made, and kept, once for all ranks."""
+        decomposition = self.decomposition(name)
+        made_at = tuple(decomposition.ranks(site)[-1].tolist()) if decomposition.components else tuple(rank)
 
         def make() -> tuple[Tensor, ...]:
-            return self.decomposition(name).factors(self.state(site, name), rank)
+            return decomposition.factors(self.state(site, name), made_at)
 
-        made = self._kept(site, name, f"factors-{'x'.join(str(int(r)) for r in rank)}", make)
+        made = self._kept(site, name, f"factors-{'x'.join(str(int(r)) for r in made_at)}", make)
+        if decomposition.components:
+            left, right = made
+            made = left[..., : rank[0]].contiguous(), right[:, : rank[0]].contiguous()
         return made if self.device is None else _moved(made, self._own_weight(site).device)
 
     def metrics(self) -> set[str]:

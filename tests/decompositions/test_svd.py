@@ -7,6 +7,7 @@ import torch
 from oracles import assert_no_neighbour_is_better, conv, descend, moments, squared_error
 
 from ranksearch.decompositions import Moments
+from ranksearch.decompositions import spectrum as module
 from ranksearch.decompositions.spectrum import spectrum
 from ranksearch.decompositions.svd import SVD
 
@@ -46,6 +47,19 @@ def test_spectrum_is_that_of_lapack() -> None:
     for shape in ((1, 8, 30), (1, 30, 8), (3, 7, 7)):
         matrix = torch.randn(shape, dtype=torch.float64)
         torch.testing.assert_close(spectrum(matrix).energies.sqrt(), torch.linalg.svdvals(matrix))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_factors_take_no_eigenvalues_and_errors_no_vectors(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("_gram_values", "eigh"):
+        inner = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda matrix, name=name, inner=inner: taken.append(name) or inner(matrix))
+    site, weight = conv(groups=groups)
+    SVD().factors(SVD().prepare(site, weight, moments(site, output=True)), (2,))
+    assert taken == ["eigh"]
+    SVD().errors(SVD().prepare(site, weight, moments(site, output=True)))
+    assert taken == ["eigh", "_gram_values"]
 
 
 def test_directions_without_data_are_shrunk_not_free() -> None:

@@ -108,6 +108,31 @@ def test_as_many_states_stay_as_fit_to_the_byte(spectra: Spectra, monkeypatch: p
         assert len(seen) == again
 
 
+@pytest.mark.parametrize("output", [False, True])
+def test_components_of_all_ranks_are_made_and_kept_once(
+    spectra: Spectra, output: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    moments = {}
+    for site in spectra.sites:
+        x, y = (torch.randn(400, n, generator=generator).double() for n in (site.c_in * 9, site.c_out))
+        moments[site.name] = Moments((x.mT @ x)[None] / 400, (y.mT @ y)[None] / 400 if output else None)
+    svd, site = next(d for d in TYPES if d.name == "svd"), spectra.sites.sites[1]
+    monkeypatch.setattr(module, "DEAR", 0.0)
+    asked: list[tuple[int, ...]] = []
+    factors = type(svd).factors
+    monkeypatch.setattr(type(svd), "factors", lambda self, state, rank: asked.append(rank) or factors(self, state, rank))
+    for cache in (tmp_path, tmp_path, None):  # made, read, and without a disk
+        other = Spectra(spectra.model, spectra.sites, TYPES, moments=moments, cache=cache)
+        for rank in (3, 1, 8):
+            left, right = other.factors(site, "svd", (rank,))
+            assert left.shape == (1, 8, rank) and right.shape == (1, rank, 54) and left.is_contiguous() and right.is_contiguous()
+            expected = factors(svd, other.state(site, "svd"), (rank,))
+            torch.testing.assert_close(left @ right, expected[0] @ expected[1], rtol=1e-9, atol=1e-9)
+    assert asked == [(8,)] * 4, "once for the disk, and three times without one"
+    assert len([*tmp_path.glob("*factors*")]) == 1
+
+
 def test_states_are_held_within_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for memory in (math.inf, 0.0):
         monkeypatch.setattr(module, "machine_memory", lambda memory=memory: memory)

@@ -56,6 +56,7 @@ def reconstruct(
     held_out: float = HELD_OUT,
     rounds: int = ROUNDS,
     thorough: bool = False,
+    report: bool = True,
 ) -> tuple[Reconstructed, ...]:
     """Refit the factors and the bias of every factorized layer, in place, in the order in which the network uses them.
 
@@ -94,6 +95,8 @@ def reconstruct(
         rounds: at most so many over the whole network; so many where nothing is held out.
         thorough: types without a closed form take at most 20 steps of descent instead of 8, several times the time: for the network that
             is handed out.
+        report: False where nobody reads what comes back: nothing does, and where nothing is held out the errors of layers, which fits
+            do without, are not measured.
 
     Returns:
         the layers that a fit was tried on, in order. `left_out` names the factorized layers that stay as they are, and why.
@@ -120,9 +123,10 @@ def reconstruct(
     with evaluating(network), evaluating(spectra.model), batch_statistics(network):
         if fitted_to == len(given):
             for _ in range(rounds):
-                work.follow(dict.fromkeys(work.layers, RIDGE if ridge is None else ridge), told=True)
+                work.follow(dict.fromkeys(work.layers, RIDGE if ridge is None else ridge), told=report)
             return work.report()
-        return _checked(work, fitted_to, RIDGES if ridge is None else (ridge,), rounds)
+        found = _checked(work, fitted_to, RIDGES if ridge is None else (ridge,), rounds)
+        return found if report else ()
 
 
 def dense_answers(model: nn.Module, sites: Iterable[Site], batches: Iterable[Any]) -> Answers:

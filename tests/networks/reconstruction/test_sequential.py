@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ranksearch.decompositions import KNOWN, Moments
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.reconstruction import Reconstructed, left_out, reconstruct
+from ranksearch.networks.reconstruction.layer import Layer
 from ranksearch.networks.reconstruction.refit import QUICK, THOROUGH, Effort, refit
 from ranksearch.networks.reconstruction.regression import LEAST
 from ranksearch.networks.surgery import build
@@ -113,6 +114,22 @@ def test_the_report_is_of_the_layers_in_order_and_of_what_they_answer() -> None:
     assert (first.site, head.site) == ("first", "head"), "in the order of use"
     assert first.before == pytest.approx(before, rel=1e-3) and first.after == pytest.approx(after, rel=1e-3)
     assert head.after == pytest.approx(last, rel=1e-3, abs=1e-6)
+
+
+def test_without_a_report_the_network_is_the_same_and_no_error_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [whole() for _ in range(2)]
+    assert cases[0].reconstruct(cases[0].x.split(16), held_out=0)
+    checked = copy.deepcopy(cases[1].short)
+
+    def measured(*given: Any) -> float:
+        raise AssertionError("an error was measured")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Layer, "error", measured)
+        assert cases[1].reconstruct(cases[1].x.split(16), held_out=0, report=False) == ()
+    for one, other in zip(cases[0].short.parameters(), cases[1].short.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert reconstruct(checked, cases[1].spectra, cases[1].configuration, cases[1].x.split(16), report=False) == ()
 
 
 @pytest.mark.parametrize(
