@@ -64,7 +64,7 @@ def run(given: argparse.Namespace) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     model, task = subject(given)
     task.batch_size = given.batch_size or task.batch_size
-    schooling = task.cut(train=given.examples) if given.examples else task
+    schooling = task.cut(train=given.examples, seed=given.seed if given.drawn else None) if given.examples else task
     spec = SPACES[given.space]()
     sites = spec.sites(model, task.example())
     seen = metrics.statistics(model, sites, task, calibration=given.calibration, gradients=True, diagonal=True)
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=20, help="configurations per band")
     parser.add_argument("--epochs", type=float, nargs="+", default=[0.0], help="of fine-tuning, a table for each")
     parser.add_argument("--examples", type=int, help="of fine-tuning, the first so many (default: all training examples)")
+    parser.add_argument("--drawn", action="store_true", help="these are drawn: of texts, which are sorted by class, the first have one")
     parser.add_argument("--calibration", type=int, default=8, help="batches of statistics")
     parser.add_argument("--batches", type=int, default=2, help="labelled batches for proxies that run networks")
     parser.add_argument("--batch-size", type=int, help="another one than the task's")

@@ -137,9 +137,13 @@ class Classification(InSteps):
         """How many examples each split has."""
         return {name: len(y) for name, (_, y) in self._splits.items()}
 
-    def cut(self, **counts: int) -> Classification:
-        """The same task with only the first so many examples of some splits, such as ``cut(test=1000)``. It is quicker; where train
-        or validation are cut, it is another task, with another fingerprint.
+    def cut(self, *, seed: int | None = None, **counts: int) -> Classification:
+        """The same task with only so many examples of some splits, such as ``cut(test=1000)``. It is quicker; where train
+        or validation are cut, it is another task, with another fingerprint. A training set that is left without a class is a warning.
+
+        Args:
+            seed: examples are drawn by it, and stay in their order; None: they are the first, which of data that is sorted by class
+                are of one class alone.
 
         Raises:
             InvalidArgument: no such split, or a count outside 1 and its size.
@@ -151,7 +155,12 @@ class Classification(InSteps):
             size = self.sizes().get(name)
             if size is None or not 1 <= count <= size:
                 raise InvalidArgument(f"{name}={count!r}: this task has {', '.join(f'{n} of {k}' for n, k in self.sizes().items())}")
-            other._splits[name] = tuple(part[:count] for part in self._splits[name])  # type: ignore[assignment]
+            taken = slice(count) if seed is None else _drawn(size, count, seed)
+            other._splits[name] = tuple(part[taken] for part in self._splits[name])  # type: ignore[assignment]
+        before, after = (set(task._splits["train"][1].tolist()) for task in (self, other))
+        if seed is None and after != before:
+            why = f"the first {len(other._splits['train'][1])} of train have {len(after)} of its {len(before)} classes"
+            warnings.warn(f"{why}: give seed=0, and they are drawn at random", stacklevel=2)
         return other
 
     def judged_on_test(self, count: int) -> Classification:
@@ -311,6 +320,11 @@ def rate(step: int, steps: int, schedule: Schedule) -> float:
             return done / WARM_UP
         done = (done - WARM_UP) / (1 - WARM_UP)
     return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _drawn(size: int, count: int, seed: int) -> Tensor:
+    """So many different places of ``size``, ascending."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
 def _pair(split: str, pair: Any) -> tuple[Tensor, Tensor]:

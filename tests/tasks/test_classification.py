@@ -222,6 +222,19 @@ def test_a_task_can_be_cut() -> None:
             task.cut(**wrong)
 
 
+def test_examples_can_be_drawn_where_the_first_have_one_class() -> None:
+    x, y = torch.arange(60.0)[:, None], torch.arange(60) // 30
+    task = Classification(train=(x, y), validation=(x, y), test=(x, y), learning_rate=0.1)
+    with pytest.warns(UserWarning, match="the first 20 of train have 1 of its 2 classes: give seed=0"):
+        assert set(task.cut(train=20)._splits["train"][1].tolist()) == {0}
+    for seed in range(5):
+        kept, labels = task.cut(train=50, test=7, seed=seed)._splits["train"]  # of 50 at least 20 are of either class
+        assert len(set(kept.flatten().tolist())) == 50 and bool((kept.diff(dim=0) > 0).all()) and torch.equal(labels, kept.flatten() // 30)
+    same, again, other = (task.cut(train=50, seed=seed).fingerprint() for seed in (3, 3, 4))
+    assert same == again != other
+    assert task.cut(train=60, seed=1).fingerprint() == task.fingerprint(), "all of them, in their order"
+
+
 def test_a_task_can_be_judged_on_its_test_set() -> None:
     x, y = torch.randn(40, 3), torch.arange(40) % 2
     task = Classification(train=(x[:20], y[:20]), validation=(x[20:30], y[20:30]), test=(x[30:], y[30:]), learning_rate=0.1)
