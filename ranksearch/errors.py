@@ -8,7 +8,7 @@ class RanksearchError(Exception):
 
 
 class RanksearchWarning(UserWarning):
-    """Something that was asked for has no effect; the command line prints it as one line."""
+    """Something that was asked for has no effect, or data look as if they mislead; the command line prints it as one line."""
 
 
 class InvalidArgument(RanksearchError, ValueError):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ranksearch import checks
-from ranksearch.errors import InvalidArgument, InvalidModel
+from ranksearch.errors import InvalidArgument, InvalidModel, RanksearchWarning
 from ranksearch.sites import device_of, fitted, mode, run
 from ranksearch.tasks._fine_tune import InSteps
 from ranksearch.tasks._identity import identity
@@ -160,7 +160,7 @@ class Classification(InSteps):
         before, after = (set(task._splits["train"][1].tolist()) for task in (self, other))
         if seed is None and after != before:
             why = f"the first {len(other._splits['train'][1])} of train have {len(after)} of its {len(before)} classes"
-            warnings.warn(f"{why}: give seed=0, and they are drawn at random", stacklevel=2)
+            warnings.warn(f"{why}: give seed=0, and they are drawn at random", RanksearchWarning, stacklevel=2)
         return other
 
     def judged_on_test(self, count: int) -> Classification:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ranksearch import checks
-from ranksearch.errors import InvalidArgument, InvalidModel
+from ranksearch.errors import InvalidArgument, InvalidModel, RanksearchWarning
 from ranksearch.sites import BatchDim, batch_size, device_of, map_tensors, mode, run, tensors_of
 from ranksearch.tasks._fine_tune import InSteps
 from ranksearch.tasks._identity import identity
 from ranksearch.tasks._optimizers import AdamW
+from ranksearch.tasks._order import sorted_by_class
 from ranksearch.tasks.classification import rate
 from ranksearch.tasks.task import Metric, Split, Training, check_split, mean_divergence
 from ranksearch.tensors import absorb
@@ -43,7 +45,8 @@ class FromLoss(InSteps):
         learning_rate: the peak of AdamW's, which falls to 0 as a cosine; None: the task cannot fine-tune, and takes ``epochs=0`` alone.
         batch_dim: along which dimension inputs stack examples, see `find_sites`.
 
-    Reports ``loss`` and the metrics. The order of a shuffled ``DataLoader`` is that of a fixed seed in calibration, and of the run's in
+    Reports ``loss`` and the metrics. Training data that come sorted by class are a warning: their first batches, which networks are
+    calibrated with, have few classes. The order of a shuffled ``DataLoader`` is that of a fixed seed in calibration, and of the run's in
     fine-tuning. The fingerprint is of all validation batches, the first 8 training batches and the source of the functions.
 
     Raises:
@@ -100,6 +103,8 @@ class FromLoss(InSteps):
         """See `Task.labelled`."""
         checks.whole("batches", batches, least=1)
         copied = [map_tensors(torch.clone, pair) for pair in _first(self._loaders["train"], batches)]
+        if (seen := sorted_by_class([targets for _, targets in copied])) is not None:
+            warnings.warn(f"{seen}; shuffle train_loader, such as by DataLoader(..., shuffle=True)", RanksearchWarning, stacklevel=2)
         return iter(copied)
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranksearch.errors import InvalidArgument, InvalidModel
+from ranksearch.errors import InvalidArgument, InvalidModel, RanksearchWarning
 from ranksearch.tasks import Classification, Diverged
 from ranksearch.tasks.classification import rate
 
@@ -225,7 +225,7 @@ def test_a_task_can_be_cut() -> None:
 def test_examples_can_be_drawn_where_the_first_have_one_class() -> None:
     x, y = torch.arange(60.0)[:, None], torch.arange(60) // 30
     task = Classification(train=(x, y), validation=(x, y), test=(x, y), learning_rate=0.1)
-    with pytest.warns(UserWarning, match="the first 20 of train have 1 of its 2 classes: give seed=0"):
+    with pytest.warns(RanksearchWarning, match="the first 20 of train have 1 of its 2 classes: give seed=0"):
         assert set(task.cut(train=20)._splits["train"][1].tolist()) == {0}
     for seed in range(5):
         kept, labels = task.cut(train=50, test=7, seed=seed)._splits["train"]  # of 50 at least 20 are of either class
