@@ -79,6 +79,9 @@ RUNS: dict[str, Make] = {
     "joint_uniform_cost": _joint(lambda net: UniformCost(net.space, high=HIGH, types=projecting(net))),
     "joint_small_rank": _joint(lambda net: SmallRank(net.space, types=projecting(net))),
     "sandwich": lambda net, task, seed, _: Sandwich(net, task.loss, seed=seed, random=1, weight=0.5, sampling=_front(net)),
+    "sandwich_soft": lambda net, task, seed, _: Sandwich(
+        net, task.loss, seed=seed, random=1, weight=0.5, temperature=3.0, sampling=_front(net)
+    ),
     "trp": lambda net, task, seed, _: METHODS["trp"](net, task.loss, seed=seed),
     "distortion": lambda net, task, seed, steps: METHODS["distortion"](
         net, task.loss, seed=seed, target=_target(net, 0.4), period=max(5, min(200, steps // 10))

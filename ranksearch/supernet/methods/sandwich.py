@@ -31,6 +31,8 @@ class Sandwich(Method):
     Args:
         random: configurations drawn per step besides the smallest.
         weight: of every low-rank network's loss.
+        temperature: logits of both networks are divided by it, and their cross-entropy is multiplied by its square, so that gradients
+            keep their size (Hinton et al., arXiv 1503.02531); 1: the networks' own distributions.
         distillation: for outputs that are not logits with the classes last; see `soft_cross_entropy`.
         sampling: default `FrontGuided`.
     """
@@ -47,16 +49,23 @@ class Sandwich(Method):
         seed: int = 0,
         random: int = 2,
         weight: float = 1.0,
+        temperature: float = 1.0,
         distillation: Distillation | None = None,
     ) -> None:
         checks.whole("random", random, least=0)
         checks.number("weight", weight, above=0)
+        checks.number("temperature", temperature, above=0)
         if distillation is not None and not callable(distillation):
             raise InvalidArgument(f"distillation={distillation!r}: must be callable as distillation(outputs, teacher), or None")
+        if distillation is not None and temperature != 1:
+            raise InvalidArgument(f"temperature={temperature!r}: it is of logits alone; soften the outputs in distillation")
         sampling = FrontGuided(supernet.space, types=projecting(supernet)) if sampling is None else sampling
         super().__init__(supernet, loss, sampling=sampling, seed=seed)
         self.random, self.weight = random, weight
         self.distillation = soft_cross_entropy if distillation is None else distillation
+        self._temperature = temperature
+        if temperature != 1:  # supernets of earlier versions, all at 1, are found by their options, which have none
+            self.temperature = temperature
 
     def loss(self, batch: Batch) -> Tensor:
         assert self.sampling is not None
@@ -65,8 +74,14 @@ class Sandwich(Method):
         total = self.criterion(outputs, targets)
         teacher = detached(outputs)
         for configuration in (self.sampling.smallest(), *(self.sampling.draw(self.generator) for _ in range(self.random))):
-            total = total + self.weight * self.distillation(self.run(configuration, inputs), teacher)
+            total = total + self.weight * self._apart(self.run(configuration, inputs), teacher)
         return total
+
+    def _apart(self, outputs: Any, teacher: Any) -> Tensor:
+        """What a low-rank network loses by the dense one, at the temperature."""
+        if self._temperature == 1:
+            return self.distillation(outputs, teacher)
+        return self._temperature**2 * self.distillation(logits(outputs) / self._temperature, logits(teacher) / self._temperature)
 
 
 def soft_cross_entropy(outputs: Any, teacher: Any) -> Tensor:

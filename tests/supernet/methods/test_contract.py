@@ -130,6 +130,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("joint", {"gradient": "full"}, "gradient='full' is none of projection, svd"),
     ("sandwich", {"random": -1}, "random=-1"),
     ("sandwich", {"weight": 0}, "weight=0: must be a finite number above 0"),
+    ("sandwich", {"temperature": 0}, "temperature=0: must be a finite number above 0"),
     ("trp", {"folding": "rows"}, "folding='rows' is none of channel, spatial, decoupled"),
     ("trp", {"period": 0}, "period=0"),
     ("trp", {"loss_of_energy": 1.0}, "loss_of_energy=1.0"),

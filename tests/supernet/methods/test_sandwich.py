@@ -28,22 +28,23 @@ from ranksearch.space.spectra import Spectra
 from ranksearch.supernet import RankSupernet
 from ranksearch.supernet.methods import Sandwich
 from ranksearch.supernet.sampling import SmallRank
+from ranksearch.supernet.train import _plain
 
 
-@pytest.mark.parametrize("random", [0, 1, 3])
-def test_sandwich_distils_the_dense_network_into_smaller_ones(random):
+@pytest.mark.parametrize(("random", "temperature"), [(0, 1.0), (1, 1.0), (3, 1.0), (1, 3.0), (1, 0.5)])
+def test_sandwich_distils_the_dense_network_into_smaller_ones(random, temperature):
     net = supernet()
-    method = Sandwich(net, F.cross_entropy, sampling=SmallRank(net.space), random=random, weight=0.7, seed=3)
+    method = Sandwich(net, F.cross_entropy, sampling=SmallRank(net.space), random=random, weight=0.7, temperature=temperature, seed=3)
     generator = np.random.default_rng(3)
     configurations = [method.sampling.smallest(), *(method.sampling.draw(generator) for _ in range(random))]
     inputs, targets = batch()
     model = copy.deepcopy(net.model)
     outputs = model(inputs)
-    soft = outputs.detach().softmax(1)
+    soft = (outputs.detach() / temperature).softmax(1)
     total = F.cross_entropy(outputs, targets)
     for configuration in configurations:
         student = supernet().extract(configuration).train()(inputs)
-        total = total + 0.7 * F.cross_entropy(student, soft)
+        total = total + 0.7 * temperature**2 * F.cross_entropy(student / temperature, soft)
     value = method.loss(batch())
     assert value.detach() == pytest.approx(float(total.detach()), rel=1e-9)
 
@@ -79,5 +80,13 @@ def test_other_outputs_need_a_distillation_of_their_own():
     loss = lambda outputs, targets: F.cross_entropy(outputs[0], targets)  # noqa: E731
     with pytest.raises(InvalidArgument, match=r"answers with tuple, not logits.*distillation"):
         Sandwich(net, loss).loss(batch())
-    method = Sandwich(net, loss, distillation=lambda outputs, teacher: F.mse_loss(outputs[0], teacher[0]))
-    assert method.loss(batch()).isfinite()
+    own = lambda outputs, teacher: F.mse_loss(outputs[0], teacher[0])  # noqa: E731
+    assert Sandwich(net, loss, distillation=own).loss(batch()).isfinite()
+    with pytest.raises(InvalidArgument, match=r"temperature=3.0: it is of logits alone"):
+        Sandwich(net, loss, distillation=own, temperature=3.0)
+
+
+def test_a_temperature_is_part_of_what_a_supernet_is_found_by():
+    net = supernet()
+    plain, soft = (_plain(Sandwich(net, F.cross_entropy, sampling=SmallRank(net.space), temperature=t)) for t in (1.0, 3.0))
+    assert soft.pop("temperature") == 3.0 and plain == soft, "at 1 it is that of earlier versions"
