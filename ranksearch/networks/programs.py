@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ranksearch import logs
 from ranksearch.errors import InvalidModel
 from ranksearch.sites import arguments, map_tensors, run, tensors_of
 
@@ -101,15 +102,9 @@ def _export(model: nn.Module, example: Any, fixed: Collection[Place]) -> Exporte
 @contextmanager
 def quiet() -> Iterator[None]:
     """What exporters say of themselves, and of packages that are not there, is not said."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with logs.quiet("torch.onnx", logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _batched(example: Any) -> Any:

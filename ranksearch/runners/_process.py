@@ -1,9 +1,8 @@
-"""Settings of this process that last as long as a run: environment variables, a silent logger, interrupts put off."""
+"""Settings of this process that last as long as a run: environment variables, where it listens, interrupts put off."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -25,18 +24,6 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """A logger that says only what is critical; afterwards its level is as it was."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 @contextlib.contextmanager

@@ -23,11 +23,12 @@ import numpy as np
 from ranksearch import checks
 from ranksearch.errors import ClusterLost, InvalidArgument, RanksearchError, RanksearchWarning
 from ranksearch.evaluation.request import Evaluate
+from ranksearch.logs import quiet
 from ranksearch.runners._address import checked_address
 from ranksearch.runners._base import Judge, Propose, Report, Runner
 from ranksearch.runners._dispatch import BACKOFF, RETRIES, Dispatcher
 from ranksearch.runners._lifeline import Lifeline, Place
-from ranksearch.runners._process import cores, environment, loopback, quiet, unechoed, uninterrupted
+from ranksearch.runners._process import cores, environment, loopback, unechoed, uninterrupted
 from ranksearch.runners._reaper import reaper
 from ranksearch.runners._watchdog import Limits
 
