@@ -157,10 +157,11 @@ class Classification(InSteps):
                 raise InvalidArgument(f"{name}={count!r}: this task has {', '.join(f'{n} of {k}' for n, k in self.sizes().items())}")
             taken = slice(count) if seed is None else _drawn(size, count, seed)
             other._splits[name] = tuple(part[taken] for part in self._splits[name])  # type: ignore[assignment]
-        before, after = (set(task._splits["train"][1].tolist()) for task in (self, other))
-        if seed is None and after != before:
-            why = f"the first {len(other._splits['train'][1])} of train have {len(after)} of its {len(before)} classes"
-            warnings.warn(f"{why}: give seed=0, and they are drawn at random", RanksearchWarning, stacklevel=2)
+        if seed is None and "train" in counts:
+            before, after = (len(task._splits["train"][1].unique()) for task in (self, other))
+            if after < before:
+                why = f"the first {counts['train']} of train have {after} of its {before} classes"
+                warnings.warn(f"{why}: give seed=0, and they are drawn at random", RanksearchWarning, stacklevel=2)
         return other
 
     def judged_on_test(self, count: int) -> Classification:
