@@ -49,7 +49,8 @@ ALL = (*METRICS, REFIT)
 FITTED = 4  # batches that networks are measured on while ranks are chosen, and factors fitted to
 NORMALIZATION = 16  # batches for batch norm
 FINISH = 16  # batches that factors of the best answer are fitted to in the end
-WAYS = AS_IT_IS, FIT, FINISHED = "as it is", "reconstructed", "finished"
+DISTILL = 80  # batches of which its parameters learn the dense network's answers after that
+WAYS = AS_IT_IS, FIT, FINISHED, DISTILLED = "as it is", "reconstructed", "finished", "distilled"
 LIGHTLY = "lightly fitted"  # loss on batches that ranks are chosen with: which networks contend
 
 
@@ -105,18 +106,21 @@ class Subject:
         return found
 
     def finish(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Fit the answer that loses least of all rows of a cell once more, to more batches."""
+        """Fit the answer that loses least of all rows of a cell once more, to more batches, and teach it the dense network's answers as a
+        whole."""
         ways = [(row, way) for row in rows for way in (AS_IT_IS, FIT) if way in row]
         row, _ = min(ways, key=lambda one: one[0][one[1]]["held_out"])
         start, metric = time.perf_counter(), METRICS.get(row["rule"], "fisher")
         losses = [row[way]["held_out"] if way in row else float("nan") for way in (AS_IT_IS, FIT)]
         configuration = Configuration.from_json(row["configuration"])
         best = Tried(row["rule"], metric, configuration, None, loss=losses[0], reconstructed=losses[1])
-        finished = self.portfolio.finished(best, FINISH)
-        if np.isnan(finished.finished):  # there are no more batches
-            return
-        network = self.portfolio.handed_out(replace(finished, loss=float("nan"), reconstructed=float("nan")))
-        row[FINISHED] = self._tried(network, start)
+        best = self.portfolio.finished(best, FINISH)
+        network = self.portfolio.handed_out(best)
+        if best.finished == best.least:
+            row[FINISHED] = self._tried(network, start)
+        best = self.portfolio.taught(network, best, DISTILL)
+        if best.distilled == best.least:
+            row[DISTILLED] = self._tried(network, start)
 
     def _answer(self, name: str, known: Sequence[Tried]) -> Tried:
         """What a rule chooses, lightly fitted; *measure, refit, resolve* begins with the best of the other rules' answers."""

@@ -219,8 +219,8 @@ def dashboard(
 
 
 def compress(
-    asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], refits: int | None, contenders: int,
-    polish: int, finish: int, norms: Norms, recover: float, onnx: bool, torch_export: bool, force: bool, cost: tuple[str, ...],
+    asked: StudyArguments, to: tuple[str, ...], out: Path, rule: tuple[str, ...], refits: int | None, contenders: int, polish: int,
+    finish: int, distill: int, norms: Norms, recover: float, onnx: bool, torch_export: bool, force: bool, cost: tuple[str, ...],
     store: str | None,
 ) -> None:  # fmt: skip
     """Make the network smaller at once, without a search: every rule chooses types and ranks, the best of their networks are
@@ -235,8 +235,8 @@ def compress(
     study = opened(asked, store, session=session_of(), stored=True, cost=cost)
     budgets = compression.budgets(study, to)
     with SiteProgress() as progress:
-        how = {"refits": refits, "contenders": contenders, "polished": polish, "finish": finish, "norms": norms, "epochs": recover}
-        found = study.compress(rules=rule or None, on_event=progress.event, **how, **budgets)
+        how = {"refits": refits, "contenders": contenders, "polished": polish, "finish": finish, "distill": distill, "norms": norms}
+        found = study.compress(rules=rule or None, epochs=recover, on_event=progress.event, **how, **budgets)
     compression.written(study, found, out, onnx=onnx, torch_export=torch_export, force=force)
 
 

@@ -52,8 +52,8 @@ def written(study: Study, found: Compressed, out: Path, *, onnx: bool, torch_exp
     ]  # fmt: skip
     what = "divergence from the dense network" if study.task.predictive == "categorical" else "loss"
     print(f"{what} on held-out training batches (lightly fitted: on seen ones), of every rule's answer; * is written:\n")
-    heads = ("rule", "as it is", "lightly fitted", "reconstructed", "on more batches", *(f"% {c.label}" for c in costs))
-    print(table(heads, rows, left=("rule",)))
+    ways = "as it is", "lightly fitted", "reconstructed", "on more batches", "taught as a whole"
+    print(table(("rule", *ways, *(f"% {c.label}" for c in costs)), rows, left=("rule",)))
     left_out = [(r["rule"], r["note"]) for r in answers if r["note"]]
     if left_out:
         print("\n" + "\n".join(f"no answer of {rule}: {note}" for rule, note in left_out))

@@ -238,6 +238,11 @@ def compress() -> list[click.Parameter]:
             help="Calibration batches that factors of the best answer are fitted to in the end; 0: as many as those of the others.",
         ),
         click.Option(
+            ["--distill"], type=click.IntRange(min=0), default=80, metavar="N", show_default=True,
+            help="Batches of training data, without labels, on which all its parameters learn the dense network's answers; kept where it "
+            "then measures better.",
+        ),
+        click.Option(
             ["--norms"], type=click.Choice(("auto", "own", "re-estimated")), default="auto", show_default=True,
             help="Statistics of the batch norms of the dense network that others are made to answer like; auto: re-estimated ones where "
             "labelled training batches surely lose less with them.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from ranksearch.tasks import Agreement, Task
 if TYPE_CHECKING:
     import pandas as pd
 
-LOSSES = "loss", "light", "reconstructed", "finished"  # of an answer, see `Tried`
+LOSSES = "loss", "light", "reconstructed", "finished", "distilled"  # of an answer, see `Tried`
 REFITS = 3  # rounds of it beside the whole portfolio
 
 
@@ -73,7 +73,12 @@ class Compressed:
     @property
     def reconstructed(self) -> bool:
         """Whether factors were fitted to the dense network's answers, layer by layer: where that measures better."""
-        return self.chosen.least < self.chosen.loss
+        return replace(self.chosen, distilled=math.nan).least < self.chosen.loss
+
+    @property
+    def distilled(self) -> int:
+        """Batches of the dense network's answers that all parameters together were taught; 0 where that does not measure better."""
+        return self.chosen.distill if self.chosen.distilled == self.chosen.least else 0
 
     def save(
         self, directory: str | Path, *, example: Any, manifest: Mapping[str, Any] | None = None, onnx: bool = False,
@@ -87,10 +92,10 @@ class Compressed:
         """
         configuration = {site: [decomposition, list(rank)] for site, decomposition, rank in self.configuration.choices}
         chosen = self.chosen
-        losses = {"loss": chosen.loss, "reconstructed": chosen.reconstructed, "finished": chosen.finished, "dense": self.dense_loss}
+        losses = {name: getattr(chosen, name) for name in LOSSES if name != "light"} | {"dense": self.dense_loss}
         facts = {
             **(manifest or {}), "configuration": configuration, "id": self.configuration.id, **self.cost, "baseline": dict(self.baseline),
-            "rule": chosen.rule, "reconstruction": self.reconstructed, "dense_norms": self.norms,
+            "rule": chosen.rule, "reconstruction": self.reconstructed, "distillation": self.distilled, "dense_norms": self.norms,
             "held_out": {name: value for name, value in losses.items() if math.isfinite(value)},
         }  # fmt: skip
         if self.recovered is not None:
@@ -99,8 +104,8 @@ class Compressed:
 
     def report(self) -> pd.DataFrame:
         """One row per rule, the best first, contenders before others: ``rule``, ``loss``, ``light``, ``reconstructed`` (of contenders),
-        ``finished`` (of the chosen one), every cost relative to the dense network (``macs_rel``, ...), ``passes`` (forward passes of one
-        batch that its networks were measured with), ``chosen`` and ``note``."""
+        ``finished`` and ``distilled`` (of the chosen one), every cost relative to the dense network (``macs_rel``, ...), ``passes``
+        (forward passes of one batch that its networks were measured with), ``chosen`` and ``note``."""
         import pandas as pd
 
         rows: list[dict[str, Any]] = []
@@ -119,6 +124,7 @@ def compress(
     rules: Sequence[str | Rule] | None = None,
     reconstruction: int = 4,
     finish: int = 16,
+    distill: int = 80,
     recalibration: int = 16,
     norms: Norms = "auto",
     refits: int | None = None,
@@ -131,15 +137,15 @@ def compress(
     on_event: Callable[[Announced], None] | None = None,
     **budgets: float,
 ) -> Compressed:
-    """Make a trained network smaller, without training unless ``epochs`` are given.
+    """Make a trained network smaller, without labels unless ``epochs`` of training are given.
 
     Every rule of the portfolio (`ranksearch.compression.RULES`) chooses types and ranks within the budgets; each network is
     built, and its factors are fitted to the dense network's answers, layer by layer: lightly, and those of the ``contenders`` that lose
     least after that as a whole. Their loss is measured before and after on batches of training data that none of this has seen. A model of
     the loss is fitted to the rules' answers and to a few dozen networks measured near the budgets, and solved again
-    (`ranksearch.search.refit`). The factors of the best of all are fitted once more, to ``finish`` batches. It is returned, in the way
-    that loses least, with batch norm re-estimated, so the answer is behind none of the contenders by more than what the held-out batches
-    cannot tell.
+    (`ranksearch.search.refit`). The factors of the best of all are fitted once more, to ``finish`` batches, and then all its parameters
+    together learn the dense network's answers to ``distill`` batches, without labels. It is returned, in the way that loses least, with
+    batch norm re-estimated, so the answer is behind none of the contenders by more than what the held-out batches cannot tell.
 
         small = compress(model, task, macs=0.5).model
         small = compress(model, task, params=0.3, macs=0.5, polished=100).model
@@ -153,7 +159,7 @@ def compress(
     of S sites alone and ten networks on ``reconstruction`` batches. The model of the loss measures at most 35 networks, each fitted to one
     batch and measured by one forward pass over ``reconstruction`` batches; three of them are judged like contenders. With the defaults that
     are at most 15 x 4 + 15 x 20 + (S + 11) x 4 + 35 x 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0``
-    leaves the model out; ``rules=["fisher_relative"], finish=0`` is the cheap way: one network.
+    leaves the model out; ``rules=["fisher_relative"], finish=0, distill=0`` is the cheap way: one network.
 
     Args:
         model: the trained network; never changed. Of a compiled or parallel one, the network inside.
@@ -164,6 +170,9 @@ def compress(
         reconstruction: batches that factors are fitted to; 0: they stay as they are.
         finish: batches that factors of the best answer are fitted to in the end: of the ``space.calibration`` ones, as many as an eighth of
             the memory holds what lies between two layers of. At most ``reconstruction``: that is left out.
+        distill: batches of training data whose answers all parameters of the best answer's network learn together in the end
+            (`ranksearch.networks.distillation.distill`), forward and backward: those that nothing has seen first, but for the held-out
+            ones; 0: none. Networks whose training has no room in memory are left as they are.
         recalibration: batches that batch norm is re-estimated on.
         norms: which statistics the dense network's batch norms have while others are made to answer as it does: its "own",
             "re-estimated" ones, as all others have them, or "auto": re-estimated where the loss on labelled training batches is then
@@ -192,6 +201,7 @@ def compress(
     """
     checks.whole("reconstruction", reconstruction, least=0, hint="batches")
     checks.whole("finish", finish, least=0, hint="batches")
+    checks.whole("distill", distill, least=0, hint="batches")
     checks.whole("contenders", contenders, least=1, hint="of the rules' answers are reconstructed")
     checks.whole("recalibration", recalibration, least=1, hint="batches")
     checks.whole("polished", polished, least=0, hint="measurements")
@@ -227,7 +237,9 @@ def compress(
         tried.append(portfolio.polished(_best(tried), polished))
     best = _best(tried)
     finished = portfolio.finished(best, finish)
-    return _result(portfolio, [finished if one is best else one for one in tried], finished, taken, epochs)
+    network = portfolio.handed_out(finished)
+    taught = portfolio.taught(network, finished, distill)
+    return _result(portfolio, network, [taught if one is best else one for one in tried], taught, taken, epochs)
 
 
 def _best(tried: Sequence[Tried]) -> Tried:
@@ -287,10 +299,11 @@ def _check_budgets(budgets: Mapping[str, float], costs: Sequence[CostModel]) -> 
         checks.number(name, value, above=0, hint="up to 1 it is a share of the dense network's")
 
 
-def _result(portfolio: Portfolio, tried: Sequence[Tried], best: Tried, norms: Taken, epochs: float) -> Compressed:
-    """The best of what was tried, trained."""
+def _result(
+    portfolio: Portfolio, model: nn.Module, tried: Sequence[Tried], best: Tried, norms: Taken, epochs: float
+) -> Compressed:  # fmt: skip
+    """The network of the best of what was tried, trained."""
     assert best.configuration is not None
-    model = portfolio.handed_out(best)
     recalibrate(model, portfolio.task.calibration(portfolio.recalibration))
     baseline = network_cost(portfolio.counts, portfolio.dense_network)
     recovered = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from ranksearch.costs import CostModel, DenseNetwork
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
+from ranksearch.networks.distillation import distill, no_room
 from ranksearch.networks.reconstruction import Answers, announced, batches_within, dense_answers, reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
@@ -63,6 +65,8 @@ class Tried:
         reconstructed: on the held-out batches after `reconstruct`.
         finished: the same after `reconstruct` on more batches, which the best answer alone has.
         finish: so many batches; 0: there was no last fit.
+        distilled: the same once the network that lost least until then was taught as a whole, which the best answer alone has.
+        distill: so many batches; 0: it was not.
         note: why there is no answer.
         passes: forward passes of one batch that its networks were measured with; those of `reconstruct` are not among them.
     """
@@ -76,13 +80,16 @@ class Tried:
     reconstructed: float = math.nan
     finished: float = math.nan
     finish: int = 0
+    distilled: float = math.nan
+    distill: int = 0
     note: str = ""
     passes: int = 0
 
     @property
     def least(self) -> float:
         """The best of the losses on the held-out batches; infinite where nothing was measured."""
-        return min((value for value in (self.loss, self.reconstructed, self.finished) if not math.isnan(value)), default=math.inf)
+        losses = self.loss, self.reconstructed, self.finished, self.distilled
+        return min((value for value in losses if not math.isnan(value)), default=math.inf)
 
     @property
     def screened(self) -> bool:
@@ -321,6 +328,32 @@ class Portfolio:
         ways = ((best.loss, 0), (best.reconstructed, self.reconstruction), (best.finished, best.finish))
         batches = next((count for loss, count in ways if loss == best.least), 0)
         return self.network(best.metric, best.configuration, batches)
+
+    def taught(self, network: nn.Module, best: Tried, steps: int) -> Tried:
+        """The network of an answer, in the way that loses least, learns the dense network's answers as a whole, in place; it stays as it
+        was where it then loses no less."""
+        assert best.configuration is not None
+        if not steps:
+            return best
+        if (text := no_room(network)) is not None:
+            self.tell(Announced(f"not teaching it the dense network's answers: {text}"))
+            return best
+        self.tell(Announced(f"teaching it the dense network's answers to {steps} batches"))
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        spectra, divergence = self.prepared[best.metric], self.task.divergence
+        if not distill(network, spectra, best.configuration, lambda: self.unjudged(steps), steps=steps, divergence=divergence):
+            return best
+        loss = self.judge(network)
+        if not loss < best.least:
+            network.load_state_dict(before)
+        return replace(best, distilled=loss, distill=steps, passes=best.passes + self.judge.passes)
+
+    def unjudged(self, count: int) -> Iterator[Any]:
+        """At most ``count`` batches of inputs of training data, without those that networks are judged on: first those that nothing was
+        fitted to."""
+        first = self.data.seen + len(self.data.held_out)
+        yield from islice(self.task.calibration(first + count), first, None)
+        yield from self.task.calibration(self.data.seen)
 
     def seen(self, metric: MetricName) -> Measured:
         """Measures networks as their factors come, on the batches that factors are fitted to."""

@@ -6,6 +6,8 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 
+import torch
+
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 from ranksearch.statistics.inputs import factored
@@ -17,6 +19,11 @@ def machine_memory() -> float:
     """Bytes of the machine; infinite where it does not say."""
     known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(getattr(os, "sysconf_names", ()))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else float("inf")
+
+
+def device_memory(device: torch.device) -> float:
+    """Bytes of a device; of a processor, those of the machine."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else machine_memory()
 
 
 def accumulator_bytes(sites: Iterable[Site], *, gradients: bool = True, diagonal: bool = False) -> int:

@@ -363,16 +363,16 @@ class Study(Parts):
         )
 
     def compress(
-        self, *, rules: Sequence[str | Rule] | None = None, reconstruction: int = 4, finish: int = 16, recalibration: int = 16,
-        norms: Norms = "auto", refits: int | None = None, contenders: int = 4, polished: int = 0, epochs: float = 0.0,
-        bits: str | Sequence[int] = (), on_event: Callable[[Announced], None] | None = None, **budgets: float,
+        self, *, rules: Sequence[str | Rule] | None = None, reconstruction: int = 4, finish: int = 16, distill: int = 80,
+        recalibration: int = 16, norms: Norms = "auto", refits: int | None = None, contenders: int = 4, polished: int = 0,
+        epochs: float = 0.0, bits: str | Sequence[int] = (), on_event: Callable[[Announced], None] | None = None, **budgets: float,
     ) -> Compressed:  # fmt: skip
         """The best network within budgets that is known without a search, in the study's space, see `ranksearch.compression.compress`.
         It is no evaluation: the store neither has nor gets it."""
         return compress(
             self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, finish=finish,
-            recalibration=recalibration, norms=norms, refits=refits, contenders=contenders, polished=polished, epochs=epochs,
-            costs=self.counts, bits=bits, device=self.device, on_event=on_event, **budgets,
+            distill=distill, recalibration=recalibration, norms=norms, refits=refits, contenders=contenders, polished=polished,
+            epochs=epochs, costs=self.counts, bits=bits, device=self.device, on_event=on_event, **budgets,
         )  # fmt: skip
 
     def train_supernet(

@@ -28,6 +28,7 @@ from ranksearch.tensors import absorb
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 Function = Callable[[Any, Any], Any]
 IDENTIFYING = 8  # batches of training data that the fingerprint is of
+LOOKED_AT = 32  # of these, those whose order is looked at
 SEED = 0  # of the order in which training data come, where nothing else says
 
 
@@ -102,10 +103,17 @@ class FromLoss(InSteps):
     def labelled(self, batches: int) -> Iterator[tuple[Any, Any]]:
         """See `Task.labelled`."""
         checks.whole("batches", batches, least=1)
-        copied = [map_tensors(torch.clone, pair) for pair in _first(self._loaders["train"], batches)]
-        if (seen := sorted_by_class([targets for _, targets in copied])) is not None:
+        return self._labelled(batches)
+
+    def _labelled(self, batches: int) -> Iterator[tuple[Any, Any]]:
+        """One batch after the other, since hundreds may not fit into memory. That classes are sorted is told at the end."""
+        first: list[Any] = []
+        for inputs, targets in _first(self._loaders["train"], batches):
+            if len(first) < LOOKED_AT:
+                first.append(targets)
+            yield map_tensors(torch.clone, (inputs, targets))
+        if (seen := sorted_by_class(first)) is not None:
             warnings.warn(f"{seen}; shuffle train_loader, such as by DataLoader(..., shuffle=True)", RanksearchWarning, stacklevel=2)
-        return iter(copied)
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """The loss that the task was given, of targets brought to the device of the outputs."""
@@ -180,7 +188,7 @@ class Agreement(FromLoss):
     def calibration(self, batches: int) -> Iterator[Any]:
         """See `Task.calibration`: without asking the reference."""
         checks.whole("batches", batches, least=1)
-        return iter([map_tensors(torch.clone, inputs) for inputs, _ in _first(self._unanswered, batches)])
+        return (map_tensors(torch.clone, inputs) for inputs, _ in _first(self._unanswered, batches))
 
     def divergence(self, outputs: Any, reference: Any) -> Tensor:
         """See `Task.divergence`: the loss where the reference's answers are wanted."""

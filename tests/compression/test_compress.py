@@ -107,7 +107,7 @@ def test_every_network_is_reconstructed_once_and_the_best_is_handed_out(monkeypa
     monkeypatch.setattr(importlib.import_module("ranksearch.compression.portfolio"), "reconstruct", counted)
     fisher = next(rule for rule in RULES if rule.name == "fisher")
     rules = [fisher, replace(fisher, name="again"), "fisher_relative"]
-    found = compress(network(), task(), macs=0.6, rules=rules, space=svd_only())
+    found = compress(network(), task(), macs=0.6, rules=rules, distill=0, space=svd_only())
     first, again, other = found.tried
     assert (again.configuration, again.loss, again.reconstructed) == (first.configuration, first.loss, first.reconstructed)
     each = 2 + 10  # held-out batches, and those of the statistics
@@ -133,7 +133,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_a_report_tells_rules_in_order(found: Compressed) -> None:
     frame = found.report()
-    losses = ["loss", "light", "reconstructed", "finished"]
+    losses = ["loss", "light", "reconstructed", "finished", "distilled"]
     assert list(frame.columns) == ["rule", *losses, "params_rel", "macs_rel", "passes", "chosen", "note"]
     assert len(frame) == len(RULES) + 1 and frame["chosen"].tolist() == [True] + [False] * len(RULES)
     contenders, others = frame[frame["reconstructed"].notna()], frame[frame["reconstructed"].isna() & frame["light"].notna()]
@@ -146,10 +146,11 @@ def test_the_price_of_measuring_is_told(found: Compressed) -> None:
     """Four seen batches after a light reconstruction. Contenders take three for batch norm and two held-out ones, before and after
     reconstruction. LEMS measures the dense network, four sites alone and at most ten networks, on four batches; the model of the loss on
     as many at most 26 networks and eight answers of rules, of which it has three judged. A network that is several rules' answer is judged
-    once."""
+    once, and the chosen one after the last fit and after distillation, too."""
     known: set[Any] = set()
     for one in found.tried:
-        passes, key = one.passes - 5 * (one is found.chosen), (one.metric, one.configuration and one.configuration.id)
+        key = one.metric, one.configuration and one.configuration.id
+        passes = one.passes - 5 * (one is found.chosen) * (1 + (one.distill > 0))
         if one.configuration is None:
             assert one.passes == 0
         elif one.rule == "refit":
@@ -180,7 +181,8 @@ def test_the_networks_that_lose_least_after_a_light_fit_are_reconstructed() -> N
 
 
 def test_the_price_is_half_where_nothing_is_reconstructed() -> None:
-    (one,) = compress(network(), task(), params=0.5, rules=["uniform"], reconstruction=0, recalibration=3, space=svd_only()).tried
+    given: dict[str, Any] = {"rules": ["uniform"], "reconstruction": 0, "distill": 0, "recalibration": 3, "space": svd_only()}
+    (one,) = compress(network(), task(), params=0.5, **given).tried
     assert one.passes == 2 + 3 and math.isfinite(one.loss) and math.isnan(one.reconstructed)
 
 
@@ -246,7 +248,7 @@ def test_reconstruction_is_left_out_where_it_measures_worse(monkeypatch: pytest.
                 parameter.mul_(-3)
 
     monkeypatch.setattr(importlib.import_module("ranksearch.compression.portfolio"), "reconstruct", spoil)
-    found = compress(network(), task(), macs=0.7, rules=["frobenius"], space=svd_only())
+    found = compress(network(), task(), macs=0.7, rules=["frobenius"], distill=0, space=svd_only())
     assert found.chosen.reconstructed > found.chosen.loss and not found.reconstructed
     spectra = Spectra(network(), find_sites(network(), task().example()), svd_only().decompositions)
     plain = build(spectra, found.configuration)
@@ -277,7 +279,7 @@ def test_the_best_answer_is_fitted_to_more_batches_and_kept_so_where_that_measur
 
     monkeypatch.setattr(module, "build", spoiled)
     monkeypatch.setattr(module, "reconstruct", mend)
-    given: dict[str, Any] = {"macs": 0.5, "rules": ["frobenius", "uniform"], "space": svd_only().replace(exclude="8")}
+    given: dict[str, Any] = {"macs": 0.5, "rules": ["frobenius", "uniform"], "distill": 0, "space": svd_only().replace(exclude="8")}
     found = compress(network(), task(), finish=6, **given)
     one = found.chosen
     assert fitted == [4, 4, 6] and (one.least == one.finished) == better and (one.finished < one.reconstructed) == better
@@ -296,9 +298,9 @@ def test_no_more_batches_than_memory_has_room_for(monkeypatch: pytest.MonkeyPatc
     batch, layers = 16, ["0", "3", "8"]
     largest = 4 * batch * (8 * 36 + 8 * 16)
     for wanted in (1, 3, 5):
-        monkeypatch.setattr(room, "machine_memory", lambda wanted=wanted: 8 * 4 * largest * (wanted + 0.5))
+        monkeypatch.setattr(room, "device_memory", lambda device, wanted=wanted: 8 * 4 * largest * (wanted + 0.5))
         assert batches_within(network(), layers, torch.zeros(batch, 1, 6, 6), 5) == wanted
-    monkeypatch.setattr(room, "machine_memory", lambda: 1.0)
+    monkeypatch.setattr(room, "device_memory", lambda device: 1.0)
     assert batches_within(network(), layers, torch.zeros(batch, 1, 6, 6), 5) == 1
     found = compress(network(), task(), macs=0.7, rules=["frobenius"], space=svd_only())
     assert math.isnan(found.chosen.finished)
@@ -415,6 +417,7 @@ def test_progress_is_told() -> None:
     compress(network(), task(), macs=0.6, rules=["frobenius"], space=svd_only(), on_event=told.append)
     stages = ["comparing the batch norms' statistics with re-estimated ones", "profiling 4 sites in the weight metric"]
     stages += ["measuring the answer of frobenius", "fitting the answer of frobenius to more batches"]
+    stages += ["teaching it the dense network's answers to 80 batches"]
     assert [event.text for event in told] == stages
 
 

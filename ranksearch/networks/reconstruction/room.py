@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
 
 from ranksearch.sites import Site, device_of, evaluating, run, tensors_of
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import LARGEST
-from ranksearch.statistics.memory import machine_memory
+from ranksearch.statistics.memory import device_memory, machine_memory
 
 COPIES = 14  # float64 matrices of the size of a layer's input moment that are held at once while it is fitted, at most
 SHARE = 0.5  # of the machine's memory that they may take
@@ -70,6 +69,4 @@ def batches_within(model: nn.Module, paths: Iterable[str], batch: Any, most: int
         for path in paths:
             stack.callback(model.get_submodule(path).register_forward_hook(look).remove)
         run(model, batch)
-    device = device_of(model)
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else machine_memory()
-    return int(max(1, min(most, BETWEEN * memory // (HELD * max(largest, 1)))))
+    return int(max(1, min(most, BETWEEN * device_memory(device_of(model)) // (HELD * max(largest, 1)))))

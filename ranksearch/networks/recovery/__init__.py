@@ -3,7 +3,7 @@ kept."""
 
 from __future__ import annotations
 
-from ranksearch.networks.recovery.rates import factor_rates
+from ranksearch.networks.recovery.rates import factor_rates, factor_steps
 from ranksearch.networks.recovery.recover import TEMPERATURE, Recovered, Recovery, recover
 
-__all__ = ["TEMPERATURE", "Recovered", "Recovery", "factor_rates", "recover"]
+__all__ = ["TEMPERATURE", "Recovered", "Recovery", "factor_rates", "factor_steps", "recover"]

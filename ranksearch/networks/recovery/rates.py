@@ -7,8 +7,9 @@ many factors, such as `cp`."""
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,23 +47,59 @@ def factor_rates(network: nn.Module, spectra: Spectra, configuration: Configurat
     Raises:
         InvalidArgument: a layer of ``network`` is not of the type and rank that ``configuration`` says.
     """
+    factors = _learning(network, spectra, configuration)
+    return {one.name: 1 / (one.learning * one.largest) for one in factors if one.trainable}
+
+
+def factor_steps(network: nn.Module, spectra: Spectra, configuration: Configuration) -> dict[str, float]:
+    """The root mean square of a change of every factor's entries with which all factors of a layer together change the layer's weight W by
+    at most |W|, whatever the direction:
+
+        step_f = |W| / (n σ_max(J_f) √N_f)
+
+    for n factors that learn and N_f entries of this one, with J_f as in `factor_rates`. Of a dense weight, which is its own only factor,
+    that is the root mean square of its entries. An optimiser whose steps have a length of their own, such as Adam's, moves every factor
+    by a share of this.
+
+    Returns:
+        steps of factors by their names in ``network``, frozen ones among them; weights of few bits and the order of channels have none.
+
+    Raises:
+        InvalidArgument: as `factor_rates`.
+    """
+    return {one.name: one.norm / (one.learning * one.largest**0.5 * one.entries**0.5) for one in _learning(network, spectra, configuration)}
+
+
+class _Learning(NamedTuple):
+    """A parameter that holds a factor, or a part of one, and what bounds the changes that it makes."""
+
+    name: str
+    trainable: bool  # whether it takes a gradient
+    learning: int  # factors of its layer that learn
+    largest: float  # σ_max(J_f)²
+    entries: int  # of the factor
+    norm: float  # |W|, Frobenius
+
+
+def _learning(network: nn.Module, spectra: Spectra, configuration: Configuration) -> Iterator[_Learning]:
+    """The parameters of ``network`` that hold factors of floating-point numbers."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    rates: dict[str, float] = {}
     for path, kind, rank in configuration.choices:
         site, decomposition = spectra.sites[path], spectra.decomposition(kind)
         if isinstance(decomposition, Quantized):
             continue
-        made = spectra.factors(site, kind, rank)
+        made = decomposition.empty_factors(site, rank) or spectra.factors(site, kind, rank)  # their shapes alone count
         places = _places(decomposition, site, made, network.get_submodule(path))
         if places is None:
             raise InvalidArgument(f"configuration: {path!r} of the network is no {kind} of rank {tuple(rank)}; give its own")
         factors = _factors(places, made)
+        norm = float(decomposition.compose(site, tuple(factors)).norm())
         learning = [k for k in range(len(made)) if any(owner == k for _, owner, _ in places)]
         found = {k: _largest(decomposition, site, factors, k) for k in learning}
         for parameter, owner, _ in places:
-            if parameter.requires_grad and found[owner] > 0:
-                rates[names[id(parameter)]] = 1 / (len(learning) * found[owner])
-    return rates
+            if found[owner] > 0:
+                name, entries = names[id(parameter)], factors[owner].numel()
+                yield _Learning(name, parameter.requires_grad, len(learning), found[owner], entries, norm)
 
 
 def _places(
