@@ -341,7 +341,13 @@ class Portfolio:
         self.tell(Announced(f"teaching it the dense network's answers to {steps} batches"))
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         spectra, divergence = self.prepared[best.metric], self.task.divergence
-        if not distill(network, spectra, best.configuration, lambda: self.unjudged(steps), steps=steps, divergence=divergence):
+        try:
+            learned = distill(network, spectra, best.configuration, lambda: self.unjudged(steps), steps=steps, divergence=divergence)
+        except RuntimeError as error:  # no gradient of what it does, or no memory: it answers all the same
+            self.tell(Announced(f"it stays as it was: {str(error).splitlines()[0]}"))
+            network.load_state_dict(before)
+            return best
+        if not learned:
             return best
         loss = self.judge(network)
         if not loss < best.least:

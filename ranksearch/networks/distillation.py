@@ -73,6 +73,7 @@ def distill(
 
     Raises:
         InvalidArgument: ``steps`` negative, no batches, or a network of another configuration.
+        RuntimeError: torch has no gradient of what the network does, or no memory for it; the network may have changed.
     """
     checks.whole("steps", steps, least=0)
     parameters = [p for p in network.parameters() if p.is_floating_point() and p.numel()]
@@ -220,9 +221,11 @@ class _Learning:
         self.size = max(float(self.copy.detach().square().mean().sqrt()), SMALLEST) if size is None else size
 
     def take_gradient(self) -> None:
-        if self.copy is not self.parameter:
-            gradient, self.parameter.grad = self.parameter.grad, None
-            self.copy.grad = None if gradient is None else gradient.float()
+        gradient = self.parameter.grad
+        if gradient is not None and gradient.is_sparse:  # of an embedding that asks for it; Adam takes none
+            gradient = gradient.to_dense()
+        self.parameter.grad = None
+        self.copy.grad = None if gradient is None else gradient.to(self.copy.dtype)
 
     @torch.no_grad()
     def write(self) -> None:

@@ -102,6 +102,25 @@ def test_a_network_whose_training_has_no_room_is_not_taught(monkeypatch: pytest.
     assert told[-1].text.startswith("not teaching it the dense network's answers: training it takes")
 
 
+def test_a_network_that_torch_has_no_gradient_of_is_handed_out_all_the_same() -> None:
+    class Odd(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:  # there is no backward
+            return x.clone()
+
+    class Layer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Odd.apply(x)  # type: ignore[no-any-return]
+
+    told: list[Announced] = []
+    model = nn.Sequential(*network(), Layer()).eval()
+    given = {**GIVEN, "rules": ["frobenius"]}
+    before, found = compress(model, task(), distill=0, **given), compress(model, task(), on_event=told.append, **given)
+    assert told[-1].text.startswith("it stays as it was: ") and math.isnan(found.chosen.distilled)
+    for name, value in found.model.state_dict().items():
+        assert torch.equal(value, before.model.state_dict()[name])
+
+
 def test_training_goes_on_from_there() -> None:
     found = compress(network(), task(), distill=20, epochs=1, **GIVEN)
     assert found.recovered is not None and found.chosen.distill == 20

@@ -164,6 +164,16 @@ def test_weights_of_few_bits_stay() -> None:
     assert changed == {name for name, _ in short.named_parameters()}
 
 
+def test_sparse_gradients_are_taken() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Embedding(20, 12, sparse=True), nn.Linear(12, 10), nn.Linear(10, 8)).eval()
+    low, tokens = Configuration({"1": ("svd", (3,))}), torch.arange(20)[:, None]
+    spectra = Spectra(dense, find_sites(dense, tokens[:1]), named("svd"))
+    short = build(spectra, low)
+    assert distill(short, spectra, low, lambda: [tokens], steps=20) > 0
+    assert not torch.equal(short.get_parameter("0.weight"), dense.get_parameter("0.weight"))
+
+
 def test_a_network_that_takes_no_gradient_learns_nothing() -> None:
     class Cut(nn.Module):
         def __init__(self) -> None:
