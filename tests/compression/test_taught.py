@@ -38,6 +38,11 @@ def test_it_is_kept_where_it_measures_better(tmp_path: Path) -> None:
     assert manifest["distillation"] == 40 and manifest["held_out"]["distilled"] == chosen.distilled
 
 
+def test_factors_that_are_taught_alone_are_not_reconstructed() -> None:
+    found = compress(network(), task(), reconstruction=0, distill=40, **GIVEN)
+    assert found.chosen.distilled < found.chosen.loss and found.distilled == 40 and not found.reconstructed
+
+
 def test_it_is_undone_where_it_measures_worse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     @torch.no_grad()
     def spoil(small: nn.Module, *_: Any, **__: Any) -> float:
