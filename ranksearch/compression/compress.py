@@ -158,7 +158,9 @@ def compress(
     after it, forward passes over ``recalibration`` batches, for batch norms, and four held-out ones. LEMS measures the dense network, each
     of S sites alone and ten networks on ``reconstruction`` batches. The model of the loss measures at most 35 networks, each fitted to one
     batch and measured by one forward pass over ``reconstruction`` batches; three of them are judged like contenders. With the defaults that
-    are at most 15 x 4 + 15 x 20 + (S + 11) x 4 + 35 x 4 passes of one batch; `Compressed.report` says how many there were. ``refits=0``
+    are at most 15 x 4 + 15 x 20 + (S + 11) x 4 + 35 x 4 passes of one batch; `Compressed.report` says how many there were. Every
+    batch that is taught passes through the dense network, and through the other one forward and back, and up to 16 of them do so anew for a
+    rate that is given up. ``refits=0``
     leaves the model out; ``rules=["fisher_relative"], finish=0, distill=0`` is the cheap way: one network.
 
     Args:

@@ -93,6 +93,11 @@ class Decomposition(ABC, Generic[S]):
         """Factors of one rank, float64 (int64: no weight), made for the state's metric (best in it where docs/metrics.md says so); the
         layout is the decomposition's own."""
 
+    def cut(self, factors: tuple[Tensor, ...], rank: Rank) -> tuple[Tensor, ...]:
+        """The factors of a rank, from those of a higher one; of types of ``components`` alone."""
+        left, right = factors
+        return left[..., : rank[0]].contiguous(), right[..., : rank[0], :].contiguous()
+
     def of_gram(self, site: Site, weight: Tensor, gram: Tensor, output: Tensor | None, rank: Rank) -> tuple[Tensor, ...] | None:
         """The best factors of one rank in a metric of which no more is known than what a weight is in it; None where that is not
         enough.

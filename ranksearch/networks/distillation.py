@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -61,8 +61,9 @@ def distill(
         network: from `build`, with the same ``spectra`` and ``configuration``, its factors changed since or not.
         spectra: the dense network, which does not change, and its types.
         configuration: types and ranks.
-        batches: gives batches of inputs, see `ranksearch.sites.run`, the same from the start whenever it is called: again, when all
-            were used. A rate is proved on the first ones: best those that the network was not fitted to, whose losses can only rise.
+        batches: gives batches of inputs, see `ranksearch.sites.run`, from the start whenever it is called: again, when all were used.
+            Rates are proved on the first 16, which stay in memory: best those that the network was not fitted to, whose losses can
+            only rise.
         steps: at least 0.
         divergence: of outputs from the dense network's, such as `Task.divergence`; where it gives None, and by default, the mean over the
             tensors of an output of the squared distance relative to their square.
@@ -81,7 +82,8 @@ def distill(
         return 0.0
     sizes = factor_steps(network, spectra, configuration)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    work = _Work(network, spectra.model, _normalized(batches, network, spectra.sites.batch_dim), divergence, steps)
+    stream = _again(_normalized(batches, network, spectra.sites.batch_dim))
+    work = _Work(network, spectra.model, list(islice(stream, min(PROVED, steps))), stream, divergence, steps)
     with _trained(network, parameters):
         before = work.losses()
         start = [parameter.detach().clone() for parameter in parameters]
@@ -101,14 +103,15 @@ class _Work:
 
     network: nn.Module
     model: nn.Module
-    batches: Batches
+    first: Sequence[Any]  # batches, on which rates are proved
+    later: Iterator[Any]  # all that follow, drawn once
     divergence: Divergence | None
     steps: int
 
     def losses(self) -> list[float]:
         """Of the first steps' batches, by the network as it is; none where it learns nothing, since no gradient comes to its outputs."""
         found = []
-        for inputs in islice(_again(self.batches), min(PROVED, self.steps)):
+        for inputs in self.first:
             loss = self._loss(inputs)
             if not loss.requires_grad:
                 return []
@@ -120,7 +123,7 @@ class _Work:
         optimizer = torch.optim.Adam([{"params": [one.copy], "lr": rate * one.size} for one in learning])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, self.steps))
         losses: list[float] = []
-        for inputs in islice(_again(self.batches), self.steps):
+        for inputs in islice(chain(self.first, self.later), self.steps):
             loss = self._loss(inputs)
             losses.append(float(loss.detach()))
             if not _borne(losses, before):

@@ -179,8 +179,7 @@ class Spectra:
 
         made = self._kept(site, name, f"factors-{'x'.join(str(int(r)) for r in made_at)}", make)
         if decomposition.components:
-            left, right = made
-            made = left[..., : rank[0]].contiguous(), right[..., : rank[0], :].contiguous()
+            made = decomposition.cut(made, rank)
         return made if self.device is None else _moved(made, self._own_weight(site).device)
 
     def metrics(self) -> set[str]:

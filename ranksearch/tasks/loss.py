@@ -108,10 +108,11 @@ class FromLoss(InSteps):
     def _labelled(self, batches: int) -> Iterator[tuple[Any, Any]]:
         """One batch after the other, since hundreds may not fit into memory. That classes are sorted is told at the end."""
         first: list[Any] = []
-        for inputs, targets in _first(self._loaders["train"], batches):
+        for pair in _first(self._loaders["train"], batches):
+            inputs, targets = map_tensors(torch.clone, pair)  # a loader may fill the same tensors again
             if len(first) < LOOKED_AT:
                 first.append(targets)
-            yield map_tensors(torch.clone, (inputs, targets))
+            yield inputs, targets
         if (seen := sorted_by_class(first)) is not None:
             warnings.warn(f"{seen}; shuffle train_loader, such as by DataLoader(..., shuffle=True)", RanksearchWarning, stacklevel=2)
 

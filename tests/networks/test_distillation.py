@@ -80,6 +80,19 @@ def test_after_a_rate_that_is_too_large_it_begins_anew(monkeypatch: pytest.Monke
     assert torch.equal(*found)
 
 
+def test_a_rate_that_is_given_up_draws_no_batch_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def noted() -> Iterator[Tensor]:
+        for number, batch in enumerate(batches(30)):
+            drawn.append(number)
+            yield batch
+
+    monkeypatch.setattr(distillation, "RATES", (1e4, 3.0, 0.003))
+    spectra, short = pair()
+    assert distill(short, spectra, LOW, noted, steps=25) == 0.003 and drawn == [*range(25)]
+
+
 def test_where_no_rate_is_borne_it_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillation, "RATES", (1e30, 1e4))
     spectra, short = pair()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -70,3 +71,17 @@ def test_a_loader_in_the_order_of_classes_is_warned_of() -> None:
         with pytest.warns(RanksearchWarning, match=r"the first 400 training targets are sorted, and of 2 classes.*shuffle=True"):
             list(task.labelled(8))
         assert task.measure(nn.Linear(4, 3)), "measuring looks at no order"
+
+
+def test_a_loader_that_fills_the_same_tensors_again_is_looked_at_as_it_was() -> None:
+    """Of the last batch alone, 32 times, nothing could be said of all of them."""
+    targets = torch.arange(4).repeat_interleave(64).split(32)
+
+    def loader() -> Iterator[tuple[Tensor, Tensor]]:
+        held = torch.zeros(32, dtype=torch.int64)
+        for one in targets:
+            yield torch.zeros(32, 2), held.copy_(one)
+
+    task = FromLoss(loader, loader, F.cross_entropy)
+    with pytest.warns(RanksearchWarning, match="sorted, and of 4 classes"):
+        assert [int(y[0]) for _, y in list(task.labelled(8))] == [0, 0, 1, 1, 2, 2, 3, 3]
