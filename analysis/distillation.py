@@ -24,6 +24,7 @@ from torch import nn
 from ranksearch.compression import RULES
 from ranksearch.networks import distillation
 from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.distillation import unseen_first
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 
@@ -46,7 +47,8 @@ def taught(
     for batches, steps, rate in product(given.batches, given.steps, given.rates or [None]):
 
         def inputs(fresh: bool = batches == "fresh", count: int = steps) -> Iterator[Any]:
-            return portfolio.unjudged(count) if fresh else portfolio.task.calibration(FINISH)
+            seen, kept = portfolio.data.seen, len(portfolio.data.held_out)
+            return unseen_first(made.task, count, seen=seen, kept=kept) if fresh else made.task.calibration(FINISH)
 
         if rate is not None:  # whether the network bears it or not
             distillation.RATES, distillation.RISE, distillation.BROKEN = (rate,), float("inf"), float("inf")

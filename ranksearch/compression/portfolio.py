@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +20,7 @@ from ranksearch.costs import CostModel, DenseNetwork
 from ranksearch.decompositions import Moments
 from ranksearch.errors import InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
-from ranksearch.networks.distillation import distill, no_room
+from ranksearch.networks.distillation import distill, no_room, unseen_first
 from ranksearch.networks.reconstruction import Answers, announced, batches_within, dense_answers, reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
@@ -341,8 +340,9 @@ class Portfolio:
         self.tell(Announced(f"teaching it the dense network's answers to {steps} batches"))
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         spectra, divergence = self.prepared[best.metric], self.task.divergence
+        lessons = partial(unseen_first, self.task, steps, seen=self.data.seen, kept=len(self.data.held_out))
         try:
-            learned = distill(network, spectra, best.configuration, lambda: self.unjudged(steps), steps=steps, divergence=divergence)
+            learned = distill(network, spectra, best.configuration, lessons, steps=steps, divergence=divergence)
         except RuntimeError as error:  # no gradient of what it does, or no memory: it answers all the same
             self.tell(Announced(f"it stays as it was: {str(error).splitlines()[0]}"))
             network.load_state_dict(before)
@@ -353,13 +353,6 @@ class Portfolio:
         if not loss < best.least:
             network.load_state_dict(before)
         return replace(best, distilled=loss, distill=steps, passes=best.passes + self.judge.passes)
-
-    def unjudged(self, count: int) -> Iterator[Any]:
-        """At most ``count`` batches of inputs of training data, without those that networks are judged on: first those that nothing was
-        fitted to."""
-        first = self.data.seen + len(self.data.held_out)
-        yield from islice(self.task.calibration(first + count), first, None)
-        yield from self.task.calibration(self.data.seen)
 
     def seen(self, metric: MetricName) -> Measured:
         """Measures networks as their factors come, on the batches that factors are fitted to."""

@@ -1,8 +1,9 @@
-"""One full evaluation: configuration -> network -> reconstructed -> fine-tuned -> batch norm re-estimated -> measured."""
+"""One full evaluation: configuration -> network -> reconstructed -> taught -> fine-tuned -> batch norm re-estimated -> measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation.fidelity import RECOVERY, SEQUENTIAL, Fidelity
 from ranksearch.evaluation.request import Outcome, Request, outcome_of
 from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.distillation import distill, no_room, unseen_first
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.recovery import Recovery
 from ranksearch.networks.surgery import build
@@ -27,7 +29,7 @@ class Evaluator:
         self.task = task
 
     def network(self, request: Request) -> nn.Module:
-        """The network of a request, reconstructed, fine-tuned and with batch norm re-estimated. The same request gives the
+        """The network of a request, reconstructed, taught, fine-tuned and with batch norm re-estimated. The same request gives the
         same network on the same machine and thread count."""
         model, fidelity = self.untrained(request), request.fidelity
         if fidelity.training == RECOVERY:
@@ -48,7 +50,8 @@ class Evaluator:
         return FineTuning(self.task, model, epochs=fidelity.epochs, seed=seed)
 
     def untrained(self, request: Request) -> nn.Module:
-        """The network of a request as its fine-tuning begins: built, and reconstructed. Torch's random numbers begin with the seed."""
+        """The network of a request as its fine-tuning begins: built, reconstructed, and taught the dense network's answers. Torch's random
+        numbers begin with the seed."""
         torch.manual_seed(request.seed)
         model = build(self.spectra, request.configuration)
         fidelity = request.fidelity
@@ -56,13 +59,22 @@ class Evaluator:
             raise InvalidArgument(f"fidelity={fidelity.key!r}: networks with {fidelity.fit} fitted were made by earlier versions alone")
         if fidelity.reconstruction:
             reconstruct(model, self.spectra, request.configuration, self.task.calibration(fidelity.reconstruction))
+        if fidelity.distill and request.configuration.choices:  # the dense network has nothing to learn of itself
+            self._teach(model, request)
         return model
+
+    def _teach(self, model: nn.Module, request: Request) -> None:
+        steps, seen = request.fidelity.distill, request.fidelity.reconstruction
+        if (text := no_room(model)) is not None:
+            raise InvalidArgument(f"fidelity={request.fidelity.key!r}: {text}; use distill=0")
+        lessons = partial(unseen_first, self.task, steps, seen=seen)
+        distill(model, self.spectra, request.configuration, lessons, steps=steps, divergence=self.task.divergence)
 
     def finished(self, model: nn.Module, fidelity: Fidelity) -> nn.Module:
         """A network that was fine-tuned, with batch norm re-estimated in place, ready to be measured: on batches as training shows them,
-        but where its norms were fitted to plain ones last, by reconstruction without training. Recovery has done it."""
+        but where its norms were fitted to plain ones last, by reconstruction or teaching without training. Recovery has done it."""
         if fidelity.recalibration and fidelity.training != RECOVERY:
-            fitted = fidelity.reconstruction and not fidelity.epochs
+            fitted = (fidelity.reconstruction or fidelity.distill) and not fidelity.epochs
             recalibrate(model, (self.task.calibration if fitted else self.task.normalization)(fidelity.recalibration))
         return model.eval()
 

@@ -14,7 +14,11 @@ SEQUENTIAL, LAST_FACTORS = "sequential", "last_factors"
 PLAIN, RECOVERY = "plain", "recovery"
 TRAININGS = (PLAIN, RECOVERY)
 _FITS = {SEQUENTIAL: "refitted", LAST_FACTORS: "reconstruction"}  # their names in keys
-_KEY = r"(.+):epochs=([^,]+),recalibration=(\d+)(?:,(refitted|reconstruction)=(\d+))?(?:,training=(\w+)(?:,temperature=([^,]+))?)?"
+_KEY = (
+    r"(?P<name>.+):epochs=(?P<epochs>[^,]+),recalibration=(?P<recalibration>\d+)"
+    r"(?:,(?P<fit>refitted|reconstruction)=(?P<fitted>\d+))?(?:,distilled=(?P<distilled>\d+))?"
+    r"(?:,training=(?P<training>\w+)(?:,temperature=(?P<temperature>[^,]+))?)?"
+)
 _SOURCED = (SUPERNET,)  # kinds that are measured with something of which there are several
 
 
@@ -34,11 +38,13 @@ class Fidelity:
     fit: str = SEQUENTIAL  # how: "sequential"; "last_factors", as earlier versions did, is read from stores alone
     training: str = PLAIN  # "plain": `Task.fine_tune`; "recovery": `ranksearch.networks.recovery.recover`; without epochs always "plain"
     temperature: float = TEMPERATURE  # of recovery; 1: as in earlier versions, whose keys have none
+    distill: int = 0  # steps in which the network as a whole learns the dense one's answers, before training, without labels; see `distill`
 
     def __post_init__(self) -> None:
         checks.number("epochs", self.epochs, least=0)
         checks.whole("recalibration", self.recalibration, least=0, hint="batches")
         checks.whole("reconstruction", self.reconstruction, least=0, hint="batches")
+        checks.whole("distill", self.distill, least=0, hint="steps of a batch each")
         if self.fit not in _FITS:
             raise InvalidArgument(f"fit={self.fit!r} is none of {', '.join(_FITS)}")
         if self.training not in TRAININGS:
@@ -61,9 +67,10 @@ class Fidelity:
     def key(self) -> str:
         """How the store names it."""
         fitted = f",{_FITS[self.fit]}={self.reconstruction}" if self.reconstruction else ""
+        taught = f",distilled={self.distill}" if self.distill else ""
         trained = "" if self.training == PLAIN else f",training={self.training}"
         softened = f",temperature={self.temperature:g}" if trained and self.temperature != 1 else ""
-        return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}{fitted}{trained}{softened}"
+        return f"{self.name}:epochs={self.epochs:g},recalibration={self.recalibration}{fitted}{taught}{trained}{softened}"
 
     @staticmethod
     def parse(key: str) -> Fidelity:
@@ -75,10 +82,13 @@ class Fidelity:
         try:
             if found is None:
                 raise ValueError(key)
-            kind, dash, source = found[1].partition("-")
+            kind, dash, source = found["name"].partition("-")
             if not (dash and kind in _SOURCED):
-                kind, source = found[1], ""
-            fit = LAST_FACTORS if found[4] == _FITS[LAST_FACTORS] else SEQUENTIAL
-            return Fidelity(float(found[2]), int(found[3]), kind, int(found[5] or 0), source, fit, found[6] or PLAIN, float(found[7] or 1))
+                kind, source = found["name"], ""
+            return Fidelity(
+                float(found["epochs"]), int(found["recalibration"]), kind, int(found["fitted"] or 0), source,
+                LAST_FACTORS if found["fit"] == _FITS[LAST_FACTORS] else SEQUENTIAL, found["training"] or PLAIN,
+                float(found["temperature"] or 1), int(found["distilled"] or 0),
+            )  # fmt: skip
         except ValueError as error:
             raise InvalidArgument(f"fidelity={key!r} is none; one is written like {Fidelity().key}") from error

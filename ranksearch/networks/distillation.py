@@ -21,6 +21,7 @@ from ranksearch.sites import BatchDim, batch_size, device_of, evaluating, mode, 
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics.memory import device_memory
+from ranksearch.tasks import Task
 
 RATES = 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003  # of the longest steps, relative to weights: the first that the network bears is taken
 WARM = 5  # steps in which the rate grows
@@ -141,6 +142,21 @@ class _Work:
         with evaluating(self.model):
             wanted = run(self.model, inputs)
         return apart(run(self.network, inputs), wanted, self.divergence)
+
+
+def unseen_first(task: Task, count: int, *, seen: int, kept: int = 0) -> Iterator[Any]:
+    """At most ``count`` batches of inputs that nothing has seen, and then those that something was fitted to: what a network is best
+    taught on (`distill`).
+
+    Args:
+        task: whose `Task.calibration` gives batches.
+        count: at least 1.
+        seen: so many of the first batches were fitted to.
+        kept: of those that follow, which are kept from it since networks are judged on them.
+    """
+    yield from islice(task.calibration(seen + kept + count), seen + kept, None)
+    if seen:
+        yield from task.calibration(seen)
 
 
 def no_room(network: nn.Module) -> str | None:

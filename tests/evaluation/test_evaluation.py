@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import cloudpickle
 import pytest
@@ -15,6 +16,7 @@ from torch.nn import functional
 from ranksearch.errors import InvalidArgument
 from ranksearch.evaluation import Evaluator, Fidelity, Request
 from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.distillation import distill
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
@@ -84,6 +86,49 @@ def test_a_reconstructed_network_that_is_not_trained_has_statistics_of_plain_ima
     assert torch.equal(network[1].running_mean, reference[1].running_mean)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("reconstruction", [0, 1])
+def test_a_network_is_taught_after_reconstruction_by_batches_that_this_did_not_see(reconstruction: int) -> None:
+    evaluator = _evaluator(augment=Brighter())
+    taught = Request(LOW, Fidelity(epochs=0, recalibration=2, reconstruction=reconstruction, distill=5), 0)
+    reference, task = evaluator.untrained(replace(taught, fidelity=replace(taught.fidelity, distill=0))), evaluator.task
+    seen = [*task.calibration(4)]
+
+    def lessons() -> Iterator[torch.Tensor]:
+        return iter([*seen[reconstruction:], *seen[:reconstruction]])
+
+    assert distill(reference, evaluator.spectra, LOW, lessons, steps=5, divergence=task.divergence)
+    recalibrate(reference, task.calibration(2))
+    network = evaluator.network(taught)
+    for (name, ours), theirs in zip(network.state_dict().items(), reference.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    with torch.no_grad():
+        dense, before = evaluator.spectra.model.eval(), evaluator.network(replace(taught, fidelity=replace(taught.fidelity, distill=0)))
+        nearer, farther = (sum(float(task.divergence(one(x), dense(x))) for x in seen) for one in (network, before))  # type: ignore[arg-type]
+    assert nearer < farther
+
+
+def test_training_begins_with_the_network_that_was_taught() -> None:
+    evaluator, tuned = _evaluator(), Fidelity(epochs=1, recalibration=2, distill=3)
+    network = evaluator.network(Request(LOW, tuned, 0))
+    reference = evaluator.untrained(Request(LOW, tuned, 0))
+    assert not torch.equal(next(reference.parameters()), next(build(evaluator.spectra, LOW).parameters()))
+    evaluator.task.fine_tune(reference, epochs=1, seed=0)
+    recalibrate(reference, evaluator.task.normalization(2))
+    assert all(torch.equal(value, reference.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+def test_the_dense_network_has_nothing_to_learn_of_itself() -> None:
+    evaluator = _evaluator()
+    plain, taught = (evaluator.network(Request(DENSE, Fidelity(epochs=0, recalibration=0, distill=steps), 0)) for steps in (0, 3))
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in taught.state_dict().items())
+
+
+def test_a_network_that_memory_has_no_room_to_teach_is_a_failed_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ranksearch.networks.distillation.device_memory", lambda device: 1000)
+    outcome = _evaluator()(Request(LOW, Fidelity(epochs=0, distill=3), 0))
+    assert outcome.status == "failed" and "training it takes" in outcome.error and "use distill=0" in outcome.error
+
+
 def test_recovery_that_gains_nothing_leaves_the_statistics_that_it_began_with() -> None:
     evaluator = _evaluator(learning_rate=1e30, augment=Brighter())
     recovered = evaluator.network(Request(LOW, Fidelity(epochs=1, recalibration=4, reconstruction=2, training="recovery"), 0))
@@ -130,8 +175,12 @@ def test_factors_are_fitted_before_anything_else() -> None:
     assert evaluator(Request(LOW, tuned, 0)).metrics != evaluator(Request(LOW, Fidelity(epochs=2, recalibration=2), 0)).metrics
 
 
+def _taught() -> list[Fidelity]:
+    return [Fidelity(epochs=e, reconstruction=r, distill=80, training=t) for e in (0, 1) for r in (0, 4) for t in ("plain", "recovery")]
+
+
 def test_keys_of_fidelities_come_back() -> None:
-    for fidelity in (Fidelity(), Fidelity(0.5, 0, "quick"), Fidelity(epochs=0, reconstruction=4)):
+    for fidelity in (Fidelity(), Fidelity(0.5, 0, "quick"), Fidelity(epochs=0, reconstruction=4), *_taught()):
         assert Fidelity.parse(fidelity.key) == fidelity
     key = "full:epochs=0,recalibration=8,reconstruction=4"  # of stores whose networks have last factors fitted alone
     earlier = Fidelity.parse(key)
@@ -141,6 +190,7 @@ def test_keys_of_fidelities_come_back() -> None:
     with pytest.raises(InvalidArgument, match="fit='other'"):
         Fidelity(fit="other")
     assert Fidelity(1, 8).key == "full:epochs=1,recalibration=8"  # what earlier studies hold
+    assert _taught()[-1].key == "full:epochs=1,recalibration=8,refitted=4,distilled=80,training=recovery,temperature=3"
     with pytest.raises(InvalidArgument, match="reconstruction"):
         Fidelity.parse("full:epochs=1,recalibration=8,reconstruction=x")
 
@@ -174,7 +224,7 @@ def test_fidelities_of_supernets_name_what_they_were_measured_with() -> None:
             Fidelity(kind=kind, source=source)
 
 
-@pytest.mark.parametrize("bad", [{"epochs": -1}, {"epochs": float("nan")}, {"recalibration": -1}, {"reconstruction": -1}])
+@pytest.mark.parametrize("bad", [{"epochs": -1}, {"epochs": float("nan")}, {"recalibration": -1}, {"reconstruction": -1}, {"distill": -1}])
 def test_bad_fidelities_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InvalidArgument):
         Fidelity(**bad)  # type: ignore[arg-type]

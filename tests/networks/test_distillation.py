@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks import distillation
-from ranksearch.networks.distillation import apart, distill, no_room
+from ranksearch.networks.distillation import apart, distill, no_room, unseen_first
 from ranksearch.networks.recovery import factor_steps
 from ranksearch.networks.surgery import build
 from ranksearch.sites import find_sites
 from ranksearch.space import Configuration, named
 from ranksearch.space.spectra import Spectra
+from ranksearch.tasks import Classification
 
 LOW = Configuration({"0": ("svd", (2,)), "3": ("spatial", (3,))})
 
@@ -127,6 +128,18 @@ def test_all_batches_are_used_and_used_again() -> None:
     spectra, short = pair()
     assert distill(short, spectra, LOW, three, steps=7) > 0
     assert given[-7:] == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "seen", "kept", "numbers"),
+    [(3, 2, 1, [3, 4, 5, 0, 1]), (9, 2, 1, [3, 4, 5, 6, 7, 0, 1]), (2, 0, 0, [0, 1]), (5, 8, 0, [*range(8)])],
+)
+def test_batches_that_nothing_has_seen_come_first(count: int, seen: int, kept: int, numbers: list[int]) -> None:
+    data = torch.arange(16.0)[:, None], torch.arange(16) % 2
+    task = Classification(train=data, validation=data, batch_size=2, learning_rate=0.1)
+    order = [*task.calibration(8)]
+    found = [*unseen_first(task, count, seen=seen, kept=kept)]
+    assert len(found) == len(numbers) and all(torch.equal(one, order[number]) for one, number in zip(found, numbers, strict=True))
 
 
 def test_a_last_batch_of_one_example_is_left_out_where_norms_normalize_by_their_batch(monkeypatch: pytest.MonkeyPatch) -> None:
