@@ -28,6 +28,7 @@ from ranksearch.allocators import BALF, Additive, Allocator, Problem, Uniform
 from ranksearch.decompositions import SVD, Moments
 from ranksearch.decompositions.metric import floored, half
 from ranksearch.home import user_path
+from ranksearch.networks.distillation import distill
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import CalibrationLoss, Energy, Frobenius, TableProxy
@@ -54,11 +55,14 @@ class Rule:
     Attributes:
         metric: ``weight``, ``activation`` (inputs as they are), ``fisher`` (inputs and output gradients, shrunk), ``kfac`` (`lems`).
         choose: of a `Prepared` and budgets.
+        fit: to the calibration, layer by layer.
+        taught: as a whole the dense network's answers, on other sequences of the calibration text.
     """
 
     metric: str
     choose: Callable[[Prepared, Mapping[str, float]], Configuration]
     fit: bool = False
+    taught: bool = False
 
 
 def _solved(allocator: Allocator, proxy: TableProxy) -> Callable[[Prepared, Mapping[str, float]], Configuration]:
@@ -92,6 +96,8 @@ RULES = {
     "fisher": Rule("fisher", _solved(Additive(), Energy())),
     "refit": Rule("fisher", _refitted),
     "ours": Rule("fisher", _refitted, fit=True),
+    "fisher, fitted": Rule("fisher", _solved(Additive(), Energy()), fit=True),
+    "fisher, taught": Rule("fisher", _solved(Additive(), Energy()), fit=True, taught=True),
 }
 
 
@@ -119,6 +125,13 @@ class Subject:
         count, length = self.given.evaluated
         tokens = self._stream(text)[: count * length]
         return LanguageModel(train=tokens, validation=tokens, length=length, batch_size=self.given.batch)
+
+    def lessons(self) -> Iterator[Any]:
+        """Batches of inputs that a network is taught on: the parts of the calibration text that follow those of all seeds."""
+        count, length = self.given.steps * self.given.batch, self.given.length
+        start = (max(self.given.seeds) + 1) * self.given.sequences * length + self.seed * count * length
+        tokens = stream(self.tokenizer, self.given.calibration, start + count * length)[start:].reshape(count, length)
+        return LanguageModel(train=tokens, validation=tokens, batch_size=self.given.batch).calibration(self.given.steps)
 
     @property
     def inputs(self) -> list[Any]:
@@ -196,10 +209,13 @@ class Prepared:
         fixed, dense = self.space.fixed["params"], self.space.baseline["params"]
         return (self.space.cost(self.space.indices(configuration))["params"] - fixed) / (dense - fixed)
 
-    def network(self, configuration: Configuration, *, fit: bool) -> nn.Module:
+    def network(self, configuration: Configuration, rule: Rule) -> nn.Module:
         network = build(self.spectra, configuration).eval()
-        if fit:
+        if rule.fit:
             reconstruct(network, self.spectra, configuration, self.subject.inputs)
+        if rule.taught:
+            divergence = self.subject.task.divergence
+            distill(network, self.spectra, configuration, self.subject.lessons, steps=self.subject.given.steps, divergence=divergence)
         return network
 
 
@@ -281,7 +297,7 @@ def measured(given: argparse.Namespace, results: Results) -> Iterator[str]:
             if configuration is None:
                 configuration = rule.choose(prepared, prepared.budgets(key["share"]))
                 results.add_choice(chosen, configuration)
-            network = prepared.network(configuration, fit=rule.fit)
+            network = prepared.network(configuration, rule)
             row = {**key, "perplexity": subject.measure(network), "kept": prepared.kept(configuration), "id": configuration.id}
             if key["rule"] == "ours":
                 row["said"] = subject.says(network)
@@ -371,6 +387,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8, help="of calibration")
     parser.add_argument("--length", type=int, default=256, help="tokens of each")
     parser.add_argument("--evaluated", type=int, nargs=2, default=(4, 256), help="sequences of each text, and their length")
+    parser.add_argument("--steps", type=int, default=80, help="batches that networks are taught on")
     parser.add_argument("--refit", type=int, nargs=2, default=(1, 6), help="rounds of measured networks, and how many in each")
     parser.add_argument("--minutes", type=float, default=1e6, help="end the run after these; the next one goes on")
     parser.add_argument("--table", action="store_true", help="write the table of what is there, and measure nothing")

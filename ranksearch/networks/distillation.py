@@ -22,6 +22,7 @@ from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics.memory import device_memory
 from ranksearch.tasks import Task
+from ranksearch.tasks.task import mean_distance
 
 RATES = 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003  # of the longest steps, relative to weights: the first that the network bears is taken
 WARM = 5  # steps in which the rate grows
@@ -174,13 +175,12 @@ def apart(outputs: Any, wanted: Any, divergence: Divergence | None = None) -> Te
     found = None if divergence is None else divergence(outputs, wanted)
     if found is not None:
         return found
-    pairs = zip(_numbers(outputs), _numbers(wanted), strict=True)
-    errors = [(one - other).square().mean() / other.square().mean().clamp_min(1e-30) for one, other in pairs]
+    errors = [mean_distance(one, other) for one, other in zip(_numbers(outputs), _numbers(wanted), strict=True)]
     return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
 def _numbers(outputs: Any) -> list[Tensor]:
-    return [tensor.float() for _, tensor in tensors_of(outputs) if tensor.is_floating_point()]
+    return [tensor for _, tensor in tensors_of(outputs) if tensor.is_floating_point()]
 
 
 def _borne(losses: Sequence[float], before: Sequence[float]) -> bool:

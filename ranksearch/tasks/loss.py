@@ -22,7 +22,7 @@ from ranksearch.tasks._identity import identity
 from ranksearch.tasks._optimizers import AdamW
 from ranksearch.tasks._order import sorted_by_class
 from ranksearch.tasks.classification import rate
-from ranksearch.tasks.task import Metric, Split, Training, check_split, mean_divergence
+from ranksearch.tasks.task import Metric, Split, Training, check_split, mean_distance, mean_divergence
 from ranksearch.tensors import absorb
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -292,7 +292,7 @@ class _Distance:
         return _Drawn(wanted, wanted.square().mean() / square)
 
     def __call__(self, outputs: Any, wanted: Tensor) -> Tensor:
-        return (_answer(outputs, wanted) - wanted).float().square().mean() / wanted.float().square().mean().clamp_min(1e-30)
+        return mean_distance(_answer(outputs, wanted), wanted)
 
     def __repr__(self) -> str:
         return "relative squared distance"

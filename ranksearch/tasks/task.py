@@ -81,6 +81,12 @@ def mean_divergence(logits: Tensor, reference: Tensor, axis: int) -> Tensor:
     return F.kl_div(mine, other, reduction="none", log_target=True).sum(axis).mean()
 
 
+def mean_distance(outputs: Tensor, reference: Tensor) -> Tensor:
+    """Mean squared difference from the reference, relative to the mean square of that."""
+    wanted = reference.float()
+    return (outputs.float() - wanted).square().mean() / wanted.square().mean().clamp_min(1e-30)
+
+
 class Task(ABC):
     """Data, fine-tuning and metrics for one kind of network.
 
