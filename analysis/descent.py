@@ -29,7 +29,7 @@ from ranksearch.study import Study
 
 Layer = tuple[Callable[..., Tensor], Sequence[Tensor], Tensor, Any]  # compose, factors, goal, metric
 SWEEPS = ((4, 8), (16, 16), (64, 16))  # over the factors, and conjugate gradients in each
-STEPS = ((8, 10), (20, 30), (60, 60))  # of descent, and conjugate gradients in each
+STEPS = ((5, 10), (8, 10), (8, 30), (20, 30), (60, 60))  # of descent, and conjugate gradients in each
 
 
 def layers(given: argparse.Namespace) -> list[Layer]:

@@ -85,11 +85,11 @@ class Layer:
     def best(
         self, now: Fitted, seen: LayerMoments, unseen: LayerMoments, ridges: Sequence[float], effort: Effort = QUICK
     ) -> Choice:  # fmt: skip
-        """The fit, of several ridges, that is best on what was not seen."""
+        """The fit, of several ridges, that is best on what was not seen. Descent goes on from one ridge to the next."""
         before = self.error(now, unseen)
-        best = Choice(now, None, before, before)
+        best, found = Choice(now, None, before, before), now
         for ridge in ridges if unseen.usable else ():
-            found = self.fit(now, seen, ridge, effort)
+            found = self.fit(found, seen, ridge, effort)
             error = self.error(found, unseen)
             if error < best.after:
                 best = Choice(found, ridge, before, error)

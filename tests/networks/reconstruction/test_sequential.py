@@ -292,6 +292,29 @@ def test_a_thorough_fit_takes_more_steps_in_every_layer(held_out: float, monkeyp
     assert THOROUGH.steps > QUICK.steps and THOROUGH.inner > QUICK.inner
 
 
+def test_every_fit_of_a_layer_goes_on_from_the_one_before_and_that_to_all_examples_from_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, calls = whole(), []
+
+    def noted(kind: Any, site: Any, rank: Any, factors: Any, goal: Any, effort: Effort) -> Any:
+        found = refit(kind, site, rank, factors, goal, effort)
+        calls.append((site.name, factors, found))
+        return found
+
+    monkeypatch.setattr("ranksearch.networks.reconstruction.layer.refit", noted)
+    case.reconstruct(images(64).chunk(4))
+    for name, (kind, rank) in CHOICES.items():
+        of_layer = [(given, found) for site, given, found in calls if site == name]
+        *checked, (given, _) = of_layer
+        assert len(checked) == 4, "ridges"
+        ends = [case.spectra.factors(case.spectra.sites[name], kind, rank), *(found for _, found in checked)]
+        assert all(same(one, end) for (one, _), end in zip(checked, ends, strict=False))
+        assert any(same(given, end) for end in ends[1:])
+
+
+def same(factors: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(factors, others, strict=True))
+
+
 class Fussy(Net):
     """Refuses batches whose first number is negative, after its first layer."""
 
