@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import nn
 from ranksearch.allocators import Additive, Problem
 from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
+from ranksearch.networks.distillation import distill, unseen_first
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.recovery import Recovery, recover
 from ranksearch.networks.surgery import build
@@ -60,7 +62,7 @@ class Subject:
     @property
     def _made_with(self) -> dict[str, Any]:
         """The options that the network before training comes from."""
-        return {name: getattr(self.given, name) for name in ("depth", "types", "cost", "budget", "reconstruction")}
+        return {name: getattr(self.given, name) for name in ("depth", "types", "cost", "budget", "reconstruction", "distill")}
 
     def _make(self, study: Study) -> None:
         """The network that every way begins with, kept for the next run."""
@@ -69,6 +71,8 @@ class Subject:
         self.configuration = study.space.configuration(found.indices)
         self.start = build(self.spectra, self.configuration)
         reconstruct(self.start, self.spectra, self.configuration, self.task.calibration(given.reconstruction), thorough=True)
+        lessons = partial(unseen_first, self.task, given.distill, seen=given.reconstruction)
+        distill(self.start, self.spectra, self.configuration, lessons, steps=given.distill, divergence=self.task.divergence)
         if given.start is not None:
             kept = {"network": self.start, "configuration": self.configuration.to_json(), "made with": self._made_with}
             torch.save(kept, given.start)
@@ -119,7 +123,7 @@ UNSETTLED = ("as it is", "plain", "slow")  # whose batch norms are re-estimated 
 def run(given: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows, those of the file first."""
     rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
-    names = ("depth", "types", "cost", "budget", "epochs", "augment", "reconstruction", "learning_rate", "slow")
+    names = ("depth", "types", "cost", "budget", "epochs", "augment", "reconstruction", "distill", "learning_rate", "slow")
     key = {name: getattr(given, name) for name in names}
     subject: Subject | None = None
     for seed in range(given.seeds):
@@ -168,6 +172,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.1, help="peak; what suits the dense network")
     parser.add_argument("--slow", type=float, default=0.002, help="peak of the way `slow`")
     parser.add_argument("--reconstruction", type=int, default=16, help="batches that the network is fitted to before")
+    parser.add_argument("--distill", type=int, default=0, help="batches that it is then taught on as a whole, without labels")
     parser.add_argument("--start", type=user_path, help="file that keeps the reconstructed network of these options")
     parser.add_argument("--device", default="cpu", help="where networks train and run; layers are factorized there, too")
     parser.add_argument("--no-augment", dest="augment", action="store_false", help="without crops and mirroring")
