@@ -49,6 +49,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "moments of reconstruction": ("networks.reconstruction.layer.Layer.moments",),
     "fits of reconstruction": ("networks.reconstruction.layer.Layer.fit",),
     "norms of reconstruction": ("networks.reconstruction.sequential.fit_norm",),
+    "teaching": ("compression.portfolio.distill",),
     "judging": ("compression.judge.Judge.__call__",),
     "building": ("compression.portfolio.build", "compression.measured.build"),
     "batch norm": ("compression.compress.recalibrate",),
