@@ -130,7 +130,8 @@ class Subject:
         """Batches of inputs that a network is taught on: the parts of the calibration text that follow those of all seeds."""
         count, length = self.given.steps * self.given.batch, self.given.length
         start = (max(self.given.seeds) + 1) * self.given.sequences * length + self.seed * count * length
-        tokens = stream(self.tokenizer, self.given.calibration, start + count * length)[start : start + count * length].reshape(count, length)
+        end = start + count * length
+        tokens = stream(self.tokenizer, self.given.calibration, end)[start:end].reshape(count, length)
         return LanguageModel(train=tokens, validation=tokens, batch_size=self.given.batch).calibration(self.given.steps)
 
     @property
