@@ -127,11 +127,13 @@ class Subject:
         return LanguageModel(train=tokens, validation=tokens, length=length, batch_size=self.given.batch)
 
     def lessons(self) -> Iterator[Any]:
-        """Batches of inputs that a network is taught on: the parts of the calibration text that follow those of all seeds."""
+        """Batches of inputs that a network is taught on: the parts of the calibration text that follow those of all seeds, as far as it
+        goes."""
         count, length = self.given.steps * self.given.batch, self.given.length
         start = (max(self.given.seeds) + 1) * self.given.sequences * length + self.seed * count * length
         end = start + count * length
-        tokens = stream(self.tokenizer, self.given.calibration, end)[start:end].reshape(count, length)
+        found = stream(self.tokenizer, self.given.calibration, end)[start:end]
+        tokens = found[: len(found) // length * length].reshape(-1, length)
         return LanguageModel(train=tokens, validation=tokens, batch_size=self.given.batch).calibration(self.given.steps)
 
     @property
