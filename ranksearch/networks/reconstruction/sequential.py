@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -125,7 +124,7 @@ def reconstruct(
     with evaluating(network), evaluating(spectra.model), batch_statistics(network):
         if fitted_to == len(given):
             for _ in range(rounds):
-                work.follow(dict.fromkeys(work.layers, RIDGE if ridge is None else ridge), told=report)
+                work.follow(dict.fromkeys(work.layers, RIDGE if ridge is None else ridge), {}, told=report)
             return work.report()
         found = _checked(work, fitted_to, RIDGES if ridge is None else (ridge,), rounds)
         return found if report else ()
@@ -160,7 +159,7 @@ def _checked(work: _Work, fitted_to: int, ridges: Sequence[float], rounds: int) 
         apart, report = now, work.report()
     work.restore(start)
     for number, plan in enumerate(plans):
-        work.follow(plan, begin={} if number else found)
+        work.follow(plan, {} if number else found)
     if plans and gain(first, work.distances(fitted_to))[0] > 0:
         return report
     work.restore(start)
@@ -196,9 +195,9 @@ class _Work:
         self._sweep(fitted_to, visit)
         return plan
 
-    def follow(self, plan: Plan, *, begin: Mapping[str, Fitted] = MappingProxyType({}), told: bool = False) -> None:
+    def follow(self, plan: Plan, begin: Mapping[str, Fitted], *, told: bool = False) -> None:
         """One round at given ridges, fitted to all batches. ``begin``: where descent begins, of layers that were fitted to some of them
-        already; ``told``: the report is to have its errors."""
+        already, by path. ``told``: the report is to have its errors."""
         everything = len(self.answers.batches)
 
         def visit(path: str, seen: Seen) -> None:
