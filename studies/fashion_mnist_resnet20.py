@@ -22,7 +22,7 @@ def study(
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
     training: Annotated[Literal["plain", "recovery"], "of candidates: as the task does, or with a rate per factor and a teacher"] = "plain",
     reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 4,
-    distill: Annotated[int, "steps in which a candidate as a whole learns the dense network's answers after that; 0: none"] = 0,
+    teach: Annotated[int, "steps in which a candidate as a whole learns the dense network's answers after that; 0: none"] = 0,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning; layers of cp bear little"] = 0.002,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the search and every evaluation"] = 0,
@@ -31,6 +31,6 @@ def study(
     model = load_weights(cifar_resnet(20, in_channels=1), weights).eval()
     model.to(memory_format=torch.channels_last)  # thin layers run faster so
     task = fashion_mnist(data, learning_rate=learning_rate)
-    fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction, distill=distill, training=training)
+    fidelity = Fidelity(epochs=epochs, recalibration=8, reconstruction=reconstruction, distill=teach, training=training)
     spec = space(stem=True, head=True).replace(metric=metric)  # every layer, as in docs/results/rules.md
     return Study("fashion_mnist_resnet20", model=model, task=task, space=spec, fidelity=fidelity, seed=seed)

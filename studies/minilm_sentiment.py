@@ -23,7 +23,7 @@ def study(
     epochs: Annotated[float, "epochs of fine-tuning for each candidate"] = 0.0,
     training: Annotated[Literal["plain", "recovery"], "of candidates: as the task does, or with a rate per factor and a teacher"] = "plain",
     reconstruction: Annotated[int, "batches that factors are fitted to before, layer by layer; 0: none"] = 8,
-    distill: Annotated[int, "steps in which a candidate as a whole learns the dense network's answers after that; 0: none"] = 0,
+    teach: Annotated[int, "steps in which a candidate as a whole learns the dense network's answers after that; 0: none"] = 0,
     learning_rate: Annotated[float, "peak learning rate of fine-tuning; at 0.01 an encoder forgets what it knows"] = 0.001,
     metric: Annotated[Literal["weight", "activation", "fisher"], "what factors are made for and errors are taken in"] = "fisher",
     seed: Annotated[int, "of the search and every evaluation"] = 0,
@@ -34,5 +34,5 @@ def study(
     model = SentenceClassifier(network, task.classes).eval()
     fit_probe(model, task, cache=home() / "cache")
     spec = space(tables=True, head=True, round_to=1).replace(metric=metric, calibration=32)  # every layer, as in docs/results/rules.md
-    fidelity = Fidelity(epochs=epochs, recalibration=0, reconstruction=reconstruction, distill=distill, training=training)
+    fidelity = Fidelity(epochs=epochs, recalibration=0, reconstruction=reconstruction, distill=teach, training=training)
     return Study(f"minilm_{source}", model=model, task=task, space=spec, fidelity=fidelity, seed=seed)
