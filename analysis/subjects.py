@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from texts import causal, stream
 from torch import nn
-from vgg import vgg16
+from trained import RECIPES
 
 from ranksearch.home import home, user_path
 from ranksearch.space import SpaceSpec, mixture, svd_only
@@ -23,7 +23,7 @@ from ranksearch.tasks.images import cifar10, fashion_mnist
 from ranksearch.tasks.networks import cifar_resnet, load_weights
 from ranksearch.tasks.text import SentenceClassifier, fit_probe, pretrained_encoder, sentences
 
-NETWORKS = ("resnet20", "resnet56", "fashion", "vgg16", "tweets", "movies")
+NETWORKS = ("resnet20", "resnet56", "fashion", *RECIPES, "tweets", "movies")
 TEXTS = ("tweets", "movies")
 LANGUAGE = "language"  # a causal language model, for scripts that take one
 LENGTH, SEQUENCES, MEASURED = (
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, images: int, required: boo
     )
     parser.add_argument("--encoder", type=user_path, help="folder of MiniLM, for tweets and movies")
     parser.add_argument("--fashion", type=user_path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of Fashion-MNIST")
-    parser.add_argument("--vgg", type=user_path, help="safetensors of analysis/vgg.py, for vgg16")
+    parser.add_argument("--weights", type=user_path, help=f"what analysis/trained.py wrote, for {', '.join(RECIPES)}")
     parser.add_argument("--images", type=int, default=images, help="training images that are validation images")
 
 
@@ -89,12 +89,15 @@ def subject(given: argparse.Namespace) -> tuple[nn.Module, Classification]:
         classifier = SentenceClassifier(encoder, task.classes).eval()
         fit_probe(classifier, task, cache=home() / "cache")
         return classifier, task
-    if name == "fashion":
+    if name in RECIPES:
+        recipe = RECIPES[name]
+        model = load_weights(recipe.make(), given.weights)
+        task = recipe.data(given.fashion if recipe.data is fashion_mnist else data / "cifar10", validation=given.images)
+    elif name == "fashion":
         model = load_weights(cifar_resnet(20, in_channels=1), models / "resnet20_fashion_mnist.safetensors")
         task = fashion_mnist(given.fashion, validation=given.images)
     else:
-        weights = given.vgg if name == "vgg16" else models / f"{name}_cifar10.safetensors"
-        model = load_weights(vgg16() if name == "vgg16" else cifar_resnet(int(name.removeprefix("resnet"))), weights)
+        model = load_weights(cifar_resnet(int(name.removeprefix("resnet"))), models / f"{name}_cifar10.safetensors")
         task = cifar10(data / "cifar10", validation=given.images)
     return model.eval().to(memory_format=torch.channels_last), task  # pyright: ignore[reportCallIssue]
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
+from ranksearch.tasks.task import logits_of
 
 UNIT = "T^2 nats"  # of squared gradients at a temperature T; part of the key of the cache
 Loss = Callable[[Any, Any], Tensor]  # mean loss over a batch of (outputs, targets)
@@ -138,13 +139,10 @@ def logits(outputs: Any) -> Tensor:
 
     Raises:
         InvalidArgument: there is none."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    if hasattr(outputs, "logits"):
-        return outputs.logits
-    if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
-        return outputs[0]
-    raise InvalidArgument(f"outputs={type(outputs).__name__}: pass `loss` and `sample` for a model that does not return logits")
+    found = logits_of(outputs)
+    if found is None:
+        raise InvalidArgument(f"outputs={type(outputs).__name__}: pass `loss` and `sample` for a model that does not return logits")
+    return found
 
 
 def _name(function: Callable[..., Any] | None) -> str:

@@ -23,7 +23,7 @@ from ranksearch.tasks._fine_tune import InSteps
 from ranksearch.tasks._identity import identity
 from ranksearch.tasks._optimizers import SGD
 from ranksearch.tasks.metrics import Metrics, identities, reported, tried
-from ranksearch.tasks.task import Metric, Split, Training, check_split
+from ranksearch.tasks.task import Metric, Split, Training, check_split, logits_of
 from ranksearch.tensors import absorb
 
 Array = Tensor | np.ndarray
@@ -38,7 +38,7 @@ WARM_UP = 0.3  # share of a one-cycle run in which the learning rate rises
 
 @final
 class Classification(InSteps):
-    """Inputs ``x`` with one class each.
+    """Inputs ``x`` with one class each. Networks answer with logits, shape (n, classes), or with what has them as ``logits`` or first.
 
     Args:
         train, validation, test: pairs (x, y). x has shape (n, ...) and dtype uint8, int64, float32 or float64; y has
@@ -207,17 +207,21 @@ class Classification(InSteps):
             batch = x[chosen] if augment is None else augment(x[chosen], generator)
             yield self._inputs(batch, torch.device("cpu")), y[chosen]
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy, by class weights where there are any. outputs: logits, shape: (n, classes); targets: shape (n,)."""
-        self._check_outputs(outputs, len(targets))
-        outputs = outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
-        weights = None if self.class_weights is None else self.class_weights.to(outputs)
-        return F.cross_entropy(outputs, targets, weights)
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Mean cross-entropy, by class weights where there are any.
 
-    def sample_targets(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        Args:
+            outputs: logits, shape (n, classes), or what has them as ``logits`` or first.
+            targets: shape (n,).
+        """
+        logits = self._logits(outputs, len(targets))
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        return F.cross_entropy(logits, targets, weights)
+
+    def sample_targets(self, outputs: Any, generator: torch.Generator) -> Tensor:
         """See `Task.sample_targets`: classes with the probabilities of the softmax, int64, shape: (n,)."""
-        self._check_outputs(outputs, outputs.shape[0] if isinstance(outputs, Tensor) and outputs.ndim else 0)
-        return torch.multinomial(outputs.detach().float().softmax(dim=-1), 1, generator=generator)[:, 0]
+        return torch.multinomial(self._logits(outputs).detach().float().softmax(dim=-1), 1, generator=generator)[:, 0]
 
     def training(self, model: nn.Module, *, epochs: float, seed: int) -> Training:
         """See `Task.training`."""
@@ -232,13 +236,13 @@ class Classification(InSteps):
         logits: list[Tensor] = []
         with mode(model, training=False), torch.no_grad():
             for part, targets in zip(x.split(self.batch_size), y.split(self.batch_size), strict=True):
-                outputs = run(model, self._inputs(part, device))
+                answers = self._logits(run(model, self._inputs(part, device)), len(targets))
                 share = len(targets) if self.class_weights is None else float(self.class_weights[targets].sum())
                 targets = targets.to(device)
-                loss, weight = loss + float(self.loss(outputs, targets)) * share, weight + share
-                correct += int((outputs.argmax(1) == targets).sum())
+                loss, weight = loss + float(self.loss(answers, targets)) * share, weight + share
+                correct += int((answers.argmax(1) == targets).sum())
                 if self._reported:
-                    logits.append(outputs.float().cpu())
+                    logits.append(answers.float().cpu())
         found = {"accuracy": correct / len(y), "loss": loss / weight}
         return found | {one.metric.name: one(torch.cat(logits), y.clone()) for one in self._reported}
 
@@ -249,10 +253,14 @@ class Classification(InSteps):
         scale, shift = (t.to(device) for t in self._affine)
         return batch.to(device).to(scale.dtype) * scale + shift
 
-    def _check_outputs(self, outputs: Any, count: int) -> None:
-        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (count, self.classes):
-            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise InvalidModel(f"model answered with {got}: this task needs logits of shape ({count}, {self.classes}), one per class")
+    def _logits(self, outputs: Any, count: int | None = None) -> Tensor:
+        """The logits among what a model answers, of ``count`` examples or of however many there are."""
+        found = logits_of(outputs)
+        if found is None or found.ndim != 2 or found.shape[1] != self.classes or count not in (None, len(found)):
+            got = type(outputs).__name__ if found is None else f"shape {tuple(found.shape)}"
+            wanted = f"({'examples' if count is None else count}, {self.classes})"
+            raise InvalidModel(f"model answered with {got}: this task needs logits of shape {wanted}, one per class")
+        return found
 
     # Tensors travel as numpy arrays: pickle keeps those out of band, so that processes of one machine share them.
     def __getstate__(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ranksearch.sites import device_of, mode, run
 from ranksearch.tasks._fine_tune import InSteps
 from ranksearch.tasks._optimizers import AdamW
 from ranksearch.tasks.classification import rate
-from ranksearch.tasks.task import Metric, Split, Training, check_split, mean_divergence
+from ranksearch.tasks.task import Metric, Split, Training, check_split, logits_of, mean_divergence
 from ranksearch.tensors import absorb
 
 Text = str | Path | Sequence[Path] | Tensor | np.ndarray
@@ -228,11 +228,9 @@ def _logits(outputs: Any, shape: torch.Size | None) -> Tensor:
 
     Raises:
         InvalidModel: there are none, or of other sequences than ``shape``."""
-    found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
-    if found is None and isinstance(outputs, (tuple, list)) and outputs:
-        found = outputs[0]
-    if not isinstance(found, Tensor) or found.ndim != 3 or (shape is not None and found.shape[:2] != shape):
-        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(outputs).__name__
+    found = logits_of(outputs)
+    if found is None or found.ndim != 3 or (shape is not None and found.shape[:2] != shape):
+        got = type(outputs).__name__ if found is None else f"shape {tuple(found.shape)}"
         wanted = "(sequences, length, vocabulary)" if shape is None else f"({shape[0]}, {shape[1]}, vocabulary)"
         raise InvalidModel(f"model answered with {got}: a language model gives logits of shape {wanted}")
     return found

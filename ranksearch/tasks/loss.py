@@ -22,7 +22,7 @@ from ranksearch.tasks._identity import identity
 from ranksearch.tasks._optimizers import AdamW
 from ranksearch.tasks._order import sorted_by_class
 from ranksearch.tasks.classification import rate
-from ranksearch.tasks.task import Metric, Split, Training, check_split, mean_distance, mean_divergence
+from ranksearch.tasks.task import Metric, Split, Training, check_split, logits_of, mean_distance, mean_divergence
 from ranksearch.tensors import absorb
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -337,8 +337,8 @@ class _Agreement(_Divergence):
 
 def _answer(outputs: Any, wanted: Tensor | None = None) -> Tensor:
     """The tensor that an output is compared by."""
-    found = getattr(outputs, "logits", None)
-    found = found if isinstance(found, Tensor) else next((tensor for _, tensor in tensors_of(outputs)), None)
+    found = logits_of(outputs)
+    found = next((tensor for _, tensor in tensors_of(outputs)), None) if found is None else found
     if found is None or (wanted is not None and found.shape != wanted.shape):
         got = type(outputs).__name__ if found is None else f"shape {tuple(found.shape)}"
         raise InvalidModel(f"model answered with {got}: this task needs {'a tensor' if wanted is None else f'shape {tuple(wanted.shape)}'}")

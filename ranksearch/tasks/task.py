@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranksearch.errors import InvalidArgument, RanksearchError
+from ranksearch.errors import InvalidArgument, InvalidModel, RanksearchError
 from ranksearch.results.names import unusable
 from ranksearch.sites import BatchDim
 
@@ -73,6 +73,15 @@ class Training(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
+
+
+def logits_of(outputs: Any) -> Tensor | None:
+    """The logits among what a model answers: the answer itself, its ``logits`` (models of transformers), or the first of several; None:
+    there are none."""
+    found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+    if found is None and isinstance(outputs, (tuple, list)) and outputs:
+        found = outputs[0]
+    return found if isinstance(found, Tensor) else None
 
 
 def mean_divergence(logits: Tensor, reference: Tensor, axis: int) -> Tensor:
@@ -137,10 +146,17 @@ class Task(ABC):
     def divergence(self, outputs: Any, reference: Any) -> Tensor | None:
         """How far a network's outputs are from those of a reference for the same inputs, a scalar: 0 where they are equal. None: the
         task has no such measure, and networks are compared by `loss`. Of categorical outputs it is the mean Kullback-Leibler divergence
-        KL(reference || network), in nats."""
+        KL(reference || network), in nats.
+
+        Raises:
+            InvalidModel: categorical outputs without logits (`logits_of`)."""
         if self.predictive != "categorical":
             return None
-        return mean_divergence(outputs, reference, 1)
+        mine, wanted = logits_of(outputs), logits_of(reference)
+        if mine is None or wanted is None:
+            got = type(outputs if mine is None else reference).__name__
+            raise InvalidModel(f"model answered with {got}: {type(self).__name__} is about networks that answer with logits")
+        return mean_divergence(mine, wanted, 1)
 
     def sample_targets(self, outputs: Any, generator: torch.Generator) -> Any:
         """Targets drawn from the distribution that ``outputs`` stand for, one per example, as `loss` takes them: gradients of the

@@ -1,7 +1,8 @@
-"""The tables of the quality frontier and of the worth of proxies, of rows made up here, and the VGG-16 that they are about."""
+"""The tables of the quality frontier and of the worth of proxies, of rows made up here, and the networks of theirs that are trained."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
@@ -90,7 +91,7 @@ def test_a_row_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
 
 
 def test_the_vgg_is_configuration_d_with_one_linear_layer() -> None:
-    network = script("vgg").vgg16(7)
+    network = script("trained").vgg16(7)
     convolutions = [m for m in network if isinstance(m, nn.Conv2d)]
     assert [m.out_channels for m in convolutions] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
     assert all(m.kernel_size == (3, 3) and m.bias is None for m in convolutions)
@@ -100,10 +101,34 @@ def test_the_vgg_is_configuration_d_with_one_linear_layer() -> None:
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
+@pytest.mark.parametrize(("name", "tokens"), [("vit", 50), ("mobilenet", None)])
+def test_networks_of_transformers_answer_to_small_images_with_logits(name: str, tokens: int | None) -> None:
+    pytest.importorskip("transformers")
+    network = script("trained").RECIPES[name].make().eval()
+    assert network(torch.zeros(2, 1, 28, 28)).logits.shape == (2, 10)
+    if tokens:
+        assert network.vit.embeddings.position_embeddings.shape == (1, tokens, 96)
+    else:  # 28 pixels end as 4: three strides
+        assert sum(m.stride == (2, 2) for m in network.modules() if isinstance(m, nn.Conv2d)) == 3
+
+
+def test_training_follows_the_recipe_and_lowers_the_loss() -> None:
+    trained = script("trained")
+    images, labels = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2
+    images[labels == 1] += 1.0
+    for optimizer, rate in ((torch.optim.SGD, 0.05), (torch.optim.AdamW, 0.01)):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        before = float(nn.functional.cross_entropy(network(images), labels).detach())
+        recipe = trained.Recipe(nn.Identity, None, 20, rate, 0.0, batch_size=16, optimizer=optimizer)
+        trained.train(network, images, labels, recipe, argparse.Namespace(epochs=20, seed=0, smoothing=0.0))
+        assert not network.training and float(nn.functional.cross_entropy(network(images), labels).detach()) < before
+
+
 def test_batches_are_an_epoch_of_mirrored_and_moved_images() -> None:
     images = torch.zeros(5, 3, 8, 8)
     images[:, :, 4, 4] = 1 + torch.arange(5.0)[:, None]
-    seen = list(script("vgg").batches(images, torch.arange(5), 2, torch.Generator().manual_seed(0)))
+    seen = list(script("trained").batches(images, torch.arange(5), 2, torch.Generator().manual_seed(0)))
     assert len(seen) == 2  # whole batches alone
     labels = torch.cat([y for _, y in seen]).tolist()
     assert len(set(labels)) == 4

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -13,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from transformers.modeling_outputs import ImageClassifierOutput as Logits
 
-from ranksearch.errors import InvalidArgument
+from ranksearch.errors import InvalidArgument, InvalidModel
 from ranksearch.sites import tensors_of
 from ranksearch.tasks import TASKS, Agreement, Classification, FromLoss, LanguageModel, Metric, Task
 
@@ -179,6 +181,48 @@ def test_sampled_targets_have_a_loss_and_the_frequencies_of_the_predictive_distr
     if task.predictive == "categorical":  # five deviations at most
         found = torch.bincount(targets, minlength=outputs.shape[1]) / len(targets)
         torch.testing.assert_close(found, outputs[0].softmax(0), rtol=0, atol=0.02)
+
+
+class Wrapped(nn.Module):
+    """A network that answers as another one does, with something around it."""
+
+    def __init__(self, network: nn.Module, wrap: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.network, self.wrap = network, wrap
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.wrap(self.network(inputs))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: Logits(logits=x), lambda x: (x, x.new_ones(2))], ids=["an object with logits", "a tuple"])
+def test_logits_are_found_in_what_a_network_answers(pair: tuple[Task, nn.Module], wrap: Callable[[torch.Tensor], Any]) -> None:
+    task, model = pair
+    if isinstance(task, FromLoss) and not isinstance(task, Agreement):
+        pytest.skip("the user's own loss gets outputs as they are")
+    assert task.measure(Wrapped(model, wrap)) == task.measure(model)
+    inputs, targets = next(iter(task.labelled(1)))
+    outputs = model.eval()(inputs).detach()
+    other = outputs.roll(1, 0)
+    assert torch.equal(task.loss(wrap(outputs), targets), task.loss(outputs, targets))
+    apart = task.divergence(outputs, other)
+    assert apart is not None and torch.equal(task.divergence(wrap(outputs), wrap(other)), apart)
+    if task.predictive is not None:
+        drawn, same = (task.sample_targets(one, torch.Generator().manual_seed(0)) for one in (outputs, wrap(outputs)))
+        assert _equal(*([tensor for _, tensor in tensors_of(one)] for one in (drawn, same)))
+    twins = [model, Wrapped(copy.deepcopy(model), wrap)]
+    for twin in twins:
+        task.fine_tune(twin, epochs=1, seed=0)
+    assert _equal(*map(_state, twins))
+
+
+def test_categorical_outputs_without_logits_have_no_divergence_and_are_named() -> None:
+    task, model = _classification()
+    outputs = model.eval()(task.example())
+    for pair in ((outputs, {"scores": outputs}), ({"scores": outputs}, outputs)):
+        with pytest.raises(InvalidModel, match=r"dict.*Classification.*logits"):
+            task.divergence(*pair)
+    with pytest.raises(InvalidModel, match=r"dict.*\(examples, 2\)"):
+        task.sample_targets({"scores": outputs}, torch.Generator())
 
 
 def test_a_pickled_task_is_the_same_task_even_in_read_only_memory(pair: tuple[Task, nn.Module], recwarn: pytest.WarningsRecorder) -> None:

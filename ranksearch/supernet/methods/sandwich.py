@@ -15,6 +15,7 @@ from ranksearch.space import DENSE
 from ranksearch.supernet.methods._base import Batch, Loss, Method, projecting
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.supernet.sampling import FrontGuided, Sampling
+from ranksearch.tasks.task import logits_of
 
 Distillation = Callable[[Any, Any], Tensor]  # (outputs of a low-rank network, detached outputs of the dense one) -> scalar
 
@@ -86,7 +87,7 @@ class Sandwich(Method):
 
 def soft_cross_entropy(outputs: Any, teacher: Any) -> Tensor:
     """The mean over examples of - sum p log q, where p and q are the softmax of two logits with the classes in the last dimension.
-    Of objects with ``logits`` these are taken.
+    Of objects with ``logits`` these are taken, and of several answers the first.
 
     Raises:
         InvalidArgument: no logits.
@@ -97,9 +98,9 @@ def soft_cross_entropy(outputs: Any, teacher: Any) -> Tensor:
 
 
 def logits(outputs: Any) -> Tensor:
-    found = getattr(outputs, "logits", outputs)
-    if not isinstance(found, Tensor) or found.ndim < 2:
-        got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    found = logits_of(outputs)
+    if found is None or found.ndim < 2:
+        got = type(outputs).__name__ if found is None else f"a tensor of shape {tuple(found.shape)}"
         raise InvalidArgument(f"outputs: the network answers with {got}, not logits (..., classes); give a distillation")
     return found
 

@@ -70,17 +70,17 @@ def test_other_outputs_need_a_distillation_of_their_own():
             super().__init__()
             self.body = network()
 
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
             y = self.body(x)
-            return y, y.mean()
+            return {"scores": y, "mean": y.mean()}
 
     model = Pair()
     spectra = Spectra(model, find_sites(model, torch.zeros(1, 3, 8, 8).double()), named("svd"))
     net = RankSupernet(model, build_space(spectra), spectra=spectra)
-    loss = lambda outputs, targets: F.cross_entropy(outputs[0], targets)  # noqa: E731
-    with pytest.raises(InvalidArgument, match=r"answers with tuple, not logits.*distillation"):
+    loss = lambda outputs, targets: F.cross_entropy(outputs["scores"], targets)  # noqa: E731
+    with pytest.raises(InvalidArgument, match=r"answers with dict, not logits.*distillation"):
         Sandwich(net, loss).loss(batch())
-    own = lambda outputs, teacher: F.mse_loss(outputs[0], teacher[0])  # noqa: E731
+    own = lambda outputs, teacher: F.mse_loss(outputs["scores"], teacher["scores"])  # noqa: E731
     assert Sandwich(net, loss, distillation=own).loss(batch()).isfinite()
     with pytest.raises(InvalidArgument, match=r"temperature=3.0: it is of logits alone"):
         Sandwich(net, loss, distillation=own, temperature=3.0)
