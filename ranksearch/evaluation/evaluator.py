@@ -49,12 +49,14 @@ class Evaluator:
             return Recovery(*given, epochs=fidelity.epochs, seed=seed, **options)
         return FineTuning(self.task, model, epochs=fidelity.epochs, seed=seed)
 
-    def untrained(self, request: Request) -> nn.Module:
-        """The network of a request as its fine-tuning begins: built, reconstructed, and taught the dense network's answers. Torch's random
-        numbers begin with the seed."""
+    def built(self, request: Request) -> nn.Module:
+        """The network of a request, its factors as they come. Torch's random numbers begin with the seed."""
         torch.manual_seed(request.seed)
-        model = build(self.spectra, request.configuration)
-        fidelity = request.fidelity
+        return build(self.spectra, request.configuration)
+
+    def untrained(self, request: Request) -> nn.Module:
+        """The network of a request as its fine-tuning begins: built, reconstructed, and taught the dense network's answers."""
+        model, fidelity = self.built(request), request.fidelity
         if fidelity.reconstruction and fidelity.fit != SEQUENTIAL:
             raise InvalidArgument(f"fidelity={fidelity.key!r}: networks with {fidelity.fit} fitted were made by earlier versions alone")
         if fidelity.reconstruction:

@@ -17,9 +17,10 @@ from ranksearch.evaluation.request import Curve, Outcome, Point, Progress, Reque
 from ranksearch.sites import copied, device_of
 from ranksearch.space import DENSE
 from ranksearch.tasks import FineTuning, Task, measured
+from ranksearch.tasks.randomness import random_state, set_random_state
 
 log = logging.getLogger(__name__)
-FORMAT = "ranksearch-evaluation-1"
+FORMAT = "ranksearch-evaluation-2"  # 1: without the rates of recovery and random numbers outside of training
 Place = Callable[[Request], Path | None]
 
 
@@ -119,18 +120,20 @@ class _Network:
 
     def _begun(self) -> FineTuning:
         request, saved = self.request, self.saved
-        model = self.evaluator.untrained(request)
+        model = (self.evaluator.untrained if saved is None else self.evaluator.built)(request)
         tuning = self.evaluator.tuning(model, request)
         if saved is not None:
             model.load_state_dict(saved["model"])
             tuning.training.optimizer.load_state_dict(saved["optimizer"])
             tuning.load_state_dict(saved["tuning"])
+            set_random_state(saved["random"], device_of(model))
         return tuning
 
     def state_dict(self) -> dict[str, Any]:
         tuning = self.tuning
         assert tuning is not None  # something was measured
-        return {"model": tuning.model.state_dict(), "optimizer": tuning.training.optimizer.state_dict(), "tuning": tuning.state_dict()}
+        state = {"model": tuning.model.state_dict(), "optimizer": tuning.training.optimizer.state_dict(), "tuning": tuning.state_dict()}
+        return state | {"random": random_state(device_of(tuning.model))}
 
 
 def _plain(curve: Curve) -> list[list[Any]]:

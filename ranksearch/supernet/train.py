@@ -22,6 +22,7 @@ from ranksearch.sites import device_of, mode
 from ranksearch.supernet import _checkpoint
 from ranksearch.supernet.network import RankSupernet
 from ranksearch.tasks import Diverged, Task
+from ranksearch.tasks.randomness import random_state, set_random_state
 from ranksearch.tasks.task import Training
 from ranksearch.tensors import absorb
 
@@ -174,7 +175,7 @@ class _Run:
         """Write a checkpoint, if there is a folder."""
         if self.folder is None:
             return
-        device = device_of(self.supernet)
+        random = random_state(device_of(self.supernet))
         tensors, layout = self.supernet.bases_state()
         _checkpoint.write(
             self.folder,
@@ -186,8 +187,8 @@ class _Run:
                 "optimizer": self.training.optimizer.state_dict(),
                 "stream": self.training.state_dict(),
                 "method": self.method.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                "random": random["cpu"],
+                "random_cuda": random.get("cuda"),
             },
         )
 
@@ -213,9 +214,8 @@ class _Run:
         self.training.optimizer.load_state_dict(state["optimizer"])
         self.training.load_state_dict(state["stream"])
         self.method.load_state_dict(state["method"])
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] is not None and (device := device_of(self.supernet)).type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], device)
+        random = {name: state[key] for name, key in (("cpu", "random"), ("cuda", "random_cuda")) if state[key] is not None}
+        set_random_state(random, device_of(self.supernet))
         return int(state["step"])
 
 

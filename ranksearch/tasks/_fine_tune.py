@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ranksearch import checks
 from ranksearch.sites import device_of, mode, run
+from ranksearch.tasks.randomness import random_state, set_random_state
 from ranksearch.tasks.task import Diverged, Task
 
 
@@ -77,18 +78,13 @@ class FineTuning:
     @contextlib.contextmanager
     def _generators(self) -> Iterator[None]:
         """Torch's random numbers (dropout and the like) are those of the fine-tuning meanwhile, and the caller's afterwards."""
-        cuda = self._device if self._device.type == "cuda" else None
-        with torch.random.fork_rng(devices=[] if cuda is None else [cuda]):
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             if self._random is None:
                 torch.manual_seed(self._seed)
             else:
-                torch.set_rng_state(self._random["cpu"])
-                if cuda is not None:
-                    torch.cuda.set_rng_state(self._random["cuda"], cuda)
+                set_random_state(self._random, self._device)
             yield
-            self._random = {"cpu": torch.get_rng_state()}
-            if cuda is not None:
-                self._random["cuda"] = torch.cuda.get_rng_state(cuda)
+            self._random = random_state(self._device)
 
 
 class InSteps(Task):

@@ -20,7 +20,7 @@ from ranksearch.space.spectra import Spectra
 from ranksearch.tasks import Classification, Diverged, FineTuning, Task
 
 LOW = Configuration({"0": ("svd", (2,)), "5": ("svd", (1,))})
-FIDELITY = Fidelity(epochs=4, recalibration=2, reconstruction=1)
+FIDELITY = Fidelity(epochs=4, recalibration=2, reconstruction=1, distill=2)
 BOTH = pytest.mark.parametrize("fidelity", [FIDELITY, replace(FIDELITY, training="recovery")], ids=["plain", "recovery"])
 
 
@@ -76,7 +76,7 @@ def test_rungs_change_nothing_of_what_it_comes_to(evaluator: Evaluator, fidelity
     assert 0 < on_the_way[0].seconds < on_the_way[1].seconds < last.seconds and last.provenance is not None
     assert parts(Stepwise(evaluator, (1.0,))(request))[0][0].curve[0] == on_the_way[1].curve[1], "other rungs change nothing either"
     if fidelity.training == "plain":
-        shorter = evaluator(Request(LOW, Fidelity(epochs=1, recalibration=2, reconstruction=1), 3))
+        shorter = evaluator(Request(LOW, replace(fidelity, epochs=1), 3))
         assert dict(on_the_way[1].curve[1].metrics) != shorter.metrics, "on its way it is no evaluation of so many epochs"
 
 
@@ -102,6 +102,7 @@ def test_it_goes_on_from_its_checkpoint_in_another_process(evaluator: Evaluator,
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(FineTuning, "advance", counting)
+            patch.setattr(elsewhere.evaluator, "untrained", None)  # what was fitted and taught before is not fitted and taught again
             on_the_way, last = parts(elsewhere(request))
         assert on_the_way[0].curve == whole[0][rungs - 1].curve, "it tells how far it was first"
         assert last.metrics == whole[1].metrics and last.curve == whole[1].curve

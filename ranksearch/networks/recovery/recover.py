@@ -106,8 +106,8 @@ class Recovery(FineTuning):
         distillation: float = DISTILLATION, temperature: float = TEMPERATURE, recalibration: int = RECALIBRATION,
     ) -> None:  # fmt: skip
         super().__init__(task, network, epochs=epochs, seed=seed)
-        named = dict(network.named_parameters())
-        self._rates = [(named[name], rate) for name, rate in factor_rates(network, spectra, configuration).items()]
+        self._layers = spectra, configuration
+        self._rates: dict[str, float] = {}  # of factors by name, as they are where training begins
         self._dense, self._distillation, self._recalibration = spectra.model, distillation, recalibration
         self._temperature = temperature if task.predictive == "categorical" else 1.0
         self._measured: dict[float, dict[str, float]] = {}
@@ -118,6 +118,7 @@ class Recovery(FineTuning):
     def advance(self, epochs: float) -> None:
         """See `FineTuning.advance`. A loss that is no longer finite ends training."""
         if not self._measured:
+            self._rates = factor_rates(self.model, *self._layers)
             self._measure(0.0)
         pieces = max(1, math.ceil(self.epochs))
         ends = [self.epochs * (piece + 1) / pieces for piece in range(pieces)]
@@ -156,9 +157,9 @@ class Recovery(FineTuning):
 
     def scale(self) -> None:
         """Every factor's gradient by its rate."""
-        for parameter, rate in self._rates:
-            if parameter.grad is not None:
-                parameter.grad.mul_(rate)
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and name in self._rates:
+                parameter.grad.mul_(self._rates[name])
 
     def settle(self, model: nn.Module) -> None:
         """The weights that measured best."""
@@ -172,7 +173,7 @@ class Recovery(FineTuning):
         """See `FineTuning.state_dict`."""
         mine = {
             "measured": [[end, found] for end, found in self._measured.items()],
-            "best": self._best, "state": self._state, "diverged": self._diverged,
+            "best": self._best, "state": self._state, "diverged": self._diverged, "rates": self._rates,
         }  # fmt: skip
         return {**super().state_dict(), "recovery": mine}
 
@@ -181,6 +182,7 @@ class Recovery(FineTuning):
         super().load_state_dict(state)
         mine = state["recovery"]
         self._best, self._state, self._diverged = float(mine["best"]), mine["state"], bool(mine["diverged"])
+        self._rates = {str(name): float(rate) for name, rate in mine["rates"].items()}
         self._measured = {float(end): dict(found) for end, found in mine["measured"]}
 
     def _measure(self, end: float) -> None:
