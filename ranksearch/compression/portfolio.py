@@ -338,21 +338,19 @@ class Portfolio:
             self.tell(Announced(f"not teaching it the dense network's answers: {text}"))
             return best
         self.tell(Announced(f"teaching it the dense network's answers to {steps} batches"))
-        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        spectra, divergence = self.prepared[best.metric], self.task.divergence
+        spectra, divergence, losses = self.prepared[best.metric], self.task.divergence, list[float]()
         lessons = partial(unseen_first, self.task, steps, seen=self.data.seen, kept=len(self.data.held_out))
+
+        def better() -> bool:
+            losses.append(self.judge(network))
+            return losses[0] < best.least
+
         try:
-            learned = distill(network, spectra, best.configuration, lessons, steps=steps, divergence=divergence)
+            distill(network, spectra, best.configuration, lessons, steps=steps, divergence=divergence, kept=better)
         except RuntimeError as error:  # no gradient of what it does, or no memory: it answers all the same
             self.tell(Announced(f"it stays as it was: {str(error).splitlines()[0]}"))
-            network.load_state_dict(before)
             return best
-        if not learned:
-            return best
-        loss = self.judge(network)
-        if not loss < best.least:
-            network.load_state_dict(before)
-        return replace(best, distilled=loss, distill=steps, passes=best.passes + self.judge.passes)
+        return replace(best, distilled=losses[0], distill=steps, passes=best.passes + self.judge.passes) if losses else best
 
     def seen(self, metric: MetricName) -> Measured:
         """Measures networks as their factors come, on the batches that factors are fitted to."""

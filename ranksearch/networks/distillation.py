@@ -30,7 +30,7 @@ PROVED = 16  # steps after which a rate is kept or given up
 RISE = 1.1  # the losses of these relative to those of the network that was not trained, from which on a rate is given up
 BROKEN = 3.0  # that of a single step relative to the largest of these
 SMALLEST = 1e-3  # root mean square that a parameter counts as, at least (Adafactor, arXiv 1804.04235, section 8)
-COPIES = 6  # of a network's parameters that are held at once: before, at the start, gradients, Adam's two moments, and a copy of 32 bits
+COPIES = 5  # of a network's parameters that are held at once: at the start, gradients, Adam's two moments, and a copy of 32 bits
 
 ROOM = 0.5  # of the memory of the device that these may take
 
@@ -46,6 +46,7 @@ def distill(
     *,
     steps: int,
     divergence: Divergence | None = None,
+    kept: Callable[[], bool] | None = None,
 ) -> float:
     """Train all parameters of a network, in place, to answer as the dense one does.
 
@@ -69,14 +70,15 @@ def distill(
         steps: at least 0.
         divergence: of outputs from the dense network's, such as `Task.divergence`; where it gives None, and by default, the mean over the
             tensors of an output of the squared distance relative to their square.
+        kept: asked once it has learned; False: what it learned is undone.
 
     Returns:
-        the rate that it learned at; 0: the network is as it was, since there was no step, it bore no rate, or no gradient comes from its
-        outputs to its parameters.
+        the rate that it learned at; 0: the network is as it was, since there was no step, it bore no rate, no gradient comes from its
+        outputs to its parameters, or what it learned was not kept.
 
     Raises:
         InvalidArgument: ``steps`` negative, no batches, or a network of another configuration.
-        RuntimeError: torch has no gradient of what the network does, or no memory for it; the network may have changed.
+        RuntimeError: torch has no gradient of what the network does, or no memory for it. The network is as it was.
     """
     checks.whole("steps", steps, least=0)
     parameters = [p for p in network.parameters() if p.is_floating_point() and p.numel()]
@@ -86,17 +88,27 @@ def distill(
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     stream = _again(_normalized(batches, network, spectra.sites.batch_dim))
     work = _Work(network, spectra.model, list(islice(stream, min(PROVED, steps))), stream, divergence, steps)
-    with _trained(network, parameters):
-        before = work.losses()
-        start = [parameter.detach().clone() for parameter in parameters]
-        for rate in RATES if before else ():
-            learning = [_Learning(parameter, sizes.get(names[id(parameter)])) for parameter in parameters]
-            if work.learn(learning, rate, before):
-                return rate
-            with torch.no_grad():
-                for parameter, kept in zip(parameters, start, strict=True):
-                    parameter.copy_(kept)
-    return 0.0
+    start = [parameter.detach().clone() for parameter in parameters]
+
+    def begin_anew() -> None:
+        with torch.no_grad():
+            for parameter, first in zip(parameters, start, strict=True):
+                parameter.copy_(first)
+
+    rate, learned, done = 0.0, False, False
+    try:
+        with _trained(network, parameters):
+            before = work.losses()
+            for rate in RATES if before else ():
+                begin_anew()
+                learning = [_Learning(parameter, sizes.get(names[id(parameter)])) for parameter in parameters]
+                if learned := work.learn(learning, rate, before):
+                    break
+        done = learned and (kept is None or kept())
+    finally:
+        if not done:
+            begin_anew()
+    return rate if done else 0.0
 
 
 @dataclass(frozen=True)

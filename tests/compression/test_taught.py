@@ -45,13 +45,13 @@ def test_factors_that_are_taught_alone_are_not_reconstructed() -> None:
 
 def test_it_is_undone_where_it_measures_worse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     @torch.no_grad()
-    def spoil(small: nn.Module, *_: Any, **__: Any) -> float:
-        for parameter in small.parameters():
+    def spoil(work: Any, *_: Any) -> bool:
+        for parameter in work.network.parameters():
             parameter.mul_(-3)
-        return 0.1
+        return True
 
     before = compress(network(), task(), distill=0, **GIVEN)
-    monkeypatch.setattr(PORTFOLIO, "distill", spoil)
+    monkeypatch.setattr("ranksearch.networks.distillation._Work.learn", spoil)
     found = compress(network(), task(), distill=5, **GIVEN)
     assert found.chosen.distilled > found.chosen.least == before.chosen.least and found.distilled == 0
     for name, value in found.model.state_dict().items():

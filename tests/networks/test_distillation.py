@@ -101,6 +101,40 @@ def test_where_no_rate_is_borne_it_is_as_it_was(monkeypatch: pytest.MonkeyPatch)
     assert distill(short, spectra, LOW, batches, steps=30) == 0 and torch.equal(flat(short), before)
 
 
+def test_what_is_not_kept_is_undone() -> None:
+    spectra, short = pair()
+    before, asked = flat(short), []
+
+    def kept(answer: bool) -> bool:
+        asked.append(torch.equal(flat(short), before))
+        assert not short.training and all(p.grad is None for p in short.parameters())
+        return answer
+
+    assert distill(short, spectra, LOW, batches, steps=3, kept=lambda: kept(False)) == 0 and torch.equal(flat(short), before)
+    assert distill(short, spectra, LOW, batches, steps=3, kept=lambda: kept(True)) > 0 and not torch.equal(flat(short), before)
+    assert asked == [False, False], "once, when it has learned"
+
+
+@pytest.mark.parametrize("where", ["of a step", "of the judgement"])
+def test_after_an_error_it_is_as_it_was(where: str) -> None:
+    spectra, short = pair()
+    before, steps = flat(short), []
+
+    def breaking(outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        if where == "of a step" and len(steps) == 5:  # two of three steps are taken, after three losses
+            assert not torch.equal(flat(short), before)
+            raise RuntimeError("no memory")
+        return (outputs - wanted).square().mean()
+
+    def judge() -> bool:
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        distill(short, spectra, LOW, batches, steps=3, divergence=breaking, kept=judge)
+    assert torch.equal(flat(short), before) and len(steps) == (5 if where == "of a step" else 6)
+
+
 @pytest.mark.parametrize(
     ("losses", "before", "borne"),
     [
@@ -239,9 +273,9 @@ def test_no_step_changes_nothing() -> None:
     assert distill(short, spectra, LOW, batches, steps=0) == 0 and torch.equal(flat(short), before)
 
 
-def test_memory_for_six_copies_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_for_five_copies_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     _, short = pair(dtype=torch.bfloat16)
-    needed = 6 * 4 * sum(p.numel() for p in short.parameters())
+    needed = 5 * 4 * sum(p.numel() for p in short.parameters())
     monkeypatch.setattr(distillation, "device_memory", lambda device: 2.0 * needed)
     assert no_room(short) is None
     monkeypatch.setattr(distillation, "device_memory", lambda device: 2.0 * needed - 1)
