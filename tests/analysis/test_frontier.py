@@ -101,6 +101,15 @@ def test_the_vgg_is_configuration_d_with_one_linear_layer() -> None:
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
+def test_a_budget_at_which_no_rule_has_an_answer_has_no_line() -> None:
+    rows = [row("balf", 0, None, error="least is 0.2"), row("refit", 0, None, error="least is 0.2")]
+    assert len(script("frontier").compared(rows)) == 2  # the head
+    script("frontier").Subject.finish(None, rows)  # there is nothing to fit, and nothing of a subject is asked
+    assert all("finished" not in one for one in rows)
+    other = row("balf", 0, (0.4, 0.7)) | {"budget": 0.3}
+    assert len(script("frontier").compared([*rows, other])) == 3
+
+
 @pytest.mark.parametrize(("name", "tokens"), [("vit", 50), ("mobilenet", None)])
 def test_networks_of_transformers_answer_to_small_images_with_logits(name: str, tokens: int | None) -> None:
     pytest.importorskip("transformers")
