@@ -123,6 +123,8 @@ def test_a_frozen_model_and_misfitting_outputs_are_named() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     with pytest.raises(InvalidModel, match=r"\(7, 3\).*\(7, 4\)"):
         make().measure(model)
+    with pytest.raises(InvalidModel, match=r"\(3, 4\).*\(2, 4\)"):
+        make().loss(torch.zeros(3, 4), torch.zeros(2, dtype=torch.int64))
     model.requires_grad_(True).train()
     with pytest.raises(InvalidModel, match="logits"):
         make().fine_tune(model, epochs=1, seed=0)
