@@ -15,6 +15,7 @@ from texts import causal, stream
 from torch import nn
 from trained import RECIPES
 
+from ranksearch.errors import InvalidArgument
 from ranksearch.home import home, user_path
 from ranksearch.space import SpaceSpec, mixture, svd_only
 from ranksearch.space.specs import named
@@ -90,6 +91,8 @@ def subject(given: argparse.Namespace) -> tuple[nn.Module, Classification]:
         fit_probe(classifier, task, cache=home() / "cache")
         return classifier, task
     if name in RECIPES:
+        if given.weights is None:
+            raise InvalidArgument(f"--weights: --network {name} needs the file that analysis/trained.py --network {name} writes")
         recipe = RECIPES[name]
         model = load_weights(recipe.make(), given.weights)
         task = recipe.data(given.fashion if recipe.data is fashion_mnist else data / "cifar10", validation=given.images)

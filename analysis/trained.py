@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from ranksearch.home import user_path
 from ranksearch.tasks import Classification
 from ranksearch.tasks.images import cifar10, fashion_mnist
+from ranksearch.tasks.task import logits_of
 
 WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0: maxima over 2 x 2 pixels
 PADDING = 4  # pixels that crops move by
@@ -63,7 +64,7 @@ def mobilenet() -> nn.Module:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained, unless options say otherwise.
+    """How a network is trained; `--epochs` may say otherwise.
 
     Args:
         data: of a folder, with so many training images left out.
@@ -124,8 +125,9 @@ def train(network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, gi
         start, last = time.monotonic(), torch.zeros(())
         for x, y in batches(images, labels, recipe.batch_size, generator):
             with torch.autocast(device, dtype=torch.bfloat16, enabled=recipe.narrow or device != "cpu"):
-                answer = network(x)
-                loss = F.cross_entropy(getattr(answer, "logits", answer), y, label_smoothing=given.smoothing)
+                logits = logits_of(network(x))
+                assert logits is not None  # all of these networks answer with some
+                loss = F.cross_entropy(logits, y, label_smoothing=given.smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

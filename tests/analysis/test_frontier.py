@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from ranksearch.errors import InvalidArgument
+
 SCRIPTS = Path(__file__).parents[2] / "analysis"
 
 
@@ -119,6 +121,12 @@ def test_networks_of_transformers_answer_to_small_images_with_logits(name: str, 
         assert network.vit.embeddings.position_embeddings.shape == (1, tokens, 96)
     else:  # 28 pixels end as 4: three strides
         assert sum(m.stride == (2, 2) for m in network.modules() if isinstance(m, nn.Conv2d)) == 3
+
+
+def test_networks_that_are_trained_here_need_their_weights() -> None:
+    given = argparse.Namespace(network="vit", shared=Path("nowhere"), weights=None)
+    with pytest.raises(InvalidArgument, match=r"--weights: --network vit needs the file that analysis/trained.py"):
+        script("subjects").subject(given)
 
 
 def test_training_follows_the_recipe_and_lowers_the_loss() -> None:
