@@ -55,10 +55,10 @@ class Layer:
     routed: bool  # what it is given depends on the network: it is fitted to the dense layer's answers to its own inputs
     before: nn.Module | None = None  # the layers before it, where it is but the last of a chain; ``weight`` is then that which it has
 
-    def moments(self, seen: Seen, fitted_to: int) -> tuple[LayerMoments, LayerMoments]:
-        """Those of the batches up to a number, and of the others."""
+    def moments(self, seen: Seen, fitted_to: int, *, measured: bool = False) -> tuple[LayerMoments, LayerMoments]:
+        """Those of the batches up to a number, and of the others, which may be asked for errors; the first where they are ``measured``."""
         output = self.output()
-        fitting, checking = (LayerMoments.none(self.site, output, self.device) for _ in range(2))
+        fitting, checking = (LayerMoments.none(self.site, output, self.device, measured=errors) for errors in (measured, True))
         for number, given, wanted in seen:
             if self.before is not None:
                 with torch.no_grad():

@@ -53,6 +53,7 @@ class LayerMoments:
     Attributes:
         output: G, shape (groups, c_out / groups, c_out / groups).
         count: positions.
+        measured: whether `error` is asked for, which takes the energy.
         energy: sum of y^T G y.
         examples: the uses while they are few; None: there are sums alone.
     """
@@ -60,15 +61,16 @@ class LayerMoments:
     site: Site
     output: Tensor | None
     device: torch.device
+    measured: bool = True
     count: int = 0
     energy: float = 0.0
     examples: list[Example] | None = field(default_factory=list)
     _sums: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def none(site: Site, output: Tensor | None, device: torch.device) -> LayerMoments:
+    def none(site: Site, output: Tensor | None, device: torch.device, *, measured: bool = True) -> LayerMoments:
         """Those of a layer that nothing was seen of."""
-        return LayerMoments(site, None if output is None else output.to(device), device)
+        return LayerMoments(site, None if output is None else output.to(device), device, measured)
 
     @property
     def inputs(self) -> Tensor:
@@ -151,15 +153,19 @@ class LayerMoments:
     def _answered(self, padded: Tensor, y: Tensor) -> None:
         """Take in the wanted answers, shape (batch, c_out, height, width), to inputs with their padding in place."""
         site, (_, cross) = self.site, self._summed()
-        # sum of y x^T is the gradient of the weight in sum of y (W x)
-        geometry: dict[str, Any] = {"stride": site.stride, "dilation": site.dilation, "groups": site.groups}
-        cross[..., :-1] += conv2d_weight(padded, site.shape, y, **geometry).reshape(site.groups, -1, cross.shape[2] - 1)
         flat = _flat(site, y)
+        if max(site.kernel) == 1:  # every position is read by itself
+            cross[..., :-1] += flat @ _flat(site, padded[:, :, :: site.stride[0], :: site.stride[1]]).mT
+        else:  # sum of y x^T is the gradient of the weight in sum of y (W x)
+            geometry: dict[str, Any] = {"stride": site.stride, "dilation": site.dilation, "groups": site.groups}
+            cross[..., :-1] += conv2d_weight(padded, site.shape, y, **geometry).reshape(site.groups, -1, cross.shape[2] - 1)
         cross[..., -1] += flat.sum(dim=2)
         self.energy += self._energy(flat)
 
     def _energy(self, flat: Tensor) -> float:
-        """Sum of y^T G y, of shape (groups, c_out / groups, positions)."""
+        """Sum of y^T G y, of shape (groups, c_out / groups, positions), where it is asked for: it takes as long as the sums."""
+        if not self.measured:
+            return 0.0
         if self.output is None:
             return float(flat.square().sum(dtype=torch.float64))
         return float(((flat @ flat.mT) * self.output).sum())
@@ -167,7 +173,7 @@ class LayerMoments:
     def answered_by(self, weight: Tensor, bias: Tensor | None) -> LayerMoments:
         """The same inputs with the answers of a layer of this canonical weight and this bias."""
         layer = rows(self.site, weight, bias)
-        found = LayerMoments(self.site, self.output, self.device, self.count)
+        found = LayerMoments(self.site, self.output, self.device, self.measured, self.count)
         if self.examples is not None:
             found.examples = [Example(one.inputs, given_by(layer, one.inputs)) for one in self.examples]
             found.energy = sum(self._energy(one.answers) for one in found.examples if one.answers is not None)
@@ -188,6 +194,7 @@ class LayerMoments:
 
     def error(self, weight: Tensor, bias: Tensor | None) -> float:
         """The squared error of a layer with this canonical weight and this bias, relative to the energy of the answers."""
+        assert self.measured, "there is no energy to compare it with"
         layer = rows(self.site, weight, bias)
         if self.examples is not None:
             square = sum(self._energy(given_by(layer, one.inputs) - one.wanted(layer.shape[1])) for one in self.examples)
@@ -208,7 +215,7 @@ def _fast(maps: Tensor) -> Tensor:
 
 
 def _flat(site: Site, maps: Tensor) -> Tensor:
-    """Maps, shape (batch, c_out, height, width), position by position: (groups, c_out / groups, positions)."""
+    """Maps, shape (batch, channels, height, width), position by position: (groups, channels / groups, positions)."""
     return maps.movedim(1, -1).flatten(0, -2).unflatten(1, (site.groups, -1)).movedim(0, -1)
 
 

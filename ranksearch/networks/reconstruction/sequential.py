@@ -205,7 +205,7 @@ class _Work:
             if ridge is None:
                 return
             now = self._fitted(path)
-            moments, _ = layer.moments(seen, everything)
+            moments, _ = layer.moments(seen, everything, measured=told)
             found = layer.fit(begin.get(path, now), moments, ridge, self.effort)
             if told:
                 self._told(path, layer.error(now, moments), layer.error(found, moments))

@@ -17,6 +17,7 @@ LAYERS = {
     "reflected": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (5, 4, 7, 8)),
     "dilated": (nn.Conv1d(4, 6, 3, padding=2, dilation=2), (5, 4, 12)),
     "pointwise": (nn.Conv2d(4, 6, 1), (5, 4, 3, 3)),
+    "pointwise strided": (nn.Conv2d(4, 6, 1, stride=2, groups=2), (5, 4, 7, 8)),
     "linear": (nn.Linear(5, 3), (5, 6, 5)),
     "few": (nn.Conv2d(40, 6, 3, padding=1), (5, 40, 2, 2)),  # positions, against inputs: they are kept one by one
     "few grouped": (nn.Conv2d(40, 6, 3, stride=2, padding=1, bias=False, groups=2), (5, 40, 5, 3)),
