@@ -5,16 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
-from ranksearch.allocators._feasible import beam, improve, repair
+from ranksearch.allocators._feasible import improve, repair
 from ranksearch.allocators._hull import lagrangian_hull
+from ranksearch.allocators._lists import listed
 from ranksearch.allocators._milp import optimum
 from ranksearch.allocators._options import Options, needed
 
+WIDTH, DEPTH = 400, 12  # partial choices that the narrow list keeps, and options per site
+WORK = 6e6  # partial choices that the other one looks at: what a processor does in about a second
 _EPS = 1e-12  # relative to the range of the values: below this two sums are equal in float64
 
 
@@ -25,7 +29,7 @@ class Solution:
     indices: np.ndarray  # option per site, int64, shape: (n_sites,)
     value: float
     bound: float  # no solution has a smaller value
-    remaining: int  # options that the reduced costs could not rule out; 0: no MILP was needed
+    remaining: int  # options that the MILP decided among; 0: it was not needed
 
     @property
     def gap(self) -> float:
@@ -40,14 +44,15 @@ def solve(
     """Least sum of values with every sum of costs within its limit; None where nothing is.
 
     Optimal prices of the budgets give a bound. Options whose reduced cost alone exceeds the gap between the bound and the best
-    known solution are ruled out, and the MILP (HiGHS, gap 0) decides among those that are left.
+    known solution are ruled out. Dynamic programming decides among those that are left (`listed`), a narrow one first, whose solution
+    rules out more; where it has too many choices to list, the MILP does (HiGHS, gap 0).
 
     Args:
         values: one array per site, float64, finite, shape: (n_options,).
         costs: one array per site, int64, not negative, shape: (n_options, n_budgets).
         limits: int64, shape: (n_budgets,).
-        fixing: rule options out before the MILP; without it the MILP gets them all (for comparison).
-        seconds: for the MILP; where it stops early, the gap tells.
+        fixing: rule options out and list choices before the MILP; without it the MILP gets all options (for comparison).
+        seconds: for the MILP; where it stops early, the gap tells. Below 1, lists are shorter as well.
     """
     options = needed(values, costs, limits)
     if options is None:
@@ -60,8 +65,15 @@ def solve(
         gap.offer(improve(options, repair(options, start, limits), limits))
     if fixing:
         gap.rule_out()
-        if gap.best is not None and not gap.closed and gap.offer(gap.among_kept(beam(*gap.left(), prices, limits))):
-            gap.rule_out()
+        for lists in (partial(listed, width=WIDTH, depth=DEPTH), partial(listed, work=WORK * min(seconds, 1.0))):
+            if not gap.closed:
+                picked, proven = lists(*gap.left(), prices, limits, window=gap.allowed)
+                if gap.offer(gap.among_kept(picked)):
+                    gap.rule_out()
+                if proven and gap.best is None:
+                    return None
+                if proven:
+                    gap.bound = gap.value
     remaining = 0
     if not gap.closed:
         remaining = len(gap.kept)
@@ -85,25 +97,35 @@ class _Gap:
         self._rounding = _EPS * max(float(np.ptp(options.value)), 1e-300)  # of one value
 
     @property
+    def value(self) -> float:
+        """Of the best known solution; infinite where none is known."""
+        return np.inf if self.best is None else self._value(self.best)
+
+    @property
     def window(self) -> float:
         """Upper bound on the gap; infinite where no solution is known."""
-        return np.inf if self.best is None else max(self._value(self.best) - self.bound, 0.0)
+        return max(self.value - self.bound, 0.0)
 
     @property
     def closed(self) -> bool:
         """Whether the gap is no more than the rounding of the sums."""
         return self.window <= self._rounding * len(self.options.starts)
 
+    @property
+    def allowed(self) -> float:
+        """`window`, with room for the rounding of sums."""
+        return self.window * (1 + 1e-9) + self._rounding
+
     def offer(self, picked: np.ndarray | None) -> bool:
         """Keep a solution, if it is the best so far; returns whether it is."""
-        if picked is None or (self.best is not None and self._value(picked) >= self._value(self.best)):
+        if picked is None or self._value(picked) >= self.value:
             return False
         self.best = picked
         return True
 
     def rule_out(self) -> None:
         """Drop the options with which a solution would be worse than the best known."""
-        self.kept = self.kept[self.reduced[self.kept] <= self.window * (1 + 1e-9) + self._rounding]
+        self.kept = self.kept[self.reduced[self.kept] <= self.allowed]
 
     def left(self) -> tuple[Options, np.ndarray]:
         """The options that are not ruled out, and their reduced costs."""

@@ -1,14 +1,14 @@
-"""The integer program that is left once prices have ruled out most options, for HiGHS, whose tolerances it stays clear of."""
+"""The integer program that is left where dynamic programming has too many choices to list, for HiGHS, whose tolerances it respects."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, hstack, vstack
 
+from ranksearch.allocators._budgets import Budgets
 from ranksearch.allocators._native import without_lines
 from ranksearch.allocators._options import Options
 from ranksearch.errors import RanksearchError
@@ -34,7 +34,7 @@ def optimum(
         RanksearchError: HiGHS fails or runs out of time, and no solution is known.
     """
     known = bool(np.isfinite(window))
-    budgets = _Budgets.of(options, prices, limits)
+    budgets = Budgets.of(options, prices, limits)
     program = _Program(options, reduced, budgets, window)
     lower = 0.0
     for _ in range(ATTEMPTS):
@@ -57,32 +57,11 @@ def optimum(
     return None, lower
 
 
-@dataclass(frozen=True)
-class _Budgets:
-    """The budgets without what every choice costs, in units of the greatest common divisor of what choices differ by."""
-
-    rows: np.ndarray  # what each option takes, int64, shape: (n, n_budgets)
-    room: np.ndarray  # what all may take together, int64, shape: (n_budgets,)
-    prices: np.ndarray  # of a unit, shape: (n_budgets,)
-    base: float  # price of the rest of the budgets, smaller than a unit, that no choice can use
-
-    @classmethod
-    def of(cls, options: Options, prices: np.ndarray, limits: np.ndarray) -> _Budgets:
-        least = np.array([np.minimum.reduceat(column, options.starts) for column in options.cost.T]).T
-        over, room = options.cost - least[options.site], limits - least.sum(axis=0)
-        divisor = np.array([max(int(np.gcd.reduce(column)), 1) for column in over.T])
-        return cls(over // divisor, room // divisor, prices * divisor, float((room - room // divisor * divisor) @ prices))
-
-    def hold(self, picked: np.ndarray) -> bool:
-        """Whether a choice is within the budgets, in integers."""
-        return bool((self.rows[picked].sum(axis=0) <= self.room).all())
-
-
 class _Program:
     """min sum(reduced x) + prices . slack, x one option per site. Every coefficient is at least 0 and of the size of the window, so
     that HiGHS' absolute tolerances are far below what matters."""
 
-    def __init__(self, options: Options, reduced: np.ndarray, budgets: _Budgets, window: float) -> None:
+    def __init__(self, options: Options, reduced: np.ndarray, budgets: Budgets, window: float) -> None:
         self._count, self._sites, slacks = len(options.site), len(options.starts), len(budgets.room)
         # rows in units of their largest coefficient, but so that HiGHS' tolerance of 1e-6 stays below one integer
         grain = np.clip(budgets.rows.max(axis=0), 1, 5e5).astype(np.float64)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import moocore
 import numpy as np
 
-from ranksearch.allocators._hull import falling
-
 
 @dataclass
 class Options:
@@ -44,10 +42,20 @@ def needed(values: Sequence[np.ndarray], costs: Sequence[np.ndarray], limits: np
         fits = np.flatnonzero((cost - least[number] <= slack).all(axis=1))
         if not len(fits):
             return None
-        if cost.shape[1] == 1:
-            order = fits[np.lexsort((value[fits], cost[fits, 0]))]
-            kept = order[falling(np.zeros(len(order), dtype=np.int64), value[order])]
-        else:
-            kept = fits[moocore.is_nondominated(np.column_stack([cost[fits], value[fits]]))]
+        kept = fits[unbeaten(cost[fits], value[fits])]
         parts.append(Options(np.full(len(kept), number), kept, value[kept].astype(np.float64), cost[kept]))
     return Options(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("site", "option", "value", "cost")))
+
+
+def unbeaten(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Positions of the options that no other one beats or equals in value and in every cost; of equal ones the first.
+
+    Args:
+        cost: int64, shape: (n, n_budgets).
+        value: shape: (n,).
+    """
+    if cost.shape[1] > 1:
+        return np.flatnonzero(moocore.is_nondominated(np.column_stack([cost, value])))
+    order = np.lexsort((value, cost[:, 0]))
+    found = value[order]
+    return order[np.r_[True, found[1:] < np.minimum.accumulate(found)[:-1]]]

@@ -16,8 +16,8 @@ __all__ = ["Additive", "Hull", "additive_front", "lagrangian_hull"]
 
 
 class Additive(Allocator):
-    """Finds the least sum of values and proves it: a Lagrangian bound and reduced costs rule out most options, a MILP decides among
-    those that are left.
+    """Finds the least sum of values and proves it: a Lagrangian bound and reduced costs rule out most options, dynamic programming
+    decides among those that are left, or a MILP where these leave too many choices to list.
 
     Args:
         seconds: the longest that the MILP may take; if it stops there, the allocation's ``gap`` is above 0.

@@ -231,15 +231,20 @@ def random_instance(sites: int, options: int, seed: int) -> tuple[list[np.ndarra
     return [rng.random(options) for _ in range(sites)], [rng.integers(1, 10**8, (options, 2)) for _ in range(sites)]
 
 
+@pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("budgets", [1, 2])
-def test_fixing_leaves_the_optimum_of_the_plain_milp(budgets):
+def test_lists_and_fixing_leave_the_optimum_of_the_plain_milp(monkeypatch: pytest.MonkeyPatch, budgets: int, listed: bool) -> None:
+    if not listed:
+        monkeypatch.setattr("ranksearch.allocators._choice.WORK", 0)
+        monkeypatch.setattr("ranksearch.allocators._choice.WIDTH", 2)
     values, costs = random_instance(12, 30, seed=budgets)
     costs = [c[:, :budgets] for c in costs]
     limits = (np.sum([np.median(c, axis=0) for c in costs], axis=0) * 0.6).astype(np.int64)
     ours, plain = solve(values, costs, limits), solve(values, costs, limits, fixing=False)
     assert ours is not None and plain is not None
     assert ours.value == pytest.approx(plain.value, rel=1e-9)
-    assert 0 < ours.remaining < plain.remaining / 2 and plain.remaining <= 12 * 30
+    assert ours.remaining == 0 if listed else 0 < ours.remaining < plain.remaining / 2
+    assert plain.remaining <= 12 * 30
     assert ours.gap == 0.0 and ours.bound <= ours.value
 
 
@@ -313,6 +318,7 @@ def test_a_failure_inside_highs_leaves_the_best_known_and_an_honest_gap(monkeypa
                 raise ValueError("vector::reserve")
 
             patch.setattr("ranksearch.allocators._milp.milp", failing)
+            patch.setattr("ranksearch.allocators._choice.WORK", 0)
             found = solve(values, costs, limits)
         assert exact is not None and found is not None
         assert sum(int(c[i, 0]) for c, i in zip(costs, found.indices, strict=True)) <= limit

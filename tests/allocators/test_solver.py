@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
+from ranksearch.allocators._budgets import Budgets
 from ranksearch.allocators._choice import _Gap, _prices, solve
-from ranksearch.allocators._feasible import beam, improve, repair
-from ranksearch.allocators._milp import _Budgets, _Program, optimum
+from ranksearch.allocators._feasible import improve, repair
+from ranksearch.allocators._lists import listed
+from ranksearch.allocators._milp import _Program, optimum
 from ranksearch.allocators._options import Options, needed
 from ranksearch.allocators.additive import Solution
 from ranksearch.errors import RanksearchError
@@ -143,7 +145,7 @@ def test_the_gap_keeps_the_better_solution_and_rules_out_nothing_better() -> Non
 
 
 def test_the_integer_program_gets_no_option_that_is_ruled_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by the first solution that was known nor by the better one of the beam."""
+    """Neither by the first solution that was known nor by the better one of the narrow list."""
     asked = []
 
     def watched(options, reduced, prices, limits, *, seconds, window):
@@ -151,6 +153,8 @@ def test_the_integer_program_gets_no_option_that_is_ruled_out(monkeypatch: pytes
         return None, 0.0
 
     monkeypatch.setattr("ranksearch.allocators._choice.optimum", watched)
+    monkeypatch.setattr("ranksearch.allocators._choice.WORK", 0)
+    monkeypatch.setattr("ranksearch.allocators._choice.WIDTH", 2)
     for seed in range(30):
         rng = np.random.default_rng(seed)
         values, costs = [rng.random(30) for _ in range(12)], [rng.integers(1, 10**8, (30, 2)) for _ in range(12)]
@@ -182,28 +186,68 @@ def test_repaired_and_improved_choices_fit_and_leave_no_gain(budgets: int) -> No
     assert improve(options, None, limits) is None
 
 
-@pytest.mark.parametrize("budgets", [1, 2])
-def test_a_wide_beam_is_exact(budgets: int) -> None:
+@pytest.mark.parametrize("known", ["nothing", "the worst", "the best"])
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+def test_lists_of_all_choices_are_exact(budgets: int, known: str) -> None:
+    """Whatever solution bounds them: of the best one itself, they find that it is."""
     for options, limits, all_choices in feasible(range(40), budgets):
         prices, _ = _prices(options, limits)
         assert prices is not None
-        picked = beam(options, _Gap(options, limits, prices).reduced, prices, limits, width=10**6, depth=100)
-        assert picked is not None and all_choices[chosen(options, picked)] == pytest.approx(min(all_choices.values()))
-        narrow = beam(options, _Gap(options, limits, prices).reduced, prices, limits, width=2, depth=2)
-        assert narrow is None or chosen(options, narrow) in all_choices
+        gap, least, most = _Gap(options, limits, prices), min(all_choices.values()), max(all_choices.values())
+        window = {"nothing": np.inf, "the worst": most - gap.bound, "the best": least - gap.bound}[known] + 1e-9
+        picked, proven = listed(options, gap.reduced, prices, limits, window=window)
+        assert proven and picked is not None and all_choices[chosen(options, picked)] == pytest.approx(least)
+        assert listed(options, gap.reduced, prices, limits, window=least - gap.bound - 1e-9) == (None, True), "below the least"
 
 
-def test_a_narrow_beam_has_no_place_for_sums_that_the_other_sites_leave_no_room_for() -> None:
+@pytest.mark.parametrize("cut", [{"width": 2}, {"depth": 2}, {"width": 2, "depth": 2}])
+@pytest.mark.parametrize("budgets", [1, 2])
+def test_lists_that_were_cut_prove_nothing(budgets: int, cut: dict[str, int]) -> None:
+    missed = 0
+    for options, limits, all_choices in feasible(range(40), budgets):
+        prices, _ = _prices(options, limits)
+        assert prices is not None
+        picked, proven = listed(options, _Gap(options, limits, prices).reduced, prices, limits, window=np.inf, **cut)
+        assert picked is None or chosen(options, picked) in all_choices
+        if picked is None or all_choices[chosen(options, picked)] > min(all_choices.values()) + 1e-9:
+            missed += 1
+            assert not proven
+    assert missed > 0
+
+
+def test_lists_give_up_after_so_many_choices() -> None:
+    """Two options of each of three sites: 2, 4 and 8 partial choices, of which none is worse than another."""
+    site, cost = np.repeat(np.arange(3), 2), np.array([[0], [1], [0], [2], [0], [4]])
+    options = Options(site, np.tile([0, 1], 3), np.array([1.0, 0.0, 2.0, 0.0, 4.0, 0.0]), cost)
+    given = (options, options.value, np.zeros(1), np.array([7]))
+    picked, proven = listed(*given, window=np.inf, work=14)
+    assert proven and picked is not None and picked.tolist() == [1, 3, 5]
+    assert listed(*given, window=np.inf, work=13) == (None, False)
+
+
+def test_what_further_sites_cannot_use_of_a_budget_is_paid_for() -> None:
+    """At a price of 1 both options of the first site lose 0 so far, but without the dear one two units stay unused."""
+    options = Options(np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([2.0, 0.0, 0.0]), np.array([[0], [2], [0]]))
+    given = (options, np.zeros(3), np.ones(1), np.array([2]))
+    picked, proven = listed(*given, window=1.0)
+    assert proven and picked is not None and picked.tolist() == [1, 2]
+    without = Options(np.array([0, 1]), np.array([0, 0]), np.array([2.0, 0.0]), np.array([[0], [0]]))
+    assert listed(without, np.zeros(2), np.ones(1), np.array([2]), window=1.0) == (None, True)
+
+
+def test_lists_that_were_cut_have_no_place_for_sums_that_the_other_sites_leave_no_room_for() -> None:
     """The best option of the first site leaves two of five, and the other site takes three at least."""
     site, cost = np.array([0, 0, 1, 1]), np.array([[0], [3], [3], [4]])
     options = Options(site, np.array([0, 1, 0, 1]), np.array([1.0, 0.0, 0.5, 0.0]), cost)
-    picked = beam(options, options.value, np.zeros(1), np.array([5]), width=1)
+    picked, _ = listed(options, options.value, np.zeros(1), np.array([5]), window=np.inf, width=1)
     assert picked is not None and picked.tolist() == [0, 3]
 
 
-def test_the_beam_finds_what_rounding_misses_before_the_integer_program_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("work", [0.0, 6e6])
+def test_lists_find_what_rounding_misses_before_the_integer_program_is_asked(monkeypatch: pytest.MonkeyPatch, work: float) -> None:
     """Of three things that weigh 6, 5 and 5 and gain 7, 5 and 5, ten can be carried: most per weight is the first, best are the others."""
     monkeypatch.setattr("ranksearch.allocators._choice.optimum", lambda *given, **options: (None, 0.0))  # out of time at once
+    monkeypatch.setattr("ranksearch.allocators._choice.WORK", work)
     values, costs = [np.array([gain, 0.0]) for gain in (7.0, 5.0, 5.0)], [np.array([[0], [weight]]) for weight in (6, 5, 5)]
     found = solve(values, costs, np.array([10]))
     assert found is not None and found.indices.tolist() == [0, 1, 1] and found.value == 7.0
@@ -235,7 +279,7 @@ def test_the_integer_program_is_exact(budgets: int, known: bool) -> None:
 
 
 def test_a_choice_holds_where_every_budget_does_to_the_last_unit() -> None:
-    budgets = _Budgets(np.array([[0, 2], [3, 0], [1, 1]]), np.array([4, 3]), np.zeros(2), 0.0)
+    budgets = Budgets(np.array([[0, 2], [3, 0], [1, 1]]), np.array([4, 3]), np.zeros(2), 0.0)
     assert budgets.hold(np.array([1, 2])) and budgets.hold(np.array([0, 2]))
     assert not budgets.hold(np.array([0, 0])) and not budgets.hold(np.array([1, 1]))
 
@@ -243,7 +287,7 @@ def test_a_choice_holds_where_every_budget_does_to_the_last_unit() -> None:
 def test_choices_that_are_excluded_one_by_one_come_in_the_order_of_their_sums() -> None:
     """One differs from the next in one site or in both."""
     options = Options(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.array([0.0, 4.0, 0.0, 1.0]), np.array([[1], [2], [1], [2]]))
-    program = _Program(options, options.value, _Budgets.of(options, np.zeros(1), np.array([9])), np.inf)
+    program = _Program(options, options.value, Budgets.of(options, np.zeros(1), np.array([9])), np.inf)
     found = []
     for _ in range(4):
         picked = options.lowest(-program.run(60.0).x[:4])
@@ -323,3 +367,16 @@ def test_the_scale_of_values_changes_no_choice(scale: float) -> None:
         assert (plain is None) == (scaled is None)
         if plain is not None and scaled is not None:
             assert plain.indices.tolist() == scaled.indices.tolist() and scaled.value == pytest.approx(plain.value * scale)
+
+
+def test_layers_of_one_shape_are_proven_by_lists_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a transformer: few different sums of costs, and far too many optima as good as each other for branching."""
+    monkeypatch.setattr("ranksearch.allocators._choice.optimum", None)
+    rng = np.random.default_rng(0)
+    ranks = np.arange(1, 192)
+    values = [np.append(np.exp(-ranks / scale), 0.0) for scale in rng.uniform(40, 60, 40)]
+    costs = [np.append(ranks * width, 192 * width)[:, None] for width in rng.choice([768, 1920], 40)]
+    for share in (0.2, 0.3, 0.5):
+        limit = np.array([int(share * sum(int(c[-1, 0]) for c in costs)) + 1])
+        found = solve(values, costs, limit)
+        assert found is not None and found.gap == 0 and found.remaining == 0
