@@ -235,8 +235,7 @@ def random_instance(sites: int, options: int, seed: int) -> tuple[list[np.ndarra
 @pytest.mark.parametrize("budgets", [1, 2])
 def test_lists_and_fixing_leave_the_optimum_of_the_plain_milp(monkeypatch: pytest.MonkeyPatch, budgets: int, listed: bool) -> None:
     if not listed:
-        monkeypatch.setattr("ranksearch.allocators._choice.WORK", 0)
-        monkeypatch.setattr("ranksearch.allocators._choice.WIDTH", 2)
+        monkeypatch.setattr("ranksearch.allocators._choice.listed", lambda *given, **options: (None, False))
     values, costs = random_instance(12, 30, seed=budgets)
     costs = [c[:, :budgets] for c in costs]
     limits = (np.sum([np.median(c, axis=0) for c in costs], axis=0) * 0.6).astype(np.int64)
@@ -318,7 +317,7 @@ def test_a_failure_inside_highs_leaves_the_best_known_and_an_honest_gap(monkeypa
                 raise ValueError("vector::reserve")
 
             patch.setattr("ranksearch.allocators._milp.milp", failing)
-            patch.setattr("ranksearch.allocators._choice.WORK", 0)
+            patch.setattr("ranksearch.allocators._choice.listed", lambda *given, **options: (None, False))
             found = solve(values, costs, limits)
         assert exact is not None and found is not None
         assert sum(int(c[i, 0]) for c, i in zip(costs, found.indices, strict=True)) <= limit
