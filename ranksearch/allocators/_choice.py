@@ -67,13 +67,7 @@ def solve(
         gap.rule_out()
         for lists in (partial(listed, width=WIDTH, depth=DEPTH), partial(listed, work=WORK * min(seconds, 1.0))):
             if not gap.closed:
-                picked, proven = lists(*gap.left(), prices, limits, window=gap.allowed)
-                if gap.offer(gap.among_kept(picked)):
-                    gap.rule_out()
-                if proven and gap.best is None:
-                    return None
-                if proven:
-                    gap.bound = gap.value
+                gap.take(*lists(*gap.left(), prices, limits, window=gap.allowed))
     remaining = 0
     if not gap.closed:
         remaining = len(gap.kept)
@@ -104,7 +98,7 @@ class _Gap:
     @property
     def window(self) -> float:
         """Upper bound on the gap; infinite where no solution is known."""
-        return max(self.value - self.bound, 0.0)
+        return 0.0 if self.value <= self.bound else self.value - self.bound
 
     @property
     def closed(self) -> bool:
@@ -122,6 +116,13 @@ class _Gap:
             return False
         self.best = picked
         return True
+
+    def take(self, picked: np.ndarray | None, proven: bool) -> None:
+        """What was found among `left`: a better solution rules out more, and where nothing is better that is the bound."""
+        if self.offer(self.among_kept(picked)):
+            self.rule_out()
+        if proven:
+            self.bound = self.value
 
     def rule_out(self) -> None:
         """Drop the options with which a solution would be worse than the best known."""

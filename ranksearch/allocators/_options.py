@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import moocore
 import numpy as np
 
+from ranksearch.allocators._hull import falling
+
 
 @dataclass
 class Options:
@@ -57,5 +59,4 @@ def unbeaten(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
     if cost.shape[1] > 1:
         return np.flatnonzero(moocore.is_nondominated(np.column_stack([cost, value])))
     order = np.lexsort((value, cost[:, 0]))
-    found = value[order]
-    return order[np.r_[True, found[1:] < np.minimum.accumulate(found)[:-1]]]
+    return order[falling(np.zeros(len(order), dtype=np.int64), value[order])]

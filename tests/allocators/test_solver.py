@@ -353,6 +353,12 @@ def test_without_a_solution_time_that_ran_out_is_an_error_unless_one_is_known(mo
             optimum(*arguments, seconds=3.0, window=np.inf)
 
 
+def test_what_lists_prove_to_have_no_solution_is_not_asked_of_the_integer_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ranksearch.allocators._choice.optimum", None)
+    costs = [np.array([[1, 9], [9, 1]])] * 3
+    assert solve([np.array([1.0, 2.0])] * 3, costs, np.array([15, 15])) is None
+
+
 def test_budgets_that_hold_alone_but_not_together_have_no_solution() -> None:
     costs = [np.array([[1, 9], [9, 1]])] * 3  # each option leaves room for itself; three cost 30 of both together
     for fixing in (True, False):

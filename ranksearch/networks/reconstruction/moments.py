@@ -180,7 +180,8 @@ class LayerMoments:
             return found
         cross = layer @ self.inputs
         found.examples, found._sums = None, (self.inputs, cross)
-        found.energy = float((cross * (layer if self.output is None else self.output @ layer)).sum())
+        if self.measured:
+            found.energy = float((cross * (layer if self.output is None else self.output @ layer)).sum())
         return found
 
     @property
