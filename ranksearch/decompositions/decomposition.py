@@ -94,9 +94,9 @@ class Decomposition(ABC, Generic[S]):
         layout is the decomposition's own."""
 
     def cut(self, factors: tuple[Tensor, ...], rank: Rank) -> tuple[Tensor, ...]:
-        """The factors of a rank, from those of a higher one; of types of ``components`` alone."""
-        left, right = factors
-        return left[..., : rank[0]].contiguous(), right[..., : rank[0], :].contiguous()
+        """The factors of a rank, copied from those of a higher one; of types of ``components`` alone."""
+        left, right = factors[0][..., : rank[0]], factors[1][..., : rank[0], :]
+        return left.clone(memory_format=torch.contiguous_format), right.clone(memory_format=torch.contiguous_format)
 
     def of_gram(self, site: Site, weight: Tensor, gram: Tensor, output: Tensor | None, rank: Rank) -> tuple[Tensor, ...] | None:
         """The best factors of one rank in a metric of which no more is known than what a weight is in it; None where that is not

@@ -1,5 +1,6 @@
-"""The prepared states of a model's sites. Every site is prepared once for every decomposition: its errors at all ranks are kept, and its
-state is cached within a bound, since states are several times larger than the weights. What took long is kept on disk as well."""
+"""The prepared states of a model's sites. Every site is prepared once for every decomposition: its errors at all ranks are kept; its state,
+and the factors that those of every rank are cut from, are held within a bound, since they are several times larger than the weights. What
+took long is kept on disk as well."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ from ranksearch.threads import few, threads
 
 V = TypeVar("V")
 
-STATES = 1 << 30  # bytes of prepared states that are held where nobody says how many, at least
-SHIPPED = 256 << 20  # bytes of prepared states that go along when spectra are pickled
+HELD = 1 << 30  # bytes of prepared states and factors that are held where nobody says how many, at least
+SHIPPED = 256 << 20  # bytes of them that go along when spectra are pickled
+STATE, FACTORS = "state", "factors"  # what is held of a site in a type
 DEAR = 0.02  # seconds of processor time from which on what was made is kept on disk
 
 
@@ -69,8 +71,8 @@ class Spectra:
         decompositions: which types to prepare; ``dense`` is always among them.
         moments: second moments per site name: the metric (see `Moments`); sites that are missing use the weight
             metric, and so do embeddings with a tied head: the error of two uses has no single pair of moments.
-        cache_bytes: how much memory prepared states may hold; the least recently used are read from ``cache``, or prepared again. None:
-            1 GiB, or a sixteenth of the machine's memory, whichever is more.
+        cache_bytes: how much memory prepared states, and the factors that those of every rank are cut from, may hold; the least recently
+            used are read from ``cache``, or made again. None: 1 GiB, or a sixteenth of the machine's memory, whichever is more.
         cache: folder in which states, errors and factors that took long are kept for other processes, see `ContentCache`; None:
             nowhere. Results are the same, bit for bit, whatever it holds.
         device: where factorizations are computed, and states lie: a GPU does in seconds what takes processors minutes. Factors come back to
@@ -102,23 +104,23 @@ class Spectra:
         self._metrics: dict[str, str] = {}
         self._moved: tuple[Moments, Moments] | None = None  # the moments that were last brought to the device, and what they are there
         self._cache_bytes = _room() if cache_bytes is None else cache_bytes
-        self._states: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str, str], tuple[Any, int]] = OrderedDict()  # and how many bytes it is
         self._profiles: dict[tuple[str, str], Profile] = {}
         self._disk = None if cache is None else ContentCache(user_path(cache))
         self._keys: dict[tuple[str, str], str | None] = {}
         self._found: set[tuple[str, str]] = set()  # of what was searched for, what is on disk
 
     def __getstate__(self) -> dict[str, Any]:
-        """Profiles do not travel to workers, which build and do not choose; the states do, the most recently used first, up
+        """Profiles do not travel to workers, which build and do not choose; states and factors do, the most recently used first, up
         to ``SHIPPED`` bytes: some types take a while to prepare. From a device of their own they travel by way of the processor."""
-        states: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
+        held: OrderedDict[tuple[str, str, str], tuple[Any, int]] = OrderedDict()
         left = SHIPPED
-        for key, (state, size) in reversed(self._states.items()):
+        for key, (value, size) in reversed(self._held.items()):
             if size <= left:
-                states[key] = (state if self.device is None else _moved(state, torch.device("cpu")), size)
-                states.move_to_end(key, last=False)
+                held[key] = (value if self.device is None else _moved(value, torch.device("cpu")), size)
+                held.move_to_end(key, last=False)
                 left -= size
-        return self.__dict__ | {"_states": states, "_profiles": {}, "_moved": None}
+        return self.__dict__ | {"_held": held, "_profiles": {}, "_moved": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A worker that lacks the device factorizes where its weights are."""
@@ -130,8 +132,8 @@ class Spectra:
         except InvalidArgument:
             self.device = None
             return
-        for key, (prepared, size) in self._states.items():
-            self._states[key] = _moved(prepared, self.device), size
+        for key, (value, size) in self._held.items():
+            self._held[key] = _moved(value, self.device), size
 
     def decomposition(self, name: str) -> AnyDecomposition:
         """The decomposition of that name, if it is among those of this study."""
@@ -145,42 +147,54 @@ class Spectra:
         if isinstance(decomposition, Quantized) and _alike(self.decompositions.get(decomposition.inner.name), decomposition.inner):
             inner = self.state(site, decomposition.inner.name)
             return decomposition.on(site, self._weight(site), self._moments(site), inner)
-        key = (site.name, name)
-        if key in self._states:
-            self._states.move_to_end(key)
-            return self._states[key][0]
 
         def prepare() -> Any:
             return decomposition.prepare(site, self._weight(site), self._moments(site))
 
-        state = self._kept(site, name, "state", prepare)
-        if isinstance(state, Searched) and (found := self._load(site, name, "found")) is not None:
-            state.found.update(found)
-            self._found.add(key)
-        self._states[key] = (state, _bytes(state))
-        while sum(size for _, size in self._states.values()) > self._cache_bytes and len(self._states) > 1:
-            self._states.popitem(last=False)
-        return state
+        def known() -> Any:
+            state = self._kept(site, name, "state", prepare)
+            if isinstance(state, Searched) and (found := self._load(site, name, "found")) is not None:
+                state.found.update(found)
+                self._found.add((site.name, name))
+            return state
+
+        return self._hold((site.name, name, STATE), known)
+
+    def _hold(self, key: tuple[str, str, str], make: Callable[[], V]) -> V:
+        """What is held, or made now and held; what was used least recently gives way to it."""
+        if key in self._held:
+            self._held.move_to_end(key)
+            return self._held[key][0]
+        made = make()
+        self._held[key] = made, _bytes(made)
+        while sum(size for _, size in self._held.values()) > self._cache_bytes and len(self._held) > 1:
+            self._held.popitem(last=False)
+        return made
 
     def forget(self) -> None:
-        """Give back the memory of states and moments, which are made again, or read again, when they are asked for."""
-        self._states.clear()
+        """Give back the memory of states, factors and moments, which are made again, or read again, when they are asked for."""
+        self._held.clear()
         self._moved = None
         self.moments.forget()
 
     def factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
         """Factors of one option, float64, on the device of the weight. Those of types of components are cut from those of the full rank,
-        which are made, and kept, once for all ranks."""
+        which are made, kept and held once for all ranks."""
         decomposition = self.decomposition(name)
-        made_at = tuple(decomposition.ranks(site)[-1].tolist()) if decomposition.components else tuple(rank)
+        if decomposition.components:
+            full = tuple(decomposition.ranks(site)[-1].tolist())
+            made = decomposition.cut(self._hold((site.name, name, FACTORS), lambda: self._factors(site, name, full)), rank)
+        else:
+            made = self._factors(site, name, tuple(rank))
+        return made if self.device is None else _moved(made, self._own_weight(site).device)
+
+    def _factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
+        """Factors of one option, read or made, where factorizations are computed."""
 
         def make() -> tuple[Tensor, ...]:
-            return decomposition.factors(self.state(site, name), made_at)
+            return self.decomposition(name).factors(self.state(site, name), rank)
 
-        made = self._kept(site, name, f"factors-{'x'.join(str(int(r)) for r in made_at)}", make)
-        if decomposition.components:
-            made = decomposition.cut(made, rank)
-        return made if self.device is None else _moved(made, self._own_weight(site).device)
+        return self._kept(site, name, f"factors-{'x'.join(str(int(r)) for r in rank)}", make)
 
     def metrics(self) -> set[str]:
         """The metrics that errors are taken in, by site: one, unless nothing is known of some sites."""
@@ -227,7 +241,7 @@ class Spectra:
 
     def _keep_found(self, site: Site, name: str, key: str) -> None:
         place = (site.name, name)
-        state, _ = self._states.get(place, (None, 0))
+        state, _ = self._held.get((*place, STATE), (None, 0))
         if self._disk is not None and place not in self._found and isinstance(state, Searched) and state.found:
             self._disk.save(f"{key}-found", tuple(state.found.items()))
             self._found.add(place)
@@ -256,8 +270,8 @@ class Spectra:
             params, macs = decomposition.costs(site, errors.ranks)
             keep = np.arange(len(params)) if name == "dense" else np.flatnonzero(decomposition.saves(site, params, macs))
             keep = keep[np.lexsort((macs[keep], params[keep]))]
-            if key in self._states:  # it may have grown by what was searched for
-                self._states[key] = (self._states[key][0], _bytes(self._states[key][0]))
+            if (held := (*key, STATE)) in self._held:  # it may have grown by what was searched for
+                self._held[held] = (self._held[held][0], _bytes(self._held[held][0]))
             self._profiles[key] = Profile(
                 site.name, name, errors.ranks[keep], params[keep], macs[keep], errors.frobenius[keep],
                 errors.operator[keep], errors.norm, errors.frobenius_is, errors.operator_is,
@@ -292,9 +306,9 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 def _room() -> float:
-    """Bytes of prepared states that are held where nobody says how many."""
+    """Bytes of prepared states and factors that are held where nobody says how many."""
     room = SHARE * machine_memory()
-    return max(STATES, room) if math.isfinite(room) else STATES
+    return max(HELD, room) if math.isfinite(room) else HELD
 
 
 def _alike(one: AnyDecomposition | None, other: AnyDecomposition) -> bool:

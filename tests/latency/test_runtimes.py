@@ -95,6 +95,7 @@ class Odd(nn.Module):
         return torch.tensor(x.flatten().tolist()) if x.sum() > 0 else x
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime"], indirect=True)
 def test_the_exporter_says_nothing_of_packages_that_a_network_needs_not(runtime: Runtime) -> None:
     heard = logging.handlers.BufferingHandler(10_000)
     logging.getLogger("torch.onnx").addHandler(heard)
@@ -105,9 +106,8 @@ def test_the_exporter_says_nothing_of_packages_that_a_network_needs_not(runtime:
     assert [record.getMessage() for record in heard.buffer if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime"], indirect=True)
 def test_what_onnx_cannot_run_is_named(runtime: Runtime) -> None:
-    if runtime.name != "onnxruntime":
-        pytest.skip("runs any module")
     with pytest.raises(InvalidModel, match=r"ONNX fails on Odd.*take the runtime eager"):
         runtime.prepare(Odd(), torch.ones(2, 2))
 

@@ -58,7 +58,7 @@ def test_options_of_few_bits_stand_on_ladders_where_bytes_count_and_are_refused_
         cheapest = ladder.decompositions[ladder.which[int(np.argmin(ladder.costs["bytes"]))]]
         assert cheapest.endswith("@int4")
         assert {"dense@int8", "dense"} <= ladder.present  # with params and MACs of the dense layer
-    assert {name for _, name in spectra._states} == {"dense", "svd", "tucker2"}  # one preparation for all bits
+    assert {name for _, name, _ in spectra._held} == {"dense", "svd", "tucker2"}  # one preparation for all bits
     with pytest.raises(InvalidArgument, match="--cost bytes"):
         build_space(spectra)
 

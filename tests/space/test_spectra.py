@@ -63,7 +63,7 @@ def test_what_travels_is_bounded_and_the_newest(spectra: Spectra, monkeypatch: p
     first, second = spectra.sites
     spectra.state(first, "svd")
     spectra.state(second, "svd")
-    monkeypatch.setattr(module, "SHIPPED", spectra._states[second.name, "svd"][1])
+    monkeypatch.setattr(module, "SHIPPED", spectra._held[second.name, "svd", module.STATE][1])
     sent = pickle.loads(pickle.dumps(spectra))
     seen = _prepared(sent, monkeypatch)
     sent.state(second, "svd")
@@ -80,11 +80,11 @@ def test_what_travels_is_given_up_in_the_order_of_its_last_use(spectra: Spectra,
     seen = _prepared(sent, monkeypatch)
     more = module._bytes(spectra.state(first, "spatial"))
     seen.clear()
-    sent._cache_bytes = sum(size for _, size in sent._states.values()) + more - 1
+    sent._cache_bytes = sum(size for _, size in sent._held.values()) + more - 1
     sent.state(first, "spatial")  # for which one of the others has to go
     sent.state(first, "svd")
     assert seen == [(first.name, "spatial")]
-    assert (second.name, "svd") not in sent._states
+    assert (second.name, "svd", module.STATE) not in sent._held
 
 
 def test_the_cache_is_bounded(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +108,18 @@ def test_as_many_states_stay_as_fit_to_the_byte(spectra: Spectra, monkeypatch: p
         assert len(seen) == again
 
 
+def test_factors_of_components_are_held_within_the_bound_of_states(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once they are made, a state is not asked for; where there is room for one thing alone, it is prepared at every call."""
+    for bound, prepared in ((1 << 30, 1), (1, 3)):
+        held = Spectra(spectra.model, spectra.sites, TYPES, cache_bytes=bound)
+        seen = _prepared(held, monkeypatch)
+        first, second = held.sites
+        for rank in ((2,), (1,), (3,)):
+            held.factors(first, "svd", rank)
+            held.state(second, "svd")
+        assert seen.count((first.name, "svd")) == prepared, bound
+
+
 @pytest.mark.parametrize("output", [False, True])
 def test_components_of_all_ranks_are_made_and_kept_once(
     spectra: Spectra, output: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,21 +136,23 @@ def test_components_of_all_ranks_are_made_and_kept_once(
     monkeypatch.setattr(type(svd), "factors", lambda self, state, rank: asked.append(rank) or factors(self, state, rank))
     for cache in (tmp_path, tmp_path, None):  # made, read, and without a disk
         other = Spectra(spectra.model, spectra.sites, TYPES, moments=moments, cache=cache)
-        for rank in (3, 1, 8):
+        for rank in (8, 3, 1, 8):
             left, right = other.factors(site, "svd", (rank,))
             assert left.shape == (1, 8, rank) and right.shape == (1, rank, 54) and left.is_contiguous() and right.is_contiguous()
             expected = factors(svd, other.state(site, "svd"), (rank,))
             torch.testing.assert_close(left @ right, expected[0] @ expected[1], rtol=1e-9, atol=1e-9)
-    assert asked == [(8,)] * 4, "once for the disk, and three times without one"
+            for factor in (left, right):
+                factor.zero_()  # they are the caller's
+    assert asked == [(8,)] * 2, "once for the disk, and once without one"
     assert len([*tmp_path.glob("*factors*")]) == 1
 
 
 def test_states_are_held_within_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for memory in (math.inf, 0.0):
         monkeypatch.setattr(module, "machine_memory", lambda memory=memory: memory)
-        assert module._room() == module.STATES
-    monkeypatch.setattr(module, "machine_memory", lambda: 100.0 * module.STATES / module.SHARE)
-    assert module._room() == pytest.approx(100.0 * module.STATES)
+        assert module._room() == module.HELD
+    monkeypatch.setattr(module, "machine_memory", lambda: 100.0 * module.HELD / module.SHARE)
+    assert module._room() == pytest.approx(100.0 * module.HELD)
 
 
 def test_bytes_of_a_state_are_those_of_all_its_tensors() -> None:

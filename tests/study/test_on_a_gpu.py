@@ -94,7 +94,7 @@ def test_statistics_are_those_of_the_processor() -> None:
     for site in sites:
         for which in ("input", "output"):
             here, there = (getattr(moments[site.name], which) for moments in found)
-            assert torch.allclose(here, there.cpu(), rtol=1e-8, atol=1e-10 * float(here.abs().max()))
+            assert (here - there.cpu()).abs().max() < 1e-6 * here.abs().max()  # what feeds the sums is float32
 
 
 @pytest.mark.parametrize("name", ["svd", "tucker2", "spatial"])
