@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ranksearch.decompositions import cp_fit
 from ranksearch.decompositions.chain import Link, chain_costs, chain_module
 from ranksearch.decompositions.decomposition import BEYOND, Decomposition, Errors, Rank, blank
 from ranksearch.decompositions.metric import Moments, channel_moment, conditioned, is_weight_metric, residual_energy, whitener
-from ranksearch.decompositions.singular import svd
 from ranksearch.decompositions.symmetric import eigh
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
@@ -231,23 +231,29 @@ def _leading(tensor: Tensor, count: int) -> list[Tensor]:
     lowers the squared error by the sum of their squared norms."""
     if tensor.ndim == 1:
         raise ValueError("a vector has no rank-one terms to choose from")
-    left, scale, right = svd(tensor.flatten(1))
+    left, right = _split(tensor.flatten(1))
     factors = [left]
     shape = tensor.shape[1:]
     while len(shape) > 1:
-        inner = right.reshape(-1, shape[0], math.prod(shape[1:]))
-        u, s, v = svd(inner)
-        width = s.shape[1]
-        factors = [f.repeat_interleave(width, dim=1) for f in factors]
+        u, inner = _split(right.reshape(-1, shape[0], math.prod(shape[1:])))
+        factors = [f.repeat_interleave(u.shape[2], dim=1) for f in factors]
         factors.append(u.permute(1, 0, 2).flatten(1))
-        scale = (scale[:, None] * s).flatten()
-        right = v.flatten(0, 1)
-        best = torch.argsort(scale, descending=True, stable=True)[: max(count, 1)]
-        factors, scale, right = [f[:, best] for f in factors], scale[best], right[best]
+        right = inner.flatten(0, 1)
+        best = torch.argsort(right.norm(dim=1), descending=True, stable=True)[: max(count, 1)]
+        factors, right = [f[:, best] for f in factors], right[best]
         shape = shape[1:]
     factors.append(right.mT)
-    if len(scale) < count:  # fewer terms than asked: the rest are zero, and least squares may use them
-        factors = [torch.cat([f, f.new_zeros(f.shape[0], count - len(scale))], dim=1) for f in factors]
-        scale = torch.cat([scale, scale.new_zeros(count - len(scale))])
-    root = scale[:count] ** (1.0 / len(factors))
-    return [f[:, :count] * root for f in factors]
+    short = max(0, count - right.shape[0])  # fewer terms than asked: the rest are zero, and least squares may use them
+    return _even([F.pad(f, (0, short))[:, :count] for f in factors])
+
+
+def _split(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """U and U^T A of matrices A, shapes (..., m, k) and (..., k, n), k = min(m, n): the left singular vectors, strongest first, by
+    eigenvectors of the smaller Gram matrix. Those of singular values below 1e-8 of the largest need not be orthogonal."""
+    if matrix.shape[-2] <= matrix.shape[-1]:
+        left = eigh(matrix @ matrix.mT)[1].flip(-1)
+        return left, left.mT @ matrix
+    right = eigh(matrix.mT @ matrix)[1].flip(-1)
+    scaled = matrix @ right
+    norms = scaled.norm(dim=-2, keepdim=True)
+    return scaled / norms.clamp_min(torch.finfo(norms.dtype).tiny), norms.mT * right.mT
