@@ -33,6 +33,31 @@ def test_a_noiseless_kernel_is_found_at_its_rank(rank: int) -> None:
     assert all(error >= (1 - r / rank) ** 0.5 - 1e-6 for r, error in found.items() if r < rank)
 
 
+def cascade(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """Norms of the rank-one terms of a cascade of singular value decompositions, descending; from the second on the largest go on."""
+
+    def split(part: torch.Tensor) -> list[torch.Tensor]:
+        _, values, right = torch.linalg.svd(part.flatten(1), full_matrices=False)
+        return [*(values[:, None] * right).unflatten(1, part.shape[1:])]
+
+    parts = split(tensor)
+    while parts[0].ndim > 1:
+        parts = sorted((inner for part in parts for inner in split(part)), key=lambda part: -float(part.norm()))[:count]
+    return torch.stack([part.norm() for part in parts[:count]])
+
+
+@pytest.mark.parametrize(("shape", "count"), [((6, 5, 3, 3), 7), ((40, 3, 3, 3), 1), ((4, 30, 3), 12), ((7, 4), 3), ((3, 2, 2), 20)])
+def test_components_begin_as_the_largest_of_a_cascade(shape: tuple[int, ...], count: int) -> None:
+    tensor = torch.randn(shape, dtype=torch.float64)
+    terms = torch.einsum(
+        ",".join(f"{mode}r" for mode in "abcd"[: len(shape)]) + "->r" + "abcd"[: len(shape)], *module._leading(tensor, count)
+    ).flatten(1)
+    largest = cascade(tensor, count)
+    assert len(terms) == count
+    torch.testing.assert_close(terms @ terms.mT, torch.diag(functional.pad(largest.square(), (0, count - len(largest)))))
+    torch.testing.assert_close((tensor.flatten() - terms.sum(0)).square().sum(), tensor.square().sum() - largest.square().sum())
+
+
 def test_more_components_never_hurt_much_and_the_grid_ends_below_dense() -> None:
     where = site(16, 16)
     cp = CP()
