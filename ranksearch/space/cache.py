@@ -34,20 +34,9 @@ KEEP = 0.8  # of the limit, when the oldest files are removed to make room
 PACKAGES = ("ranksearch.decompositions.", "ranksearch.sites.")  # values of classes defined here are kept, no others
 
 
-def content_key(
-    decomposition: AnyDecomposition, site: Site, weight: Tensor, moments: Moments | None, *, threads: int
-) -> str | None:
-    """Hash of everything that factors and errors depend on; None for types that are not the package's own, whose code
-    nobody vouches for.
-
-    That is the weight, the metric, the geometry of the site (not its name), the type with its options, the code of all types, the
-    version of torch, the kind of device, and what the last bits of products hang on: instruction set and threads."""
-    if (type_of := _described(decomposition)) is None:
-        return None
-    head = None if site.head is None else replace(site.head, name="", aliases=())
-    place = replace(site, name="", aliases=(), reads=(), scale=1.0, head=head)
-    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), weight.device.type, threads)
-    digest = hashlib.sha256(repr((_code(), *type_of, place, machine)).encode())
+def data_key(weight: Tensor, moments: Moments | None) -> str:
+    """Hash of a weight, the kind of device that it is on, and its metric, which all types of a layer share."""
+    digest = hashlib.sha256(weight.device.type.encode())
     for tensor in (weight, *(() if moments is None else (moments.input, moments.output))):
         if tensor is None:
             digest.update(b"none")
@@ -55,7 +44,21 @@ def content_key(
             absorb(digest, [("channel", tensor.channel), ("tap", tensor.tap)])
         else:
             absorb(digest, [("", tensor)])
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
+
+
+def content_key(decomposition: AnyDecomposition, site: Site, data: str, *, threads: int) -> str | None:
+    """Hash of everything that factors and errors depend on; None for types that are not the package's own, whose code
+    nobody vouches for.
+
+    That is the data (`data_key`), the geometry of the site (not its name), the type with its options, the code of all types, the
+    version of torch, and what the last bits of products hang on: instruction set and threads."""
+    if (type_of := _described(decomposition)) is None:
+        return None
+    head = None if site.head is None else replace(site.head, name="", aliases=())
+    place = replace(site, name="", aliases=(), reads=(), scale=1.0, head=head)
+    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), threads)
+    return hashlib.sha256(repr((_code(), *type_of, place, machine, data)).encode()).hexdigest()[:32]
 
 
 def _described(decomposition: AnyDecomposition) -> tuple[str, list[tuple[str, str]]] | None:

@@ -20,7 +20,7 @@ from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Errors, 
 from ranksearch.errors import InvalidArgument
 from ranksearch.home import user_path
 from ranksearch.sites import Site, Sites, canonical_weight, unwrapped
-from ranksearch.space.cache import ContentCache, content_key
+from ranksearch.space.cache import ContentCache, content_key, data_key
 from ranksearch.statistics.lazy import SHARE, Chosen
 from ranksearch.statistics.memory import machine_memory
 from ranksearch.threads import few, threads
@@ -107,6 +107,7 @@ class Spectra:
         self._held: OrderedDict[tuple[str, str, str], tuple[Any, int]] = OrderedDict()  # and how many bytes it is
         self._profiles: dict[tuple[str, str], Profile] = {}
         self._disk = None if cache is None else ContentCache(user_path(cache))
+        self._data: dict[str, str] = {}  # `data_key` of every site
         self._keys: dict[tuple[str, str], str | None] = {}
         self._found: set[tuple[str, str]] = set()  # of what was searched for, what is on disk
 
@@ -255,8 +256,10 @@ class Spectra:
     def _key(self, site: Site, name: str) -> str | None:
         """What is kept of a site in a type is found by this; None where nothing is."""
         if self._disk is not None and (site.name, name) not in self._keys:
-            threads, moments = torch.get_num_threads(), self._moments(site)
-            self._keys[site.name, name] = content_key(self.decomposition(name), site, self._weight(site), moments, threads=threads)
+            if site.name not in self._data:
+                self._data[site.name] = data_key(self._weight(site), self._moments(site))
+            data, threads = self._data[site.name], torch.get_num_threads()
+            self._keys[site.name, name] = content_key(self.decomposition(name), site, data, threads=threads)
         return self._keys.get((site.name, name))
 
     def profile(self, site: Site, name: str) -> Profile | None:

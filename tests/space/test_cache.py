@@ -19,7 +19,7 @@ from ranksearch.search.events import Announced
 from ranksearch.sites import Sites, find_sites
 from ranksearch.space import cache as cache_module
 from ranksearch.space import spectra as module
-from ranksearch.space.cache import ContentCache, content_key
+from ranksearch.space.cache import ContentCache, content_key, data_key
 from ranksearch.space.spectra import Spectra
 
 FEW = [d for d in DECOMPOSITIONS if d.name in ("svd", "cp")]  # where what is kept matters, not of which type
@@ -134,25 +134,33 @@ def test_another_weight_metric_option_or_thread_count_is_another_key() -> None:
     metric, second = moments(sites)[site.name], moments(sites, 1)[site.name]
     cp = CP()
     keys = [
-        content_key(cp, site, weight, None, threads=1),
-        content_key(cp, site, other[2].weight, None, threads=1),  # type: ignore[index]
-        content_key(cp, site, weight.double(), None, threads=1),
-        content_key(cp, site, weight, metric, threads=1),
-        content_key(cp, site, weight, second, threads=1),
-        content_key(cp, site, weight, Moments(metric.input), threads=1),
-        content_key(cp, site, weight, Moments(None, metric.output), threads=1),
-        content_key(CP(max_rank=7), site, weight, None, threads=1),
-        content_key(SVD(), site, weight, None, threads=1),
-        content_key(cp, site, weight, None, threads=2),
-        content_key(cp, sites.sites[0], weight, None, threads=1),
+        content_key(cp, site, data_key(weight, None), threads=1),
+        content_key(cp, site, data_key(other[2].weight, None), threads=1),  # type: ignore[index]
+        content_key(cp, site, data_key(weight.double(), None), threads=1),
+        content_key(cp, site, data_key(weight, metric), threads=1),
+        content_key(cp, site, data_key(weight, second), threads=1),
+        content_key(cp, site, data_key(weight, Moments(metric.input)), threads=1),
+        content_key(cp, site, data_key(weight, Moments(None, metric.output)), threads=1),
+        content_key(CP(max_rank=7), site, data_key(weight, None), threads=1),
+        content_key(SVD(), site, data_key(weight, None), threads=1),
+        content_key(cp, site, data_key(weight, None), threads=2),
+        content_key(cp, sites.sites[0], data_key(weight, None), threads=1),
     ]
     assert None not in keys and len(set(keys)) == len(keys)
+
+
+def test_what_a_site_is_of_is_hashed_once_for_all_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, sites = network()
+    hashed: list[torch.Tensor] = []
+    monkeypatch.setattr("ranksearch.space.spectra.data_key", lambda weight, moments: hashed.append(weight) or data_key(weight, moments))
+    everything(Spectra(net, sites, TYPES, moments=moments(sites), cache=tmp_path))
+    assert len(hashed) == len(sites)
 
 
 def test_the_name_of_a_site_is_no_content() -> None:
     net, sites = network()
     named = find_sites(nn.Sequential(nn.Identity(), net), torch.randn(1, 4, 8, 8))
-    pair = [content_key(CP(), s.sites[1], net[2].weight, None, threads=1) for s in (sites, named)]  # type: ignore[index]
+    pair = [content_key(CP(), s.sites[1], data_key(net[2].weight, None), threads=1) for s in (sites, named)]  # type: ignore[index]
     assert sites.sites[1].name != named.sites[1].name and pair[0] == pair[1]
 
 
@@ -161,7 +169,7 @@ def test_types_of_others_are_not_kept(tmp_path: Path) -> None:
         pass
 
     net, sites = network()
-    assert content_key(Mine(), sites.sites[0], net[0].weight, None, threads=1) is None  # type: ignore[index]
+    assert content_key(Mine(), sites.sites[0], data_key(net[0].weight, None), threads=1) is None  # type: ignore[index]
     Spectra(net, sites, [Mine()], cache=tmp_path).profile(sites.sites[0], "svd")
     assert not any("svd" in path.name for path in tmp_path.iterdir()) and len(list(tmp_path.iterdir())) == 0
 
