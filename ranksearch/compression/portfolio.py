@@ -29,12 +29,12 @@ from ranksearch.search.events import Announced
 from ranksearch.search.local_search import Polished, polish
 from ranksearch.search.loop import indices_of
 from ranksearch.search.refit import Refitted, refit
-from ranksearch.sites import Cost, Sites
+from ranksearch.sites import Cost, Sites, device_of
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
 from ranksearch.statistics import metric as space_metric
-from ranksearch.statistics.memory import machine_memory
+from ranksearch.statistics.memory import device_memory
 from ranksearch.statistics.metric import MetricName
 from ranksearch.tasks import Task
 
@@ -46,7 +46,7 @@ Made = tuple[MetricName, str, int]  # the same, and how many batches the factors
 HELD_OUT = 4  # batches that networks are judged on
 KNOWN = 8  # of the rules' answers, those that a model of the loss begins with: the best
 FINAL = 3  # of what it measured, those that are judged like the rules' answers
-KEPT = 1 / 16  # of the machine's memory that a network may take which is kept until a better one is found; larger ones are made again
+KEPT = 1 / 16  # of the device's memory that a network may take which is kept until a better one is found; larger ones are made again
 LIGHT = 1  # batches that factors are fitted to where networks are measured by dozens
 
 
@@ -187,7 +187,7 @@ class Portfolio:
         """Those of a metric. Where output gradients are collected, the inputs' moments are those of the same pass."""
         gradients = metric == "fisher" or self.two_sided
         if gradients not in self.collected:
-            self.tell(Announced(space_metric.announced(self.sites, "fisher" if gradients else metric, self.data.seen)))
+            self.tell(Announced(space_metric.announced(self.model, self.sites, "fisher" if gradients else metric, self.data.seen)))
             found = space_metric.statistics(self.model, self.sites, self.task, calibration=self.data.seen, gradients=gradients)
             self.collected[gradients] = found
         return space_metric.moments(self.collected[gradients], metric)
@@ -302,7 +302,7 @@ class Portfolio:
         network = self.network(metric, configuration, batches)
         loss = self.judged[key] = self.judge(network)
         least = math.inf if self.best is None else self.best[0]
-        if batches and loss < least and sum(p.nbytes for p in network.parameters()) <= KEPT * machine_memory():
+        if batches and loss < least and sum(p.nbytes for p in network.parameters()) <= KEPT * device_memory(device_of(self.model)):
             self.best = loss, key, network
         return loss, self.judge.passes
 

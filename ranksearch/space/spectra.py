@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Errors, Moments, Quantized, Rank, Searched
 from ranksearch.errors import InvalidArgument
 from ranksearch.home import user_path
-from ranksearch.sites import Site, Sites, canonical_weight, unwrapped
+from ranksearch.sites import Site, Sites, canonical_weight, device_of, unwrapped
 from ranksearch.space.cache import ContentCache, content_key, data_key
 from ranksearch.statistics.lazy import SHARE, Chosen
-from ranksearch.statistics.memory import machine_memory
+from ranksearch.statistics.memory import device_memory
 from ranksearch.threads import few, threads
 
 V = TypeVar("V")
@@ -72,7 +72,8 @@ class Spectra:
         moments: second moments per site name: the metric (see `Moments`); sites that are missing use the weight
             metric, and so do embeddings with a tied head: the error of two uses has no single pair of moments.
         cache_bytes: how much memory prepared states, and the factors that those of every rank are cut from, may hold; the least recently
-            used are read from ``cache``, or made again. None: 1 GiB, or a sixteenth of the machine's memory, whichever is more.
+            used are read from ``cache``, or made again. None: 1 GiB, or a sixteenth of the memory of the machine, or of the GPU where they
+            lie on one, whichever is more.
         cache: folder in which states, errors and factors that took long are kept for other processes, see `ContentCache`; None:
             nowhere. Results are the same, bit for bit, whatever it holds.
         device: where factorizations are computed, and states lie: a GPU does in seconds what takes processors minutes. Factors come back to
@@ -103,7 +104,7 @@ class Spectra:
         self.device = None if device is None else checked_device(device)
         self._metrics: dict[str, str] = {}
         self._moved: tuple[Moments, Moments] | None = None  # the moments that were last brought to the device, and what they are there
-        self._cache_bytes = _room() if cache_bytes is None else cache_bytes
+        self._cache_bytes = _room(self.device or device_of(self.model)) if cache_bytes is None else cache_bytes
         self._held: OrderedDict[tuple[str, str, str], tuple[Any, int]] = OrderedDict()  # and how many bytes it is
         self._profiles: dict[tuple[str, str], Profile] = {}
         self._disk = None if cache is None else ContentCache(user_path(cache))
@@ -308,9 +309,9 @@ def checked_device(device: str | torch.device) -> torch.device:
         raise InvalidArgument(f"device={str(device)!r}: {remedy}") from error
 
 
-def _room() -> float:
-    """Bytes of prepared states and factors that are held where nobody says how many."""
-    room = SHARE * machine_memory()
+def _room(device: torch.device) -> float:
+    """Bytes of prepared states and factors that are held on a device where nobody says how many."""
+    room = SHARE * device_memory(device)
     return max(HELD, room) if math.isfinite(room) else HELD
 
 

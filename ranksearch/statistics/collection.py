@@ -58,7 +58,7 @@ def collect(
         diagonal: the diagonal of the Fisher is collected too, from per-example weight gradients (about one more pass).
         chunk_bytes: bound on the lowered inputs held at a time.
         moment_bytes: bound on the accumulators of one pass (one site takes what it takes), where there is a ``cache`` in which the
-            others' are kept meanwhile; None: an eighth of the machine's memory.
+            others' are kept meanwhile; None: an eighth of the memory of the machine, or of the model's GPU if that has less.
         cache: folder; statistics of the same weights, sites, data and settings are read from there, the moments of a site when they
             are used, unless all are small. All batches are then held at once.
 
@@ -70,7 +70,7 @@ def collect(
     wanted = _Wanted(labels, diagonal, chunk_bytes)
     if cache is None:
         remedy = "; with cache=FOLDER they are kept there, and collected one after the other"
-        check_room(sites.sites, gradients=labels is not None, diagonal=diagonal, remedy=remedy)
+        check_room(sites.sites, gradients=labels is not None, diagonal=diagonal, device=device_of(model), remedy=remedy)
         found = _pass(model, sites, sites.sites, batches, wanted)
         return Statistics({site.name: site for site in sites}, found, _uncovered(sites, found, gradients=labels is not None))
     batches = list(batches)
@@ -93,10 +93,10 @@ class _Wanted:
 
 def _write(path: Path, model: nn.Module, sites: Sites, batches: list[Any], wanted: _Wanted, moment_bytes: int | None) -> None:
     """Collect into a file; or, where the moments of all sites are too many at a time, pass by pass into a file per site."""
-    gradients = wanted.labels is not None
-    groups = passes(sites, moment_bytes, gradients=gradients, diagonal=wanted.diagonal)
+    gradients, device = wanted.labels is not None, device_of(model)
+    groups = passes(sites, moment_bytes, gradients=gradients, diagonal=wanted.diagonal, device=device)
     for group in groups:
-        check_room(group, gradients=gradients, diagonal=wanted.diagonal)
+        check_room(group, gradients=gradients, diagonal=wanted.diagonal, device=device)
     writer = files.Writer(path, in_pieces=len(groups) > 1)
     for group in groups:
         found = _pass(model, sites, group, batches, wanted)

@@ -12,7 +12,7 @@ from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Site
 from ranksearch.statistics.inputs import factored
 
-SHARE = 1 / 8  # of the machine's memory that the moments of one pass over the data may take: what reads them out takes as much again
+SHARE = 1 / 8  # of the memory that the moments of one pass over the data may take: what reads them out takes as much again
 
 
 def machine_memory() -> float:
@@ -24,6 +24,11 @@ def machine_memory() -> float:
 def device_memory(device: torch.device) -> float:
     """Bytes of a device; of a processor, those of the machine."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else machine_memory()
+
+
+def _least_memory(device: torch.device) -> float:
+    """Bytes of a device, or of the machine, which takes over what is made there."""
+    return min(device_memory(device), machine_memory())
 
 
 def accumulator_bytes(sites: Iterable[Site], *, gradients: bool = True, diagonal: bool = False) -> int:
@@ -43,10 +48,12 @@ def moment_bytes(site: Site) -> int:
     return 8 * site.groups * (c * c + taps * taps if factored(site) else (c * taps) ** 2)
 
 
-def passes(sites: Iterable[Site], limit: float | None, *, gradients: bool, diagonal: bool = False) -> list[tuple[Site, ...]]:
+def passes(
+    sites: Iterable[Site], limit: float | None, *, gradients: bool, diagonal: bool = False, device: torch.device
+) -> list[tuple[Site, ...]]:
     """The sites that are collected in one pass over the data each, in order: as many neighbours at a time as have accumulators within
-    ``limit`` bytes (None: ``SHARE`` of the machine's memory), one at least."""
-    room = SHARE * machine_memory() if limit is None else limit
+    ``limit`` bytes, one at least. None: ``SHARE`` of the memory of the network's device, or of the machine's if that is less."""
+    room = SHARE * _least_memory(device) if limit is None else limit
     found: list[list[Site]] = []
     left = 0.0
     for site in sites:
@@ -59,12 +66,12 @@ def passes(sites: Iterable[Site], limit: float | None, *, gradients: bool, diago
     return [tuple(group) for group in found]
 
 
-def check_room(sites: Sequence[Site], *, gradients: bool, diagonal: bool, remedy: str = "") -> None:
-    """Refuses, before any work, moments that the machine could not hold while they are read out."""
-    needed, memory = 2 * accumulator_bytes(sites, gradients=gradients, diagonal=diagonal), machine_memory()
+def check_room(sites: Sequence[Site], *, gradients: bool, diagonal: bool, device: torch.device, remedy: str = "") -> None:
+    """Refuses, before any work, moments that the machine, or the device that the network is on, could not hold while they are read out."""
+    needed, memory = 2 * accumulator_bytes(sites, gradients=gradients, diagonal=diagonal), _least_memory(device)
     if needed > memory:
         largest = max(sites, key=lambda site: accumulator_bytes([site], gradients=gradients, diagonal=diagonal))
         raise InvalidArgument(
-            f"sites: the moments of {len(sites)} layers take {needed / 2**30:.1f} GiB, and this machine has {memory / 2**30:.1f}; leave "
-            f"out the largest, such as exclude={largest.name!r}, or take metric='weight'{remedy}"
+            f"sites: the moments of {len(sites)} layers take {needed / 2**30:.1f} GiB, and there are {memory / 2**30:.1f} for them "
+            f"({device.type}); leave out the largest, such as exclude={largest.name!r}, or take metric='weight'{remedy}"
         )

@@ -10,7 +10,7 @@ from torch import nn
 
 from ranksearch.decompositions import Moments
 from ranksearch.home import home
-from ranksearch.sites import Sites
+from ranksearch.sites import Sites, device_of
 from ranksearch.statistics.collection import collect
 from ranksearch.statistics.labels import UNIT, GivenLabels, SampledLabels
 from ranksearch.statistics.lazy import Chosen
@@ -64,12 +64,12 @@ def statistics(model: nn.Module, sites: Sites, task: Task, *, calibration: int, 
     return collect(model, sites, task.calibration(calibration), labels=labels, diagonal=diagonal, cache=cache)
 
 
-def announced(sites: Sites, metric: MetricName, calibration: int) -> str:
+def announced(model: nn.Module, sites: Sites, metric: MetricName, calibration: int) -> str:
     """What `statistics` is about to do, in words, with the memory that it takes."""
     gradients = metric == "fisher"
     size = accumulator_bytes(sites, gradients=gradients) / 2**30
     words = f"collecting statistics of {calibration} batches for the {metric} metric: {size:.2g} GiB of moments of {len(sites)} layers"
-    groups = passes(sites, None, gradients=gradients)
+    groups = passes(sites, None, gradients=gradients, device=device_of(model))
     if len(groups) < 2:
         return words
     most = max(accumulator_bytes(group, gradients=gradients) for group in groups) / 2**30

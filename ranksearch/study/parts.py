@@ -130,7 +130,7 @@ class Parts:
 
     def _profile_sites(self, tell: Callable[[Announced | Profiled], None]) -> None:
         if self.spec.metric != "weight":
-            tell(Announced(space_metric.announced(self.sites, self.spec.metric, self.spec.calibration)))
+            tell(Announced(space_metric.announced(self.model, self.sites, self.spec.metric, self.spec.calibration)))
             _ = self.spectra
         tell(Announced(f"profiling {len(self.sites)} sites"))
         self.spectra.profile_all(tell)

@@ -147,12 +147,17 @@ def test_components_of_all_ranks_are_made_and_kept_once(
     assert len([*tmp_path.glob("*factors*")]) == 1
 
 
-def test_states_are_held_within_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    for memory in (math.inf, 0.0):
-        monkeypatch.setattr(module, "machine_memory", lambda memory=memory: memory)
-        assert module._room() == module.HELD
-    monkeypatch.setattr(module, "machine_memory", lambda: 100.0 * module.HELD / module.SHARE)
-    assert module._room() == pytest.approx(100.0 * module.HELD)
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_states_are_held_within_a_share_of_the_memory_of_where_they_lie(
+    spectra: Spectra, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = dict.fromkeys(("cpu", "meta"), 0.0)
+    monkeypatch.setattr(module, "device_memory", lambda place: memory[place.type])
+    place = device or "cpu"
+    for bytes_, held in ((math.inf, module.HELD), (0.0, module.HELD), (100.0 * module.HELD / module.SHARE, 100.0 * module.HELD)):
+        memory[place] = bytes_
+        made = Spectra(spectra.model, spectra.sites, TYPES, device=device)
+        assert made._cache_bytes == pytest.approx(held)
 
 
 def test_bytes_of_a_state_are_those_of_all_its_tensors() -> None:

@@ -21,7 +21,9 @@ from ranksearch.statistics import GivenLabels, SampledLabels, Statistics, accumu
 from ranksearch.statistics import metric as space_metric
 from ranksearch.statistics.inputs import InputSums
 from ranksearch.statistics.lazy import Chosen, MadeMoments
-from ranksearch.statistics.memory import passes
+from ranksearch.statistics.memory import check_room, passes
+
+CPU = torch.device("cpu")
 
 
 class Block(nn.Module):
@@ -153,7 +155,7 @@ def test_files_are_read_one_by_one_and_collected_again_when_one_is_gone(tmp_path
 @given(st.integers(0, 3000), st.booleans(), st.booleans())
 def test_a_pass_has_neighbours_within_the_limit_and_as_many_as_fit(limit: int, gradients: bool, diagonal: bool) -> None:
     _, sites, _ = setting()
-    groups = passes(sites, limit, gradients=gradients, diagonal=diagonal and gradients)
+    groups = passes(sites, limit, gradients=gradients, diagonal=diagonal and gradients, device=CPU)
     needed = lambda group: accumulator_bytes(group, gradients=gradients, diagonal=diagonal and gradients)  # noqa: E731
     assert [site for group in groups for site in group] == list(sites)
     assert all(len(group) == 1 or needed(group) <= limit for group in groups)
@@ -168,11 +170,24 @@ def test_a_large_linear_layer_has_no_factors(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_does_not_fit_at_once_is_announced_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, sites, _ = setting()
-    assert space_metric.announced(sites, "fisher", 4).endswith(f"of moments of {len(sites)} layers")
+    model, sites, _ = setting()
+    assert space_metric.announced(model, sites, "fisher", 4).endswith(f"of moments of {len(sites)} layers")
     monkeypatch.setattr("ranksearch.statistics.memory.machine_memory", lambda: 8.0 * 700)
-    count = len(passes(sites, 700, gradients=True))
-    assert space_metric.announced(sites, "fisher", 4).endswith(f"of them in memory at a time, in {count} passes over the data")
+    count = len(passes(sites, 700, gradients=True, device=CPU))
+    assert space_metric.announced(model, sites, "fisher", 4).endswith(f"of them in memory at a time, in {count} passes over the data")
+
+
+def test_what_a_gpu_has_no_room_for_is_collected_in_passes_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums lie where the network is, and are taken from there by the machine: the smaller memory counts."""
+    _, sites, _ = setting()
+    size = accumulator_bytes(sites)
+    for gpu, machine, count in ((8 * size, 1e12, 1), (8 * size - 8, 1e12, 2), (1e12, 8 * size - 8, 2)):
+        monkeypatch.setattr("ranksearch.statistics.memory.device_memory", lambda device, gpu=gpu: {"meta": gpu}[device.type])
+        monkeypatch.setattr("ranksearch.statistics.memory.machine_memory", lambda machine=machine: machine)
+        assert len(passes(sites, None, gradients=True, device=torch.device("meta"))) == count
+    monkeypatch.setattr("ranksearch.statistics.memory.device_memory", lambda device: 2.0 * size - 1)
+    with pytest.raises(InvalidArgument, match=r"there are 0\.0 for them \(meta\); leave out"):
+        check_room(list(sites), gradients=True, diagonal=False, device=torch.device("meta"))
 
 
 def test_moments_are_made_when_asked_for_and_again_when_they_had_to_give_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from ranksearch.decompositions import AnyDecomposition, Quantized, Rank
 from ranksearch.decompositions.dense import Dense
@@ -14,9 +15,9 @@ from ranksearch.networks.reconstruction.room import too_wide
 from ranksearch.sites import Site
 
 
-def last_site(site: Site, decomposition: AnyDecomposition, rank: Rank) -> Site | str:
+def last_site(site: Site, decomposition: AnyDecomposition, rank: Rank, device: torch.device) -> Site | str:
     """The last link of the chain that a site is built as, as a site of its own; or why there is none to fit."""
-    wide = too_wide(site)
+    wide = too_wide(site, device)
     plain = decomposition.inner if isinstance(decomposition, Quantized) else decomposition
     links = plain.links(site, np.array([rank], dtype=np.int64))
     if links is None or len(links) < 2:
@@ -34,7 +35,7 @@ def last_site(site: Site, decomposition: AnyDecomposition, rank: Rank) -> Site |
         site, kind="linear" if site.kind == "transformers_conv1d" else site.kind, c_in=c_in, kernel=link.kernel(site), stride=stride,
         dilation=dilation, padding=padding,
     )  # fmt: skip
-    if too_wide(found):
+    if too_wide(found, device):
         return f"{wide}, and {math.prod(found.shape[1:])} of its last layer's"
     return found
 

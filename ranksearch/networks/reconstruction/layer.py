@@ -15,7 +15,7 @@ from ranksearch.networks.reconstruction.last import last_site, last_type
 from ranksearch.networks.reconstruction.moments import LayerMoments
 from ranksearch.networks.reconstruction.refit import QUICK, Effort, refit
 from ranksearch.networks.reconstruction.regression import goal
-from ranksearch.networks.reconstruction.room import too_wide
+from ranksearch.networks.reconstruction.room import layer_device, too_wide
 from ranksearch.networks.reconstruction.sweep import Seen
 from ranksearch.sites import Site, UnpackedExperts, canonical_weight
 from ranksearch.space import Configuration
@@ -118,7 +118,8 @@ def left_out(spectra: Spectra, configuration: Configuration) -> dict[str, str]:
     biases = Counter(id(bias) for module in spectra.model.modules() if (bias := module._parameters.get("bias")) is not None)
     for name, kind, rank in configuration.choices:
         site = spectra.sites[name]
-        last = last_site(site, spectra.decomposition(kind), rank) if too_wide(site) else None
+        wide = too_wide(site, device := layer_device(spectra, site))
+        last = last_site(site, spectra.decomposition(kind), rank, device) if wide else None
         if site.head is not None:
             found[name] = "an embedding that is tied to a head has two uses, and no single inputs"
         elif site.kind == "embedding":
@@ -126,7 +127,7 @@ def left_out(spectra: Spectra, configuration: Configuration) -> dict[str, str]:
         elif isinstance(last, str):
             found[name] = last
         elif last is not None and name.startswith(experts):
-            found[name] = f"an expert of {too_wide(site)}"
+            found[name] = f"an expert of {wide}"
         elif biases[id(spectra.model.get_submodule(name)._parameters.get("bias"))] > 1:
             found[name] = "its bias is that of another layer too"
     return found
@@ -152,7 +153,7 @@ def layers_of(network: nn.Module, spectra: Spectra, configuration: Configuration
         start = partial(_as_built, spectra, site, kind, rank, bias)
         output = partial(_output, metric, name)
         layer = Layer(site, spectra.decomposition(kind), rank, weight, bias, output, start, weight.device, name.startswith(experts))
-        layers[name] = _last(layer, network.get_submodule(name)) if too_wide(site) else layer
+        layers[name] = _last(layer, network.get_submodule(name)) if too_wide(site, weight.device) else layer
     return layers
 
 
@@ -167,7 +168,7 @@ def _output(metric: Mapping[str, Moments], name: str) -> Tensor | None:
 
 def _last(layer: Layer, built: nn.Module) -> Layer:
     """The last of a chain as a layer of its own."""
-    site, now = last_site(layer.site, layer.decomposition, layer.rank), layer.start()
+    site, now = last_site(layer.site, layer.decomposition, layer.rank, layer.device), layer.start()
     assert isinstance(site, Site) and isinstance(built, nn.Sequential), "`left_out` tells others apart"
     plain = layer.decomposition.inner if isinstance(layer.decomposition, Quantized) else layer.decomposition
     chain = plain.module(layer.site, now.factors, now.bias)

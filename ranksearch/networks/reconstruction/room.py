@@ -7,16 +7,17 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import nn
 
 from ranksearch.sites import Site, device_of, evaluating, run, tensors_of
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import LARGEST
-from ranksearch.statistics.memory import device_memory, machine_memory
+from ranksearch.statistics.memory import device_memory
 
 COPIES = 14  # float64 matrices of the size of a layer's input moment that are held at once while it is fitted, at most
-SHARE = 0.5  # of the machine's memory that they may take
+SHARE = 0.5  # of the device's memory that they may take
 BETWEEN = 1 / 8  # of the memory that what all batches have between two layers may take
 HELD = 4  # times the inputs and outputs of the largest layer: two networks, and what goes around layers in them
 GIB = 2**30
@@ -27,25 +28,30 @@ def fit_bytes(site: Site) -> int:
     return COPIES * 8 * site.groups * (math.prod(site.shape[1:]) + 1) ** 2
 
 
-def too_wide(site: Site) -> str | None:
+def too_wide(site: Site, device: torch.device) -> str | None:
     """Why a site has too many inputs for a moment, or None. Patches of more than ``LARGEST`` entries have none, as in statistics; other
-    inputs have one where this machine has room for it."""
+    inputs have one where the device that the layer is on has room for it."""
     width, taps = math.prod(site.shape[1:]), math.prod(site.kernel)
     if site.kind == "embedding" or width <= LARGEST:
         return None
     if taps > 1:
         return f"a patch of {width} inputs, over {LARGEST}"
-    needed, room = fit_bytes(site), SHARE * machine_memory()
+    needed, room = fit_bytes(site), SHARE * device_memory(device)
     if needed <= room:
         return None
-    return f"{width} inputs, whose moments take {needed / GIB:.1f} GiB while it is fitted, over the {room / GIB:.1f} that are taken here"
+    return f"{width} inputs, whose moments take {needed / GIB:.1f} GiB while it is fitted, over the {room / GIB:.1f} that may be taken"
+
+
+def layer_device(spectra: Spectra, site: Site) -> torch.device:
+    """Where the dense layer of a site is, and so the one that is fitted to it."""
+    return device_of(spectra.model.get_submodule(site.name))
 
 
 def announced(spectra: Spectra, configuration: Configuration) -> str | None:
     """What memory reconstruction takes for the widest layer that is fitted as a whole, in words, before it is taken; None where it is
     little."""
     sites = [spectra.sites[name] for name, _, _ in configuration.choices]
-    whole = [site for site in sites if site.kind != "embedding" and too_wide(site) is None]
+    whole = [site for site in sites if site.kind != "embedding" and too_wide(site, layer_device(spectra, site)) is None]
     widest = max(whole, key=fit_bytes, default=None)
     if widest is None or fit_bytes(widest) < GIB:
         return None

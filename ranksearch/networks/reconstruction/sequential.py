@@ -74,8 +74,8 @@ def reconstruct(
     no nearer, by the mean of paired differences over the examples held out, all is undone. Where there is no closed form, every fit of a
     layer goes on from the one before.
 
-    Of a layer whose patches are too large for a moment (4,608 entries), or whose inputs are too many for the moments that half of the
-    machine's memory holds (`room.fit_bytes`), the last of its chain alone is fitted, and its bias.
+    Of a layer whose patches are too large for a moment (4,608 entries), or whose inputs are too many for the moments that half of its
+    device's memory holds (`room.fit_bytes`), the last of its chain alone is fitted, and its bias.
 
     All batches go through both networks together, layer by layer, so that one forward pass is enough for a round; in return, what lies
         between two layers is in memory for all batches at once. Layers that are used several times take a pass of their own, and so do

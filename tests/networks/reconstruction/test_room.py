@@ -21,6 +21,7 @@ from ranksearch.space.spectra import Spectra
 ROOM = "ranksearch.networks.reconstruction.room."
 CHOICE = Configuration({"0": ("svd", (2,)), "2": ("svd", (3,))})
 RIDGE = 0.01
+CPU = torch.device("cpu")
 
 
 def two_layers() -> tuple[Spectra, nn.Module, Tensor]:
@@ -35,7 +36,7 @@ def two_layers() -> tuple[Spectra, nn.Module, Tensor]:
 def machine(monkeypatch: pytest.MonkeyPatch, spectra: Spectra, share: float) -> None:
     """Layers of more than 8 inputs are wide, and there is room for this share of what the second one takes."""
     monkeypatch.setattr(ROOM + "LARGEST", 8)
-    monkeypatch.setattr(ROOM + "machine_memory", lambda: share * fit_bytes(spectra.sites["2"]) / SHARE)
+    monkeypatch.setattr(ROOM + "device_memory", lambda device: share * fit_bytes(spectra.sites["2"]) / SHARE)
 
 
 def oracle(seen: np.ndarray, wanted: np.ndarray, dense: np.ndarray, rank: int) -> np.ndarray:
@@ -53,7 +54,7 @@ def oracle(seen: np.ndarray, wanted: np.ndarray, dense: np.ndarray, rank: int) -
 def test_a_wide_layer_with_room_is_fitted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     spectra, short, x = two_layers()
     machine(monkeypatch, spectra, 1.0)
-    assert left_out(spectra, CHOICE) == {} and too_wide(spectra.sites["2"]) is None
+    assert left_out(spectra, CHOICE) == {} and too_wide(spectra.sites["2"], CPU) is None
     reconstruct(short, spectra, CHOICE, x.split(50), held_out=0, ridge=RIDGE)
     with torch.no_grad():
         seen, wanted = short[:2](x).numpy(), spectra.model(x).numpy()  # type: ignore[index]
@@ -68,13 +69,28 @@ def test_a_wide_layer_with_room_is_fitted_whole(monkeypatch: pytest.MonkeyPatch)
 def test_without_room_the_last_of_its_chain_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     spectra, short, x = two_layers()
     machine(monkeypatch, spectra, 0.99)
-    assert re.fullmatch(r"12 inputs, whose moments take \d+\.\d GiB while it is fitted, over the \d+\.\d that are taken here",
-                        too_wide(spectra.sites["2"]) or "")  # fmt: skip
+    assert re.fullmatch(r"12 inputs, whose moments take \d+\.\d GiB while it is fitted, over the \d+\.\d that may be taken",
+                        too_wide(spectra.sites["2"], CPU) or "")  # fmt: skip
     before = copy.deepcopy(short.state_dict())
     reconstruct(short, spectra, CHOICE, x.split(50), held_out=0, ridge=RIDGE)
     after = short.state_dict()
     assert {name for name in after if not torch.equal(after[name], before[name])} >= {"0.0.weight", "2.1.weight", "2.1.bias"}
     assert torch.equal(after["2.0.weight"], before["2.0.weight"])
+
+
+def test_room_is_that_of_the_device_that_a_layer_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has less memory than its machine, and moments lie there."""
+    spectra, _, _ = two_layers()
+    machine(monkeypatch, spectra, 1.0)
+    memory = {"cpu": fit_bytes(spectra.sites["2"]) / SHARE, "meta": 0.0}
+    monkeypatch.setattr(ROOM + "device_memory", lambda device: memory[device.type])
+    assert too_wide(spectra.sites["2"], CPU) is None and announced(spectra, CHOICE) is None and left_out(spectra, CHOICE) == {}
+    assert too_wide(spectra.sites["2"], torch.device("meta")) is not None
+    ring = Spectra(spectra.model, spectra.sites, named("tensor_ring"))
+    rings = Configuration({"2": ("tensor_ring", (1, 1, 1))})
+    assert left_out(ring, rings) == {}
+    spectra.model.to("meta")
+    assert "no chain of layers" in left_out(ring, rings)["2"]
 
 
 def test_memory_is_said_before_where_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:

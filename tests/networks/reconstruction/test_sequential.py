@@ -193,7 +193,7 @@ def test_nothing_else_changes() -> None:
 def narrow(monkeypatch: pytest.MonkeyPatch, limit: int, memory: float = 0) -> None:
     """More inputs have no moment: patches of convolutions, and what takes more than half of a machine's memory in bytes."""
     monkeypatch.setattr("ranksearch.networks.reconstruction.room.LARGEST", limit)
-    monkeypatch.setattr("ranksearch.networks.reconstruction.room.machine_memory", lambda: memory)
+    monkeypatch.setattr("ranksearch.networks.reconstruction.room.device_memory", lambda device: memory)
 
 
 def test_embeddings_are_left_out_by_name_and_of_wide_layers_the_last_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
