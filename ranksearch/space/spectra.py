@@ -188,7 +188,7 @@ class Spectra:
             made = decomposition.cut(self._hold((site.name, name, FACTORS), lambda: self._factors(site, name, full)), rank)
         else:
             made = self._factors(site, name, tuple(rank))
-        return made if self.device is None else _moved(made, self._own_weight(site).device)
+        return _moved(made, self._own_weight(site).device)  # held ones may be from before the model was moved
 
     def _factors(self, site: Site, name: str, rank: Rank) -> tuple[Tensor, ...]:
         """Factors of one option, read or made, where factorizations are computed."""

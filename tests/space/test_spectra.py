@@ -108,6 +108,14 @@ def test_as_many_states_stay_as_fit_to_the_byte(spectra: Spectra, monkeypatch: p
         assert len(seen) == again
 
 
+@pytest.mark.parametrize("name", ["svd", "cp"])
+def test_factors_are_where_the_weight_is_now(spectra: Spectra, name: str) -> None:
+    site = spectra.sites.sites[0]
+    assert {factor.device.type for factor in spectra.factors(site, name, (2,))} == {"cpu"}
+    spectra.model.to("meta")
+    assert {factor.device.type for factor in spectra.factors(site, name, (2,))} == {"meta"}
+
+
 def test_factors_of_components_are_held_within_the_bound_of_states(spectra: Spectra, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once they are made, a state is not asked for; where there is room for one thing alone, it is prepared at every call."""
     for bound, prepared in ((1 << 30, 1), (1, 3)):
