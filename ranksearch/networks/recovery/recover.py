@@ -36,7 +36,7 @@ class Recovered:
     Attributes:
         epochs: after so many the network was as it is now; 0: nothing that training came to measured better.
         measured: the task's metrics by epochs, that of the beginning first.
-        diverged: whether the loss was no longer finite, which ended training early.
+        diverged: whether the loss was no longer finite, or a metric no longer a number, which ended training early.
     """
 
     epochs: float
@@ -116,7 +116,7 @@ class Recovery(FineTuning):
         self._diverged = False
 
     def advance(self, epochs: float) -> None:
-        """See `FineTuning.advance`. A loss that is no longer finite ends training."""
+        """See `FineTuning.advance`. A loss that is no longer finite ends training, and so does a metric that is no longer a number."""
         if not self._measured:
             self._rates = factor_rates(self.model, *self._layers)
             self._measure(0.0)
@@ -189,8 +189,10 @@ class Recovery(FineTuning):
         with self._aside():
             if self._recalibration:  # before training on plain batches, which norms were fitted to if they were
                 recalibrate(self.model, (self.task.normalization if end else self.task.calibration)(self._recalibration))
-            self._measured[end] = measured(self.task, self.model)
-        if not self._state or self._better(self._measured[end], self._measured[self._best]):
+            found = self._measured[end] = measured(self.task, self.model)
+        if lost := _undefined(found) - _undefined(self._measured[0.0]):
+            raise Diverged(f"{', '.join(sorted(lost))} is not a number after {end:g} epochs: lower the learning rate")
+        if not self._state or self._better(found, self._measured[self._best]):
             self._best, self._state = end, copy.deepcopy(self.model.state_dict())
 
     @contextlib.contextmanager
@@ -202,10 +204,17 @@ class Recovery(FineTuning):
             yield
 
     def _better(self, mine: Mapping[str, float], other: Mapping[str, float]) -> bool:
-        """By the first metric in which they differ. What is not a number is worse than any."""
+        """By the first metric in which they differ. A network with a metric that is not a number is worse than any without."""
+        if len(_undefined(mine)) != len(_undefined(other)):
+            return len(_undefined(mine)) < len(_undefined(other))
         for metric in self.task.metrics:
             sign = 1 if metric.direction == "max" else -1
             a, b = (-math.inf if math.isnan(one[metric.name]) else sign * one[metric.name] for one in (mine, other))
             if a != b:
                 return a > b
         return False
+
+
+def _undefined(metrics: Mapping[str, float]) -> set[str]:
+    """Those that are not a number, such as all of a network with such weights; some are none by nature, as of a constant answer."""
+    return {name for name, value in metrics.items() if math.isnan(value)}

@@ -89,9 +89,26 @@ def test_ties_are_decided_by_the_next_metric_and_numbers_beat_none() -> None:
         def measure(self, model: nn.Module, split: Any = "validation") -> dict[str, float]:
             return {"accuracy": 0.5, "loss": super().measure(model)["accuracy"]}
 
-    task = Lossy([0.4, 0.3, math.nan], **_data())
+    for losses, best, diverged in (([0.4, 0.3, 0.5], 1, False), ([math.nan, 0.3, math.nan], 1, False), ([0.4, math.nan, 0.3], 0, True)):
+        task = Lossy(losses, **_data())
+        spectra, short = _networks(task)
+        found = recover(short, spectra, LOW, task, epochs=2)
+        assert (found.epochs, found.diverged, len(found.measured)) == (best, diverged, 2 if diverged else 3)
+
+
+def test_a_network_whose_loss_is_no_number_is_not_the_best_whatever_it_guesses_right() -> None:
+    """The last step can leave weights that are no numbers, whose answers are all the first class."""
+
+    class Spoiled(Classification):  # type: ignore[misc]
+        def measure(self, model: nn.Module, split: Any = "validation") -> dict[str, float]:
+            return {"accuracy": next(accuracies), "loss": next(losses)}
+
+    task = Spoiled(**_data())
     spectra, short = _networks(task)
-    assert recover(short, spectra, LOW, task, epochs=2).epochs == 1
+    accuracies, losses = iter([0.5, 1.0]), iter([0.7, math.nan])
+    assert (found := recover(short, spectra, LOW, task, epochs=1)).epochs == 0 and found.diverged
+    accuracies, losses = iter([0.5, 0.4]), iter([math.nan, 0.7])
+    assert (found := recover(short, spectra, LOW, task, epochs=1)).epochs == 1 and not found.diverged
 
 
 def test_the_teachers_answers_need_no_labels() -> None:
