@@ -31,7 +31,7 @@ test-studies: $(READY)
 # MKL_ENABLE_INSTRUCTIONS is of Intel's processors; MKL_CBWR chooses among the code paths of others too. The settings share no state:
 # make -j2 -O test-numeric runs both at once
 NUMERIC := $(addprefix tests/,decompositions statistics proxies allocators/test_exact.py allocators/test_solver.py \
-	networks/test_batch_norm.py networks/reconstruction)
+	networks/test_batch_norm.py networks/reconstruction networks/recovery compression surrogate agreement)
 
 test-numeric: numeric-compatible numeric-avx2
 

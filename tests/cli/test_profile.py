@@ -72,7 +72,8 @@ def test_profile_shows_every_path_of_a_site_and_tied_heads(tmp_path: Path, capsy
         def study() -> Study:
             torch.manual_seed(0)
             x, y = torch.randint(0, 40, (64, 5)), torch.randint(0, 40, (64,))
-            task = Classification(train=(x[:32], y[:32]), validation=(x[32:], y[32:]), batch_size=16, learning_rate=0.1)
+            parts = {"train": (x[:32], y[:32]), "validation": (x[32:], y[32:])}
+            task = Classification(**parts, classes=40, batch_size=16, learning_rate=0.1)
             return Study("words", model=Words(), task=task)
     """))
     assert cli.main(["profile", str(tmp_path / "words.py"), "--format", "json"]) == 0

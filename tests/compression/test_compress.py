@@ -194,7 +194,8 @@ def test_a_model_of_the_loss_is_an_answer_beside_the_rules() -> None:
     refit = whole.tried[-1]
     assert (refit.rule, refit.metric) == ("refit", "fisher") and math.isfinite(refit.least)
     assert refit.cost is not None and refit.cost["params"] <= 0.5 * whole.baseline["params"]
-    assert whole.chosen.least <= cheap.chosen.least * (1 + 1e-5)
+    compared = [min(one.chosen.loss, one.chosen.reconstructed) for one in (whole, cheap)]  # the best alone is fitted to more batches
+    assert compared[0] <= compared[1] * (1 + 1e-5)
     none = compress(network(), task(), params=0.5, refits=0, reconstruction=0, space=svd_only())
     assert "refit" not in [one.rule for one in none.tried]
 
@@ -205,7 +206,7 @@ def test_where_no_layer_matters_a_model_is_fitted_to_nothing() -> None:
     with torch.no_grad():
         model.get_parameter("8.weight").zero_()
     found = compress(model, task(), params=0.7, rules=["fisher"], refits=1, space=svd_only().replace(exclude="8"))
-    assert [one.least for one in found.tried] == pytest.approx([0, 0], abs=1e-9)
+    assert [one.least for one in found.tried] == pytest.approx([0, 0], abs=1e-6)
 
 
 class Worst(Allocator):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from compress_cases import divergence, network, task
+from compress_cases import divergence, evened, network, task
 from torch import Tensor, nn
 
 from ranksearch import Classification, compress
@@ -22,9 +22,13 @@ from ranksearch.tasks import Agreement, Task
 SEEN = 4
 
 
+def images(batches: int) -> Tensor:
+    return torch.randn(batches * 16, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
 def labelled_by(model: nn.Module, batches: int = SEEN + COMPARED) -> Classification:
     """A task whose labels are what a network says, so that it loses least with just these statistics."""
-    x = torch.randn(batches * 16, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    x = images(batches)
     with torch.no_grad():
         y = copy.deepcopy(model).eval()(x).argmax(1)
     return Classification(train=(x, y), validation=(x[:8], y[:8]), batch_size=16, learning_rate=0.1)
@@ -34,9 +38,7 @@ def suited(batches: int = SEEN + COMPARED) -> nn.Module:
     """A network with just the statistics of the batches that they are re-estimated on, and outputs that depend on them."""
     model = network()
     recalibrate(model, labelled_by(model, batches).calibration(SEEN))
-    with torch.no_grad():
-        model.get_parameter("8.weight").mul_(30)
-    return model
+    return evened(model, images(batches), 8.0)
 
 
 def spoiled(model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from ranksearch.space.spectra import Spectra
 def test_when_the_turn_of_another_metric_comes_the_states_of_the_last_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Spectra] = []
     forgotten: list[Spectra] = []
+    turns: list[Spectra] = []
+    asked = portfolio.Portfolio.spectra
 
     class Watched(Spectra):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -27,7 +30,12 @@ def test_when_the_turn_of_another_metric_comes_the_states_of_the_last_one_go(mon
             forgotten.append(self)
             super().forget()
 
+    def spectra(self: portfolio.Portfolio, metric: Any) -> Spectra:
+        turns.append(asked(self, metric))
+        return turns[-1]
+
     monkeypatch.setattr(portfolio, "Spectra", Watched)
+    monkeypatch.setattr(portfolio.Portfolio, "spectra", spectra)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 8)).eval()
     batches = list(torch.randn(64, 12).split(8))
@@ -35,8 +43,7 @@ def test_when_the_turn_of_another_metric_comes_the_states_of_the_last_one_go(mon
     found = compression.compress(net, batches, space=SpaceSpec(named("svd"), calibration=4), rules=rules, reconstruction=2, params=0.6)
     assert [one.rule for one in found.tried] == rules
     assert len(made) == 3 and forgotten[:2] == made[:2]
-    again = found.chosen.metric != "weight" and not found.reconstructed  # the best was reconstructed: it is not made again
-    assert len(forgotten) == (3 if again else 2)
+    assert forgotten == [one for one, other in pairwise(turns) if one is not other]
 
 
 def test_spectra_that_forgot_make_the_same_again() -> None:

@@ -24,22 +24,23 @@ GIVEN: dict[str, Any] = {"macs": 0.5, "rules": ["fisher"], "space": svd_only()}
 
 
 def test_it_is_kept_where_it_measures_better(tmp_path: Path) -> None:
-    before, found = compress(network(), task(), distill=0, **GIVEN), compress(network(), task(), distill=40, **GIVEN)
+    data = task(batch_size=128)
+    before, found = compress(network(), data, distill=0, **GIVEN), compress(network(), data, distill=40, **GIVEN)
     chosen = found.chosen
     assert math.isnan(before.chosen.distilled) and before.chosen.distill == 0 and before.distilled == 0
     assert chosen.distilled == chosen.least < before.chosen.least and found.distilled == chosen.distill == 40
     assert found.reconstructed == before.reconstructed
     assert chosen.passes - before.chosen.passes == 2 + 10, "held-out batches, and those of the statistics"
-    held_out = [x for x, _ in task().labelled(10)][-2:]
+    held_out = [x for x, _ in data.labelled(10)][-2:]
     assert divergence(network(), found.model, held_out) == pytest.approx(chosen.distilled, rel=1e-3)
     assert found.report()["distilled"].tolist() == [chosen.distilled]
-    found.save(tmp_path / "small", example=task().example())
+    found.save(tmp_path / "small", example=data.example())
     manifest = read_manifest(tmp_path / "small")
     assert manifest["distillation"] == 40 and manifest["held_out"]["distilled"] == chosen.distilled
 
 
 def test_factors_that_are_taught_alone_are_not_reconstructed() -> None:
-    found = compress(network(), task(), reconstruction=0, distill=40, **GIVEN)
+    found = compress(network(), task(batch_size=128), reconstruction=0, distill=40, **GIVEN)
     assert found.chosen.distilled < found.chosen.loss and found.distilled == 40 and not found.reconstructed
 
 

@@ -238,7 +238,7 @@ def test_the_budget_is_met_by_the_network_as_a_whole() -> None:
         predicted = small.cost["latency"] / small.baseline["latency"]
         assert predicted <= 0.75
         off[refine] = whole(machine, small.configuration.choices) / predicted - 1
-    assert off[False] > 0.1 and abs(off[True]) < off[False] / 3
+    assert off[False] > 0.1 and abs(off[True]) < off[False] / 2
 
 
 def test_so_many_networks_are_measured_as_are_needed_there() -> None:

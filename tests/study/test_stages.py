@@ -59,13 +59,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "s.db"
 
 
-def make(store: Path, stages=STAGES, **changes: Any) -> Study:
+def make(store: Path, stages=STAGES, channels: int = 8, **changes: Any) -> Study:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(32, 3, 4, 4, generator=generator)
     y = torch.arange(32) % 4
     task = Classification(train=(x[:16], y[:16]), validation=(x[16:], y[16:]), batch_size=8, learning_rate=0.05)
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    convolutions = nn.Conv2d(3, channels, 3), nn.ReLU(), nn.Conv2d(channels, channels, 2)
+    net = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4))
     options = {"space": svd_only(), "store": store, "objectives": ("loss", "macs"), "stages": stages}
     return Study("staged", model=net, task=task, **(options | changes))
 
@@ -136,7 +137,8 @@ def test_a_larger_stage_adds_to_what_is_there(store: Path, fake: Fake) -> None:
 
 
 def test_proxies_choose_and_a_supernet_that_is_not_trained_is_left_out(store: Path, fake: Fake) -> None:
-    study = make(store, [Stage("proxies", 5), Stage("supernet", 30), Stage(SHORT, 4, explore=False), Stage(LONG, 3)])
+    stages = [Stage("proxies", 20), Stage("supernet", 30), Stage(SHORT, 4, explore=False), Stage(LONG, 3)]
+    study = make(store, stages, channels=32)  # enough answers that no other beats
     told = search(study)
     assert any("no supernet is trained" in one.text for one in told if isinstance(one, events.Announced))
     assert len(fake.of(SHORT)) == 4 and len(fake.of(LONG)) == 3

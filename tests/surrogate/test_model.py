@@ -80,11 +80,12 @@ def test_what_sites_cost_is_recovered(seed: int) -> None:
     few, many = (fit(made.curves, measured(of, made, count, noise=1e-4, seed=3)) for count in (10, 300))
     assert relative(many, made, check) < 0.05 < 0.5 * relative(few, made, check) + 0.05
     assert relative(many, made, check) < 0.5 * relative(few, made, check)
-    # single sites, of which none was measured alone
+    # single sites, of which none was measured alone; those that are lost among the others tell nothing of themselves
     alone = np.tile(of.dense, (6, 1))
     np.fill_diagonal(alone, 3)
     values, true = many.table().score(alone), made.model.table().score(alone)
-    assert np.abs(np.log(values / true) - np.log(values / true).mean()).max() < 0.35
+    away = np.log(values / true)[true > 0.01 * true.max()]
+    assert np.abs(away - away.mean()).max() < 0.35
 
 
 def test_no_rise_is_above_the_ceiling_and_none_falls_where_a_sum_rises() -> None:
@@ -154,16 +155,17 @@ def test_the_exact_optimum_of_the_model_is_that_of_brute_force() -> None:
 
 
 def test_cheap_evaluations_teach_a_costly_channel() -> None:
-    """Forty of one channel and four of another: the second is told nearly as well as the first, though by another link."""
-    of = space(6, 6)
-    made = truth(of, seed=3, channels=2)
-    indices, channels = of.sample(44, 0), np.array([0] * 40 + [1] * 4)
-    rises = np.where(channels == 0, made.rises(indices, 0), made.rises(indices, 1))
-    both = fit(made.curves, Observations(indices, rises, channels=channels))
-    alone = fit(made.curves, Observations(indices[40:], rises[40:]))
-    check = of.sample(100, 5)
-    away = [np.log(m.rises(check, channel=c) / made.rises(check, 1)).std() for m, c in ((both, 1), (alone, 0))]
-    assert away[0] < 0.5 * away[1]
+    """Forty of one channel and four of another: over several truths, the second is told far better than by these four alone."""
+    of, away = space(6, 6), []
+    indices, channels, check = of.sample(44, 0), np.array([0] * 40 + [1] * 4), of.sample(100, 5)
+    for seed in range(8):
+        made = truth(of, seed=seed, channels=2)
+        rises = np.where(channels == 0, made.rises(indices, 0), made.rises(indices, 1))
+        both = fit(made.curves, Observations(indices, rises, channels=channels))
+        alone = fit(made.curves, Observations(indices[40:], rises[40:]))
+        away.append([np.log(m.rises(check, channel=c) / made.rises(check, 1)).std() for m, c in ((both, 1), (alone, 0))])
+    taught, untaught = np.sum(away, axis=0)
+    assert taught < 0.5 * untaught
 
 
 def test_without_a_measurement_the_model_is_the_prior() -> None:
