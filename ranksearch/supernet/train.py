@@ -151,7 +151,7 @@ class _Run:
             Diverged: the loss or the weights are not finite."""
         batch = self.training.batch()
         self.training.optimizer.zero_grad(set_to_none=True)
-        remedy = f"at step {number} of {self.training.steps}: lower the task's learning rate"
+        remedy = self._remedy(number)
         try:
             loss = self.method.loss(batch)
             value = float(loss.detach())
@@ -164,15 +164,27 @@ class _Run:
             raise Diverged(f"weights without a decomposition ({error}) {remedy}") from error
         return value
 
+    def _remedy(self, number: int) -> str:
+        return f"at step {number} of {self.training.steps}: lower the task's learning rate"
+
     def save_if_due(self, number: int) -> bool:
-        """Write a checkpoint where one is due after this step; returns whether it was written."""
-        due = self.folder is not None and (number % self.every == 0 or number == self.training.steps)
-        if due:
+        """Write a checkpoint where one is due after this step; returns whether it was written.
+
+        Raises:
+            Diverged: it is due, or the step was the last, and weights are not finite."""
+        last = number == self.training.steps
+        due = self.folder is not None and (number % self.every == 0 or last)
+        if due or last:
             self.save(number)
         return due
 
     def save(self, step: int) -> None:
-        """Write a checkpoint, if there is a folder."""
+        """Write a checkpoint, if there is a folder.
+
+        Raises:
+            Diverged: weights are not finite, and the checkpoint before stays: a loss is known before the step that it leads to."""
+        if not all(bool(torch.isfinite(one).all()) for one in self.supernet.parameters() if one.requires_grad):
+            raise Diverged(f"weights are not finite {self._remedy(step)}")
         if self.folder is None:
             return
         random = random_state(device_of(self.supernet))

@@ -171,6 +171,31 @@ def test_divergence_is_named(name: str) -> None:
         train(net, task(learning_rate=1e30), method, epochs=2, seed=0)
 
 
+def test_weights_that_the_last_step_broke_are_not_kept(tmp_path: Path) -> None:
+    """Its loss was finite. The checkpoint before stays, and training goes on from there."""
+
+    def broken(net: RankSupernet, method: Any, at: int) -> None:
+        after = method.after_step
+
+        def step(number: int) -> None:
+            after(number)
+            if number == at:
+                with torch.no_grad():
+                    next(net.parameters()).view(-1)[0] = math.nan
+
+        method.after_step = step
+
+    for folder in (None, tmp_path / "a"):
+        net, method = made("plain")
+        steps = train(net, task(), method, epochs=1, seed=0).steps
+        net, method = made("plain")
+        broken(net, method, steps)
+        with pytest.raises(Diverged, match=f"weights are not finite at step {steps} of {steps}: lower the task's learning rate"):
+            train(net, task(), method, epochs=1, seed=0, folder=folder, every=1)
+    net, method = made("plain")
+    assert load_trained(net, tmp_path / "a") == steps - 1 and all(torch.isfinite(p).all() for p in net.parameters())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_resumed_on_a_gpu(tmp_path: Path) -> None:
     def on_gpu() -> tuple[RankSupernet, Any]:
