@@ -1,7 +1,7 @@
 """How near to its goal a layer without a closed form comes, and in what time: alternating least squares, one factor after the other,
-against descent over all factors together. The goals are those of the layers of one reconstructed network, whose types and ranks are the
-exact optimum of the Fisher error. Prints a markdown table: the error that is left, relative to that before, and processor seconds, both
-as means over the layers.
+against descent over all factors together, whose steps are made in float32 or in float64. The goals are those of the layers of one
+reconstructed network, whose types and ranks are the exact optimum of the Fisher error. Prints a markdown table: the error that is left,
+relative to that before, and processor seconds, both as means over the layers.
 
     python analysis/descent.py --network resnet20 --space all --budget 0.2 --shared SHARED"""
 
@@ -19,15 +19,16 @@ from subjects import SPACES, add_arguments, add_budget, subject
 from torch import Tensor
 
 from ranksearch.allocators import Additive, Problem
+from ranksearch.decompositions import Moments
 from ranksearch.decompositions.levenberg_marquardt import descend
-from ranksearch.decompositions.metric import residual_energy
 from ranksearch.decompositions.refinement import refine
+from ranksearch.decompositions.weighing import Spanned, Weighing
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
 from ranksearch.study import Study
 
-Layer = tuple[Callable[..., Tensor], Sequence[Tensor], Tensor, Any]  # compose, factors, goal, metric
+Layer = tuple[Callable[..., Tensor], Sequence[Tensor], Tensor, Weighing]  # compose, factors, goal, metric
 SWEEPS = ((4, 8), (16, 16), (64, 16))  # over the factors, and conjugate gradients in each
 STEPS = ((5, 10), (8, 10), (8, 30), (20, 30), (60, 60))  # of descent, and conjugate gradients in each
 
@@ -52,12 +53,27 @@ def layers(given: argparse.Namespace) -> list[Layer]:
 
 def measured(layer: Layer, fit: Callable[..., Sequence[Tensor]], **effort: int) -> tuple[float, float]:
     """The error that a fit leaves, relative to that before, and its seconds."""
-    compose, factors, weight, moments = layer
+    compose, factors, weight, weighing = layer
     start = time.process_time()
-    found = fit(compose, factors, weight, moments, **effort)
+    found = fit(compose, factors, weight, weighing, **effort)
     seconds = time.process_time() - start
-    before, after = (residual_energy(weight - compose(parts), moments) for parts in (list(factors), found))
+    residuals = [weight - compose(parts) for parts in (list(factors), found)]
+    before, after = (float((residual * weighing(residual)).sum()) for residual in residuals)
     return after / before, seconds
+
+
+def alternating(compose: Callable[..., Tensor], factors: Sequence[Tensor], weight: Tensor, weighing: Weighing, **effort: int) -> Any:
+    """`refine`, which takes moments as they are."""
+    made = weighing.input
+    if isinstance(made, Spanned):
+        made = made.x @ made.x.mT + torch.diag_embed(made.pull)
+    return refine(compose, factors, weight, Moments(made, weighing.output), **effort)
+
+
+def in_float64(*layer: Any, **effort: int) -> tuple[Tensor, ...]:
+    """`descend`, its steps made in float64."""
+    with patch.object(Weighing, "rough", lambda self: self):
+        return descend(*layer, **effort)
 
 
 def main() -> None:
@@ -70,8 +86,9 @@ def main() -> None:
     seen = layers(given)
     print(f"{len(seen)} layers of {given.network}, {given.space}, {given.cost} {given.budget:g}\n")
     print("| fit | error left | seconds |\n|---|---|---|")
-    ways = [(f"{a} sweeps of {b}", refine, {"sweeps": a, "steps": b}) for a, b in SWEEPS]
+    ways = [(f"{a} sweeps of {b}", alternating, {"sweeps": a, "steps": b}) for a, b in SWEEPS]
     ways += [(f"{a} steps of {b}", descend, {"steps": a, "inner": b}) for a, b in STEPS]
+    ways += [(f"{a} steps of {b}, in float64", in_float64, {"steps": a, "inner": b}) for a, b in STEPS]
     for name, fit, effort in ways:
         error, seconds = np.mean([measured(layer, fit, **effort) for layer in seen], axis=0)
         print(f"| {name} | {error:.3f} | {seconds:.2f} |", flush=True)

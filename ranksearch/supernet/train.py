@@ -78,7 +78,7 @@ def train(
     Raises:
         InvalidArgument: ``epochs`` not above 0, ``every`` below 1, a method of another supernet, a folder that cannot be
             used, or one with the checkpoint of another run: the message says what differs.
-        Diverged: the loss is no longer finite; the last checkpoint stays.
+        Diverged: the loss or the weights are no longer finite; the last checkpoint stays.
         KeyboardInterrupt: interrupted.
     """
     checks.whole("every", every, least=1, hint="checkpoints are so many steps apart")

@@ -68,12 +68,11 @@ def _refined(
     blocks = (site.groups, site.c_out // site.groups, *site.shape[1:])
 
     def compose(parts: Sequence[Tensor]) -> Tensor:
-        every = list(factors)
+        every = [factor.to(parts[0].dtype) if factor.is_floating_point() else factor for factor in factors]
         for place, part in zip(free, parts, strict=True):
             every[place] = part
         return decomposition.compose(site, tuple(every)).reshape(blocks)
 
-    moments = conditioned(goal.moments, goal.weight)
     start = [factors[k] for k in free]
-    found = descend(compose, start, goal.weight.reshape(blocks), moments, steps=effort.steps, inner=effort.inner)
+    found = descend(compose, start, goal.weight.reshape(blocks), goal.weighing(), steps=effort.steps, inner=effort.inner)
     return tuple(found[free.index(k)] if k in free else factor for k, factor in enumerate(factors))

@@ -13,6 +13,7 @@ from torch import Tensor
 from ranksearch.decompositions import Moments
 from ranksearch.decompositions.metric import FLOOR, FlooredMoments, halved
 from ranksearch.decompositions.symmetric import cholesky_ex
+from ranksearch.decompositions.weighing import Spanned, Weighing
 from ranksearch.networks.reconstruction.moments import Example, LayerMoments
 
 LEAST = 1e-3  # of the mean square of an input: an input counts as that large at least
@@ -29,12 +30,14 @@ class Goal:
         gram: weight A weight^T, shape (groups, c_out / groups, c_out / groups).
         output: G, floored.
         metric: makes A, with the ridge in it, and G, both floored. Types whose best factors `gram` tells need no A.
+        weighing: by A and G, where a descent asks for products with them alone.
     """
 
     weight: Tensor
     gram: Tensor
     output: Tensor | None
     metric: Callable[[], Moments]
+    weighing: Callable[[], Weighing]
     mean_input: Tensor | None  # shape (groups, d); None: the layer has no bias
     mean_answer: Tensor | None  # shape (groups, c_out / groups)
 
@@ -87,7 +90,8 @@ def _of_sums(seen: LayerMoments, anchor: Tensor, ridge: float) -> Goal:
     anchored = cross + (anchor * pull[:, None, :] if raised is lifted else anchor @ (raised - inputs))
     found = torch.cholesky_solve(anchored.mT, triangle).mT
     moments = FlooredMoments(raised, seen.output, triangle)
-    return Goal(found.reshape(site.shape), anchored @ found.mT, seen.output, lambda: moments, mean_input, mean_answer)
+    gram = anchored @ found.mT
+    return Goal(found.reshape(site.shape), gram, seen.output, lambda: moments, lambda: Weighing.of(moments), mean_input, mean_answer)
 
 
 def _of_examples(seen: LayerMoments, examples: Sequence[Example], anchor: Tensor, ridge: float) -> Goal | None:
@@ -116,4 +120,7 @@ def _of_examples(seen: LayerMoments, examples: Sequence[Example], anchor: Tensor
     def metric() -> Moments:
         return FlooredMoments(x @ x.mT + torch.diag_embed(pull), seen.output)
 
-    return Goal(found.reshape(site.shape), gram, seen.output, metric, mean_input, mean_answer)
+    def weighing() -> Weighing:
+        return Weighing(Spanned(x, pull), seen.output)
+
+    return Goal(found.reshape(site.shape), gram, seen.output, metric, weighing, mean_input, mean_answer)

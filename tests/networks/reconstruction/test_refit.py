@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, Rank
+from ranksearch.decompositions.weighing import Weighing
 from ranksearch.networks.reconstruction.refit import refit
 from ranksearch.networks.reconstruction.regression import Goal
 from ranksearch.sites import Call, Site
@@ -31,7 +32,8 @@ def made(site: Site, decomposition: AnyDecomposition, two_sided: bool) -> tuple[
     wanted = dense + 0.7 * torch.randn_like(dense)
     inputs, output = moment(width), moment(site.c_out) if two_sided else None
     flat = wanted.reshape(1, site.c_out, -1)
-    goal = Goal(wanted, flat @ inputs @ flat.mT, output, lambda: Moments(inputs, output), None, None)
+    moments = Moments(inputs, output)
+    goal = Goal(wanted, flat @ inputs @ flat.mT, output, lambda: moments, lambda: Weighing.of(moments), None, None)
     state = decomposition.prepare(site, dense)
     ranks = decomposition.errors(state).ranks
     rank = tuple(int(r) for r in ranks[len(ranks) // 2])
@@ -46,9 +48,14 @@ def squared(site: Site, goal: Goal, weight: Tensor) -> float:
     return float((left * (away @ goal.moments.input[0])).sum())
 
 
-@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize(("two_sided", "large"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(("decomposition", "site"), TYPES, ids=[f"{d.name}-{s.kind}" for d, s in TYPES])
-def test_every_fit_gets_nearer_to_the_goal_and_keeps_the_shapes(decomposition: AnyDecomposition, site: Site, two_sided: bool) -> None:
+def test_every_fit_gets_nearer_to_the_goal_and_keeps_the_shapes(
+    decomposition: AnyDecomposition, site: Site, two_sided: bool, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as of large layers, whose steps are made in float32."""
+    if large:
+        monkeypatch.setattr("ranksearch.decompositions.levenberg_marquardt.LARGE", 0)
     goal, rank, factors = made(site, decomposition, two_sided)
     errors = [squared(site, goal, decomposition.compose(site, factors))]
     now = factors

@@ -75,6 +75,8 @@ def test_the_metric_tells_squared_errors_apart_from_those_of_the_goal(shape: tup
     for _ in range(3):
         weight = torch.randn_like(found.weight)
         assert loss(weight) - loss(found.weight) == pytest.approx(metric(weight, found), rel=1e-4)
+        away = (weight - found.weight)[None]
+        assert float((away * found.weighing()(away)).sum()) == pytest.approx(metric(weight, found), rel=1e-9)
 
 
 @pytest.mark.parametrize("shape", [MANY, FEW])
