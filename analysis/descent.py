@@ -22,7 +22,7 @@ from ranksearch.allocators import Additive, Problem
 from ranksearch.decompositions import Moments
 from ranksearch.decompositions.levenberg_marquardt import descend
 from ranksearch.decompositions.refinement import refine
-from ranksearch.decompositions.weighing import Spanned, Weighing
+from ranksearch.decompositions.weighing import Weighing
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
@@ -64,10 +64,10 @@ def measured(layer: Layer, fit: Callable[..., Sequence[Tensor]], **effort: int) 
 
 def alternating(compose: Callable[..., Tensor], factors: Sequence[Tensor], weight: Tensor, weighing: Weighing, **effort: int) -> Any:
     """`refine`, which takes moments as they are."""
-    made = weighing.input
-    if isinstance(made, Spanned):
-        made = made.x @ made.x.mT + torch.diag_embed(made.pull)
-    return refine(compose, factors, weight, Moments(made, weighing.output), **effort)
+    moments, few = weighing.moments, weighing.spanned
+    if few is not None:
+        moments = Moments(few.x @ few.x.mT + torch.diag_embed(few.pull), moments.output)
+    return refine(compose, factors, weight, moments, **effort)
 
 
 def in_float64(*layer: Any, **effort: int) -> tuple[Tensor, ...]:

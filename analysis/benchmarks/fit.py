@@ -51,7 +51,7 @@ def main() -> None:
         return float((away * aim.weighing()(away)).sum())
 
     def measured(of: str) -> tuple[float, float]:
-        at = replace(aim, weighing=lambda: Weighing.of(aim.metric())) if of == "whole" else aim
+        at = replace(aim, weighing=lambda: Weighing(aim.metric())) if of == "whole" else aim
         begin = time.process_time()
         if of == "today":
             found = refit(kind, site, rank, start, at)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions.kronecker import Matrix, times
-from ranksearch.decompositions.metric import Moments, unit_of
+from ranksearch.decompositions.metric import Moments, apply_metric, unit_of
 
 REACH = 1e15  # a factor above it, or below its inverse, is not taken to float32
 
@@ -34,32 +33,23 @@ class Spanned:
         """The same in a dtype."""
         return Spanned(self.x.to(dtype), self.pull.to(dtype))
 
-    def behind(self, rows: Tensor) -> Tensor:
-        """rows @ this; rows of shape (groups, m, d)."""
-        return (rows @ self.x) @ self.x.mT + rows * self.pull[:, None, :]
+    def behind(self, change: Tensor) -> Tensor:
+        """change A, of shape (groups, c_out / groups, ...)."""
+        flat = change.flatten(2)
+        return ((flat @ self.x) @ self.x.mT + flat * self.pull[:, None, :]).reshape(change.shape)
 
 
 @dataclass(frozen=True)
 class Weighing:
-    """R -> factor G R A, of R of shape (groups, c_out / groups, ...). ``None`` entries are identities."""
+    """R -> factor G R A, of R of shape (groups, c_out / groups, ...)."""
 
-    input: Matrix | Spanned | None  # A
-    output: Tensor | None  # G
+    moments: Moments  # A and G, as they are
+    spanned: Spanned | None = None  # A, where it is the identity in ``moments``
     factor: float = 1.0
     dtype: torch.dtype = torch.float64
 
-    @classmethod
-    def of(cls, moments: Moments) -> Weighing:
-        """By moments as they are."""
-        return cls(moments.input, moments.output)
-
     def __call__(self, change: Tensor) -> Tensor:
-        flat = change.flatten(2)
-        if self.input is not None:
-            flat = self.input.behind(flat) if isinstance(self.input, Spanned) else times(flat, self.input)
-        if self.output is not None:
-            flat = self.output @ flat
-        return self.factor * flat.reshape(change.shape)
+        return self.factor * apply_metric(change if self.spanned is None else self.spanned.behind(change), self.moments)
 
     def in_unit_of(self, weight: Tensor) -> Weighing:
         """The same times a power of two, with which the weight's energy is near 1 (`unit_of`)."""
@@ -68,15 +58,15 @@ class Weighing:
     def rough(self) -> Weighing:
         """The same in float32, A and G having entries up to 1, whatever their scale; in float64 where the factor between would leave the
         range of float32."""
-        found, factor = dict[str, Any](), self.factor
-        for name, matrix in (("input", self.input), ("output", self.output)):
-            found[name], size = (None, 1.0) if matrix is None else _small(matrix)
-            factor *= size
-        return Weighing(**found, factor=factor, dtype=torch.float32) if 1 / REACH < factor < REACH else self
+        (a, one), (g, other), (spanned, third) = _small(self.moments.input), _small(self.moments.output), _small(self.spanned)
+        factor = self.factor * one * other * third
+        return Weighing(Moments(a, g), spanned, factor, torch.float32) if 1 / REACH < factor < REACH else self
 
 
-def _small(matrix: Matrix | Spanned) -> tuple[Matrix | Spanned, float]:
-    """In float32, its largest entry near 1, and the power of four that it was divided by."""
+def _small(matrix: Any) -> tuple[Any, float]:
+    """A matrix in float32, its largest entry near 1, and the power of four that it was divided by."""
+    if matrix is None:
+        return None, 1.0
     largest = float(matrix.abs().max()) if isinstance(matrix, Tensor) else matrix.largest()
     size = 4.0 ** (math.frexp(largest)[1] // 2) if largest > 0 else 1.0
     return (matrix * (1 / size)).to(torch.float32), size

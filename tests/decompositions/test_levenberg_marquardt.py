@@ -49,7 +49,7 @@ def test_a_step_solves_the_damped_normal_equations() -> None:
     """M is the Kronecker product of both moments, J the Jacobian of the composed weight in all factors, written out."""
     moments, factors, weight, damping = metric(), drawn(3, 1), torch.randn(SHAPE, dtype=torch.float64), 0.3
     assert isinstance(moments.input, Tensor) and moments.output is not None
-    weighing = replace(Weighing.of(moments), factor=2.0)
+    weighing = replace(Weighing(moments), factor=2.0)
     place = _Place(three, factors, weight, weighing)
     whole = 2.0 * torch.kron(moments.output[0], moments.input[0])
     parts = torch.autograd.functional.jacobian(lambda *f: three(f).flatten(), tuple(factors))
@@ -80,7 +80,7 @@ def test_a_weight_that_factors_can_be_is_found(seed: int) -> None:
     weight, moments = three(planted), metric(seed)
     generator = torch.Generator().manual_seed(100 + seed)
     start = [f + 0.1 * torch.randn(f.shape, dtype=torch.float64, generator=generator) for f in planted]
-    found = descend(three, start, weight, Weighing.of(moments), steps=10, inner=60)
+    found = descend(three, start, weight, Weighing(moments), steps=10, inner=60)
     assert residual_energy(weight - three(found), moments) < 1e-12 * residual_energy(weight, moments)
 
 
@@ -89,7 +89,7 @@ def test_the_error_never_grows(steps: int) -> None:
     moments, weight, start = metric(), torch.randn(SHAPE, dtype=torch.float64), drawn(3, 5)
     kept, energies = [f.clone() for f in start], []
     for inner in (1, 4, 30):
-        found = descend(three, start, weight, Weighing.of(moments), steps=steps, inner=inner)
+        found = descend(three, start, weight, Weighing(moments), steps=steps, inner=inner)
         energies.append(residual_energy(weight - three(found), moments))
     before = residual_energy(weight - three(start), moments)
     assert all(torch.equal(a, b) for a, b in zip(start, kept, strict=True))
@@ -100,20 +100,20 @@ def test_the_error_never_grows(steps: int) -> None:
 def test_steps_that_overshoot_are_tried_again_with_more_damping(seed: int) -> None:
     """Of small factors the weight is next to linear in none: a step that forgets it is hundreds of times too large."""
     moments, weight, start = metric(seed), torch.randn(SHAPE, dtype=torch.float64), [0.01 * f for f in drawn(3, seed)]
-    weighing = Weighing.of(moments)
+    weighing = Weighing(moments)
     place = _Place(three, start, weight, weighing)
     assert place.moved(_Linearized(place, weighing).solve(DAMPING, 30)).error > 10 * place.error
     before = residual_energy(weight - three(start), moments)
-    found = descend(three, start, weight, Weighing.of(moments), steps=10, inner=30)
+    found = descend(three, start, weight, Weighing(moments), steps=10, inner=30)
     assert residual_energy(weight - three(found), moments) < 0.9 * before
 
 
 def test_units_and_scales_make_no_difference() -> None:
     moments, weight, start = metric(), torch.randn(SHAPE, dtype=torch.float64), drawn(3, 6)
     assert isinstance(moments.input, Tensor) and moments.output is not None
-    found = descend(three, start, weight, Weighing.of(moments), steps=5, inner=10)
+    found = descend(three, start, weight, Weighing(moments), steps=5, inner=10)
     for scale in (2.0**-400, 2.0**400):
-        other = descend(three, start, weight, Weighing(scale * moments.input, moments.output), steps=5, inner=10)
+        other = descend(three, start, weight, Weighing(Moments(scale * moments.input, moments.output)), steps=5, inner=10)
         assert all(torch.equal(a, b) for a, b in zip(found, other, strict=True))
 
 
@@ -121,7 +121,7 @@ def test_where_there_is_nothing_to_gain_factors_stay() -> None:
     start = drawn(2, 7)
     for weight in (three(start), torch.zeros(SHAPE, dtype=torch.float64)):
         zero = [torch.zeros_like(f) for f in start] if not weight.any() else start
-        found = descend(three, zero, weight, Weighing.of(metric()), steps=5, inner=5)
+        found = descend(three, zero, weight, Weighing(metric()), steps=5, inner=5)
         assert all(torch.equal(a, b) for a, b in zip(found, zero, strict=True))
 
 
@@ -134,6 +134,6 @@ def test_integers_stay() -> None:
 
     start = [*drawn(2, 8), order]
     weight = torch.randn(SHAPE, dtype=torch.float64)
-    found = descend(ordered, start, weight, Weighing.of(metric()), steps=5, inner=10)
+    found = descend(ordered, start, weight, Weighing(metric()), steps=5, inner=10)
     assert found[3] is not order and torch.equal(found[3], order)
     assert residual_energy(weight - ordered(found), metric()) < residual_energy(weight - ordered(start), metric())

@@ -25,25 +25,27 @@ def made(form: str) -> tuple[Weighing, Tensor]:
     """A weighing, and its A written out."""
     output = moment(2, 5)
     if form == "dense":
-        return Weighing.of(Moments(whole := moment(2, 16), output)), whole
+        return Weighing(Moments(whole := moment(2, 16), output)), whole
     if form == "kronecker":
         channel, tap = moment(2, 4), moment(2, 4)
         whole = torch.stack([torch.kron(*one) for one in zip(channel, tap, strict=True)])
-        return Weighing.of(Moments(Kronecker(channel, tap), output)), whole
+        return Weighing(Moments(Kronecker(channel, tap), output)), whole
     if form == "spanned":
         x, pull = torch.randn(2, 16, 3, dtype=torch.float64), torch.rand(2, 16, dtype=torch.float64)
-        return Weighing(Spanned(x, pull), output), x @ x.mT + torch.diag_embed(pull)
-    return Weighing.of(Moments(None, output)), torch.eye(16, dtype=torch.float64).expand(2, 16, 16)
+        return Weighing(Moments(None, output), Spanned(x, pull)), x @ x.mT + torch.diag_embed(pull)
+    return Weighing(Moments(None, output)), torch.eye(16, dtype=torch.float64).expand(2, 16, 16)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_changes_are_weighed_by_both_moments(form: str) -> None:
     weighing, whole = made(form)
     change = torch.randn(SHAPE, dtype=torch.float64)
-    assert weighing.output is not None
-    expected = (weighing.output @ change.flatten(2) @ whole).reshape(SHAPE)
+    output = weighing.moments.output
+    assert output is not None
+    expected = (output @ change.flatten(2) @ whole).reshape(SHAPE)
     torch.testing.assert_close(weighing(change), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(replace(weighing, output=None)(change), (change.flatten(2) @ whole).reshape(SHAPE), rtol=1e-12, atol=1e-12)
+    one_sided = replace(weighing, moments=Moments(weighing.moments.input))
+    torch.testing.assert_close(one_sided(change), (change.flatten(2) @ whole).reshape(SHAPE), rtol=1e-12, atol=1e-12)
     unit = weighing.in_unit_of(change)
     assert 0.5 <= float((change * unit(change)).sum()) <= 1.0
     torch.testing.assert_close(unit(change), expected * unit.factor, rtol=1e-12, atol=0)
@@ -53,12 +55,12 @@ def test_changes_are_weighed_by_both_moments(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_float32_knows_any_scale_of_moments(form: str, exponent: int) -> None:
     weighing, _ = made(form)
-    assert weighing.output is not None
-    change = torch.randn(SHAPE, dtype=torch.float64)
-    scaled = replace(weighing, output=weighing.output * 2.0**exponent)
-    if weighing.input is not None:
-        scaled = replace(scaled, input=weighing.input * 2.0**exponent)
-    scaled = scaled.in_unit_of(change)
+    change, scale = torch.randn(SHAPE, dtype=torch.float64), 2.0**exponent
+    input, output = weighing.moments.input, weighing.moments.output
+    assert output is not None
+    moments = Moments(None if input is None else input * scale, output * scale)
+    spanned = None if weighing.spanned is None else weighing.spanned * scale
+    scaled = Weighing(moments, spanned).in_unit_of(change)
     rough = scaled.rough()
     found = rough(change.float())
     assert rough.dtype == found.dtype == torch.float32

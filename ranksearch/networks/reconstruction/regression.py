@@ -91,7 +91,7 @@ def _of_sums(seen: LayerMoments, anchor: Tensor, ridge: float) -> Goal:
     found = torch.cholesky_solve(anchored.mT, triangle).mT
     moments = FlooredMoments(raised, seen.output, triangle)
     gram = anchored @ found.mT
-    return Goal(found.reshape(site.shape), gram, seen.output, lambda: moments, lambda: Weighing.of(moments), mean_input, mean_answer)
+    return Goal(found.reshape(site.shape), gram, seen.output, lambda: moments, lambda: Weighing(moments), mean_input, mean_answer)
 
 
 def _of_examples(seen: LayerMoments, examples: Sequence[Example], anchor: Tensor, ridge: float) -> Goal | None:
@@ -121,6 +121,6 @@ def _of_examples(seen: LayerMoments, examples: Sequence[Example], anchor: Tensor
         return FlooredMoments(x @ x.mT + torch.diag_embed(pull), seen.output)
 
     def weighing() -> Weighing:
-        return Weighing(Spanned(x, pull), seen.output)
+        return Weighing(Moments(None, seen.output), Spanned(x, pull))
 
     return Goal(found.reshape(site.shape), gram, seen.output, metric, weighing, mean_input, mean_answer)

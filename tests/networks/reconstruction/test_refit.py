@@ -33,7 +33,7 @@ def made(site: Site, decomposition: AnyDecomposition, two_sided: bool) -> tuple[
     inputs, output = moment(width), moment(site.c_out) if two_sided else None
     flat = wanted.reshape(1, site.c_out, -1)
     moments = Moments(inputs, output)
-    goal = Goal(wanted, flat @ inputs @ flat.mT, output, lambda: moments, lambda: Weighing.of(moments), None, None)
+    goal = Goal(wanted, flat @ inputs @ flat.mT, output, lambda: moments, lambda: Weighing(moments), None, None)
     state = decomposition.prepare(site, dense)
     ranks = decomposition.errors(state).ranks
     rank = tuple(int(r) for r in ranks[len(ranks) // 2])
