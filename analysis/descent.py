@@ -1,5 +1,6 @@
 """How near to its goal a layer without a closed form comes, and in what time: alternating least squares, one factor after the other,
-against descent over all factors together, whose steps are made in float32 or in float64. The goals are those of the layers of one
+against descent over all factors together: with the factors' curvature for a preconditioner, or a number for each, and its steps made in
+float32 or in float64. The goals are those of the layers of one
 reconstructed network, whose types and ranks are the exact optimum of the Fisher error. Prints a markdown table: the error that is left,
 relative to that before, and processor seconds, both as means over the layers.
 
@@ -29,21 +30,22 @@ from ranksearch.proxies import Energy
 from ranksearch.study import Study
 
 Layer = tuple[Callable[..., Tensor], Sequence[Tensor], Tensor, Weighing]  # compose, factors, goal, metric
+Axes = Sequence[str] | None
 SWEEPS = ((4, 8), (16, 16), (64, 16))  # over the factors, and conjugate gradients in each
-STEPS = ((5, 10), (8, 10), (8, 30), (20, 30), (60, 60))  # of descent, and conjugate gradients in each
+STEPS = ((5, 6), (5, 10), (12, 10), (8, 30), (20, 30), (60, 60))  # of descent, and conjugate gradients in each
 
 
-def layers(given: argparse.Namespace) -> list[Layer]:
+def layers(given: argparse.Namespace) -> list[tuple[Layer, Axes]]:
     """What the layers of a network are to come near to when it is reconstructed."""
     model, task = subject(given)
     study = Study("descent", model=model, task=task, space=SPACES[given.space]().replace(metric="fisher"))
     found = Additive().allocate(Problem(study.space, Energy().table(study.space), {given.cost: given.budget}))
     configuration = study.space.configuration(found.indices)
-    seen: list[Layer] = []
+    seen: list[tuple[Layer, Axes]] = []
 
-    def noted(*layer: Any, **effort: int) -> tuple[Tensor, ...]:
-        seen.append(layer)
-        return descend(*layer, **effort)
+    def noted(*layer: Any, axes: Axes, **effort: Any) -> tuple[Tensor, ...]:
+        seen.append((layer, axes))
+        return descend(*layer, axes=axes, **effort)
 
     with patch("ranksearch.networks.reconstruction.refit.descend", noted):
         network = build(study.spectra, configuration)
@@ -51,29 +53,38 @@ def layers(given: argparse.Namespace) -> list[Layer]:
     return seen
 
 
-def measured(layer: Layer, fit: Callable[..., Sequence[Tensor]], **effort: int) -> tuple[float, float]:
+def measured(layer: Layer, axes: Axes, fit: Callable[..., Sequence[Tensor]], **effort: int) -> tuple[float, float]:
     """The error that a fit leaves, relative to that before, and its seconds."""
     compose, factors, weight, weighing = layer
     start = time.process_time()
-    found = fit(compose, factors, weight, weighing, **effort)
+    found = fit(compose, factors, weight, weighing, axes=axes, **effort)
     seconds = time.process_time() - start
     residuals = [weight - compose(parts) for parts in (list(factors), found)]
     before, after = (float((residual * weighing(residual)).sum()) for residual in residuals)
     return after / before, seconds
 
 
-def alternating(compose: Callable[..., Tensor], factors: Sequence[Tensor], weight: Tensor, weighing: Weighing, **effort: int) -> Any:
+def alternating(
+    compose: Callable[..., Tensor], factors: Sequence[Tensor], weight: Tensor, weighing: Weighing, axes: Axes, **effort: int
+) -> Any:  # fmt: skip
     """`refine`, which takes moments as they are."""
+    del axes
     moments, few = weighing.moments, weighing.spanned
     if few is not None:
         moments = Moments(few.x @ few.x.mT + torch.diag_embed(few.pull), moments.output)
     return refine(compose, factors, weight, moments, **effort)
 
 
-def in_float64(*layer: Any, **effort: int) -> tuple[Tensor, ...]:
+def in_float64(*layer: Any, **options: Any) -> tuple[Tensor, ...]:
     """`descend`, its steps made in float64."""
     with patch.object(Weighing, "rough", lambda self: self):
-        return descend(*layer, **effort)
+        return descend(*layer, **options)
+
+
+def by_numbers(*layer: Any, axes: Axes, **effort: int) -> tuple[Tensor, ...]:
+    """`descend`, knowing nothing of the factors' axes."""
+    del axes
+    return descend(*layer, **effort)
 
 
 def main() -> None:
@@ -88,9 +99,10 @@ def main() -> None:
     print("| fit | error left | seconds |\n|---|---|---|")
     ways = [(f"{a} sweeps of {b}", alternating, {"sweeps": a, "steps": b}) for a, b in SWEEPS]
     ways += [(f"{a} steps of {b}", descend, {"steps": a, "inner": b}) for a, b in STEPS]
+    ways += [(f"{a} steps of {b}, by numbers", by_numbers, {"steps": a, "inner": b}) for a, b in STEPS]
     ways += [(f"{a} steps of {b}, in float64", in_float64, {"steps": a, "inner": b}) for a, b in STEPS]
     for name, fit, effort in ways:
-        error, seconds = np.mean([measured(layer, fit, **effort) for layer in seen], axis=0)
+        error, seconds = np.mean([measured(*layer, fit, **effort) for layer in seen], axis=0)
         print(f"| {name} | {error:.3f} | {seconds:.2f} |", flush=True)
 
 

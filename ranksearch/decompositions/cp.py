@@ -127,6 +127,9 @@ class CP(Decomposition[CPState]):
     def empty_factors(self, site: Site, rank: Rank) -> tuple[Tensor, ...]:
         return blank(*((side, rank[0]) for side in (site.c_out, site.c_in, *_sides(site))))
 
+    def axes(self, site: Site) -> tuple[str, ...]:
+        return "o r", "i r", *(f"{letter} r" for letter, side in zip("hw", site.kernel, strict=True) if side > 1)
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return cp_fit.compose(factors).reshape(site.shape)
 

@@ -124,6 +124,16 @@ class Decomposition(ABC, Generic[S]):
         del site, ranks
         return None
 
+    def axes(self, site: Site) -> tuple[str, ...] | None:
+        """What the axes of every factor are, where the weight is the sum of products of the factors' entries over the axes that they
+        share and any two factors are joined in one way: what `Curvature` is made by. None where it is not so, or nobody has said.
+
+        One string per factor has a word per axis, as in ``("g ohw r", "g r i")``. The letters g, o, i, h and w are the weight's axes
+        (groups, C_out / groups, C_in / groups, kh, kw), an axis of several of them is one word, and one of size 1 may be missing; any
+        other letter is an axis that factors share."""
+        del site
+        return None
+
     def held(self, site: Site, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """What the built module stores: bytes of integers, and numbers in the floating-point type of the network, two int64 arrays of
         shape (n_ranks,); None where it stores its params and nothing else."""

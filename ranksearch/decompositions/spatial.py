@@ -72,6 +72,9 @@ class Spatial(Decomposition[Folded]):
         g, (c_out, c_in, *kernel) = site.groups, site.shape
         return blank((g, c_out // g * kernel[self._second], rank[0]), (g, rank[0], c_in * kernel[self._first]))
 
+    def axes(self, site: Site) -> tuple[str, ...]:
+        return ("g oh r", "g r iw") if self._first == 1 else ("g ow r", "g r ih")
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors
         return FOLDINGS[self.name].unfold(site, left @ right)

@@ -63,6 +63,9 @@ class SVDIn(Decomposition[Folded]):
         g, (c_out, c_in, *kernel) = site.groups, site.shape
         return blank((g, c_out // g * math.prod(kernel), rank[0]), (g, rank[0], c_in))
 
+    def axes(self, site: Site) -> tuple[str, ...]:
+        return "g ohw r", "g r i"
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         left, right = factors
         return FOLDING.unfold(site, left @ right)

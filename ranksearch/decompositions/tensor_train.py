@@ -210,6 +210,9 @@ class TensorTrain(Decomposition[TrainState]):
     def describe(self, site: Site, rank: Rank) -> str:
         return "bonds " + "-".join(map(str, rank))
 
+    def axes(self, site: Site) -> tuple[str, ...] | None:
+        return ("a i", "b a h", "c b w", "o c") if site.kind == "conv2d" else None
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         if site.kind == "conv2d":
             first, height, width, last = factors  # (r1, c_in), (r2, r1, kh), (r3, r2, kw), (c_out, r3)

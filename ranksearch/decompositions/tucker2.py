@@ -219,6 +219,9 @@ class Tucker2(Decomposition[TuckerState]):
         r_in, r_out = rank
         return blank((g, c_in, r_in), (g, r_out, r_in, *kernel), (g, c_out // g, r_out))
 
+    def axes(self, site: Site) -> tuple[str, ...]:
+        return "g i q", "g p q h w", "g o p"
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return torch.einsum("giq,gpqhw,gop->goihw", *factors).reshape(site.shape)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ranksearch.decompositions.kronecker import Matrix
 from ranksearch.decompositions.metric import Moments, apply_metric, unit_of
 
 REACH = 1e15  # a factor above it, or below its inverse, is not taken to float32
@@ -33,6 +35,13 @@ class Spanned:
         """The same in a dtype."""
         return Spanned(self.x.to(dtype), self.pull.to(dtype))
 
+    def marginals(self, shape: Sequence[int]) -> list[Tensor]:
+        """Its traces over all axes of a patch but one, each of shape (groups, n, n)."""
+        x, pull = self.x.unflatten(1, tuple(shape)), self.pull.unflatten(1, tuple(shape))
+        rows = [x.movedim(axis, 1).flatten(2) for axis in (1, 2, 3)]
+        others = [pull.sum(dim=[other for other in (1, 2, 3) if other != axis]) for axis in (1, 2, 3)]
+        return [one @ one.mT + torch.diag_embed(other) for one, other in zip(rows, others, strict=True)]
+
     def behind(self, change: Tensor) -> Tensor:
         """change A, of shape (groups, c_out / groups, ...)."""
         flat = change.flatten(2)
@@ -55,12 +64,46 @@ class Weighing:
         """The same times a power of two, with which the weight's energy is near 1 (`unit_of`)."""
         return replace(self, factor=self.factor * unit_of(float((weight * self(weight)).sum())))
 
+    def marginals(self, shape: Sequence[int]) -> dict[str, Tensor]:
+        """The matrices o, i, h, w, each of shape (groups, n, n), whose Kronecker product is nearest to the metric's in its traces: factor
+        G, and A's marginals over input channels, kh and kw. They have the trace of the metric, and A is theirs where it is such a product.
+
+        Args:
+            shape: of a weight: (groups, c_out / groups, c_in / groups, kh, kw).
+        """
+        groups, outputs, *patch = shape
+        like = self.moments.output if self.moments.input is None else self.moments.input
+        if self.spanned is not None:
+            like, traces = self.spanned.x, self.spanned.marginals(patch)
+        elif self.moments.input is None:
+            traces = [_eye(n, groups, like) * (math.prod(patch) / n) for n in patch]
+        else:
+            traces = _traces(self.moments.input, patch)
+        whole = traces[0].diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+        output = _eye(outputs, groups, like) if self.moments.output is None else self.moments.output
+        return {"o": self.factor * output, "i": traces[0], "h": traces[1] / whole, "w": traces[2] / whole}
+
     def rough(self) -> Weighing:
         """The same in float32, A and G having entries up to 1, whatever their scale; in float64 where the factor between would leave the
         range of float32."""
         (a, one), (g, other), (spanned, third) = _small(self.moments.input), _small(self.moments.output), _small(self.spanned)
         factor = self.factor * one * other * third
         return Weighing(Moments(a, g), spanned, factor, torch.float32) if 1 / REACH < factor < REACH else self
+
+
+def _traces(matrix: Matrix, patch: Sequence[int]) -> list[Tensor]:
+    """Of A, over all axes of a patch but one."""
+    if isinstance(matrix, Tensor):
+        whole = matrix.unflatten(2, tuple(patch)).unflatten(1, tuple(patch))
+        return [torch.einsum(f"gihw{other}", whole) for other in ("jhw->gij", "ikw->ghk", "ihk->gwk")]
+    taps = matrix.tap.unflatten(2, tuple(patch[1:])).unflatten(1, tuple(patch[1:]))
+    channels, points = (part.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] for part in (matrix.channel, matrix.tap))
+    return [matrix.channel * points, torch.einsum("ghwkw->ghk", taps) * channels, torch.einsum("ghwhk->gwk", taps) * channels]
+
+
+def _eye(size: int, groups: int, like: Matrix | None) -> Tensor:
+    device = None if like is None else like.device
+    return torch.eye(size, dtype=torch.float64, device=device).expand(groups, -1, -1)
 
 
 def _small(matrix: Any) -> tuple[Any, float]:

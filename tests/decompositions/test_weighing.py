@@ -73,3 +73,24 @@ def test_what_float32_does_not_reach_stays_in_float64() -> None:
     tiny = torch.full(SHAPE, 1e-30, dtype=torch.float64)
     far = weighing.in_unit_of(tiny)
     assert far.rough() is far and torch.isfinite(far(tiny)).all()
+
+
+@pytest.mark.parametrize("sided", [True, False], ids=["two sides", "one side"])
+@pytest.mark.parametrize("form", FORMS)
+def test_marginals_are_traces_over_the_other_axes(form: str, sided: bool) -> None:
+    weighing, whole = made(form)
+    if not sided:
+        weighing = replace(weighing, moments=Moments(weighing.moments.input))
+    found = replace(weighing, factor=2.0).marginals(SHAPE)
+    parts = whole.reshape(2, 4, 2, 2, 4, 2, 2)
+    trace = whole.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    output = weighing.moments.output
+    expected = {
+        "o": torch.eye(5, dtype=torch.float64).expand(2, 5, 5) * 2 if output is None else 2 * output,
+        "i": torch.einsum("gahwbhw->gab", parts),
+        "h": torch.einsum("giawibw->gab", parts) / trace,
+        "w": torch.einsum("gihaihb->gab", parts) / trace,
+    }
+    assert found.keys() == expected.keys()
+    for letter, one in expected.items():
+        torch.testing.assert_close(found[letter].expand_as(one), one, rtol=1e-10, atol=1e-12)

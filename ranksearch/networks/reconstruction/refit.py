@@ -24,7 +24,8 @@ class Effort(NamedTuple):
     inner: int
 
 
-QUICK, THOROUGH = Effort(5, 10), Effort(8, 30)  # of every fit; each goes on from the one before
+QUICK, THOROUGH = Effort(5, 6), Effort(12, 10)  # of every fit; each goes on from the one before
+BLIND = 2  # times as many conjugate gradients where nothing is known of the factors' axes
 
 
 def refit(
@@ -68,11 +69,9 @@ def _refined(
     blocks = (site.groups, site.c_out // site.groups, *site.shape[1:])
 
     def compose(parts: Sequence[Tensor]) -> Tensor:
-        every = [factor.to(parts[0].dtype) if factor.is_floating_point() else factor for factor in factors]
-        for place, part in zip(free, parts, strict=True):
-            every[place] = part
-        return decomposition.compose(site, tuple(every)).reshape(blocks)
+        return decomposition.compose(site, tuple(parts)).reshape(blocks)
 
-    start = [factors[k] for k in free]
-    found = descend(compose, start, goal.weight.reshape(blocks), goal.weighing(), steps=effort.steps, inner=effort.inner)
-    return tuple(found[free.index(k)] if k in free else factor for k, factor in enumerate(factors))
+    axes = decomposition.axes(site)
+    inner = effort.inner if axes is not None else BLIND * effort.inner
+    weight = goal.weight.reshape(blocks)
+    return descend(compose, factors, weight, goal.weighing(), steps=effort.steps, inner=inner, axes=axes, free=free)

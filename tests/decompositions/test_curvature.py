@@ -1,0 +1,128 @@
+"""Curvatures of factors against dense Jacobians, for every type that says what the axes of its factors are."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+import torch
+from torch import Tensor
+
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments
+from ranksearch.decompositions.curvature import Curvature
+from ranksearch.decompositions.kronecker import Kronecker
+from ranksearch.decompositions.weighing import Weighing
+from ranksearch.sites import Call, Site
+
+CALLS = (Call(1, (8, 8), (8, 8)),)
+SITES = [
+    Site("plain", "conv2d", 5, 4, (3, 2), calls=CALLS),
+    Site("grouped", "conv2d", 6, 4, (3, 3), groups=2, calls=CALLS),
+    Site("wide", "conv2d", 4, 5, (1, 3), calls=CALLS),
+    Site("sequence", "conv1d", 4, 3, (1, 5), calls=(Call(1, (1, 8), (1, 8)),)),
+]
+TYPES = [(d, site) for d in DECOMPOSITIONS for site in SITES if d.undefined(site) is None and d.axes(site) is not None]
+IDS = [f"{d.name}-{site.name}" for d, site in TYPES]
+
+
+def drawn(decomposition: AnyDecomposition, site: Site) -> tuple[tuple[str, ...], list[Tensor]]:
+    """Axes, and random factors of a middle rank."""
+    axes, ranks = decomposition.axes(site), decomposition.ranks(site)
+    shapes = decomposition.empty_factors(site, tuple(int(r) for r in ranks[len(ranks) // 2]))
+    assert axes is not None and shapes is not None
+    return axes, [torch.randn(factor.shape, dtype=torch.float64) for factor in shapes]
+
+
+def blocks_of(site: Site) -> tuple[int, ...]:
+    return (site.groups, site.c_out // site.groups, *site.shape[1:])
+
+
+def moment(groups: int, size: int) -> Tensor:
+    factor = torch.randn(groups, size, 3 * size, dtype=torch.float64)
+    return factor @ factor.mT / size
+
+
+def test_types_that_descent_is_for_by_default_tell_their_axes() -> None:
+    known = {d.name for d, _ in TYPES}
+    assert known >= {"svd_in", "spatial", "spatial_t", "tucker2", "cp", "tensor_train"}
+
+
+@pytest.mark.parametrize(("decomposition", "site"), TYPES, ids=IDS)
+def test_axes_tell_what_a_weight_is_made_of(decomposition: AnyDecomposition, site: Site) -> None:
+    """The weight is the einsum over them, and each of its axes is that of one factor."""
+    axes, factors = drawn(decomposition, site)
+    sizes = dict(zip("goihw", blocks_of(site), strict=True))
+    views = []
+    for text, factor in zip(axes, factors, strict=True):
+        words = zip(text.split(), factor.shape, strict=True)
+        views.append(factor.reshape([size for word, n in words for size in ([sizes[c] for c in word] if len(word) > 1 else [n])]))
+    terms = [text.replace(" ", "") for text in axes]
+    missing = [letter for letter in "goihw" if not any(letter in term for term in terms)]
+    assert all(sizes[letter] == 1 for letter in missing)
+    assert all(sum(letter in term for term in terms) == 1 for letter in "oihw" if letter not in missing)
+    kept = "".join(letter for letter in "goihw" if letter not in missing)
+    found = torch.einsum(",".join(terms) + "->" + kept, *views).reshape(site.shape)
+    torch.testing.assert_close(found, decomposition.compose(site, tuple(factors)), rtol=1e-12, atol=1e-12)
+    assert set("".join(terms)) <= set(string.ascii_lowercase)
+
+
+@pytest.mark.parametrize("product", [True, False], ids=["product", "whole"])
+@pytest.mark.parametrize(("decomposition", "site"), TYPES, ids=IDS)
+def test_blocks_are_the_curvature_of_the_marginals_product(
+    decomposition: AnyDecomposition, site: Site, product: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """J^T (G (x) A) J with the Jacobian in one factor written out; A is the product of its marginals, or they stand for it."""
+    monkeypatch.setattr("ranksearch.decompositions.curvature.LEAST", 1e-14)
+    axes, factors = drawn(decomposition, site)
+    groups, outputs, inputs, height, width = shape = blocks_of(site)
+    whole = moment(groups, inputs * height * width)
+    taps = zip(moment(groups, height), moment(groups, width), strict=True)
+    a = Kronecker(moment(groups, inputs), torch.stack([torch.kron(*pair) for pair in taps]))
+    weighing = Weighing(Moments(a if product else whole, moment(groups, outputs)), factor=3.0)
+    made = Curvature(axes, shape, weighing)
+    metric = [torch.ones(1, 1, dtype=torch.float64)] * groups
+    for letter in "oihw":
+        metric = [torch.kron(one, part) for one, part in zip(metric, made.marginals[letter], strict=True)]
+    if product:
+        channel, tap, output = a.channel, a.tap, weighing.moments.output
+        assert output is not None
+        for group in range(groups):
+            exact = 3.0 * torch.kron(output[group], torch.kron(channel[group], tap[group]))
+            torch.testing.assert_close(metric[group], exact, rtol=1e-9, atol=1e-9 * float(exact.abs().max()))
+    everywhere = torch.block_diag(*metric)
+    for k, block in enumerate(made.at(factors, range(len(factors)), torch.float64)):
+
+        def one(part: Tensor, k: int = k) -> Tensor:
+            return decomposition.compose(site, (*factors[:k], part, *factors[k + 1 :])).flatten()
+
+        jacobian = torch.autograd.functional.jacobian(one, factors[k]).reshape(everywhere.shape[0], -1)
+        curvature, change = jacobian.mT @ everywhere @ jacobian, torch.randn_like(factors[k])
+        back = block.solved((curvature @ change.flatten()).reshape(change.shape))
+        values, vectors = torch.linalg.eigh(curvature)
+        sound = vectors[:, values > 1e-4 * values[-1]]  # small ones are raised
+        torch.testing.assert_close(sound.mT @ back.flatten(), sound.mT @ change.flatten(), rtol=1e-6, atol=1e-6)
+
+
+def test_blocks_of_some_factors_alone_are_the_same_in_any_precision() -> None:
+    decomposition, site = next((d, site) for d, site in TYPES if d.name == "tucker2")
+    axes, factors = drawn(decomposition, site)
+    shape = blocks_of(site)
+    made = Curvature(axes, shape, Weighing(Moments(moment(1, shape[2] * shape[3] * shape[4]), None)))
+    every, (some,) = made.at(factors, range(3), torch.float64), made.at(factors, [1], torch.float32)
+    part = torch.randn_like(factors[1])
+    assert all(inverse.dtype == torch.float32 for inverse in some.inverses)
+    torch.testing.assert_close(some.solved(part.float()).double(), every[1].solved(part), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("decomposition", "site"), TYPES, ids=IDS)
+def test_what_says_nothing_has_a_curvature_all_the_same(decomposition: AnyDecomposition, site: Site) -> None:
+    """A factor that is zero, and one with an entry of a shared axis that is zero in all of them, bend nothing."""
+    axes, factors = drawn(decomposition, site)
+    made = Curvature(axes, blocks_of(site), Weighing(Moments()))
+    for zero in (slice(0, 1), slice(0, 2), slice(None)):
+        for k in range(len(factors)):
+            changed = [f.clone() for f in factors]
+            changed[k][..., zero] = 0.0
+            for block, factor in zip(made.at(changed, range(len(factors)), torch.float64), factors, strict=True):
+                found = block.solved(torch.ones_like(factor))
+                assert found.isfinite().all() and float(found.sum()) > 0
