@@ -58,6 +58,12 @@ class Compressed:
     norms: Taken = "own"
     recovered: Recovered | None = None
 
+    def __repr__(self) -> str:
+        """In a line; `report` has the rest, and ``model`` the layers."""
+        shares = ", ".join(f"{name} {self.cost[name] / dense:.3f}" for name, dense in self.baseline.items() if dense)
+        factorized, loss = len(self.configuration.choices), f"loss {self.chosen.least:.4g} (dense {self.dense_loss:.4g})"
+        return f"Compressed({self.chosen.rule}: {factorized} layers factorized, {shares} of the dense network's, {loss})"
+
     @property
     def configuration(self) -> Configuration:
         """Types and ranks of the network."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from ranksearch.decompositions.metric import unit_of
 from ranksearch.decompositions.symmetric import cholesky_ex
 from ranksearch.decompositions.weighing import Weighing
+from ranksearch.errors import InvalidArgument
 
 WEIGHT = "goihw"  # letters of a weight's axes: groups, C_out / groups, C_in / groups, kh, kw
 LEAST = 1e-6  # of the largest entry of the diagonal along an axis, which is added to it
@@ -44,11 +45,17 @@ class Curvature:
         axes: of every factor, see `Decomposition.axes`.
         shape: of the weight: (groups, c_out / groups, c_in / groups, kh, kw).
         weighing: the metric.
+
+    Raises:
+        InvalidArgument: the factors are not joined into a tree by the axes that they share.
     """
 
     def __init__(self, axes: Sequence[str], shape: Sequence[int], weighing: Weighing) -> None:
         self._words = [tuple(word for word in text.split() if word != "g") for text in axes]
         self.letters = ["".join(words) for words in self._words]
+        shared = "".join(self.letters).translate(str.maketrans("", "", WEIGHT))
+        if len(shared) != len(axes) + len(set(shared)) - 1 or any(shared.count(letter) == 1 for letter in shared):
+            raise InvalidArgument(f"axes={tuple(axes)!r}: axes that are none of the weight's must join the factors into a tree")
         self._known = dict(zip(WEIGHT, shape, strict=True))
         self._weighing, self._shape = weighing, tuple(shape)
 
@@ -64,9 +71,9 @@ class Curvature:
     def at(self, factors: Sequence[Tensor], places: Iterable[int], dtype: torch.dtype) -> list[Block]:
         """The blocks of the factors at some places, in a dtype."""
         views, found = self._views(factors), []
-        seen = Seen(self, views)
+        grams = _Grams(self, views)
         for k in places:
-            inverses = [self._inverses[c] if c in self.marginals else _inverse(seen.others(c, k)) for c in self.letters[k]]
+            inverses = [self._inverses[c] if c in self.marginals else _inverse(grams.others(c, k)) for c in self.letters[k]]
             made = tuple(inverse.to(dtype) for inverse, _ in inverses)
             found.append(Block(tuple(views[k].shape), made, prod(unit for _, unit in inverses)))
         return found
@@ -76,15 +83,14 @@ class Curvature:
         views = []
         for words, factor in zip(self._words, factors, strict=True):
             given = factor.shape[factor.ndim - len(words) :]
-            sizes = [n for word, size in zip(words, given, strict=True) for n in (map(self._size, word) if len(word) > 1 else (size,))]
+            sizes: list[int] = []
+            for word, size in zip(words, given, strict=True):
+                sizes += [self._known[letter] for letter in word] if len(word) > 1 else [size]
             views.append(factor.double().reshape(self._known["g"], *sizes))
         return views
 
-    def _size(self, letter: str) -> int:
-        return self._known[letter]
 
-
-class Seen:
+class _Grams:
     """Gram matrices of factors along the axes that they share, each made once: messages of belief propagation."""
 
     def __init__(self, curvature: Curvature, views: Sequence[Tensor]) -> None:

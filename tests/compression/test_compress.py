@@ -142,6 +142,13 @@ def test_a_report_tells_rules_in_order(found: Compressed) -> None:
     assert found.dense_loss == pytest.approx(0, abs=1e-6)
 
 
+def test_it_is_told_in_a_line(found: Compressed) -> None:
+    layers, params = len(found.configuration.choices), found.cost["params"] / found.baseline["params"]
+    text = repr(found)
+    assert text.startswith(f"Compressed({found.chosen.rule}: {layers} layers factorized, params {params:.3f}, macs ") and "\n" not in text
+    assert f"loss {found.chosen.least:.4g} (dense " in text
+
+
 def test_the_price_of_measuring_is_told(found: Compressed) -> None:
     """Four seen batches after a light reconstruction. Contenders take three for batch norm and two held-out ones, before and after
     reconstruction. LEMS measures the dense network, four sites alone and at most ten networks, on four batches; the model of the loss on

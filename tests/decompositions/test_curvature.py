@@ -12,6 +12,7 @@ from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments
 from ranksearch.decompositions.curvature import Curvature
 from ranksearch.decompositions.kronecker import Kronecker
 from ranksearch.decompositions.weighing import Weighing
+from ranksearch.errors import InvalidArgument
 from ranksearch.sites import Call, Site
 
 CALLS = (Call(1, (8, 8), (8, 8)),)
@@ -126,3 +127,9 @@ def test_what_says_nothing_has_a_curvature_all_the_same(decomposition: AnyDecomp
             for block, factor in zip(made.at(changed, range(len(factors)), torch.float64), factors, strict=True):
                 found = block.solved(torch.ones_like(factor))
                 assert found.isfinite().all() and float(found.sum()) > 0
+
+
+@pytest.mark.parametrize("axes", [("o a", "i b"), ("o a", "i a b"), ("o a b", "i a b"), ("o a", "i b a", "h a b")])
+def test_axes_that_make_no_tree_are_refused(axes: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidArgument, match="tree"):
+        Curvature(axes, (1, 4, 3, 2, 1), Weighing(Moments()))
