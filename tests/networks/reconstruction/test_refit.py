@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, Rank
+from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, Quantized, Rank
+from ranksearch.decompositions.rounding import layout, round_factors
 from ranksearch.decompositions.weighing import Weighing
-from ranksearch.networks.reconstruction.refit import refit
+from ranksearch.networks.reconstruction.refit import BLIND, Effort, refit, rounded
 from ranksearch.networks.reconstruction.regression import Goal
 from ranksearch.sites import Call, Site
 
@@ -67,6 +69,24 @@ def test_every_fit_gets_nearer_to_the_goal_and_keeps_the_shapes(
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(errors))
 
 
+@pytest.mark.parametrize(("decomposition", "site"), TYPES, ids=[f"{d.name}-{s.kind}" for d, s in TYPES])
+def test_descent_knows_the_axes_of_factors_or_is_given_more_iterations(
+    decomposition: AnyDecomposition, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    def noted(compose: Any, factors: list[Tensor], weight: Tensor, weighing: Weighing, **options: Any) -> tuple[Tensor, ...]:
+        told.append(options)
+        return tuple(factors)
+
+    monkeypatch.setattr("ranksearch.networks.reconstruction.refit.descend", noted)
+    goal, rank, factors = made(site, decomposition, two_sided=True)
+    refit(decomposition, site, rank, factors, goal, Effort(3, 7))
+    axes = decomposition.axes(site)
+    expected = {"steps": 3, "inner": 7 if axes else 7 * BLIND, "axes": axes, "free": range(len(factors))}
+    assert told == ([] if decomposition.optimal else [expected])
+
+
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("site", [LINEAR, WIDE], ids=["tall", "wide"])
 def test_no_factors_of_svd_are_nearer(two_sided: bool, site: Site) -> None:
@@ -93,3 +113,20 @@ def test_at_full_rank_the_layer_is_the_regression(kind: str) -> None:
     for _ in range(8):
         start = refit(decomposition, CONV, rank, start, goal)
     assert squared(CONV, goal, decomposition.compose(CONV, start)) < 1e-4 * before
+
+
+@pytest.mark.parametrize("kind", ["cp", "tucker2", "spatial", "svd_in"])
+def test_layers_that_are_rounded_stay_so_while_the_rest_makes_up_for_it(kind: str) -> None:
+    """Of four bits a row has the multiples of a number up to seven times, whatever came after; and the error is less than without."""
+    inner = next(d for d in DECOMPOSITIONS if d.name == kind)
+    site = Site("r", "conv2d", 8, 24, (3, 3), padding=(1, 1), calls=(Call(1, (5, 5), (5, 5)),))
+    goal, _, start = made(site, inner, two_sided=True)
+    found = rounded(few := Quantized(inner, 4), site, start, goal)
+    layers = layout(inner, site, found)
+    flat = torch.cat([factor.flatten() for factor in found])
+    for layer in layers:
+        for row in flat[layer.places].flatten(1):
+            assert len(torch.unique((row.abs() / row.abs().max() * 1e6).round())) <= 8
+    assert max(flat[layer.places][0].numel() for layer in layers[:1]) > 8, "rows that are not rounded have more"
+    alone = round_factors(layers, start, 4)
+    assert squared(site, goal, few.compose(site, found)) < squared(site, goal, few.compose(site, alone))
