@@ -17,15 +17,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from spread import spread
 from torch import nn
 
 from ranksearch.allocators import Additive, Problem
+from ranksearch.decompositions import DECOMPOSITIONS
 from ranksearch.errors import InfeasibleBudget
 from ranksearch.home import user_path
 from ranksearch.networks.batch_norm import recalibrate
@@ -41,12 +44,24 @@ from ranksearch.tasks.networks import cifar_resnet, load_weights
 Fit = Callable[[nn.Module, Spectra, Configuration, Iterable[Any]], Any]
 SPACES: dict[str, Callable[[], SpaceSpec]] = {"svd": svd_only, "all": mixture}
 AS_IT_IS, BEFORE = "as it is", "last factors"
+
+
+def by_numbers(*given: Any, **options: Any) -> Any:
+    """`reconstruct` with a number for the curvature of every factor, as of types that say nothing of their axes."""
+    with ExitStack() as changed:
+        for kind in {type(decomposition) for decomposition in DECOMPOSITIONS}:
+            changed.enter_context(patch.object(kind, "axes", lambda self, site: None))
+        return reconstruct(*given, **options)
+
+
 WAYS: dict[str, Fit] = {
     AS_IT_IS: lambda *given: None,
     "refitted": reconstruct,
     "two rounds": lambda *given: reconstruct(*given, rounds=2),
     "unchecked": lambda *given: reconstruct(*given, held_out=0),
     "thorough": lambda *given: reconstruct(*given, thorough=True),
+    "by numbers": by_numbers,
+    "thorough by numbers": lambda *given: by_numbers(*given, thorough=True),
 }
 TRAINED = {"fine-tuned": AS_IT_IS, "refitted and fine-tuned": "refitted"}  # way -> what comes before training
 
