@@ -19,6 +19,7 @@ from ranksearch.decompositions.weighing import Weighing
 from ranksearch.errors import InvalidArgument
 
 WEIGHT = "goihw"  # letters of a weight's axes: groups, C_out / groups, C_in / groups, kh, kw
+PARTS = "t"  # and of the parts that its input channels are cut into, i being those of one of them
 LEAST = 1e-6  # of the largest entry of the diagonal along an axis, which is added to it
 
 
@@ -41,8 +42,11 @@ class Block:
 class Curvature:
     """The curvature of the factors of one layer, wherever they are.
 
+    Parts of the input channels count as groups do, as if the metric did not couple them.
+
     Args:
         axes: of every factor, see `Decomposition.axes`.
+        factors: whose shapes count.
         shape: of the weight: (groups, c_out / groups, c_in / groups, kh, kw).
         weighing: the metric.
 
@@ -50,19 +54,27 @@ class Curvature:
         InvalidArgument: the factors are not joined into a tree by the axes that they share.
     """
 
-    def __init__(self, axes: Sequence[str], shape: Sequence[int], weighing: Weighing) -> None:
-        self._words = [tuple(word for word in text.split() if word != "g") for text in axes]
+    def __init__(self, axes: Sequence[str], factors: Sequence[Tensor], shape: Sequence[int], weighing: Weighing) -> None:
+        every = [text.split() for text in axes]
+        self._words = [tuple(word for word in words if word not in (WEIGHT[0], PARTS)) for words in every]
         self.letters = ["".join(words) for words in self._words]
         shared = "".join(self.letters).translate(str.maketrans("", "", WEIGHT))
         if len(shared) != len(axes) + len(set(shared)) - 1 or any(shared.count(letter) == 1 for letter in shared):
             raise InvalidArgument(f"axes={tuple(axes)!r}: axes that are none of the weight's must join the factors into a tree")
-        self._known = dict(zip(WEIGHT, shape, strict=True))
+        self._parts = next((f.shape[words.index(PARTS)] for words, f in zip(every, factors, strict=True) if PARTS in words), 1)
+        groups, outputs, inputs, *kernel = shape
+        self._known = dict(zip(WEIGHT, (groups * self._parts, outputs, inputs // self._parts, *kernel), strict=True))
         self._weighing, self._shape = weighing, tuple(shape)
 
     @cached_property
     def marginals(self) -> Mapping[str, Tensor]:
-        """The metric along every axis of the weight, shape: (groups, n, n); their product has the trace of G (x) A."""
-        return self._weighing.marginals(self._shape)
+        """The metric along every axis of the weight, shape: (groups and parts, n, n); their product has the trace of G (x) A."""
+        found = self._weighing.marginals(self._shape)
+        if self._parts == 1:
+            return found
+        blocks = found["i"].unflatten(2, (self._parts, -1)).unflatten(1, (self._parts, -1)).diagonal(dim1=1, dim2=3)
+        every = {letter: matrix.repeat_interleave(self._parts, dim=0) for letter, matrix in found.items()}
+        return {**every, "i": blocks.movedim(-1, 1).flatten(0, 1)}
 
     @cached_property
     def _inverses(self) -> Mapping[str, tuple[Tensor, float]]:

@@ -129,7 +129,8 @@ class Decomposition(ABC, Generic[S]):
         share and any two factors are joined in one way: what `Curvature` is made by. None where it is not so, or nobody has said.
 
         One string per factor has a word per axis, as in ``("g ohw r", "g r i")``. The letters g, o, i, h and w are the weight's axes
-        (groups, C_out / groups, C_in / groups, kh, kw), an axis of several of them is one word, and one of size 1 may be missing; any
+        (groups, C_out / groups, C_in / groups, kh, kw), an axis of several of them is one word, and one of size 1 may be missing. Where
+        the input channels are cut into parts, t is the axis of these, which all factors have, and i that of one part's channels. Any
         other letter is an axis that factors share."""
         del site
         return None

@@ -67,6 +67,9 @@ class GroupedSVD(Decomposition[TileState]):
     def describe(self, site: Site, rank: Rank) -> str:
         return f"{rank[0]} groups, r={rank[1]}"
 
+    def axes(self, site: Site) -> tuple[str, ...]:
+        return "g t o r", "g t r ihw"
+
     def compose(self, site: Site, factors: tuple[Tensor, ...]) -> Tensor:
         return tiles.compose(site, *factors)
 

@@ -51,7 +51,7 @@ def descend(
     places = [k for k in (range(len(factors)) if free is None else free) if factors[k].is_floating_point()]
     now = _Place(compose, [factor.detach().clone() for factor in factors], places, weight, weighing)
     damping, rough = DAMPING, weighing.rough() if weight.numel() >= LARGE else weighing
-    curvature = None if axes is None else Curvature(axes, weight.shape, weighing)
+    curvature = None if axes is None else Curvature(axes, factors, weight.shape, weighing)
     for _ in range(steps):
         system = _Linearized(now, rough, curvature)
         for _ in range(TRIES):

@@ -34,6 +34,12 @@ def drawn(decomposition: AnyDecomposition, site: Site) -> tuple[tuple[str, ...],
     return axes, [torch.randn(factor.shape, dtype=torch.float64) for factor in shapes]
 
 
+def parts_of(axes: tuple[str, ...], factors: list[Tensor]) -> int:
+    """Into how many parts the input channels are cut."""
+    words = axes[0].split()
+    return factors[0].shape[words.index("t")] if "t" in words else 1
+
+
 def blocks_of(site: Site) -> tuple[int, ...]:
     return (site.groups, site.c_out // site.groups, *site.shape[1:])
 
@@ -45,23 +51,24 @@ def moment(groups: int, size: int) -> Tensor:
 
 def test_types_that_descent_is_for_by_default_tell_their_axes() -> None:
     known = {d.name for d, _ in TYPES}
-    assert known >= {"svd_in", "spatial", "spatial_t", "tucker2", "cp", "tensor_train"}
+    assert known >= {"svd_in", "spatial", "spatial_t", "tucker2", "cp", "grouped_svd", "tensor_train"}
 
 
 @pytest.mark.parametrize(("decomposition", "site"), TYPES, ids=IDS)
 def test_axes_tell_what_a_weight_is_made_of(decomposition: AnyDecomposition, site: Site) -> None:
     """The weight is the einsum over them, and each of its axes is that of one factor."""
     axes, factors = drawn(decomposition, site)
-    sizes = dict(zip("goihw", blocks_of(site), strict=True))
+    sizes = dict(zip("goihw", blocks_of(site), strict=True)) | {"t": parts_of(axes, factors)}
+    sizes["i"] //= sizes["t"]
     views = []
     for text, factor in zip(axes, factors, strict=True):
         words = zip(text.split(), factor.shape, strict=True)
         views.append(factor.reshape([size for word, n in words for size in ([sizes[c] for c in word] if len(word) > 1 else [n])]))
     terms = [text.replace(" ", "") for text in axes]
-    missing = [letter for letter in "goihw" if not any(letter in term for term in terms)]
+    missing = [letter for letter in "gotihw" if not any(letter in term for term in terms)]
     assert all(sizes[letter] == 1 for letter in missing)
     assert all(sum(letter in term for term in terms) == 1 for letter in "oihw" if letter not in missing)
-    kept = "".join(letter for letter in "goihw" if letter not in missing)
+    kept = "".join(letter for letter in "gotihw" if letter not in missing)
     found = torch.einsum(",".join(terms) + "->" + kept, *views).reshape(site.shape)
     torch.testing.assert_close(found, decomposition.compose(site, tuple(factors)), rtol=1e-12, atol=1e-12)
     assert set("".join(terms)) <= set(string.ascii_lowercase)
@@ -80,17 +87,19 @@ def test_blocks_are_the_curvature_of_the_marginals_product(
     taps = zip(moment(groups, height), moment(groups, width), strict=True)
     a = Kronecker(moment(groups, inputs), torch.stack([torch.kron(*pair) for pair in taps]))
     weighing = Weighing(Moments(a if product else whole, moment(groups, outputs)), factor=3.0)
-    made = Curvature(axes, shape, weighing)
-    metric = [torch.ones(1, 1, dtype=torch.float64)] * groups
-    for letter in "oihw":
-        metric = [torch.kron(one, part) for one, part in zip(metric, made.marginals[letter], strict=True)]
-    if product:
-        channel, tap, output = a.channel, a.tap, weighing.moments.output
-        assert output is not None
-        for group in range(groups):
-            exact = 3.0 * torch.kron(output[group], torch.kron(channel[group], tap[group]))
-            torch.testing.assert_close(metric[group], exact, rtol=1e-9, atol=1e-9 * float(exact.abs().max()))
-    everywhere = torch.block_diag(*metric)
+    parts, output, known = parts_of(axes, factors), weighing.moments.output, weighing.marginals(shape)
+    assert output is not None
+    within = torch.block_diag(*[torch.ones(inputs // parts, inputs // parts, dtype=torch.float64)] * parts)
+    metric = []
+    for group in range(groups):
+        channel, *taps = (known[letter][group] for letter in "ihw")
+        if product:  # A as it is
+            channel, taps = a.channel[group], [a.tap[group]]
+        one = torch.kron(3.0 * output[group], channel * within)
+        for tap in taps:
+            one = torch.kron(one, tap)
+        metric.append(one)
+    everywhere, made = torch.block_diag(*metric), Curvature(axes, factors, shape, weighing)
     for k, block in enumerate(made.at(factors, range(len(factors)), torch.float64)):
 
         def one(part: Tensor, k: int = k) -> Tensor:
@@ -108,7 +117,7 @@ def test_blocks_of_some_factors_alone_are_the_same_in_any_precision() -> None:
     decomposition, site = next((d, site) for d, site in TYPES if d.name == "tucker2")
     axes, factors = drawn(decomposition, site)
     shape = blocks_of(site)
-    made = Curvature(axes, shape, Weighing(Moments(moment(1, shape[2] * shape[3] * shape[4]), None)))
+    made = Curvature(axes, factors, shape, Weighing(Moments(moment(1, shape[2] * shape[3] * shape[4]), None)))
     every, (some,) = made.at(factors, range(3), torch.float64), made.at(factors, [1], torch.float32)
     part = torch.randn_like(factors[1])
     assert all(inverse.dtype == torch.float32 for inverse in some.inverses)
@@ -119,7 +128,7 @@ def test_blocks_of_some_factors_alone_are_the_same_in_any_precision() -> None:
 def test_what_says_nothing_has_a_curvature_all_the_same(decomposition: AnyDecomposition, site: Site) -> None:
     """A factor that is zero, and one with an entry of a shared axis that is zero in all of them, bend nothing."""
     axes, factors = drawn(decomposition, site)
-    made = Curvature(axes, blocks_of(site), Weighing(Moments()))
+    made = Curvature(axes, factors, blocks_of(site), Weighing(Moments()))
     for zero in (slice(0, 1), slice(0, 2), slice(None)):
         for k in range(len(factors)):
             changed = [f.clone() for f in factors]
@@ -132,4 +141,4 @@ def test_what_says_nothing_has_a_curvature_all_the_same(decomposition: AnyDecomp
 @pytest.mark.parametrize("axes", [("o a", "i b"), ("o a", "i a b"), ("o a b", "i a b"), ("o a", "i b a", "h a b")])
 def test_axes_that_make_no_tree_are_refused(axes: tuple[str, ...]) -> None:
     with pytest.raises(InvalidArgument, match="tree"):
-        Curvature(axes, (1, 4, 3, 2, 1), Weighing(Moments()))
+        Curvature(axes, [torch.zeros(2, 2)] * len(axes), (1, 4, 3, 2, 1), Weighing(Moments()))

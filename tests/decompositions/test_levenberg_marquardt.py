@@ -74,7 +74,7 @@ def test_a_step_solves_the_damped_normal_equations(axes: tuple[str, ...] | None,
         damped.append(block if axes else torch.eye(factor.numel(), dtype=torch.float64) * (along @ block @ along / (along @ along)))
         at += factor.numel()
     expected = torch.linalg.solve(curvature + damping * torch.block_diag(*damped), gradient)
-    made = Curvature(axes, SHAPE, weighing) if axes else None
+    made = Curvature(axes, factors, SHAPE, weighing) if axes else None
     import ranksearch.decompositions.levenberg_marquardt as module
 
     with pytest.MonkeyPatch.context() as patch:
