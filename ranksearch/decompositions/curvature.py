@@ -46,7 +46,7 @@ class Curvature:
 
     Args:
         axes: of every factor, see `Decomposition.axes`.
-        factors: whose shapes count.
+        factors: whose shapes and device count.
         shape: of the weight: (groups, c_out / groups, c_in / groups, kh, kw).
         weighing: the metric.
 
@@ -64,12 +64,12 @@ class Curvature:
         self._parts = next((f.shape[words.index(PARTS)] for words, f in zip(every, factors, strict=True) if PARTS in words), 1)
         groups, outputs, inputs, *kernel = shape
         self._known = dict(zip(WEIGHT, (groups * self._parts, outputs, inputs // self._parts, *kernel), strict=True))
-        self._weighing, self._shape = weighing, tuple(shape)
+        self._weighing, self._shape, self._device = weighing, tuple(shape), factors[0].device
 
     @cached_property
     def marginals(self) -> Mapping[str, Tensor]:
         """The metric along every axis of the weight, shape: (groups and parts, n, n); their product has the trace of G (x) A."""
-        found = self._weighing.marginals(self._shape)
+        found = {letter: matrix.to(self._device) for letter, matrix in self._weighing.marginals(self._shape).items()}
         if self._parts == 1:
             return found
         blocks = found["i"].unflatten(2, (self._parts, -1)).unflatten(1, (self._parts, -1)).diagonal(dim1=1, dim2=3)

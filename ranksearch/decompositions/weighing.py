@@ -67,20 +67,20 @@ class Weighing:
     def marginals(self, shape: Sequence[int]) -> dict[str, Tensor]:
         """The matrices o, i, h, w, each of shape (groups, n, n), whose Kronecker product is nearest to the metric's in its traces: factor
         G, and A's marginals over input channels, kh and kw. They have the trace of the metric, and A is theirs where it is such a product.
+        Identities that stand for a moment that is None are on the processor.
 
         Args:
             shape: of a weight: (groups, c_out / groups, c_in / groups, kh, kw).
         """
         groups, outputs, *patch = shape
-        like = self.moments.output if self.moments.input is None else self.moments.input
         if self.spanned is not None:
-            like, traces = self.spanned.x, self.spanned.marginals(patch)
+            traces = self.spanned.marginals(patch)
         elif self.moments.input is None:
-            traces = [_eye(n, groups, like) * (math.prod(patch) / n) for n in patch]
+            traces = [_eye(n, groups) * (math.prod(patch) / n) for n in patch]
         else:
             traces = _traces(self.moments.input, patch)
         whole = traces[0].diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-        output = _eye(outputs, groups, like) if self.moments.output is None else self.moments.output
+        output = _eye(outputs, groups) if self.moments.output is None else self.moments.output
         return {"o": self.factor * output, "i": traces[0], "h": traces[1] / whole, "w": traces[2] / whole}
 
     def rough(self) -> Weighing:
@@ -101,9 +101,8 @@ def _traces(matrix: Matrix, patch: Sequence[int]) -> list[Tensor]:
     return [matrix.channel * points, torch.einsum("ghwkw->ghk", taps) * channels, torch.einsum("ghwhk->gwk", taps) * channels]
 
 
-def _eye(size: int, groups: int, like: Matrix | None) -> Tensor:
-    device = None if like is None else like.device
-    return torch.eye(size, dtype=torch.float64, device=device).expand(groups, -1, -1)
+def _eye(size: int, groups: int) -> Tensor:
+    return torch.eye(size, dtype=torch.float64).expand(groups, -1, -1)
 
 
 def _small(matrix: Any) -> tuple[Any, float]:

@@ -142,3 +142,19 @@ def test_what_says_nothing_has_a_curvature_all_the_same(decomposition: AnyDecomp
 def test_axes_that_make_no_tree_are_refused(axes: tuple[str, ...]) -> None:
     with pytest.raises(InvalidArgument, match="tree"):
         Curvature(axes, [torch.zeros(2, 2)] * len(axes), (1, 4, 3, 2, 1), Weighing(Moments()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("whole", [True, False], ids=["metric", "none"])
+def test_blocks_are_where_the_factors_are(whole: bool) -> None:
+    decomposition, site = next((d, site) for d, site in TYPES if d.name == "tucker2")
+    axes, factors = drawn(decomposition, site)
+    shape = blocks_of(site)
+    moments = Moments(moment(1, shape[2] * shape[3] * shape[4]), moment(1, shape[1])) if whole else Moments()
+    found = []
+    for device in ("cpu", "cuda"):
+        there = [factor.to(device) for factor in factors]
+        blocks = Curvature(axes, there, shape, Weighing(moments.to(torch.device(device)))).at(there, range(3), torch.float64)
+        found.append([block.solved(factor).cpu() for block, factor in zip(blocks, there, strict=True)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
