@@ -1,8 +1,8 @@
 """How near to its goal a layer without a closed form comes, and in what time: alternating least squares, one factor after the other,
 against descent over all factors together: with the factors' curvature for a preconditioner, or a number for each, and its steps made in
-float32 or in float64. The goals are those of the layers of one
-reconstructed network, whose types and ranks are the exact optimum of the Fisher error. Prints a markdown table: the error that is left,
-relative to that before, and processor seconds, both as means over the layers.
+float32 or in float64. The goals are those of the layers of one reconstructed network, whose types and ranks are the exact optimum of the
+Fisher error. Prints a markdown table: the error that is left, relative to that before, and processor seconds, both as means over the
+layers.
 
     python analysis/descent.py --network resnet20 --space all --budget 0.2 --shared SHARED"""
 

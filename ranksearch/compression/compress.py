@@ -60,7 +60,7 @@ class Compressed:
 
     def __repr__(self) -> str:
         """In a line; `report` has the rest, and ``model`` the layers."""
-        shares = ", ".join(f"{name} {self.cost[name] / dense:.3f}" for name, dense in self.baseline.items() if dense)
+        shares = ", ".join(f"{name} {self.cost.share(name, self.baseline):.3f}" for name in self.baseline)
         factorized, loss = len(self.configuration.choices), f"loss {self.chosen.least:.4g} (dense {self.dense_loss:.4g})"
         return f"Compressed({self.chosen.rule}: {factorized} layers factorized, {shares} of the dense network's, {loss})"
 
@@ -117,7 +117,7 @@ class Compressed:
         rows: list[dict[str, Any]] = []
         for one in sorted(self.tried, key=lambda one: (one.screened, one.promise if one.screened else one.least)):
             row: dict[str, Any] = {"rule": one.rule, **{name: getattr(one, name) for name in LOSSES}}
-            row |= {f"{name}_rel": one.cost[name] / dense if one.cost and dense else math.nan for name, dense in self.baseline.items()}
+            row |= {f"{name}_rel": one.cost.share(name, self.baseline) if one.cost else math.nan for name in self.baseline}
             rows.append(row | {"passes": one.passes, "chosen": one is self.chosen, "note": one.note})
         return pd.DataFrame(rows)
 

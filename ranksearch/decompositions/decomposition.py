@@ -130,8 +130,8 @@ class Decomposition(ABC, Generic[S]):
 
         One string per factor has a word per axis, as in ``("g ohw r", "g r i")``. The letters g, o, i, h and w are the weight's axes
         (groups, C_out / groups, C_in / groups, kh, kw), an axis of several of them is one word, and one of size 1 may be missing. Where
-        the input channels are cut into parts, t is the axis of these, which all factors have, and i that of one part's channels. Any
-        other letter is an axis that factors share."""
+        the input channels are cut into parts, t is the axis of these and i that of one part's channels. All factors have g and t, where
+        there are any, and in front, and any other of the weight's axes has one. Any other letter is an axis that factors share."""
         del site
         return None
 

@@ -65,9 +65,9 @@ class Weighing:
         return replace(self, factor=self.factor * unit_of(float((weight * self(weight)).sum())))
 
     def marginals(self, shape: Sequence[int]) -> dict[str, Tensor]:
-        """The matrices o, i, h, w, each of shape (groups, n, n), whose Kronecker product is nearest to the metric's in its traces: factor
-        G, and A's marginals over input channels, kh and kw. They have the trace of the metric, and A is theirs where it is such a product.
-        Identities that stand for a moment that is None are on the processor.
+        """The metric along every axis of a weight, by the letters o, i, h and w, each of shape (groups, n, n): factor G, and A's partial
+        traces over all axes of a patch but input channels, kh or kw, these two with a trace of 1. Their Kronecker product has the trace of the
+        metric, and is the metric where A is such a product. What stands for a moment that is None is on the processor.
 
         Args:
             shape: of a weight: (groups, c_out / groups, c_in / groups, kh, kw).
