@@ -66,8 +66,8 @@ class Weighing:
 
     def marginals(self, shape: Sequence[int]) -> dict[str, Tensor]:
         """The metric along every axis of a weight, by the letters o, i, h and w, each of shape (groups, n, n): factor G, and A's partial
-        traces over all axes of a patch but input channels, kh or kw, these two with a trace of 1. Their Kronecker product has the trace of the
-        metric, and is the metric where A is such a product. What stands for a moment that is None is on the processor.
+        traces over all axes of a patch but input channels, kh or kw, the last two with a trace of 1. Their Kronecker product has the trace
+        of the metric, and is the metric where A is such a product. What stands for a moment that is None is on the processor.
 
         Args:
             shape: of a weight: (groups, c_out / groups, c_in / groups, kh, kw).
