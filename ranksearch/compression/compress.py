@@ -60,7 +60,7 @@ class Compressed:
 
     def __repr__(self) -> str:
         """In a line; `report` has the rest, and ``model`` the layers."""
-        shares = ", ".join(f"{name} {self.cost.share(name, self.baseline):.3f}" for name in self.baseline)
+        shares = ", ".join(f"{name} {self.cost.share(name, self.baseline):.3f}" for name, dense in self.baseline.items() if dense)
         factorized, loss = len(self.configuration.choices), f"loss {self.chosen.least:.4g} (dense {self.dense_loss:.4g})"
         return f"Compressed({self.chosen.rule}: {factorized} layers factorized, {shares} of the dense network's, {loss})"
 

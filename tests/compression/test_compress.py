@@ -27,7 +27,7 @@ from ranksearch.networks.recovery import recover
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Frobenius
 from ranksearch.search.events import Announced
-from ranksearch.sites import find_sites
+from ranksearch.sites import Cost, find_sites
 from ranksearch.space import mixture, svd_only
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import metric
@@ -147,6 +147,8 @@ def test_it_is_told_in_a_line(found: Compressed) -> None:
     text = repr(found)
     assert text.startswith(f"Compressed({found.chosen.rule}: {layers} layers factorized, params {params:.3f}, macs ") and "\n" not in text
     assert f"loss {found.chosen.least:.4g} (dense " in text
+    free = replace(found, baseline=Cost(params=found.baseline["params"], macs=0))
+    assert "macs" not in repr(free) and "nan" not in repr(free), "there is no share of nothing"
 
 
 def test_the_price_of_measuring_is_told(found: Compressed) -> None:
