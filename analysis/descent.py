@@ -21,9 +21,8 @@ from torch import Tensor
 
 from ranksearch.allocators import Additive, Problem
 from ranksearch.decompositions import Moments
-from ranksearch.decompositions.levenberg_marquardt import descend
 from ranksearch.decompositions.refinement import refine
-from ranksearch.decompositions.weighing import Weighing
+from ranksearch.networks.descent import Weighing, descend
 from ranksearch.networks.reconstruction import reconstruct
 from ranksearch.networks.surgery import build
 from ranksearch.proxies import Energy
@@ -71,6 +70,7 @@ def alternating(
     del axes
     moments, few = weighing.moments, weighing.spanned
     if few is not None:
+        assert few.pull is not None, "ridges are added"
         moments = Moments(few.x @ few.x.mT + torch.diag_embed(few.pull), moments.output)
     return refine(compose, factors, weight, moments, **effort)
 

@@ -1,14 +1,16 @@
-"""A fit of a large layer without a closed form: today's, whose steps are made in float32 and preconditioned by the factors' curvature, and
-which never makes the moment of few positions; against a number for every factor's curvature, with twice as many conjugate gradients;
-against steps in float64; and against the whole moment, too, in the same run. Prints one line of JSON: seconds of processor time, their
-ratios, and the error that each leaves relative to that before.
+"""A fit of a large layer without a closed form: today's, which weighs by way of the factors, and whose steps are made in float32 and
+preconditioned by the factors' curvature; against products of the weight with the positions that it met; against a number for every
+factor's curvature, with twice as many conjugate gradients; against steps in float64; and against the whole moment, too, in the same run.
+Prints one line of JSON: seconds of processor time, their ratios, and the error that each leaves relative to that before.
 
-    OMP_NUM_THREADS=1 python analysis/benchmarks/fit.py [--width 512] [--map 2] [--batch 128] [--type tucker2] [--rank 128 128]"""
+    OMP_NUM_THREADS=1 python analysis/benchmarks/fit.py [--width 512] [--map 2] [--batch 128] [--type tucker2] [--rank 128 128]
+        [--sided]"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,14 +20,14 @@ import torch
 from torch import nn
 
 from ranksearch.decompositions import DECOMPOSITIONS
-from ranksearch.decompositions.weighing import Weighing
+from ranksearch.networks.descent import Weighing
 from ranksearch.networks.reconstruction.moments import LayerMoments
 from ranksearch.networks.reconstruction.refit import refit
 from ranksearch.networks.reconstruction.regression import goal
 from ranksearch.sites import find_sites
 
 RIDGE = 1e-3
-OTHERS = "numbers", "float64", "whole"
+OTHERS = "products", "numbers", "float64", "whole"
 
 
 def main() -> None:
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="maps")
     parser.add_argument("--type", default="tucker2", choices=[one.name for one in DECOMPOSITIONS])
     parser.add_argument("--rank", type=int, nargs="+", default=[128, 128])
+    parser.add_argument("--sided", action="store_true", help="errors of outputs are weighed, too")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -42,7 +45,8 @@ def main() -> None:
     x = torch.randn(given.batch, given.width, given.map, given.map).relu_()
     [site] = find_sites(nn.Sequential(layer).eval(), x[:1])
     weight = layer.weight.detach().double().reshape(site.shape)
-    seen = LayerMoments.none(site, None, x.device)
+    drawn = torch.randn(1, given.width, 2 * given.width, dtype=torch.float64)
+    seen = LayerMoments.none(site, drawn @ drawn.mT / given.width if given.sided else None, x.device)
     seen.add(x, layer(x).detach())
     aim = goal(seen, weight, RIDGE)
     kind = next(one for one in DECOMPOSITIONS if one.name == given.type)
@@ -60,11 +64,20 @@ def main() -> None:
             if of == "numbers":
                 changed.enter_context(patch.object(type(kind), "axes", lambda self, site: None))
             elif of != "today":
-                changed.enter_context(patch.object(Weighing, "rough", lambda self: self))
+                changed.enter_context(patch("ranksearch.networks.descent.views.SMALL", math.inf))
+                if of != "products":
+                    changed.enter_context(patch.object(Weighing, "rough", lambda self: self))
             found = refit(kind, site, rank, start, at)
         return time.process_time() - begin, error(found) / error(tuple(start))
 
-    row = {"benchmark": "fit", "width": given.width, "positions": given.batch * given.map**2, "type": kind.name, "rank": list(rank)}
+    row = {
+        "benchmark": "fit",
+        "width": given.width,
+        "positions": given.batch * given.map**2,
+        "type": kind.name,
+        "rank": list(rank),
+        "sided": given.sided,
+    }
     found = {of: measured(of) for of in ("today", *OTHERS)}
     row |= {f"{of}_s": round(seconds, 2) for of, (seconds, _) in found.items()}
     row |= {f"{of}_over_today": round(found[of][0] / found["today"][0], 2) for of in OTHERS}

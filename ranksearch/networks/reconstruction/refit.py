@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ranksearch.decompositions import AnyDecomposition, Quantized, Rank
-from ranksearch.decompositions.levenberg_marquardt import descend
 from ranksearch.decompositions.metric import conditioned
 from ranksearch.decompositions.rounding import layout, round_factors
+from ranksearch.networks.descent import descend
 from ranksearch.networks.reconstruction.regression import Goal
 from ranksearch.sites import Site
 

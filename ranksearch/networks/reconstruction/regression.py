@@ -13,7 +13,7 @@ from torch import Tensor
 from ranksearch.decompositions import Moments
 from ranksearch.decompositions.metric import FLOOR, FlooredMoments, halved
 from ranksearch.decompositions.symmetric import cholesky_ex
-from ranksearch.decompositions.weighing import Spanned, Weighing
+from ranksearch.networks.descent import Spanned, Weighing
 from ranksearch.networks.reconstruction.moments import Example, LayerMoments
 
 LEAST = 1e-3  # of the mean square of an input: an input counts as that large at least

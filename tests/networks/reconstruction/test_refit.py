@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments, Quantized, Rank
 from ranksearch.decompositions.rounding import layout, round_factors
-from ranksearch.decompositions.weighing import Weighing
+from ranksearch.networks.descent.weighing import Weighing
 from ranksearch.networks.reconstruction.refit import BLIND, Effort, refit, rounded
 from ranksearch.networks.reconstruction.regression import Goal
 from ranksearch.sites import Call, Site
@@ -57,7 +57,7 @@ def test_every_fit_gets_nearer_to_the_goal_and_keeps_the_shapes(
 ) -> None:
     """Also as of large layers, whose steps are made in float32."""
     if large:
-        monkeypatch.setattr("ranksearch.decompositions.levenberg_marquardt.LARGE", 0)
+        monkeypatch.setattr("ranksearch.networks.descent.levenberg_marquardt.LARGE", 0)
     goal, rank, factors = made(site, decomposition, two_sided)
     errors = [squared(site, goal, decomposition.compose(site, factors))]
     now = factors

@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import ranksearch.networks.descent.levenberg_marquardt as module
 from ranksearch.decompositions import Moments
-from ranksearch.decompositions.curvature import Curvature
-from ranksearch.decompositions.levenberg_marquardt import DAMPING, _Linearized, _Place, descend
 from ranksearch.decompositions.metric import residual_energy
-from ranksearch.decompositions.weighing import Weighing
+from ranksearch.networks.descent.axes import Axes
+from ranksearch.networks.descent.contraction import Contraction
+from ranksearch.networks.descent.curvature import Curvature
+from ranksearch.networks.descent.levenberg_marquardt import DAMPING, _Linearized, _Place, descend
+from ranksearch.networks.descent.views import Answered, Compose, View, Whole
+from ranksearch.networks.descent.weighing import Weighing
 
 SHAPE = (1, 6, 5, 2, 2)
 AXES = ("o r", "i r", "hw r")
@@ -22,7 +26,20 @@ AXES = ("o r", "i r", "hw r")
 @pytest.fixture(autouse=True, params=[0, 10**9], ids=["float32", "float64"])
 def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """From how many entries on steps are made in float32: from none on, or never."""
-    monkeypatch.setattr("ranksearch.decompositions.levenberg_marquardt.LARGE", request.param)
+    monkeypatch.setattr("ranksearch.networks.descent.levenberg_marquardt.LARGE", request.param)
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True, params=[Whole, Answered])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[View]:
+    """What errors are taken of, whatever costs less; of factors whose axes nobody knows always the weight."""
+
+    def made(compose: Compose, factors: Sequence[Tensor], weighing: Weighing, axes: Axes | None) -> View:
+        if axes is None or request.param is Whole:
+            return Whole(compose, weighing, axes)
+        return Answered(compose, weighing.spread(), axes, Contraction.of(axes, factors, 20))
+
+    monkeypatch.setattr("ranksearch.networks.descent.levenberg_marquardt.view_of", made)
     return request.param  # type: ignore[no-any-return]
 
 
@@ -49,7 +66,7 @@ def metric(seed: int = 3) -> Moments:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Next to nothing is added to curvatures."""
-    monkeypatch.setattr("ranksearch.decompositions.curvature.LEAST", 1e-14)
+    monkeypatch.setattr("ranksearch.networks.descent.curvature.LEAST", 1e-14)
 
 
 @pytest.mark.parametrize("axes", [None, AXES], ids=["numbers", "blocks"])
@@ -61,7 +78,9 @@ def test_a_step_solves_the_damped_normal_equations(axes: tuple[str, ...] | None,
         moments = replace(moments, input=torch.kron(moment(5, 1), torch.kron(moment(2, 2), moment(2, 4)))[None])
     assert isinstance(moments.input, Tensor) and moments.output is not None
     weighing = replace(Weighing(moments), factor=2.0)
-    place = _Place(three, factors, range(3), weight, weighing)
+    known = Axes(axes, factors, SHAPE) if axes else None
+    view = module.view_of(three, factors, weighing, known)
+    place = _Place.first(view, weight, factors, range(3))
     whole = 2.0 * torch.kron(moments.output[0], moments.input[0])
     parts = torch.autograd.functional.jacobian(lambda *f: three(f).flatten(), tuple(factors))
     jacobian = torch.cat([part.reshape(120, -1) for part in parts], dim=1)
@@ -74,12 +93,10 @@ def test_a_step_solves_the_damped_normal_equations(axes: tuple[str, ...] | None,
         damped.append(block if axes else torch.eye(factor.numel(), dtype=torch.float64) * (along @ block @ along / (along @ along)))
         at += factor.numel()
     expected = torch.linalg.solve(curvature + damping * torch.block_diag(*damped), gradient)
-    made = Curvature(axes, factors, SHAPE, weighing) if axes else None
-    import ranksearch.decompositions.levenberg_marquardt as module
-
+    made = Curvature(known, weighing, weight.device) if known else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SOLVED", 1e-24)
-        for one, rtol, atol in ((weighing, 1e-6, 1e-9), (weighing.rough(), 1e-2, 1e-3)):
+        for one, rtol, atol in ((view, 1e-6, 1e-9), (view.rough(), 1e-2, 1e-3)):
             found = torch.cat([part.flatten() for part in _Linearized(place, one, made).solve(damping, 400)])
             assert found.dtype == one.dtype
             torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=atol * float(expected.abs().max()))
@@ -151,9 +168,8 @@ def test_the_error_never_grows(steps: int, axes: tuple[str, ...] | None) -> None
 def test_steps_that_overshoot_are_tried_again_with_more_damping(seed: int) -> None:
     """Of small factors the weight is next to linear in none: a step that forgets it is hundreds of times too large."""
     moments, weight, start = metric(seed), torch.randn(SHAPE, dtype=torch.float64), [0.01 * f for f in drawn(3, seed)]
-    weighing = Weighing(moments)
-    place = _Place(three, start, range(3), weight, weighing)
-    assert place.moved(_Linearized(place, weighing).solve(DAMPING, 30)).error > 10 * place.error
+    place = _Place.first(view := Whole(three, Weighing(moments), None), weight, start, range(3))
+    assert place.moved(_Linearized(place, view).solve(DAMPING, 30)).error > 10 * place.error
     before = residual_energy(weight - three(start), moments)
     found = descend(three, start, weight, Weighing(moments), steps=10, inner=30)
     assert residual_energy(weight - three(found), moments) < 0.9 * before

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions.kronecker import Matrix
+from ranksearch.decompositions.kronecker import Kronecker, Matrix
 from ranksearch.decompositions.metric import Moments, apply_metric, unit_of
 
 REACH = 1e15  # a factor above it, or below its inverse, is not taken to float32
@@ -22,30 +23,36 @@ class Spanned:
     operations per row instead of d^2."""
 
     x: Tensor  # shape: (groups, d, n)
-    pull: Tensor  # shape: (groups, d)
+    pull: Tensor | None = None  # shape: (groups, d); None: nothing is added
 
     def largest(self) -> float:
         """The largest magnitude of an entry, at most."""
-        return float((self.x.square().sum(2) + self.pull).max())
+        squares = self.x.square().sum(2)
+        return float((squares if self.pull is None else squares + self.pull).max())
 
     def __mul__(self, factor: float) -> Spanned:
-        return Spanned(self.x * factor**0.5, self.pull * factor)
+        return Spanned(self.x * factor**0.5, None if self.pull is None else self.pull * factor)
 
     def to(self, dtype: torch.dtype) -> Spanned:
         """The same in a dtype."""
-        return Spanned(self.x.to(dtype), self.pull.to(dtype))
+        return Spanned(self.x.to(dtype), None if self.pull is None else self.pull.to(dtype))
 
     def marginals(self, shape: Sequence[int]) -> list[Tensor]:
         """Its traces over all axes of a patch but one, each of shape (groups, n, n)."""
-        x, pull = self.x.unflatten(1, tuple(shape)), self.pull.unflatten(1, tuple(shape))
+        x = self.x.unflatten(1, tuple(shape))
         rows = [x.movedim(axis, 1).flatten(2) for axis in (1, 2, 3)]
+        traces = [one @ one.mT for one in rows]
+        if self.pull is None:
+            return traces
+        pull = self.pull.unflatten(1, tuple(shape))
         others = [pull.sum(dim=[other for other in (1, 2, 3) if other != axis]) for axis in (1, 2, 3)]
-        return [one @ one.mT + torch.diag_embed(other) for one, other in zip(rows, others, strict=True)]
+        return [trace + torch.diag_embed(other) for trace, other in zip(traces, others, strict=True)]
 
     def behind(self, change: Tensor) -> Tensor:
         """change A, of shape (groups, c_out / groups, ...)."""
         flat = change.flatten(2)
-        return ((flat @ self.x) @ self.x.mT + flat * self.pull[:, None, :]).reshape(change.shape)
+        found = (flat @ self.x) @ self.x.mT
+        return (found if self.pull is None else found + flat * self.pull[:, None, :]).reshape(change.shape)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,38 @@ class Weighing:
     dtype: torch.dtype = torch.float64
 
     def __call__(self, change: Tensor) -> Tensor:
-        return self.factor * apply_metric(change if self.spanned is None else self.spanned.behind(change), self.moments)
+        return self.beside(self.behind(change))
+
+    @cached_property
+    def output(self) -> Tensor | None:
+        """factor G; None where G is the identity."""
+        return None if self.moments.output is None else self.factor * self.moments.output
+
+    def beside(self, change: Tensor) -> Tensor:
+        """factor G R."""
+        if self.output is None:
+            return self.factor * change
+        return apply_metric(change, Moments(None, self.output))
+
+    def behind(self, change: Tensor) -> Tensor:
+        """R A."""
+        return apply_metric(change, Moments(self.moments.input)) if self.spanned is None else self.spanned.behind(change)
+
+    @property
+    def columns(self) -> int | None:
+        """How many columns x has where A is x x^T + diag(pull); None where A is no matrix, but the identity or a product."""
+        if self.spanned is not None:
+            return self.spanned.x.shape[2]
+        return self.moments.input.shape[2] if isinstance(self.moments.input, Tensor) else None
+
+    def spread(self) -> Weighing:
+        """The same with its A, a matrix, as ``spanned``, in a unit which its `rough` leaves as it is."""
+        root, spanned = self.moments.input_half, self.spanned
+        if spanned is None:
+            assert isinstance(root, Tensor), "a product stays as it is"
+            spanned = Spanned(root)
+        size = _size(spanned)
+        return replace(self, moments=Moments(None, self.moments.output), spanned=spanned * (1 / size), factor=self.factor * size)
 
     def in_unit_of(self, weight: Tensor) -> Weighing:
         """The same times a power of two, with which the weight's energy is near 1 (`unit_of`)."""
@@ -80,8 +118,12 @@ class Weighing:
         else:
             traces = _traces(self.moments.input, patch)
         whole = traces[0].diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-        output = _eye(outputs, groups) if self.moments.output is None else self.moments.output
-        return {"o": self.factor * output, "i": traces[0], "h": traces[1] / whole, "w": traces[2] / whole}
+        return {
+            "o": self.factor * _eye(outputs, groups) if self.output is None else self.output,
+            "i": traces[0],
+            "h": traces[1] / whole,
+            "w": traces[2] / whole,
+        }
 
     def rough(self) -> Weighing:
         """The same in float32, A and G having entries up to 1, whatever their scale; in float64 where the factor between would leave the
@@ -109,6 +151,11 @@ def _small(matrix: Any) -> tuple[Any, float]:
     """A matrix in float32, its largest entry near 1, and the power of four that it was divided by."""
     if matrix is None:
         return None, 1.0
-    largest = float(matrix.abs().max()) if isinstance(matrix, Tensor) else matrix.largest()
-    size = 4.0 ** (math.frexp(largest)[1] // 2) if largest > 0 else 1.0
+    size = _size(matrix)
     return (matrix * (1 / size)).to(torch.float32), size
+
+
+def _size(matrix: Tensor | Kronecker | Spanned) -> float:
+    """The power of four that is near the largest entry of a matrix; 1 where that is zero."""
+    largest = float(matrix.abs().max()) if isinstance(matrix, Tensor) else matrix.largest()
+    return 4.0 ** (math.frexp(largest)[1] // 2) if largest > 0 else 1.0

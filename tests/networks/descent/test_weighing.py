@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ranksearch.decompositions import Moments
 from ranksearch.decompositions.kronecker import Kronecker
-from ranksearch.decompositions.weighing import Spanned, Weighing
+from ranksearch.networks.descent.weighing import Spanned, Weighing
 
 SHAPE = (2, 5, 4, 2, 2)  # groups, outputs, inputs and a kernel of 2 x 2: A has a side of 16
 FORMS = ["dense", "kronecker", "spanned", "none"]

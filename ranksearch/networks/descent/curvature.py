@@ -15,11 +15,9 @@ from torch import Tensor
 
 from ranksearch.decompositions.metric import unit_of
 from ranksearch.decompositions.symmetric import cholesky_ex
-from ranksearch.decompositions.weighing import Weighing
-from ranksearch.errors import InvalidArgument
+from ranksearch.networks.descent.axes import Axes, along
+from ranksearch.networks.descent.weighing import Weighing
 
-WEIGHT = "goihw"  # letters of a weight's axes: groups, C_out / groups, C_in / groups, kh, kw
-PARTS = "t"  # and of the parts that its input channels are cut into, i being those of one of them
 LEAST = 1e-6  # of the largest entry of the diagonal along an axis, which is added to it
 
 
@@ -35,45 +33,31 @@ class Block:
         """What the curvature makes into ``part``, of the factor's shape."""
         found = part.reshape(self.sizes)
         for axis, inverse in enumerate(self.inverses, 1):
-            found = _along(found, inverse, axis)
+            found = along(found, inverse, axis)
         return self.unit * found.reshape(part.shape)
 
 
 class Curvature:
-    """The curvature of the factors of one layer, wherever they are.
-
-    Parts of the input channels count as groups do, as if the metric did not couple them.
+    """The curvature of the factors of one layer, wherever they are. Of parts of the input channels it is as if the metric did not couple
+    them.
 
     Args:
-        axes: of every factor, see `Decomposition.axes`.
-        factors: whose shapes and device count.
-        shape: of the weight: (groups, c_out / groups, c_in / groups, kh, kw).
+        axes: of the factors.
         weighing: the metric.
-
-    Raises:
-        InvalidArgument: the factors are not joined into a tree by the axes that they share.
+        device: of the factors.
     """
 
-    def __init__(self, axes: Sequence[str], factors: Sequence[Tensor], shape: Sequence[int], weighing: Weighing) -> None:
-        every = [text.split() for text in axes]
-        self._words = [tuple(word for word in words if word not in (WEIGHT[0], PARTS)) for words in every]
-        self.letters = ["".join(words) for words in self._words]
-        shared = "".join(self.letters).translate(str.maketrans("", "", WEIGHT))
-        if len(shared) != len(axes) + len(set(shared)) - 1 or any(shared.count(letter) == 1 for letter in shared):
-            raise InvalidArgument(f"axes={tuple(axes)!r}: axes that are none of the weight's must join the factors into a tree")
-        self._parts = next((f.shape[words.index(PARTS)] for words, f in zip(every, factors, strict=True) if PARTS in words), 1)
-        groups, outputs, inputs, *kernel = shape
-        self._known = dict(zip(WEIGHT, (groups * self._parts, outputs, inputs // self._parts, *kernel), strict=True))
-        self._weighing, self._shape, self._device = weighing, tuple(shape), factors[0].device
+    def __init__(self, axes: Axes, weighing: Weighing, device: torch.device) -> None:
+        self.axes, self._weighing, self._device = axes, weighing, device
 
     @cached_property
     def marginals(self) -> Mapping[str, Tensor]:
         """The metric along every axis of the weight, shape: (groups and parts, n, n); their product has the trace of G (x) A."""
-        found = {letter: matrix.to(self._device) for letter, matrix in self._weighing.marginals(self._shape).items()}
-        if self._parts == 1:
+        found = {letter: matrix.to(self._device) for letter, matrix in self._weighing.marginals(self.axes.shape).items()}
+        if self.axes.parts == 1:
             return found
-        blocks = found["i"].unflatten(2, (self._parts, -1)).unflatten(1, (self._parts, -1)).diagonal(dim1=1, dim2=3)
-        every = {letter: matrix.repeat_interleave(self._parts, dim=0) for letter, matrix in found.items()}
+        blocks = found["i"].unflatten(2, (self.axes.parts, -1)).unflatten(1, (self.axes.parts, -1)).diagonal(dim1=1, dim2=3)
+        every = {letter: matrix.repeat_interleave(self.axes.parts, dim=0) for letter, matrix in found.items()}
         return {**every, "i": blocks.movedim(-1, 1).flatten(0, 1)}
 
     @cached_property
@@ -82,24 +66,13 @@ class Curvature:
 
     def at(self, factors: Sequence[Tensor], places: Iterable[int], dtype: torch.dtype) -> list[Block]:
         """The blocks of the factors at some places, in a dtype."""
-        views, found = self._views(factors), []
+        views, found = self.axes.views([factor.double() for factor in factors]), []
         grams = _Grams(self, views)
         for k in places:
-            inverses = [self._inverses[c] if c in self.marginals else _inverse(grams.others(c, k)) for c in self.letters[k]]
+            inverses = [self._inverses[c] if c in self.marginals else _inverse(grams.others(c, k)) for c in self.axes.letters[k]]
             made = tuple(inverse.to(dtype) for inverse, _ in inverses)
             found.append(Block(tuple(views[k].shape), made, prod(unit for _, unit in inverses)))
         return found
-
-    def _views(self, factors: Sequence[Tensor]) -> list[Tensor]:
-        """The factors with an axis per letter, groups first."""
-        views = []
-        for words, factor in zip(self._words, factors, strict=True):
-            given = factor.shape[factor.ndim - len(words) :]
-            sizes: list[int] = []
-            for word, size in zip(words, given, strict=True):
-                sizes += [self._known[letter] for letter in word] if len(word) > 1 else [size]
-            views.append(factor.double().reshape(self._known["g"], *sizes))
-        return views
 
 
 class _Grams:
@@ -111,27 +84,21 @@ class _Grams:
 
     def others(self, letter: str, k: int) -> Tensor:
         """Of all that factor ``k`` is multiplied with along a shared axis, shape (groups, n, n)."""
-        found = [self._gram(j, letter) for j, letters in enumerate(self._of.letters) if j != k and letter in letters]
+        found = [self._gram(j, letter) for j, letters in enumerate(self._of.axes.letters) if j != k and letter in letters]
         return prod(found[1:], start=found[0])
 
     def _gram(self, k: int, letter: str) -> Tensor:
         """Of factor ``k`` and all that lies behind it, seen along one of its axes."""
         if (k, letter) not in self._known:
-            letters, view = self._of.letters[k], self._views[k]
+            letters, view = self._of.axes.letters[k], self._views[k]
             weighed = view
             for axis, other in enumerate(letters, 1):
                 if other != letter:
                     matrix = self._of.marginals[other] if other in self._of.marginals else self.others(other, k)
-                    weighed = _along(weighed, matrix, axis)
+                    weighed = along(weighed, matrix, axis)
             one, two = (tensor.movedim(1 + letters.index(letter), 1).flatten(2) for tensor in (view, weighed))
             self._known[k, letter] = one @ two.mT
         return self._known[k, letter]
-
-
-def _along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """A tensor (groups, a, b, ...) times a matrix (groups, n, n) along an axis."""
-    moved = tensor.movedim(axis, -1)
-    return (moved.flatten(1, -2) @ matrix if moved.ndim > 2 else (moved[:, None] @ matrix)[:, 0]).reshape(moved.shape).movedim(-1, axis)
 
 
 def _inverse(matrix: Tensor) -> tuple[Tensor, float]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ranksearch.decompositions.curvature import Block, Curvature
-from ranksearch.decompositions.weighing import Weighing
-
-Compose = Callable[[Sequence[Tensor]], Tensor]
+from ranksearch.networks.descent.axes import Axes
+from ranksearch.networks.descent.curvature import Block, Curvature
+from ranksearch.networks.descent.views import Compose, Parts, View, view_of
+from ranksearch.networks.descent.weighing import Weighing
 
 DAMPING = 1e-2  # at first, of each factor's curvature
 FALLS, RISES, LEAST = 4.0, 8.0, 1e-6  # damping after a step that was taken, after one that was not, and at least
 TRIES = 10  # of one step, at rising damping
 GAIN = 1e-4  # of the error: a step that gains less is the last, unless it is damped more than the first
 LARGE = 1 << 15  # entries of a weight, from which on steps are made in float32: of smaller ones in float64, in hardly more time
+ROUNDING = 1e-26  # of the weight's energy: an error below it is not descended on
 SOLVED = 1e-4  # of the first squared residual of a linear system: it is solved as far as its model of the error is worth
 
 
@@ -39,7 +40,8 @@ def descend(
     makes of a direction the next step mends, as in iterative refinement of linear systems. It costs conjugate gradients an iteration or so.
 
     Args:
-        compose: multilinear in the factors; its value has the shape of ``weight``, and the precision of the factors.
+        compose: multilinear in the factors, and differentiable twice; its value has the shape of ``weight``, and the precision of the
+            factors.
         weight: shape (groups, c_out / groups, c_in / groups, kh, kw), float64.
         weighing: by the metric, as it is.
         steps: at most so many.
@@ -47,12 +49,15 @@ def descend(
         axes: of the factors, see `Decomposition.axes`.
         free: places of the factors that may move; None: of all.
     """
-    weighing = weighing.in_unit_of(weight)
     places = [k for k in (range(len(factors)) if free is None else free) if factors[k].is_floating_point()]
-    now = _Place(compose, [factor.detach().clone() for factor in factors], places, weight, weighing)
-    damping, rough = DAMPING, weighing.rough() if weight.numel() >= LARGE else weighing
-    curvature = None if axes is None else Curvature(axes, factors, weight.shape, weighing)
+    known = None if axes is None else Axes(axes, factors, weight.shape)
+    view = view_of(compose, factors, weighing := weighing.in_unit_of(weight), known)
+    now = _Place.first(view, weight, factors, places)
+    damping, rough = DAMPING, view.rough() if weight.numel() >= LARGE else view
+    curvature = None if known is None else Curvature(known, weighing, weight.device)
     for _ in range(steps):
+        if now.error < ROUNDING:  # the energy is near 1
+            break
         system = _Linearized(now, rough, curvature)
         for _ in range(TRIES):
             new = now.moved(system.solve(damping, inner))
@@ -69,37 +74,48 @@ def descend(
 
 
 class _Place:
-    """Factors, their error, and its slope in the composed weight."""
+    """Factors, their error, and its slope in what is seen of the composed weight."""
 
-    def __init__(self, compose: Compose, factors: list[Tensor], free: Sequence[int], weight: Tensor, weighing: Weighing) -> None:
-        self.compose, self.factors, self.free, self.weight, self.weighing = compose, factors, free, weight, weighing
+    def __init__(self, view: View, wanted: tuple[Parts, Parts], factors: list[Tensor], free: Sequence[int]) -> None:
+        self.view, self.wanted, self.factors, self.free = view, wanted, factors, free
         with torch.no_grad():
-            residual = weight - compose(factors)
-        self.slope = weighing(residual)
-        self.error = float((residual * self.slope).sum())
+            lacking, beside = (
+                _less(all_, part) for all_, part in zip(wanted, (view.seen(factors), view.seen_beside(factors)), strict=True)
+            )
+        self.slope = view.behind(beside)
+        self.error = _dot(lacking, self.slope)
+
+    @staticmethod
+    def first(view: View, weight: Tensor, factors: Sequence[Tensor], free: Sequence[int]) -> _Place:
+        """Where a descent to a weight begins."""
+        seen = view.of(weight)
+        return _Place(view, (seen, view.beside(seen)), [factor.detach().clone() for factor in factors], free)
 
     @torch.no_grad()
     def moved(self, step: Sequence[Tensor]) -> _Place:
         factors = list(self.factors)
         for k, part in zip(self.free, step, strict=True):
             factors[k] = factors[k] + part
-        return _Place(self.compose, factors, self.free, self.weight, self.weighing)
+        return _Place(self.view, self.wanted, factors, self.free)
 
 
 class _Linearized:
-    """The error around a place, with the composed weight linear in all factors together, in the precision of a weighing."""
+    """The error around a place, with what is seen linear in all factors together, in the precision of a view."""
 
-    def __init__(self, place: _Place, weighing: Weighing, curvature: Curvature | None = None) -> None:
-        self._compose, self._free, self._weighing = place.compose, place.free, weighing
-        self._factors = [f.to(weighing.dtype, copy=True) if f.is_floating_point() else f for f in place.factors]
+    def __init__(self, place: _Place, view: View, curvature: Curvature | None = None) -> None:
+        self._view = view
+        factors = [f.to(view.dtype, copy=True) if f.is_floating_point() else f for f in place.factors]
         with torch.enable_grad():
-            every = [f.detach().requires_grad_(k in place.free) for k, f in enumerate(self._factors)]
-            self._variables, self._value = [every[k] for k in place.free], place.compose(every)
-        self._gradient = self._pulled(place.slope.to(weighing.dtype))
+            every = [f.detach().requires_grad_(k in place.free) for k, f in enumerate(factors)]
+            self._variables, self._seen = [every[k] for k in place.free], view.seen(every)
+            beside = view.seen_beside(every)
+            self._slopes = [torch.zeros_like(part, requires_grad=True) for part in beside]
+            self._transposed = torch.autograd.grad(beside, self._variables, self._slopes, create_graph=True)
+        self._gradient = self._pulled([part.to(view.dtype) for part in place.slope])
         if curvature is None:
             self._blocks: Sequence[Block | _Number] = [_Number(self._along(k, part)) for k, part in enumerate(self._gradient)]
         else:
-            self._blocks = curvature.at(place.factors, place.free, weighing.dtype)
+            self._blocks = curvature.at(place.factors, place.free, view.dtype)
 
     def solve(self, damping: float, inner: int) -> list[Tensor]:
         """The step, by preconditioned conjugate gradients. What P makes of a direction follows from what it was made of."""
@@ -110,7 +126,7 @@ class _Linearized:
         for _ in range(inner):
             if not size > SOLVED * first:
                 break
-            pushed = self._pulled(self._weighing(self._pushed(direction)))
+            pushed = self._pulled(self._weighed(direction))
             pushed = [p + damping * i for p, i in zip(pushed, image, strict=True)]
             curvature = _dot(direction, pushed)
             if not curvature > 0:
@@ -127,29 +143,17 @@ class _Linearized:
         """What P makes into them."""
         return [block.solved(part) for block, part in zip(self._blocks, parts, strict=True)]
 
-    def _pulled(self, slope: Tensor) -> list[Tensor]:
-        """J^T of a slope in the composed weight."""
-        return list(torch.autograd.grad(self._value, self._variables, slope, retain_graph=True))
+    def _pulled(self, slopes: Sequence[Tensor]) -> list[Tensor]:
+        """J^T of slopes in what is seen."""
+        return list(torch.autograd.grad(self._seen, self._variables, slopes, retain_graph=True))
 
-    @torch.no_grad()
-    def _pushed(self, step: Sequence[Tensor]) -> Tensor:
-        """J of a step."""
-        found = torch.zeros_like(self._value)
-        for k, part in enumerate(step):
-            found += self._with(k, part)
-        return found
+    def _weighed(self, step: Sequence[Tensor], of: slice = slice(None)) -> Parts:
+        """G (J of a step, of all factors or some) B: the derivative of (G J)^T, which is linear, in slopes."""
+        return self._view.behind(torch.autograd.grad(self._transposed[of], self._slopes, step, retain_graph=True))
 
-    def _with(self, k: int, part: Tensor) -> Tensor:
-        """Compose with the k-th free factor replaced."""
-        factors = list(self._factors)
-        factors[self._free[k]] = part
-        return self._compose(factors)
-
-    @torch.no_grad()
     def _along(self, k: int, along: Tensor) -> float:
         """The curvature of the error in one factor, along its gradient; 1 where that is zero."""
-        change = self._with(k, along)
-        found, square = float((change * self._weighing(change)).sum()), float(along.square().sum())
+        found, square = float((self._pulled(self._weighed([along], slice(k, k + 1)))[k] * along).sum()), float(along.square().sum())
         return found / square if found > 0 and square > 0 else 1.0
 
 
@@ -166,3 +170,7 @@ class _Number:
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
+
+
+def _less(one: Parts, other: Parts) -> Parts:
+    return tuple(a - b for a, b in zip(one, other, strict=True))

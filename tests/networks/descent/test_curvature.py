@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import string
 
 import pytest
 import torch
+from layers import IDS, TYPES, blocks_of, drawn, moment, parts_of
 from torch import Tensor
 
-from ranksearch.decompositions import DECOMPOSITIONS, AnyDecomposition, Moments
-from ranksearch.decompositions.curvature import Curvature
+from ranksearch.decompositions import AnyDecomposition, Moments
 from ranksearch.decompositions.kronecker import Kronecker
-from ranksearch.decompositions.weighing import Weighing
 from ranksearch.errors import InvalidArgument
-from ranksearch.sites import Call, Site
-
-CALLS = (Call(1, (8, 8), (8, 8)),)
-SITES = [
-    Site("plain", "conv2d", 5, 4, (3, 2), calls=CALLS),
-    Site("grouped", "conv2d", 6, 4, (3, 3), groups=2, calls=CALLS),
-    Site("wide", "conv2d", 4, 5, (1, 3), calls=CALLS),
-    Site("sequence", "conv1d", 4, 3, (1, 5), calls=(Call(1, (1, 8), (1, 8)),)),
-]
-TYPES = [(d, site) for d in DECOMPOSITIONS for site in SITES if d.undefined(site) is None and d.axes(site) is not None]
-IDS = [f"{d.name}-{site.name}" for d, site in TYPES]
-
-
-def drawn(decomposition: AnyDecomposition, site: Site) -> tuple[tuple[str, ...], list[Tensor]]:
-    """Axes, and random factors of a middle rank."""
-    axes, ranks = decomposition.axes(site), decomposition.ranks(site)
-    shapes = decomposition.empty_factors(site, tuple(int(r) for r in ranks[len(ranks) // 2]))
-    assert axes is not None and shapes is not None
-    return axes, [torch.randn(factor.shape, dtype=torch.float64) for factor in shapes]
-
-
-def parts_of(axes: tuple[str, ...], factors: list[Tensor]) -> int:
-    """Into how many parts the input channels are cut."""
-    words = axes[0].split()
-    return factors[0].shape[words.index("t")] if "t" in words else 1
-
-
-def blocks_of(site: Site) -> tuple[int, ...]:
-    return (site.groups, site.c_out // site.groups, *site.shape[1:])
-
-
-def moment(groups: int, size: int) -> Tensor:
-    factor = torch.randn(groups, size, 3 * size, dtype=torch.float64)
-    return factor @ factor.mT / size
+from ranksearch.networks.descent.axes import Axes
+from ranksearch.networks.descent.curvature import Curvature
+from ranksearch.networks.descent.weighing import Weighing
+from ranksearch.sites import Site
 
 
 def test_types_that_descent_is_for_by_default_tell_their_axes() -> None:
@@ -80,7 +50,7 @@ def test_blocks_are_the_curvature_of_the_marginals_product(
     decomposition: AnyDecomposition, site: Site, product: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """J^T (G (x) A) J with the Jacobian in one factor written out; A is the product of its marginals, or they stand for it."""
-    monkeypatch.setattr("ranksearch.decompositions.curvature.LEAST", 1e-14)
+    monkeypatch.setattr("ranksearch.networks.descent.curvature.LEAST", 1e-14)
     axes, factors = drawn(decomposition, site)
     groups, outputs, inputs, height, width = shape = blocks_of(site)
     whole = moment(groups, inputs * height * width)
@@ -99,7 +69,7 @@ def test_blocks_are_the_curvature_of_the_marginals_product(
         for tap in taps:
             one = torch.kron(one, tap)
         metric.append(one)
-    everywhere, made = torch.block_diag(*metric), Curvature(axes, factors, shape, weighing)
+    everywhere, made = torch.block_diag(*metric), Curvature(Axes(axes, factors, shape), weighing, torch.device("cpu"))
     for k, block in enumerate(made.at(factors, range(len(factors)), torch.float64)):
 
         def one(part: Tensor, k: int = k) -> Tensor:
@@ -117,7 +87,7 @@ def test_blocks_of_some_factors_alone_are_the_same_in_any_precision() -> None:
     decomposition, site = next((d, site) for d, site in TYPES if d.name == "tucker2")
     axes, factors = drawn(decomposition, site)
     shape = blocks_of(site)
-    made = Curvature(axes, factors, shape, Weighing(Moments(moment(1, shape[2] * shape[3] * shape[4]), None)))
+    made = Curvature(Axes(axes, factors, shape), Weighing(Moments(moment(1, math.prod(shape[2:])), None)), torch.device("cpu"))
     every, (some,) = made.at(factors, range(3), torch.float64), made.at(factors, [1], torch.float32)
     part = torch.randn_like(factors[1])
     assert all(inverse.dtype == torch.float32 for inverse in some.inverses)
@@ -128,7 +98,7 @@ def test_blocks_of_some_factors_alone_are_the_same_in_any_precision() -> None:
 def test_what_says_nothing_has_a_curvature_all_the_same(decomposition: AnyDecomposition, site: Site) -> None:
     """A factor that is zero, and one with an entry of a shared axis that is zero in all of them, bend nothing."""
     axes, factors = drawn(decomposition, site)
-    made = Curvature(axes, factors, blocks_of(site), Weighing(Moments()))
+    made = Curvature(Axes(axes, factors, blocks_of(site)), Weighing(Moments()), torch.device("cpu"))
     for zero in (slice(0, 1), slice(0, 2), slice(None)):
         for k in range(len(factors)):
             changed = [f.clone() for f in factors]
@@ -141,7 +111,7 @@ def test_what_says_nothing_has_a_curvature_all_the_same(decomposition: AnyDecomp
 @pytest.mark.parametrize("axes", [("o a", "i b"), ("o a", "i a b"), ("o a b", "i a b"), ("o a", "i b a", "h a b")])
 def test_axes_that_make_no_tree_are_refused(axes: tuple[str, ...]) -> None:
     with pytest.raises(InvalidArgument, match="tree"):
-        Curvature(axes, [torch.zeros(2, 2)] * len(axes), (1, 4, 3, 2, 1), Weighing(Moments()))
+        Axes(axes, [torch.zeros(2, 2)] * len(axes), (1, 4, 3, 2, 1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -154,7 +124,8 @@ def test_blocks_are_where_the_factors_are(whole: bool) -> None:
     found = []
     for device in ("cpu", "cuda"):
         there = [factor.to(device) for factor in factors]
-        blocks = Curvature(axes, there, shape, Weighing(moments.to(torch.device(device)))).at(there, range(3), torch.float64)
+        made = Curvature(Axes(axes, there, shape), Weighing(moments.to(where := torch.device(device))), where)
+        blocks = made.at(there, range(3), torch.float64)
         found.append([block.solved(factor).cpu() for block, factor in zip(blocks, there, strict=True)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
