@@ -1,6 +1,7 @@
 """The quality frontier: every published rule of choosing types and ranks and ours, as the factors come and reconstructed, without training,
 over networks, spaces, budgets and calibration seeds. One process makes the rows of one network, space and seed, and writes each to
-``--out`` when it has it; what is there is not made again, so that a run that ended goes on, and many run side by side.
+``--out`` when it has it; what is there is not made again, so that a run that ended goes on, and many run side by side. Every loss that is
+measured on the way is noted there, too, until anything that it hangs on changes: a large network's cell takes an hour.
 
     python analysis/frontier.py --network resnet20 --space svd --seed 0 --shared SHARED --out FOLDER
     python analysis/frontier.py --table --out FOLDER
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from notes import Notes, hangs_on
 from spread import spread
 from subjects import SPACES, add_arguments, resumed, rows_of, seeded, subject, wide
 from torch import nn
@@ -51,13 +53,16 @@ NORMALIZATION = 16  # batches for batch norm
 FINISH = 16  # batches that factors of the best answer are fitted to in the end
 DISTILL = 80  # batches of which its parameters learn the dense network's answers after that
 WAYS = AS_IT_IS, FIT, FINISHED, DISTILLED = "as it is", "reconstructed", "finished", "distilled"
+HANGS_ON = (  # what losses hang on
+    "network", "weights", "space", "seed", "max_options", "test_images", "images", "prepare", "device", "runtime", "batch",
+)  # fmt: skip
 LIGHTLY = "lightly fitted"  # loss on batches that ranks are chosen with: which networks contend
 
 
 class Subject:
     """A network, a space and a calibration seed: the portfolio that `compress` would make of them, asked rule by rule."""
 
-    def __init__(self, given: argparse.Namespace) -> None:
+    def __init__(self, given: argparse.Namespace, notes: Notes) -> None:
         spec = SPACES[given.space]().replace(max_options=given.max_options)
         model, task = subject(given)
         self.task = seeded(task, given.seed)
@@ -72,9 +77,9 @@ class Subject:
         self.portfolio = Portfolio(
             imitated, self.task, spec, costs, {}, Data(seen, held_out), FITTED, NORMALIZATION,
             tell=lambda event: None, two_sided=True, contenders=1, device=torch.device(given.prepare),
+            notes=notes,
         )  # fmt: skip
-        self._contenders = given.contenders
-        self._tested: dict[tuple[MetricName, str, str], dict[str, float]] = {}
+        self._contenders, self._notes = given.contenders, notes
 
     @cached_property
     def dense(self) -> dict[str, float]:
@@ -135,12 +140,12 @@ class Subject:
     def _measured(self, answer: Tried, way: str) -> dict[str, float]:
         """Loss on the held-out batches, and accuracy and loss on the test set; made once per network."""
         assert answer.configuration is not None
-        key = answer.metric, answer.configuration.id, way
-        if key not in self._tested:
+        known, name = self._notes[f"on the test set, {way}", answer.metric], answer.configuration.id
+        if name not in known:
             start = time.perf_counter()
             network = self.portfolio.network(answer.metric, answer.configuration, FITTED if way == FIT else 0)
-            self._tested[key] = self._tried(network, start)
-        return self._tested[key]
+            known[name] = self._tried(network, start)
+        return known[name]
 
     def _tried(self, network: nn.Module, start: float) -> dict[str, float]:
         recalibrate(network, self.task.calibration(NORMALIZATION))  # as the judge does, which need not do it again
@@ -167,7 +172,7 @@ def run(given: argparse.Namespace) -> None:
     begin = time.monotonic()
     path = given.out / f"{given.network}-{given.space}-{given.seed}.jsonl"
     done = {(row["cost"], row["budget"]) for row in resumed(path)}
-    made = Subject(given)
+    made = Subject(given, Notes(path.with_suffix(".notes"), hangs_on(given, HANGS_ON)))
     common = {"network": given.network, "space": given.space, "seed": given.seed, "dense": made.dense["accuracy"], "norms": made.norms}
     for budget, cost in product(given.budgets, given.costs):
         if (cost, budget) in done or time.monotonic() - begin > 60 * given.minutes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +29,12 @@ class Measured:
     Args:
         measure: of one configuration.
         each: forward passes of one batch that it takes.
+        known: losses by the configuration's id, to which others are added.
     """
 
-    def __init__(self, measure: Callable[[Configuration], float], each: int) -> None:
-        self._measure, self._each = measure, each
-        self._known: dict[str, float] = {}
-
-    @property
-    def passes(self) -> int:
-        """Forward passes of one batch that were made."""
-        return len(self._known) * self._each
+    def __init__(self, measure: Callable[[Configuration], float], each: int, known: MutableMapping[str, float]) -> None:
+        self._measure, self._each, self._known = measure, each, known
+        self.passes = 0  # forward passes of one batch that were made
 
     def on(self, space: SearchSpace) -> Callable[[np.ndarray], float]:
         """The loss of option indices of a space."""
@@ -47,12 +43,13 @@ class Measured:
     def __call__(self, configuration: Configuration) -> float:
         if configuration.id not in self._known:
             self._known[configuration.id] = self._measure(configuration)
+            self.passes += self._each
         return self._known[configuration.id]
 
 
-def as_it_is(spectra: Spectra, loss: Judge) -> Measured:
+def as_it_is(spectra: Spectra, loss: Judge, known: MutableMapping[str, float]) -> Measured:
     """Losses of networks as their factors come."""
-    return Measured(CalibrationLoss(spectra, loss.batches, loss.loss, normalization="batch"), len(loss.batches))
+    return Measured(CalibrationLoss(spectra, loss.batches, loss.loss, normalization="batch"), len(loss.batches), known)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def light(model: nn.Module, sites: Sites, task: Task, fit: int, batches: int, *,
     return Light(answers, judge(model, task, everything[fit:] or everything))
 
 
-def fitted(spectra: Spectra, on: Light, *, moments: Mapping[str, Moments] | None) -> Measured:
+def fitted(spectra: Spectra, on: Light, known: MutableMapping[str, float], *, moments: Mapping[str, Moments] | None) -> Measured:
     """Losses of networks whose factors are fitted to the dense network's answers, unchecked. What loses least before a fit is not what
     loses least after it.
 
@@ -85,7 +82,7 @@ def fitted(spectra: Spectra, on: Light, *, moments: Mapping[str, Moments] | None
             reconstruct(network, spectra, configuration, on.answers, moments=moments, held_out=0.0, report=False)
         return on.loss(network)
 
-    return Measured(measure, len(on.loss.batches))
+    return Measured(measure, len(on.loss.batches), known)
 
 
 def prior(space: SearchSpace, measure: Callable[[Configuration], float]) -> Curves:

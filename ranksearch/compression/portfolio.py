@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -43,6 +44,7 @@ REFIT = "refit"  # and of what a model of the loss makes of all measured answers
 Answer = TypeVar("Answer", Allocation, Refitted, Polished)  # each has ``indices``
 Key = tuple[MetricName, str]  # the metric that a network's factors are made for, and its configuration's id
 Made = tuple[MetricName, str, int]  # the same, and how many batches the factors were fitted to; 0: they are as they come
+Notes = MutableMapping[tuple[str, MetricName], MutableMapping[str, float]]  # losses by how a network is made and measured, and by its id
 HELD_OUT = 4  # batches that networks are judged on
 KNOWN = 8  # of the rules' answers, those that a model of the loss begins with: the best
 FINAL = 3  # of what it measured, those that are judged like the rules' answers
@@ -139,7 +141,7 @@ class Portfolio:
     measuring: dict[MetricName, Measured] = field(default_factory=dict)
     collected: dict[bool, Statistics] = field(default_factory=dict)  # with output gradients and without
     fitting: dict[MetricName, Measured] = field(default_factory=dict)
-    judged: dict[Made, float] = field(default_factory=dict)  # losses on the held-out batches
+    notes: Notes = field(default_factory=lambda: defaultdict(dict))
     best: tuple[float, Made, nn.Module] | None = None  # of the reconstructed networks, that of the least loss, if it is kept
     known: tuple[int, Answers] | None = None  # the dense network's, to so many batches that factors are fitted to
     last: MetricName | None = None  # the metric that was worked in
@@ -294,16 +296,15 @@ class Portfolio:
 
     def _judged(self, metric: MetricName, configuration: Configuration, batches: int) -> tuple[float, int]:
         """The loss of a network whose factors are fitted to so many batches, on the held-out ones, and forward passes that this took."""
-        key: Made = (metric, configuration.id, batches)
-        if key in self.judged:
-            return self.judged[key], 0
+        if configuration.id in (known := self.notes[f"judged, fitted to {batches}", metric]):
+            return known[configuration.id], 0
         if batches and (text := announced(self.spectra(metric), configuration)) is not None:
             self.tell(Announced(text))
         network = self.network(metric, configuration, batches)
-        loss = self.judged[key] = self.judge(network)
+        loss = known[configuration.id] = self.judge(network)
         least = math.inf if self.best is None else self.best[0]
         if batches and loss < least and sum(p.nbytes for p in network.parameters()) <= KEPT * device_memory(device_of(self.model)):
-            self.best = loss, key, network
+            self.best = loss, (metric, configuration.id, batches), network
         return loss, self.judge.passes
 
     def finished(self, best: Tried, batches: int) -> Tried:
@@ -355,7 +356,7 @@ class Portfolio:
     def seen(self, metric: MetricName) -> Measured:
         """Measures networks as their factors come, on the batches that factors are fitted to."""
         if metric not in self.measuring:
-            self.measuring[metric] = as_it_is(self.spectra(metric), self.loss)
+            self.measuring[metric] = as_it_is(self.spectra(metric), self.loss, self.notes["as it is", metric])
         return self.measuring[metric]
 
     def fitted(self, metric: MetricName) -> Measured:
@@ -363,7 +364,8 @@ class Portfolio:
         if not self.reconstruction:
             return self.seen(metric)
         if metric not in self.fitting:
-            self.fitting[metric] = fitted(self.spectra(metric), self.light, moments=self.outputs if self.two_sided else None)
+            moments, known = self.outputs if self.two_sided else None, self.notes["lightly fitted", metric]
+            self.fitting[metric] = fitted(self.spectra(metric), self.light, known, moments=moments)
         return self.fitting[metric]
 
     @property

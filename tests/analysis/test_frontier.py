@@ -92,6 +92,38 @@ def test_a_row_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     assert script("subjects").rows_of(tmp_path / "none.jsonl") == []
 
 
+def test_what_was_measured_is_noted_until_what_it_hangs_on_changes(tmp_path: Path) -> None:
+    notes, path = script("notes"), tmp_path / "rows" / "cell.notes"
+    first = notes.Notes(path, "one")
+    first["as it is", "fisher"]["a"] = 0.25
+    first["as it is", "weight"]["a"] = 0.5
+    first["on the test set", "fisher"]["b"] = {"accuracy": 0.9}
+    again = notes.Notes(path, "one")
+    assert {place: dict(page) for place, page in again.items()} == {
+        ("as it is", "fisher"): {"a": 0.25}, ("as it is", "weight"): {"a": 0.5}, ("on the test set", "fisher"): {"b": {"accuracy": 0.9}},
+    }  # fmt: skip
+    again["as it is", "fisher"]["c"] = 1.0
+    path.write_text(path.read_text() + '{"place": ["as it')  # the process was killed
+    third = notes.Notes(path, "one")
+    assert third["as it is", "fisher"] == {"a": 0.25, "c": 1.0} and third["other", "fisher"] == {}
+    assert notes.Notes(path, "two")["as it is", "fisher"] == {}
+    assert notes.Notes(path, "one")["as it is", "fisher"] == {}  # it was begun anew
+
+
+def test_notes_hang_on_options_and_on_what_is_in_files(tmp_path: Path) -> None:
+    notes, weights = script("notes"), tmp_path / "weights"
+    weights.write_bytes(b"1")
+    given = argparse.Namespace(seed=0, weights=weights, threads=1)
+    known = notes.hangs_on(given, ["seed", "weights"])
+    given.threads = 2
+    assert notes.hangs_on(given, ["seed", "weights"]) == known
+    given.seed = 1
+    assert notes.hangs_on(given, ["seed", "weights"]) != known
+    given.seed = 0
+    weights.write_bytes(b"2")
+    assert notes.hangs_on(given, ["seed", "weights"]) != known
+
+
 def test_the_vgg_is_configuration_d_with_one_linear_layer() -> None:
     network = script("trained").vgg16(7)
     convolutions = [m for m in network if isinstance(m, nn.Conv2d)]

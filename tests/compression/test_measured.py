@@ -47,24 +47,26 @@ def test_light_reconstruction_sees_the_first_batch_and_is_measured_on_the_next(
 ) -> None:
     """Where metrics see fewer batches it is measured on those; where they see one, on that."""
     batches = list(task.labelled(6))
-    measure = fitted(spectra, light(spectra.model, spectra.sites, task, 1, 3, seen=seen), moments=None)
+    measure = fitted(spectra, light(spectra.model, spectra.sites, task, 1, 3, seen=seen), {}, moments=None)
     network = build(spectra, SMALL).eval()
     reconstruct(network, spectra, SMALL, [batches[0][0]], held_out=0.0)
     expected = judge(spectra.model, task, batches[judged])(network)
     assert measure(SMALL) == pytest.approx(expected, rel=1e-4)
     assert measure.passes == judged.stop - judged.start
-    assert as_it_is(spectra, judge(spectra.model, task, batches[:3]))(SMALL) != pytest.approx(expected, rel=1e-3)
+    assert as_it_is(spectra, judge(spectra.model, task, batches[:3]), {})(SMALL) != pytest.approx(expected, rel=1e-3)
     assert measure(Configuration()) == pytest.approx(0, abs=1e-6)
 
 
 def test_each_network_is_measured_and_counted_once(spectra: Spectra, space: SearchSpace, task: Classification) -> None:
     loss = judge(spectra.model, task, list(task.labelled(2)))
-    measure = as_it_is(spectra, loss)
+    measure = as_it_is(spectra, loss, known := {})
     expected = loss(build(spectra, SMALL).eval())
     assert [measure(SMALL), measure.on(space)(space.indices(SMALL))] == pytest.approx([expected] * 2, rel=1e-4)
     assert measure.passes == 2
     measure(Configuration())
-    assert measure.passes == 4
+    assert measure.passes == 4 and known.keys() == {SMALL.id, Configuration().id}
+    again = as_it_is(spectra, loss, {SMALL.id: 0.125})
+    assert again(SMALL) == 0.125 and again.passes == 0  # it was noted before
 
 
 def test_the_prior_has_lems_beside_the_fisher_errors_where_it_says_anything(space: SearchSpace) -> None:
