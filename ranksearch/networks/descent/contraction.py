@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from string import ascii_lowercase
+from string import ascii_letters
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,6 @@ from torch import Tensor
 from ranksearch.networks.descent.axes import WEIGHT, Axes
 
 COLUMN = "N"  # letter of the inputs' last axis: types name theirs in small ones
-ANSWERS = WEIGHT[:2] + COLUMN
 PLANS = 1024  # orders of products that are remembered
 
 
@@ -77,8 +76,8 @@ class Contraction:
         for (first, second), subscripts in self.plan.products:
             last, other = tensors.pop(second), tensors.pop(first)
             tensors.append(torch.einsum(subscripts, other, last))
-        [found] = tensors
-        return found if self.axes.parts == 1 else found.unflatten(0, (-1, self.axes.parts)).sum(1)
+        found = tensors[0].reshape(-1, self.axes.parts, self.axes.sizes["o"], laid.shape[-1])
+        return found.sum(1)
 
 
 def _inputs(axes: Axes) -> str:
@@ -89,23 +88,22 @@ def _inputs(axes: Axes) -> str:
 @lru_cache(PLANS)
 def _planned(terms: tuple[str, ...], sizes: tuple[tuple[str, int], ...]) -> Plan:
     """How answers are made of factors and, last, inputs, whose letters, and these letters' sizes, are given."""
-    size, (*left, inputs) = dict(sizes), terms
+    size, left, inputs = dict(sizes), list(terms), terms[-1]
+    answers = "".join(letter for letter in WEIGHT[:2] + COLUMN if any(letter in term for term in terms))
     shapes = [np.broadcast_to(0.0, [size[letter] for letter in term]) for term in terms]
-    path = np.einsum_path(",".join(terms) + "->" + ANSWERS, *shapes, optimize=("optimal", 2**62))[0][1:]
-    order, macs = inputs, 0
-    made = []
-    left.append(inputs)
+    path = np.einsum_path(",".join(terms) + "->" + answers, *shapes, optimize=("optimal", 2**62))[0][1:]
+    made, order, macs = [], inputs, 0
     for places in path:
         first, second = sorted(places)
         last, other = left.pop(second), left.pop(first)
         every = "".join(dict.fromkeys(other + last))
         macs += prod(size[letter] for letter in every)
-        kept = "".join(letter for letter in every if letter in ANSWERS or any(letter in term for term in left)) if left else ANSWERS
+        kept = "".join(letter for letter in every if letter in answers or any(letter in term for term in left)) if left else answers
         if inputs in (last, other):
             order = "".join(sorted(inputs, key=lambda letter: (letter != inputs[0], letter in kept)))
         made.append(((first, second), other, last, kept))
         left.append(kept)
-    names = str.maketrans(dict(zip(dict.fromkeys(order + "".join(terms)), ascii_lowercase, strict=False)))
+    names = str.maketrans(dict(zip(dict.fromkeys(order + "".join(terms)), ascii_letters, strict=False)))
     products = [
         Product(places, f"{','.join(order if term == inputs else term for term in pair)}->{kept}".translate(names))
         for places, *pair, kept in made

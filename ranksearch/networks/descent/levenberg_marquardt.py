@@ -79,9 +79,7 @@ class _Place:
     def __init__(self, view: View, wanted: tuple[Parts, Parts], factors: list[Tensor], free: Sequence[int]) -> None:
         self.view, self.wanted, self.factors, self.free = view, wanted, factors, free
         with torch.no_grad():
-            lacking, beside = (
-                _less(all_, part) for all_, part in zip(wanted, (view.seen(factors), view.seen_beside(factors)), strict=True)
-            )
+            lacking, beside = (_less(*pair) for pair in zip(wanted, view.seen_and_beside(factors), strict=True))
         self.slope = view.behind(beside)
         self.error = _dot(lacking, self.slope)
 
@@ -107,8 +105,8 @@ class _Linearized:
         factors = [f.to(view.dtype, copy=True) if f.is_floating_point() else f for f in place.factors]
         with torch.enable_grad():
             every = [f.detach().requires_grad_(k in place.free) for k, f in enumerate(factors)]
-            self._variables, self._seen = [every[k] for k in place.free], view.seen(every)
-            beside = view.seen_beside(every)
+            self._variables = [every[k] for k in place.free]
+            self._seen, beside = view.seen_and_beside(every)
             self._slopes = [torch.zeros_like(part, requires_grad=True) for part in beside]
             self._transposed = torch.autograd.grad(beside, self._variables, self._slopes, create_graph=True)
         self._gradient = self._pulled([part.to(view.dtype) for part in place.slope])

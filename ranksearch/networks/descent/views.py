@@ -51,12 +51,12 @@ class View(ABC):
         """G R."""
         return tuple(self.weighing.beside(part) for part in parts)
 
-    def seen_beside(self, factors: Sequence[Tensor]) -> Parts:
-        """G R of what is seen of factors: by way of that which has the outputs, which is smaller."""
-        output = self.weighing.output
+    def seen_and_beside(self, factors: Sequence[Tensor]) -> tuple[Parts, Parts]:
+        """What is seen of factors, and G R of it: by way of that which has the outputs, which is smaller."""
+        seen, output = self.seen(factors), self.weighing.output
         if self.axes is None or output is None:
-            return self.beside(self.seen(factors))
-        return self.seen(self.axes.beside(factors, output))
+            return seen, self.beside(seen)
+        return seen, self.seen(self.axes.beside(factors, output))
 
     def rough(self) -> View:
         """The same in float32, see `Weighing.rough`."""

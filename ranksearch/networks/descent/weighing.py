@@ -91,8 +91,9 @@ class Weighing:
 
     def spread(self) -> Weighing:
         """The same with its A, a matrix, as ``spanned``, in a unit which its `rough` leaves as it is."""
-        root, spanned = self.moments.input_half, self.spanned
+        spanned = self.spanned
         if spanned is None:
+            root = self.moments.input_half
             assert isinstance(root, Tensor), "a product stays as it is"
             spanned = Spanned(root)
         size = _size(spanned)

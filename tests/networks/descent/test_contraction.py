@@ -83,8 +83,11 @@ def test_a_matrix_beside_the_weight_is_one_beside_a_factor(decomposition: AnyDec
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_weight_of_one_output_has_a_matrix_beside_it_too() -> None:
+def test_a_weight_of_one_output_has_answers_and_a_matrix_beside_it_too() -> None:
     factors = [torch.randn(4, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)]
     axes = Axes(("i r", "h r"), factors, (1, 1, 4, 2, 1))
     changed = axes.beside(factors, torch.full((1, 1, 1), 3.0, dtype=torch.float64))
-    torch.testing.assert_close(torch.einsum("ir,hr->ih", *changed), 3.0 * torch.einsum("ir,hr->ih", *factors))
+    weight = torch.einsum("ir,hr->ih", *factors)
+    torch.testing.assert_close(torch.einsum("ir,hr->ih", *changed), 3.0 * weight)
+    contraction, x = Contraction.of(axes, factors, 5), torch.randn(1, 8, 5, dtype=torch.float64)
+    torch.testing.assert_close(contraction(factors, contraction.laid(x)), weight.reshape(1, 1, 8) @ x)

@@ -57,7 +57,7 @@ def test_the_error_and_its_slope_are_those_of_the_weight(decomposition: AnyDecom
     slope = (g @ away.flatten(2) @ a).reshape(shape)
     for view in made:
         every = [factor.requires_grad_() for factor in factors]
-        seen, beside = view.seen(every), view.seen_beside(every)
+        seen, beside = view.seen_and_beside(every)
         lacking = [one - other for one, other in zip(view.of(weight), seen, strict=True)]
         half = [one - other for one, other in zip(view.beside(view.of(weight)), beside, strict=True)]
         weighed = [part.detach() for part in view.behind(half)]
@@ -84,8 +84,8 @@ def test_in_float32_there_is_the_same_to_be_seen(form: str) -> None:
         for view in made:
             rough, less = view.rough(), [factor.float() for factor in factors]
             assert rough.dtype == torch.float32
-            weighed = [one.behind(one.seen_beside(parts)) for one, parts in ((rough, less), (view, factors))]
-            for found, expected in zip((*rough.seen(less), *weighed[0]), (*view.seen(factors), *weighed[1]), strict=True):
+            both = [(one, *one.seen_and_beside(parts)) for one, parts in ((rough, less), (view, factors))]
+            for found, expected in zip(*[(*seen, *one.behind(beside)) for one, seen, beside in both], strict=True):
                 assert found.dtype == torch.float32
                 torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
