@@ -91,3 +91,16 @@ def test_a_weight_of_one_output_has_answers_and_a_matrix_beside_it_too() -> None
     torch.testing.assert_close(torch.einsum("ir,hr->ih", *changed), 3.0 * weight)
     contraction, x = Contraction.of(axes, factors, 5), torch.randn(1, 8, 5, dtype=torch.float64)
     torch.testing.assert_close(contraction(factors, contraction.laid(x)), weight.reshape(1, 1, 8) @ x)
+
+
+def test_groups_may_have_parts() -> None:
+    factors = [torch.randn(2, 3, 5, 4, dtype=torch.float64), torch.randn(2, 3, 4, 6, dtype=torch.float64)]  # g t o r and g t r ihw
+    axes = Axes(("g t o r", "g t r ihw"), factors, (2, 5, 9, 2, 1))  # of nine input channels a part has three
+
+    def composed(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return (left @ right).movedim(1, 2).reshape(2, 5, 18)
+
+    matrix, x = torch.randn(2, 5, 5, dtype=torch.float64), torch.randn(2, 18, 7, dtype=torch.float64)
+    torch.testing.assert_close(composed(*axes.beside(factors, matrix)), matrix @ composed(*factors))
+    contraction = Contraction.of(axes, factors, 7)
+    torch.testing.assert_close(contraction(factors, contraction.laid(x)), composed(*factors) @ x)
