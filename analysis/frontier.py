@@ -54,7 +54,8 @@ FINISH = 16  # batches that factors of the best answer are fitted to in the end
 DISTILL = 80  # batches of which its parameters learn the dense network's answers after that
 WAYS = AS_IT_IS, FIT, FINISHED, DISTILLED = "as it is", "reconstructed", "finished", "distilled"
 HANGS_ON = (  # what losses hang on
-    "network", "weights", "space", "seed", "max_options", "test_images", "images", "prepare", "device", "runtime", "batch",
+    "network", "weights", "encoder", "fashion", "shared", "space", "seed", "max_options", "test_images", "images", "prepare", "device",
+    "runtime", "batch",
 )  # fmt: skip
 LIGHTLY = "lightly fitted"  # loss on batches that ranks are chosen with: which networks contend
 

@@ -15,9 +15,10 @@ import ranksearch
 
 
 def hangs_on(given: argparse.Namespace, options: Sequence[str]) -> str:
-    """What is noted hangs on the package's code and on some options, those that are files by what is in them: this changes when they do."""
+    """What is noted hangs on the code of the package and of the scripts, and on some options, those that are files by what is in them: this
+    changes when they do."""
     digest = hashlib.sha256()
-    for folder in ranksearch.__path__:
+    for folder in (*ranksearch.__path__, Path(__file__).parent):
         for file in sorted(Path(folder).rglob("*.py")):
             digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
     for name in options:

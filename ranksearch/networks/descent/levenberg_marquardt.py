@@ -48,6 +48,9 @@ def descend(
         inner: at most so many conjugate gradients per step.
         axes: of the factors, see `Decomposition.axes`.
         free: places of the factors that may move; None: of all.
+
+    Raises:
+        InvalidArgument: ``axes`` do not join the factors into a tree.
     """
     places = [k for k in (range(len(factors)) if free is None else free) if factors[k].is_floating_point()]
     known = None if axes is None else Axes(axes, factors, weight.shape)
@@ -141,9 +144,9 @@ class _Linearized:
         """What P makes into them."""
         return [block.solved(part) for block, part in zip(self._blocks, parts, strict=True)]
 
-    def _pulled(self, slopes: Sequence[Tensor]) -> list[Tensor]:
-        """J^T of slopes in what is seen."""
-        return list(torch.autograd.grad(self._seen, self._variables, slopes, retain_graph=True))
+    def _pulled(self, slopes: Sequence[Tensor], of: slice = slice(None)) -> list[Tensor]:
+        """J^T of slopes in what is seen, for all factors or some."""
+        return list(torch.autograd.grad(self._seen, self._variables[of], slopes, retain_graph=True))
 
     def _weighed(self, step: Sequence[Tensor], of: slice = slice(None)) -> Parts:
         """G (J of a step, of all factors or some) B: the derivative of (G J)^T, which is linear, in slopes."""
@@ -151,7 +154,8 @@ class _Linearized:
 
     def _along(self, k: int, along: Tensor) -> float:
         """The curvature of the error in one factor, along its gradient; 1 where that is zero."""
-        found, square = float((self._pulled(self._weighed([along], slice(k, k + 1)))[k] * along).sum()), float(along.square().sum())
+        one = slice(k, k + 1)
+        found, square = _dot(self._pulled(self._weighed([along], one), one), [along]), float(along.square().sum())
         return found / square if found > 0 and square > 0 else 1.0
 
 
