@@ -16,7 +16,6 @@ and N other rules with the least loss. The factors of the answer that loses leas
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 from notes import Notes, hangs_on
 from spread import spread
-from subjects import SPACES, add_arguments, resumed, rows_of, seeded, subject, wide
+from subjects import SPACES, add_arguments, resumed, rewritten, rows_of, seeded, subject, wide
 from torch import nn
 
 from ranksearch.compression import RULES, Tried
@@ -172,16 +171,16 @@ def run(given: argparse.Namespace) -> None:
     """Make the rows of one network, space and seed that are not there yet, a budget at once, until the time is over."""
     begin = time.monotonic()
     path = given.out / f"{given.network}-{given.space}-{given.seed}.jsonl"
-    done = {(row["cost"], row["budget"]) for row in resumed(path)}
+    rows = resumed(path)
+    done = {(row["cost"], row["budget"]) for row in rows}
     made = Subject(given, Notes(path.with_suffix(".notes"), hangs_on(given, HANGS_ON)))
     common = {"network": given.network, "space": given.space, "seed": given.seed, "dense": made.dense["accuracy"], "norms": made.norms}
     for budget, cost in product(given.budgets, given.costs):
         if (cost, budget) in done or time.monotonic() - begin > 60 * given.minutes:
             continue
         place = common | {"cost": cost, "budget": budget, "test": made.task.sizes()["test"]}
-        found = [place | row for row in made.rows(cost, budget, given.rules)]
-        with path.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in found))
+        rows += [place | row for row in made.rows(cost, budget, given.rules)]
+        rewritten(path, rows)  # a cell is there as a whole or not at all
         print(f"{path.name}: {cost} {budget:g} after {time.monotonic() - begin:.0f} s", flush=True)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from trained import RECIPES
 
 from ranksearch.errors import InvalidArgument
-from ranksearch.home import home, user_path
+from ranksearch.home import home, replacing, user_path
 from ranksearch.space import SpaceSpec, mixture, svd_only
 from ranksearch.space.specs import named
 from ranksearch.tasks import Classification, LanguageModel
@@ -130,5 +130,12 @@ def resumed(path: Path) -> list[dict[str, Any]]:
     """`rows_of` a file that is to be gone on with, from which a row that was cut off is taken out."""
     rows = rows_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if not path.exists() or path.read_text()[-1:] not in ("", "\n"):
+        rewritten(path, rows)
     return rows
+
+
+def rewritten(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Make a file one of these rows, as a whole or not at all."""
+    with replacing(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -53,7 +53,7 @@ def number(
     below: float = math.inf,
     hint: str = "",
 ) -> float:
-    """``value``, a finite number within bounds, as it is (an int stays one).
+    """``value``, a finite number within bounds, as it is (an int stays one, and one of NumPy's becomes Python's).
 
     Raises:
         InvalidArgument: no number (a bool is none), not finite, or outside the bounds.
@@ -64,7 +64,7 @@ def number(
         signs = (("at least", least), ("above", above), ("at most", most), ("below", below))
         bounds = " and ".join(f"{sign} {bound:g}" for sign, bound in signs if math.isfinite(bound))
         raise InvalidArgument(f"{name}={value!r}: must be a finite number {bounds}".rstrip() + _ending(hint))
-    return value  # type: ignore[return-value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def fraction(name: str, value: Any, *, hint: str = "") -> float:

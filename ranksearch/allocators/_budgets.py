@@ -20,8 +20,7 @@ class Budgets:
 
     @classmethod
     def of(cls, options: Options, prices: np.ndarray, limits: np.ndarray) -> Budgets:
-        least = np.array([np.minimum.reduceat(column, options.starts) for column in options.cost.T]).T
-        over, room = options.cost - least[options.site], limits - least.sum(axis=0)
+        over, room = options.beyond_least(limits)
         divisor = np.array([max(int(np.gcd.reduce(column)), 1) for column in over.T])
         return cls(over // divisor, room // divisor, prices * divisor, float((room - room // divisor * divisor) @ prices))
 

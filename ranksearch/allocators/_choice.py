@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linprog
@@ -19,7 +20,8 @@ from ranksearch.allocators._options import Options, needed
 
 WIDTH, DEPTH = 400, 12  # partial choices that the narrow list keeps, and options per site
 WORK = 6e6  # partial choices that the other one looks at: what a processor does in about a second
-_EPS = 1e-12  # relative to the range of the values: below this two sums are equal in float64
+SHRINKS = 1e-3  # of the largest value: where no more is left of it, what is left is begun anew
+_EPS = 1e-14  # relative to all that is summed: below this two sums are equal in float64
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def solve(
 
     Optimal prices of the budgets give a bound. Options whose reduced cost alone exceeds the gap between the bound and the best
     known solution are ruled out. Dynamic programming decides among those that are left (`listed`), a narrow one first, whose solution
-    rules out more; where it has too many choices to list, the MILP does (HiGHS, gap 0).
+    rules out more; where it has too many choices to list, the MILP does (HiGHS, gap 0). Sums are told apart to 1e-14 of what lies
+    between a solution and the least values of all sites, whatever the values of options that no solution needs.
 
     Args:
         values: one array per site, float64, finite, shape: (n_options,).
@@ -55,14 +58,10 @@ def solve(
         seconds: for the MILP; where it stops early, the gap tells. Below 1, lists are shorter as well.
     """
     options = needed(values, costs, limits)
-    if options is None:
+    gap = None if options is None else _begun(options, limits)
+    if gap is None:
         return None
-    prices, starts = _prices(options, limits)
-    if prices is None:
-        return None
-    gap = _Gap(options, limits, prices)
-    for start in (*starts, options.lowest(gap.reduced)):
-        gap.offer(improve(options, repair(options, start, limits), limits))
+    prices = gap.prices
     if fixing:
         gap.rule_out()
         for lists in (partial(listed, width=WIDTH, depth=DEPTH), partial(listed, work=WORK * min(seconds, 1.0))):
@@ -77,18 +76,41 @@ def solve(
     return None if gap.best is None else gap.solution(values, remaining)
 
 
-class _Gap:
-    """What lies between the best known solution and a bound that no solution is below; and the options that may close it."""
+def _begun(options: Options, limits: np.ndarray) -> _Gap | None:
+    """The gap that prices and the solutions that they lead to leave; None where nothing fits. What is worth more than a whole solution
+    is in no better one, and is left out where it is so much more that rounding of it would count."""
+    while True:
+        level, unit = options.levelled()
+        prices, starts = _prices(level, limits)
+        if prices is None:
+            return None
+        gap = _Gap(level, limits, prices, unit)
+        for start in (*starts, level.lowest(gap.reduced)):
+            gap.offer(improve(level, repair(level, start, limits), limits))
+        rest = level.value <= gap.value  # no site has less than 0
+        if rest.all() or float(level.value[rest].max()) > SHRINKS * float(level.value.max()):
+            return gap
+        options = options[np.flatnonzero(rest)]
 
-    def __init__(self, options: Options, limits: np.ndarray, prices: np.ndarray) -> None:
-        self.options = options
-        reduced = options.value + options.cost @ prices
-        floor = reduced[options.lowest(reduced)]
-        self.bound = float(floor.sum() - limits @ prices)
+
+class _Gap:
+    """What lies between the best known solution and a bound that no solution is below; and the options that may close it.
+
+    Args:
+        prices: of the budgets, shape: (n_budgets,).
+        unit: of the values.
+    """
+
+    def __init__(self, options: Options, limits: np.ndarray, prices: np.ndarray, unit: float = 1.0) -> None:
+        self.options, self.prices, self._unit = options, prices, unit
+        over, room = options.beyond_least(limits)
+        reduced = options.value + over @ prices
+        floor, paid = reduced[options.lowest(reduced)], float(room @ prices)
+        self.bound = float(floor.sum()) - paid
         self.reduced = reduced - floor[options.site]  # how much a solution with this option is above the bound at least
         self.kept = np.arange(len(reduced))  # positions of the options that are not ruled out
         self.best: np.ndarray | None = None  # positions, one per site
-        self._rounding = _EPS * max(float(np.ptp(options.value)), 1e-300)  # of one value
+        self._rounding = _EPS * max(float(np.abs(floor).sum()) + paid, 1e-300)  # of sums over all sites
 
     @property
     def value(self) -> float:
@@ -103,7 +125,7 @@ class _Gap:
     @property
     def closed(self) -> bool:
         """Whether the gap is no more than the rounding of the sums."""
-        return self.window <= self._rounding * len(self.options.starts)
+        return self.window <= self._rounding
 
     @property
     def allowed(self) -> float:
@@ -141,8 +163,7 @@ class _Gap:
         indices = np.empty(len(self.options.starts), dtype=np.int64)
         indices[self.options.site[self.best]] = self.options.option[self.best]
         value = float(sum(v[i] for v, i in zip(values, indices, strict=True)))
-        exact = value - self.bound <= self._rounding * len(self.options.starts)
-        return Solution(indices, value, value if exact else self.bound, remaining)
+        return Solution(indices, value, value if self.closed else value - self._unit * self.window, remaining)
 
     def _value(self, picked: np.ndarray) -> float:
         return float(self.options.value[picked].sum())
@@ -150,7 +171,7 @@ class _Gap:
 
 def _prices(options: Options, limits: np.ndarray) -> tuple[np.ndarray | None, list[np.ndarray]]:
     """Optimal prices of the budgets (duals of the linear relaxation), shape: (n_budgets,), and choices that round
-    its solution; None where it is infeasible."""
+    its solution; None where it is infeasible. Values are `Options.levelled`."""
     if len(limits) == 1:
         ends = np.append(options.starts[1:], len(options.site))
         runs = [slice(a, b) for a, b in zip(options.starts, ends, strict=True)]
@@ -158,15 +179,20 @@ def _prices(options: Options, limits: np.ndarray) -> tuple[np.ndarray | None, li
         point = int(np.searchsorted(hull.costs, limits[0], side="right")) - 1
         price = hull.prices[point] if point < len(hull.prices) else 0.0
         return np.array([price]), [options.starts + hull.indices(point)]
-    scale, unit = np.maximum(limits, 1), max(float(np.ptp(options.value)), 1e-300)
+    scale = np.maximum(limits, 1)
     count = len(options.site)
     assignment = csr_array((np.ones(count), (options.site, np.arange(count))))
-    result = linprog(
-        (options.value - options.value.min()) / unit, A_ub=(options.cost / scale).T, b_ub=limits / scale,
-        A_eq=assignment, b_eq=np.ones(len(options.starts)), bounds=(0, None), method="highs",
-    )  # fmt: skip
+
+    def relaxed(presolve: bool) -> Any:
+        return linprog(
+            options.value, A_ub=(options.cost / scale).T, b_ub=limits / scale, A_eq=assignment, b_eq=np.ones(len(options.starts)),
+            bounds=(0, None), method="highs", options={"presolve": presolve},
+        )  # fmt: skip
+
+    result = relaxed(True)
+    if result.status == 2:  # its presolve says so of budgets with almost nothing to spare, too
+        result = relaxed(False)
     if result.x is None:
         # infeasible beyond HiGHS' tolerance; any other end leaves prices of 0, a valid if weak bound
         return (None if result.status == 2 else np.zeros(len(limits))), []
-    prices = np.maximum(-result.ineqlin.marginals, 0.0) * unit / scale
-    return prices, [options.lowest(-result.x)]
+    return np.maximum(-result.ineqlin.marginals, 0.0) / scale, [options.lowest(-result.x)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import moocore
 import numpy as np
@@ -30,6 +31,19 @@ class Options:
         """Position of the least score per site."""
         order = np.lexsort((score, self.site))
         return order[self.starts]
+
+    def levelled(self) -> tuple[Options, float]:
+        """The same with values above the least one of their site, in a unit, a power of two, in which the largest is near 1."""
+        half = self.value / 2  # a difference of which is a number, whatever the values
+        above = half - np.minimum.reduceat(half, self.starts)[self.site]
+        largest = float(above.max())
+        unit = math.ldexp(1.0, min(math.frexp(largest)[1], 1022)) if largest > 0 else 1.0
+        return replace(self, value=above / unit), 2 * unit
+
+    def beyond_least(self, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What every option costs beyond the least of its site, shape (n, n_budgets), and what limits leave for that."""
+        least = np.array([np.minimum.reduceat(column, self.starts) for column in self.cost.T]).T
+        return self.cost - least[self.site], limits - least.sum(axis=0)
 
 
 def needed(values: Sequence[np.ndarray], costs: Sequence[np.ndarray], limits: np.ndarray) -> Options | None:
@@ -60,3 +74,4 @@ def unbeaten(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
         return np.flatnonzero(moocore.is_nondominated(np.column_stack([cost, value])))
     order = np.lexsort((value, cost[:, 0]))
     return order[falling(np.zeros(len(order), dtype=np.int64), value[order])]
+

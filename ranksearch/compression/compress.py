@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +19,12 @@ from ranksearch.compression.portfolio import POLISH, REFIT, Data, Portfolio, Tri
 from ranksearch.compression.rules import RULES, Rule
 from ranksearch.costs import COSTS, Bytes, CostModel, check_costs, network_cost
 from ranksearch.decompositions import with_bits
-from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.errors import InfeasibleBudget, InvalidArgument, RanksearchWarning
 from ranksearch.networks import export
 from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.recovery import Recovered, recover
 from ranksearch.search.events import Announced
-from ranksearch.sites import Cost, evaluating, run, unwrapped
+from ranksearch.sites import Cost, copied, evaluating, outside_autocast, run, unwrapped
 from ranksearch.space import Configuration, SpaceSpec, mixture
 from ranksearch.space.specs import bits_of
 from ranksearch.space.spectra import checked_device
@@ -222,7 +223,7 @@ def compress(
     costs = check_costs(costs, taken=set())
     _check_budgets(budgets, costs)
     device = None if device is None else checked_device(device)
-    model = unwrapped(model)
+    model = copied(unwrapped(model), share=True)  # of a model that counts in its buffers how often it ran, these stay
     task = task if isinstance(task, Task) else _without_labels(task, model)
     if checks.number("epochs", epochs, least=0):
         task.training(model, epochs=epochs, seed=0)  # one that does not train says so before any work
@@ -231,23 +232,25 @@ def compress(
     data = Data.of(task, spec.calibration)
     spec = spec.replace(calibration=data.seen)
     tell = on_event or (lambda event: None)
-    model, taken = reference(model, task, norms, seen=data.seen, recalibration=recalibration, tell=tell)
     two_sided = any(rule.metric == "fisher" for rule in chosen)
-    portfolio = Portfolio(
-        model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided, contenders, device,
-    )  # fmt: skip
-    tried = portfolio.every(chosen)
-    if all(one.configuration is None for one in tried):
-        raise InfeasibleBudget(tried[0].note)
-    if refits:
-        tried.append(portfolio.refitted(tried, refits))
-    if polished:
-        tried.append(portfolio.polished(_best(tried), polished))
-    best = _best(tried)
-    finished = portfolio.finished(best, finish)
-    network = portfolio.handed_out(finished)
-    taught = portfolio.taught(network, finished, distill)
-    return _result(portfolio, network, [taught if one is best else one for one in tried], taught, taken, epochs)
+    with outside_autocast(model):
+        model, taken = reference(model, task, norms, seen=data.seen, recalibration=recalibration, tell=tell)
+        portfolio = Portfolio(
+            model, task, spec, costs, budgets, data, min(reconstruction, data.seen), recalibration, tell, two_sided, contenders, device,
+        )  # fmt: skip
+        portfolio.check_sites()
+        tried = portfolio.every(chosen)
+        if all(one.configuration is None for one in tried):
+            raise InfeasibleBudget(tried[0].note)
+        if refits:
+            tried.append(portfolio.refitted(tried, refits))
+        if polished:
+            tried.append(portfolio.polished(_best(tried), polished))
+        best = _best(tried)
+        finished = portfolio.finished(best, finish)
+        network = portfolio.handed_out(finished)
+        taught = portfolio.taught(network, finished, distill)
+        return _result(portfolio, network, [taught if one is best else one for one in tried], taught, taken, epochs)
 
 
 def _best(tried: Sequence[Tried]) -> Tried:
@@ -264,7 +267,7 @@ def _without_labels(batches: Iterable[Any] | Callable[[], Iterable[Any]], model:
         shape = tuple(batches.shape)
         raise InvalidArgument(f"task is one array of shape {shape}: give a task, or a list of batches such as x.split(64)")
     task = Agreement(batches, batches, model)
-    first = next(iter(batches if isinstance(batches, Iterable) else batches()), None)
+    first = next(task.calibration(1), None)
     if first is None:
         raise InvalidArgument("task has no batch: give a task, or a list of batches of inputs")
     if isinstance(first, (tuple, list)) and len(first) == 2 and not _takes(model, first) and _takes(model, first[0]):
@@ -312,6 +315,12 @@ def _result(
 ) -> Compressed:  # fmt: skip
     """The network of the best of what was tried, trained."""
     assert best.configuration is not None
+    dense = portfolio.judge.as_given(portfolio.model)
+    if not math.isfinite(best.least):
+        warnings.warn(
+            f"no network has a finite loss on the held-out batches (the dense one has {dense:g}), so that nothing tells them apart: look "
+            "for numbers in the batches, or in what the model answers, that are not finite", RanksearchWarning, stacklevel=3,
+        )  # fmt: skip
     recalibrate(model, portfolio.task.calibration(portfolio.recalibration))
     baseline = network_cost(portfolio.counts, portfolio.dense_network)
     recovered = None
@@ -319,4 +328,4 @@ def _result(
         portfolio.tell(Announced(f"training it for {epochs:g} epochs"))
         spectra = portfolio.spectra(best.metric)
         recovered = recover(model, spectra, best.configuration, portfolio.task, epochs=epochs, recalibration=portfolio.recalibration)
-    return Compressed(model.eval(), best, tuple(tried), baseline, portfolio.judge.as_given(portfolio.model), norms, recovered)
+    return Compressed(model.eval(), best, tuple(tried), baseline, dense, norms, recovered)

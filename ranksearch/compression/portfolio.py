@@ -19,7 +19,7 @@ from ranksearch.compression.measured import Light, Measured, as_it_is, fitted, l
 from ranksearch.compression.rules import Rule
 from ranksearch.costs import CostModel, DenseNetwork
 from ranksearch.decompositions import Moments
-from ranksearch.errors import InfeasibleBudget, InvalidArgument
+from ranksearch.errors import EmptySpace, InfeasibleBudget, InvalidArgument
 from ranksearch.home import home
 from ranksearch.networks.distillation import distill, no_room, unseen_first
 from ranksearch.networks.reconstruction import Answers, announced, batches_within, dense_answers, reconstruct
@@ -32,6 +32,7 @@ from ranksearch.search.loop import indices_of
 from ranksearch.search.refit import Refitted, refit
 from ranksearch.sites import Cost, Sites, device_of
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec
+from ranksearch.space.space import NO_SITE
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics import Statistics
 from ranksearch.statistics import metric as space_metric
@@ -150,6 +151,12 @@ class Portfolio:
     def sites(self) -> Sites:
         return self.spec.sites(self.model, self.task.example(), batch_dim=self.task.batch_dim)
 
+    def check_sites(self) -> None:
+        """Raises:
+        EmptySpace: no layer can be factorized."""
+        if not self.sites:
+            raise EmptySpace(NO_SITE)
+
     @cached_property
     def dense_network(self) -> DenseNetwork:
         return DenseNetwork(self.model, self.sites, self.task.example(), self.task.batch_dim, self.spec.decompositions)
@@ -206,9 +213,8 @@ class Portfolio:
 
     def spectra(self, metric: MetricName) -> Spectra:
         """Prepared decompositions in a metric, made once; when another metric's turn comes, what can be made again is forgotten."""
-        if self.last not in (None, metric):
+        if self.last is not None and self.last != metric:
             self.prepared[self.last].forget()
-        self.last = metric
         if metric not in self.prepared:
             moments = None if metric == "weight" else self.outputs if metric == "fisher" else self.moments(metric)
             self.tell(Announced(f"profiling {len(self.sites)} sites in the {metric} metric"))
@@ -216,6 +222,7 @@ class Portfolio:
             self.prepared[metric] = Spectra(
                 self.model, self.sites, self.spec.decompositions, moments=moments, cache=cache, device=self.device
             )
+        self.last = metric
         return self.prepared[metric]
 
     def chosen(self, metric: MetricName, choose: Callable[[Spectra, SearchSpace], Answer]) -> Answer:

@@ -3,7 +3,7 @@ statistics were made for (Decomposable-Net, arXiv 1910.13141, recomputes them; b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,16 +129,31 @@ def _dimensions(norm: _InstanceNorm) -> int:
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
     """Batch norms normalize by their batch although they are in evaluation mode, which is what re-estimated statistics converge to;
-    afterwards their running statistics are as they were."""
+    by their running statistics where a batch has one value per channel. These are afterwards as they were."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
-    for norm in norms:  # without running statistics evaluation takes those of the batch
-        norm.running_mean = norm.running_var = None
+    kept = [(norm, vars(norm).get("forward"), norm.running_mean, norm.running_var) for norm in norms]
+    for norm in norms:  # no hook, after which another may let other batches pass (`lockstep`)
+        vars(norm)["forward"] = _by_batch(norm, norm.forward, (norm.running_mean, norm.running_var))
     try:
         yield
     finally:
-        for norm, mean, variance in kept:
+        for norm, forward, mean, variance in kept:
             norm.running_mean, norm.running_var = mean, variance
+            if forward is None:
+                del vars(norm)["forward"]
+            else:
+                vars(norm)["forward"] = forward
+
+
+def _by_batch(norm: _BatchNorm, forward: Callable[..., Tensor], running: tuple[Tensor | None, Tensor | None]) -> Callable[..., Tensor]:
+    """A norm's forward pass by the statistics of its batch, which evaluation takes where there are no others."""
+
+    def passed(*args: Any, **kwargs: Any) -> Tensor:
+        x = args[0] if args else kwargs["input"]
+        norm.running_mean, norm.running_var = running if x.numel() <= x.shape[1] else (None, None)
+        return forward(*args, **kwargs)
+
+    return passed
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ranksearch import checks
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks.batch_norm import batch_statistics, running_norms
 from ranksearch.networks.recovery.rates import factor_steps
-from ranksearch.sites import BatchDim, batch_size, device_of, evaluating, mode, run, tensors_of, unfused
+from ranksearch.sites import BatchDim, batch_size, device_of, evaluating, mode, outside_autocast, run, tensors_of, unfused
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics.memory import device_memory
@@ -268,7 +268,10 @@ class _Learning:
 @contextmanager
 def _trained(network: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """All parameters take gradients, and batch norms normalize by their batch; afterwards all this is undone."""
-    with mode(network, training=False), unfused(), batch_statistics(network), torch.enable_grad(), ExitStack() as undone:
+    with ExitStack() as undone:
+        states = outside_autocast(network), mode(network, training=False), unfused(), batch_statistics(network), torch.enable_grad()
+        for state in states:
+            undone.enter_context(state)
         for parameter in parameters:
             undone.callback(_released, parameter, parameter.requires_grad, parameter.grad)
             parameter.grad = None

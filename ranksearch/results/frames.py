@@ -310,7 +310,7 @@ def numbers(texts: Any, names: Mapping[str, bool]) -> dict[str, Any]:
     lines = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts.fill_null("{}"))
     joined = pc.binary_join(lines, "\n")[0].as_buffer()  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        unread = pc.match_substring_regex(texts, "NaN|Infinity")  # pyright: ignore[reportAttributeAccessIssue]
+        unread = pc.match_substring_regex(texts, r":\s*-?(NaN|Infinity)")  # pyright: ignore[reportAttributeAccessIssue]
         if pc.any(unread).as_py():  # which are no JSON, but which Python writes and Arrow reads  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError("a number is not finite")
         table = pyarrow.json.read_json(pa.BufferReader(joined), parse_options=options)

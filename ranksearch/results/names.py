@@ -31,7 +31,8 @@ HISTORY_COLUMNS = (
 )  # fmt: skip
 FAILURE_COLUMNS = ("id", "fidelity", "seed", "attempt", "resolved", "retry", "error_kind", "error", "seconds", "origin", "created")
 CURVE_COLUMNS = ("id", "fidelity", "seed", "status", "epochs", METRICS)  # without deltas
-RESERVED = {*EVALUATION_COLUMNS, *FRONT_COLUMNS, *CURVE_COLUMNS, BASELINE} - {COST, SHARE, METRICS}  # names that no metric or cost may have
+SWEEP_COLUMNS = ("cost", "budget")  # before those of a front
+RESERVED = {*EVALUATION_COLUMNS, *FRONT_COLUMNS, *CURVE_COLUMNS, *SWEEP_COLUMNS, BASELINE} - {COST, SHARE, METRICS}  # no metric or cost's
 OF_LAYERS = {*LAYER_COLUMNS} - {COST, SHARE, PART}  # names that costs may not have either
 COUNTED = ("params", "macs")  # costs that every study has
 
@@ -62,7 +63,7 @@ def check_metrics(metrics: Sequence[tuple[str, Direction]], costs: Iterable[str]
     wrong = [f"{name} ({direction})" for name, direction in metrics if direction not in ("min", "max")]
     if wrong:
         raise InvalidArgument(f"metrics: {', '.join(wrong)}: the direction must be 'min' or 'max'")
-    taken = {*RESERVED, *(f"{name}_rel" for name in costs)} | {f"{name}_delta" for name in names}
+    taken = {*RESERVED, *(f"{name}_rel" for name in costs), *(f"{name}_delta" for name in (*costs, *names))}
     clash = [name for name in names if name in taken] + [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if clash:
         raise InvalidArgument(f"metrics: {', '.join(clash)} is the name of another column or comes twice; rename the metric")

@@ -251,6 +251,8 @@ def _front(points: np.ndarray) -> np.ndarray:
         return np.zeros(0, dtype=bool)
     if points.shape[1] == 1:
         return points[:, 0] == points[:, 0].min()
+    if not np.isfinite(points).all():  # which moocore does not take; their order is all that matters
+        points = np.stack([np.unique(column, return_inverse=True)[1] for column in points.T], axis=1).astype(np.float64)
     return np.asarray(moocore.is_nondominated(points, keep_weakly=True), dtype=bool)
 
 

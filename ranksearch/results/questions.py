@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ranksearch.results.frames import cost_names, floats, framed, typed
-from ranksearch.results.names import Direction
+from ranksearch.results.names import SWEEP_COLUMNS, Direction
 from ranksearch.results.pareto import knee
 
 
@@ -42,7 +42,8 @@ def swept(rows: pd.DataFrame, budgets: Sequence[tuple[str, float]], positions: S
     missing = np.array(picked) < 0
     found = found.mask(pd.Series(missing), axis=0) if missing.any() else found
     cost = pd.Categorical([name for name, _ in budgets])
-    return pd.concat([pd.DataFrame({"cost": cost, "budget": np.array([b for _, b in budgets], dtype=np.float64)}), found], axis=1)
+    asked = pd.DataFrame(dict(zip(SWEEP_COLUMNS, (cost, np.array([b for _, b in budgets], dtype=np.float64)), strict=True)))
+    return pd.concat([asked, found], axis=1)
 
 
 def diff(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:

@@ -60,8 +60,10 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None, *, share: bool 
         share: the parameters of the copy are objects of its own in the memory of the original's.
 
     Raises:
-        InvalidModel: something in it cannot be copied.
+        InvalidModel: something in it cannot be copied, or its weights were made in `torch.inference_mode`.
     """
+    if any(p.is_inference() for p in model.parameters()) and not torch.is_inference_mode_enabled():
+        raise InvalidModel("model: its weights were made in torch.inference_mode() and take no gradients; give copy.deepcopy(model)")
     memo = {} if memo is None else memo
     return without_fused_paths(_deep_copy(model, _shared(model, memo) if share else _tied(model, memo)))
 

@@ -91,8 +91,9 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def fitted(inputs: Any, model: nn.Module) -> Any:
-    """``inputs`` on the device of ``model``, and floating-point ones in its type: where all its floating-point parameters have
-    one type of 16, 32 or 64 bits, and the input has another of these. Integers and masks keep theirs.
+    """A copy of ``inputs``, which a model may change in place, without a graph behind them, on the device of ``model``, and
+    floating-point ones in its type: where all its floating-point parameters have one type of 16, 32 or 64 bits, and the input has another
+    of these. Integers and masks keep theirs, and a tensor that is there twice is so in the copy, too.
 
     Raises:
         InvalidModel: the model is on the meta device.
@@ -103,9 +104,13 @@ def fitted(inputs: Any, model: nn.Module) -> Any:
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     wanted = next(iter(types)) if len(types) == 1 and types <= set(FLOATS) else None
 
+    made: dict[int, Tensor] = {}
+
     def fit(tensor: Tensor) -> Tensor:
-        dtype = wanted if wanted is not None and tensor.dtype in FLOATS else tensor.dtype
-        return tensor.to(device=device, dtype=dtype)
+        if id(tensor) not in made:
+            dtype = wanted if wanted is not None and tensor.dtype in FLOATS else tensor.dtype
+            made[id(tensor)] = tensor.detach().to(device=device, dtype=dtype, copy=True)
+        return made[id(tensor)]
 
     return map_tensors(fit, inputs)
 

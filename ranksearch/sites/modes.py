@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ranksearch.sites.forward import device_of
+
 
 @contextmanager
 def preserved_modes(model: nn.Module) -> Iterator[None]:
@@ -39,6 +41,14 @@ def unfused() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def outside_autocast(model: nn.Module) -> Iterator[None]:
+    """Everything in the type that it has, also where the caller is within `torch.autocast`: that keeps casts of weights to its end, and
+    sees none of what is written into these meanwhile."""
+    with torch.autocast("cpu", enabled=False), torch.autocast(device_of(model).type, enabled=False):
+        yield
 
 
 @contextmanager

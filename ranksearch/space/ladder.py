@@ -179,7 +179,8 @@ def build_ladder(
     amounts = {name: np.concatenate([*arrays, [dense[name]]]) for name, arrays in columns.items()}
     decides = [part.errors["operator" if error == "operator" else "frobenius"] for part in parts]
     value = np.nan_to_num(np.concatenate([*decides, [0.0]]), nan=np.inf)
-    kept = np.flatnonzero(moocore.is_nondominated(np.stack([*amounts.values(), value], axis=1).astype(np.float64)))
+    beaten_by = np.minimum(value, np.finfo(np.float64).max)  # moocore takes no infinite numbers
+    kept = np.flatnonzero(moocore.is_nondominated(np.stack([*amounts.values(), beaten_by], axis=1).astype(np.float64)))
     kept = kept[kept < len(value) - 1]
     size = np.sum([column[kept] / (column[-1] or 1) for column in amounts.values()], axis=0)
     kept = kept[np.lexsort((value[kept], size))]
@@ -233,8 +234,10 @@ def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _spread(errors: np.ndarray, count: int) -> np.ndarray:
-    """Positions of ``count`` options spread evenly over the logarithm of the error, the extremes among them."""
-    levels = np.log(np.maximum(errors, 1e-12))
+    """Positions of ``count`` options spread evenly over the logarithm of the error, the extremes among them. An error that is not known,
+    infinite, is as the largest that is."""
+    largest = errors[np.isfinite(errors)].max(initial=1e-12)
+    levels = np.log(np.clip(errors, 1e-12, largest))
     wanted = np.linspace(levels.max(), levels.min(), count)
     picked: list[int] = []
     for level in wanted:

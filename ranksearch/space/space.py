@@ -26,6 +26,8 @@ from ranksearch.space.table import Table
 if TYPE_CHECKING:
     from ranksearch.space.specs import SpaceSpec
 
+NO_SITE = "the space has no site: loosen include/exclude, see `ranksearch profile` for what was skipped and why"
+
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
@@ -48,7 +50,7 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         if not self.ladders:
-            raise EmptySpace("the space has no site: loosen include/exclude, see `ranksearch profile` for what was skipped and why")
+            raise EmptySpace(NO_SITE)
         if self.size == 1:
             raise EmptySpace(
                 "the space has one configuration, the dense network: no option of any site is cheaper than the site itself, or, where "

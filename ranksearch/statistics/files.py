@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ranksearch.errors import InvalidArgument
@@ -65,14 +65,17 @@ class Writer:
 
 
 def load(path: Path) -> tuple[Mapping[str, SiteStatistics], dict[str, str]] | None:
-    """What a file has of every site, and what is missing; None where it, or one that it refers to, is not there."""
-    if not path.exists():
-        return None
-    with safe_open(path, "pt") as file:
-        metadata = {name: json.loads(value) for name, value in file.metadata().items()}
-        places = metadata.get("places") or {key: ("", key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    kept = Kept(path.absolute(), metadata["numbers"], {key: (file, name) for key, (file, name) in places.items()}, metadata.get("bytes", 0))
-    if not all(kept.file(name).exists() for name in {file for file, _ in places.values()}):
+    """What a file has of every site, and what is missing; None where it, or one that it refers to, is not there or was cut off."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+            places = metadata.get("places") or {key: ("", key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        places = {key: (file, name) for key, (file, name) in places.items()}
+        kept = Kept(path.absolute(), metadata["numbers"], places, metadata.get("bytes", 0))
+        for name in {file for file, _ in places.values()}:
+            with safe_open(kept.file(name), "pt"):  # which compares its length with what it says of itself
+                pass
+    except (FileNotFoundError, SafetensorError):
         return None
     return kept.small(), metadata["uncovered"]
 

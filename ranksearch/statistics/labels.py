@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument
+from ranksearch.sites import tensors_of
 from ranksearch.tasks.task import logits_of
 
 UNIT = "T^2 nats"  # of squared gradients at a temperature T; part of the key of the cache
@@ -84,7 +85,7 @@ class SampledLabels(Labels):
         sample = self.sample or _categorical
 
         def losses(outputs: Any, _targets: Any) -> Iterator[Tensor]:
-            device = logits(outputs).device
+            device = next((tensor.device for _, tensor in tensors_of(outputs)), torch.device("cpu"))
             if device not in generators:
                 generators[device] = torch.Generator(device).manual_seed(self.seed)
             softened = outputs if self.temperature == 1 else logits(outputs).detach() / self.temperature

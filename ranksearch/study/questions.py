@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from ranksearch import checks
@@ -134,7 +135,7 @@ class Questions:
         wanted = [
             (cost, checks.number(cost, value, above=0, hint="a budget; up to 1 it is a share of the dense network's"))
             for cost, values in budgets.items()
-            for value in ([values] if isinstance(values, (int, float)) else values)
+            for value in ([values] if isinstance(values, (int, float, Real)) else values)
         ]
         unknown = [cost for cost in budgets if cost not in study.baseline]
         if unknown or not wanted:
@@ -143,7 +144,7 @@ class Questions:
         rows = self._satisfying(where, fidelity, front=False)
         positions = []
         for cost, value in wanted:
-            fits = frames.satisfying(rows, Condition.parse(f"{cost} <= {value!r}"), self._dense(rows)).nonzero()[0]
+            fits = frames.satisfying(rows, Condition.parse(f"{cost} <= {value}"), self._dense(rows)).nonzero()[0]
             best = questions.best_row(rows.iloc[fits], name, study.directions[name], cost)
             positions.append(None if best is None else int(fits[best]))
         return questions.swept(rows, wanted, positions)

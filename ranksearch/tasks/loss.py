@@ -22,7 +22,7 @@ from ranksearch.tasks._identity import identity
 from ranksearch.tasks._optimizers import AdamW
 from ranksearch.tasks._order import sorted_by_class
 from ranksearch.tasks.classification import rate
-from ranksearch.tasks.task import Metric, Split, Training, check_split, logits_of, mean_distance, mean_divergence
+from ranksearch.tasks.task import Metric, Split, Training, check_split, largest_power, logits_of, mean_distance, mean_divergence
 from ranksearch.tensors import absorb
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -109,7 +109,7 @@ class FromLoss(InSteps):
         """One batch after the other, since hundreds may not fit into memory. That classes are sorted is told at the end."""
         first: list[Any] = []
         for pair in _first(self._loaders["train"], batches):
-            inputs, targets = map_tensors(torch.clone, pair)  # a loader may fill the same tensors again
+            inputs, targets = map_tensors(_kept, pair)
             if len(first) < LOOKED_AT:
                 first.append(targets)
             yield inputs, targets
@@ -155,7 +155,7 @@ class Agreement(FromLoss):
 
     Reports ``loss``, the mean squared difference of the answers relative to their mean square; with ``axis`` instead the KL divergence
     from the reference's distribution, in nats, and ``agreement``, the share of places at which both have the same likeliest class.
-    An answer is a tensor, its ``logits``, or its first tensor.
+    An answer is a tensor or its ``logits``; of other outputs all floating-point tensors count alike, and with ``axis`` the first tensor.
 
     For the Fisher metric targets are drawn around the answers (Gaussian noise, or a class), so that the squared gradients are the curvature
     of ``loss``.
@@ -178,33 +178,34 @@ class Agreement(FromLoss):
         weight_decay: float = 0.0,
         batch_dim: BatchDim = 0,
     ) -> None:
-        self._reference, self._unanswered = reference, _Answered(train_loader, None)
-        train, validation = _Answered(train_loader, reference), _Answered(validation_loader, reference)
+        compared = _answers if axis is None else _answer
+        self._reference, self._unanswered, self._compared = reference, _Answered(train_loader, None, compared), compared
+        train, validation = (_Answered(loader, reference, compared) for loader in (train_loader, validation_loader))
         super().__init__(
             train, validation, _Distance() if axis is None else _Divergence(axis), {} if axis is None else {"agreement": _Agreement(axis)},
-            test_loader=None if test_loader is None else _Answered(test_loader, reference), learning_rate=learning_rate,
+            test_loader=None if test_loader is None else _Answered(test_loader, reference, compared), learning_rate=learning_rate,
             weight_decay=weight_decay, batch_dim=batch_dim,
         )  # fmt: skip
 
     def calibration(self, batches: int) -> Iterator[Any]:
         """See `Task.calibration`: without asking the reference."""
         checks.whole("batches", batches, least=1)
-        return (map_tensors(torch.clone, inputs) for inputs, _ in _first(self._unanswered, batches))
+        return (map_tensors(_kept, inputs) for inputs, _ in _first(self._unanswered, batches))
 
     def divergence(self, outputs: Any, reference: Any) -> Tensor:
         """See `Task.divergence`: the loss where the reference's answers are wanted."""
-        return self.loss(outputs, _answer(reference))
+        return self.loss(outputs, self._compared(reference))
 
     def sample_targets(self, outputs: Any, generator: torch.Generator) -> Any:
         """See `Task.sample_targets`."""
         assert isinstance(self._loss, (_Distance, _Divergence))
-        return self._loss.draw(_answer(outputs).detach().float(), generator)
+        return self._loss.draw(map_tensors(lambda t: t.detach().float(), self._compared(outputs)), generator)
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """See `Task.loss`; of drawn targets, the negative log-likelihood."""
         if isinstance(targets, _Drawn):
-            wanted, scale = _beside(tuple(targets), outputs)
-            return scale * self._loss(outputs, wanted)
+            assert isinstance(self._loss, (_Distance, _Divergence))
+            return self._loss.of_drawn(outputs, _Drawn(*_beside(tuple(targets), outputs)))
         return super().loss(outputs, targets)
 
 
@@ -257,42 +258,58 @@ class _Steps(Training):
 class _Answered:
     """Inputs with what a reference answers to them; without one, with nothing."""
 
-    def __init__(self, loader: Batches, reference: nn.Module | None) -> None:
-        self._inputs, self._reference = _loader("loader", loader), reference
+    def __init__(self, loader: Batches, reference: nn.Module | None, compared: Callable[[Any], Any]) -> None:
+        self._inputs, self._reference, self._compared = _loader("loader", loader), reference, compared
 
     def __len__(self) -> int:
         return _length(self._inputs)
 
-    def __iter__(self) -> Iterator[tuple[Any, Tensor | None]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for inputs in self._inputs() if callable(self._inputs) else self._inputs:
             if self._reference is None:
                 yield inputs, None
                 continue
             with mode(self._reference, training=False), torch.no_grad():
-                answer = _answer(run(self._reference, inputs))
+                answer = self._compared(run(self._reference, inputs))
             yield inputs, answer
 
 
 class _Drawn(NamedTuple):
-    """Drawn targets: the loss of ``wanted`` times ``scale`` is their negative log-likelihood, up to a constant."""
+    """Drawn targets: the loss of ``wanted`` times ``scale`` is their negative log-likelihood, up to a constant; of several tensors each has
+    a scale."""
 
-    wanted: Tensor
-    scale: Tensor
+    wanted: Any
+    scale: Any
 
 
 class _Distance:
-    """Mean squared difference relative to the mean square of what is wanted."""
+    """Mean squared difference relative to the mean square of what is wanted; of several tensors the mean of theirs."""
 
-    def draw(self, answer: Tensor, generator: torch.Generator) -> _Drawn:
-        """With d numbers per example of mean square m, -log N(answer, d m / 2) is the squared difference over d m: the distance."""
-        square = answer.square().mean().clamp_min(1e-30)
-        deviation = (square * answer[0].numel() / 2).sqrt()
+    def draw(self, answers: Tensor | tuple[Tensor, ...], generator: torch.Generator) -> _Drawn:
+        """With d numbers per example of mean square m, -log N(answer, d m / 2) is the squared difference over d m: the distance. Of k
+        tensors, whose mean is taken, it is k times the variance."""
+        if isinstance(answers, Tensor):
+            return _Drawn(*self._drawn(answers, generator, 1))
+        wanted, scales = zip(*(self._drawn(answer, generator, len(answers)) for answer in answers), strict=True)
+        return _Drawn(wanted, scales)
+
+    def _drawn(self, answer: Tensor, generator: torch.Generator, parts: int) -> tuple[Tensor, Tensor]:
+        unit = largest_power(answer).to(answer.dtype)
+        square = (answer / unit).square().mean().clamp_min(1e-30)
+        deviation = unit * (square * parts * answer[0].numel() / 2).sqrt()
         noise = torch.randn(answer.shape, generator=generator, dtype=answer.dtype, device=generator.device)
         wanted = answer + deviation * noise.to(answer.device)
-        return _Drawn(wanted, wanted.square().mean() / square)
+        return wanted, (wanted / unit).square().mean() / square
 
-    def __call__(self, outputs: Any, wanted: Tensor) -> Tensor:
-        return mean_distance(_answer(outputs, wanted), wanted)
+    def of_drawn(self, outputs: Any, drawn: _Drawn) -> Tensor:
+        """The negative log-likelihood of drawn targets."""
+        wanted, scales = ((one,) if isinstance(one, Tensor) else one for one in drawn)
+        pairs = zip(_like_wanted(outputs, wanted), wanted, scales, strict=True)
+        return torch.stack([scale * mean_distance(output, one) for output, one, scale in pairs]).mean()
+
+    def __call__(self, outputs: Any, wanted: Tensor | tuple[Tensor, ...]) -> Tensor:
+        several = (wanted,) if isinstance(wanted, Tensor) else wanted
+        return torch.stack([mean_distance(*pair) for pair in zip(_like_wanted(outputs, several), several, strict=True)]).mean()
 
     def __repr__(self) -> str:
         return "relative squared distance"
@@ -317,6 +334,10 @@ class _Divergence:
         certain = torch.full_like(chosen, -1e4).scatter_(1, drawn, 1e4)  # a logit beyond which the softmax is 1 in every float
         rows.scatter_(1, place.expand(-1, -1, classes), certain[:, None])
         return _Drawn(rows.reshape(logits.shape).movedim(-1, self.axis), torch.tensor(float(places)))
+
+    def of_drawn(self, outputs: Any, drawn: _Drawn) -> Tensor:
+        """The negative log-likelihood of drawn targets."""
+        return drawn.scale * self(outputs, drawn.wanted)
 
     def __call__(self, outputs: Any, wanted: Tensor) -> Tensor:
         return mean_divergence(_answer(outputs, wanted), wanted, self.axis)
@@ -343,6 +364,29 @@ def _answer(outputs: Any, wanted: Tensor | None = None) -> Tensor:
         got = type(outputs).__name__ if found is None else f"shape {tuple(found.shape)}"
         raise InvalidModel(f"model answered with {got}: this task needs {'a tensor' if wanted is None else f'shape {tuple(wanted.shape)}'}")
     return found
+
+
+def _answers(outputs: Any) -> Tensor | tuple[Tensor, ...]:
+    """The tensors that numbers are compared by, or the one that there is."""
+    found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    several = tuple(tensor for _, tensor in tensors_of(outputs) if tensor.is_floating_point())
+    return several if len(several) > 1 else several[0] if several else _answer(outputs)
+
+
+def _like_wanted(outputs: Any, wanted: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Those of an output, which has as many of the same shapes."""
+    found = _answers(outputs)
+    several = (found,) if isinstance(found, Tensor) else found
+    if (got := [tuple(one.shape) for one in several]) != (needed := [tuple(one.shape) for one in wanted]):
+        raise InvalidModel(f"model answered with shapes {got}: this task needs {needed}")
+    return several
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy without a graph behind it: a loader may fill the same tensor again."""
+    return tensor.detach().clone()
 
 
 def _loader(argument: str, given: Batches) -> Batches:

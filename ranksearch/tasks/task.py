@@ -87,13 +87,23 @@ def logits_of(outputs: Any) -> Tensor | None:
 def mean_divergence(logits: Tensor, reference: Tensor, axis: int) -> Tensor:
     """KL(reference || network) of softmax distributions along an axis, mean over all others, in nats."""
     mine, other = (one.float().log_softmax(axis) for one in (logits, reference.to(logits.device)))
+    if bool((never := other.isneginf()).any()):  # classes that the reference rules out: no term of theirs is left
+        mine, other = mine.masked_fill(never, 0.0), other.masked_fill(never, 0.0)
+        return ((~never) * F.kl_div(mine, other, reduction="none", log_target=True)).sum(axis).mean()
     return F.kl_div(mine, other, reduction="none", log_target=True).sum(axis).mean()
 
 
 def mean_distance(outputs: Tensor, reference: Tensor) -> Tensor:
-    """Mean squared difference from the reference, relative to the mean square of that."""
-    wanted = reference.float()
-    return (outputs.float() - wanted).square().mean() / wanted.square().mean().clamp_min(1e-30)
+    """Mean squared difference from the reference, relative to the mean square of that; whatever the scale of both."""
+    dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
+    unit, wanted = largest_power(reference), reference.to(dtype)
+    return ((outputs.to(dtype) - wanted) / unit).square().mean() / (wanted / unit).square().mean().clamp_min(1e-30)
+
+
+def largest_power(tensor: Tensor) -> Tensor:
+    """The power of two near the largest magnitude in a tensor, in whose unit squares are numbers; 1 where that is 0 or none. Float64."""
+    largest = tensor.detach().abs().amax().double() if tensor.numel() else tensor.new_zeros((), dtype=torch.float64)
+    return torch.where(largest.isfinite() & (largest > 0), torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent), 1.0)
 
 
 class Task(ABC):

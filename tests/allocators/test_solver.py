@@ -377,6 +377,41 @@ def test_the_scale_of_values_changes_no_choice(scale: float) -> None:
             assert plain.indices.tolist() == scaled.indices.tolist() and scaled.value == pytest.approx(plain.value * scale)
 
 
+@pytest.mark.parametrize("budgets", [1, 2])
+@pytest.mark.parametrize("large", [1e3, 1e14, 1e200, 1e308])
+def test_values_of_options_that_no_optimum_has_change_no_choice(budgets: int, large: float) -> None:
+    """A large value stands for an option that must not be taken. Sums with it would tell the others apart no more."""
+    compared = 0
+    for seed in range(60):
+        values, costs, limits = instance(seed, budgets)
+        rng = np.random.default_rng(seed)
+        for value in values[:2]:
+            value[rng.integers(len(value))] = large
+        choices = every(values, costs, limits)
+        best = min(choices.values(), default=np.inf)
+        if best < 100:  # no choice has to take a large one
+            found = solve(values, costs, limits)
+            assert found is not None and found.gap == 0
+            assert choices[tuple(found.indices.tolist())] == pytest.approx(best, rel=1e-12)
+            compared += 1
+    assert compared > 20
+
+
+def test_values_that_no_choice_can_do_without_hide_no_others() -> None:
+    values, costs = [np.array([1e30]), np.array([3.0, 1.0, 2.0])], [np.array([[5]]), np.array([[1], [9], [2]])]
+    found = solve(values, costs, np.array([7]))
+    assert found is not None and found.indices.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("fixing", [True, False])
+def test_budgets_that_are_met_to_the_last_unit_have_a_solution(fixing: bool) -> None:
+    """HiGHS's presolve finds these infeasible."""
+    costs = [np.array([[69772090, 251179524], [697720900, 145125947]]), np.array([[0, 361306266], [0, 420991229]])]
+    for spare in (0, 2):
+        found = solve([np.array([1.0, 1.0]), np.array([2.0, 1.0])], costs, np.array([69772090 + spare, 612485790]), fixing=fixing)
+        assert found is not None and found.indices.tolist() == [0, 0] and found.value == 3.0
+
+
 def test_layers_of_one_shape_are_proven_by_lists_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a transformer: few different sums of costs, and far too many optima as good as each other for branching."""
     monkeypatch.setattr("ranksearch.allocators._choice.optimum", None)

@@ -124,6 +124,52 @@ def test_notes_hang_on_options_and_on_what_is_in_files(tmp_path: Path) -> None:
     assert notes.hangs_on(given, ["seed", "weights"]) != known
 
 
+def test_notes_hang_on_what_is_in_folders(tmp_path: Path) -> None:
+    notes, file = script("notes"), tmp_path / "models" / "weights"
+    file.parent.mkdir()
+    file.write_bytes(b"one")
+    given = argparse.Namespace(shared=tmp_path)
+    known = notes.hangs_on(given, ["shared"])
+    assert notes.hangs_on(given, ["shared"]) == known
+    file.write_bytes(b"other")
+    assert notes.hangs_on(given, ["shared"]) != known
+
+
+def test_what_other_code_notes_meanwhile_is_not_taken(tmp_path: Path) -> None:
+    notes, path = script("notes"), tmp_path / "cell.notes"
+    before = notes.Notes(path, "one")
+    after = notes.Notes(path, "two")
+    after["as it is", "fisher"]["a"] = 1.0
+    before["as it is", "fisher"]["a"] = 2.0  # a process that was begun before the code changed
+    assert notes.Notes(path, "two")["as it is", "fisher"] == {"a": 1.0}
+
+
+def test_a_cell_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frontier, made = script("frontier"), []
+
+    class Subject:
+        dense, norms = {"accuracy": 0.9}, "own"
+        task = argparse.Namespace(sizes=lambda: {"test": 10})
+
+        def __init__(self, *given: Any) -> None: ...
+
+        def rows(self, cost: str, budget: float, rules: Any) -> list[dict[str, Any]]:
+            made.append((cost, budget))
+            return [{"rule": rule, "value": object() if len(made) == 2 and rule == "refit" else 1} for rule in ("balf", "refit")]
+
+    monkeypatch.setattr(frontier, "Subject", Subject)
+    monkeypatch.setattr(frontier, "hangs_on", lambda given, options: "")
+    given = argparse.Namespace(
+        out=tmp_path, network="net", space="svd", seed=0, budgets=[0.5, 0.3], costs=["params"], rules=["balf", "refit"], minutes=1.0
+    )
+    with pytest.raises(TypeError):  # while the second row of the second cell is written
+        frontier.run(given)
+    assert [row["budget"] for row in script("subjects").rows_of(tmp_path / "net-svd-0.jsonl")] == [0.5, 0.5]
+    frontier.run(given)
+    assert made == [("params", 0.5), ("params", 0.3), ("params", 0.3)]
+    assert len(script("subjects").rows_of(tmp_path / "net-svd-0.jsonl")) == 4
+
+
 def test_the_vgg_is_configuration_d_with_one_linear_layer() -> None:
     network = script("trained").vgg16(7)
     convolutions = [m for m in network if isinstance(m, nn.Conv2d)]

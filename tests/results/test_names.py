@@ -35,3 +35,9 @@ def test_every_column_that_is_no_metric_and_no_cost_is_reserved() -> None:
 
 def test_metrics_that_are_costs_are_none_of_their_own() -> None:
     assert check_metrics([("loss", "min"), ("macs", "min"), ("accuracy", "max")], ["params", "macs"]) == ["loss", "accuracy"]
+
+
+@pytest.mark.parametrize("name", ["macs_delta", "bytes_delta", "macs_rel", "loss_delta"])
+def test_columns_of_costs_and_metrics_are_no_metrics(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=name):
+        check_metrics([("loss", "min"), (name, "max")], ["params", "macs", "bytes"])

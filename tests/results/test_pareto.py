@@ -66,6 +66,9 @@ def test_duplicates_are_kept_and_inputs_untouched() -> None:
 
 def test_infinities() -> None:
     assert non_dominated([[math.inf, 1], [0, 2], [-math.inf, 3]], ["min", "min"]).tolist() == [True, True, True]
+    assert non_dominated([[5, math.inf, 5], [2, 1, 1]], ["min", "max", "min"]).tolist() == [True, True]
+    rows = [[0, 1e-320, math.inf, 1e300], [0, 1e-320, math.inf, math.inf], [2, 0, 0, 1e-320]]
+    assert non_dominated(rows, ["min"] * 4).tolist() == [True, False, True]
     assert hypervolume([[math.inf, 0], [1, 1]], [2, 2], ["min", "min"]) == 1
     with pytest.raises(InvalidArgument, match="infinite"):
         hypervolume([[-math.inf, 0]], [2, 2], ["min", "min"])

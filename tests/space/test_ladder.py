@@ -14,6 +14,7 @@ from torch import nn
 from ranksearch.errors import InvalidArgument
 from ranksearch.sites import find_sites
 from ranksearch.space import Ladder, build_space, mixture
+from ranksearch.space.ladder import _spread
 from ranksearch.space.spectra import Spectra
 
 
@@ -73,3 +74,9 @@ def test_columns_are_views_that_cannot_be_changed(ladder: Ladder) -> None:
         assert not array.flags.writeable
     with pytest.raises(InvalidArgument, match="'watts' is neither a cost nor an error; there are params, macs, frobenius, operator"):
         ladder.column("watts")
+
+
+def test_options_are_spread_over_the_errors_that_are_known() -> None:
+    errors = np.array([np.inf, 1.0, np.inf, 1e-1, 1e-2, 1e-3, 1e-4])
+    assert _spread(errors, 3).tolist() == [0, 4, 6]
+    assert _spread(np.full(4, np.inf), 2).tolist() == [0, 1]

@@ -135,3 +135,10 @@ def test_evaluations_without_an_objective_that_came_later_count_and_teach_nothin
     every = later.evaluations()
     assert len(every) == 8 and every["f1"].isna().sum() == 5
     assert later.front()["f1"].notna().any()
+
+
+@pytest.mark.parametrize("name", ["NaN_share", "Infinity", "NaN"])
+def test_metrics_may_be_called_like_numbers_that_are_none(name: str) -> None:
+    study = _study(Reporting((Metric(name, "max"),), {name: 0.5}), objectives=(name, "macs"))
+    study.run(trials=2, runner="local")
+    assert study.front()[name].notna().any() and study.evaluations()[name].eq(0.5).all()

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -100,6 +101,8 @@ def test_sweep(asked: tuple[Study, dict[str, Configuration]]) -> None:
     ]  # fmt: skip
     assert found["cost"].tolist() == ["macs"] * 4 + ["params"] and found["budget"].tolist()[-1] == amount
     assert pd.isna(found["macs"].iloc[3]) and math.isnan(found["accuracy"].iloc[3]) and found["accuracy"].iloc[1] == 0.88
+    of_numpy = study.sweep(macs=np.array([1.0, middle, small, small / 2]), params=np.int64(amount))
+    pd.testing.assert_frame_equal(of_numpy, found)
     nothing = study.sweep(where="accuracy > 2", macs=0.5)
     assert nothing["id"].isna().all() and list(nothing.columns) == list(found.columns)
     assert nothing.dtypes.astype(str).tolist() == found.dtypes.astype(str).tolist()

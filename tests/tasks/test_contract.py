@@ -199,6 +199,8 @@ def test_logits_are_found_in_what_a_network_answers(pair: tuple[Task, nn.Module]
     task, model = pair
     if isinstance(task, FromLoss) and not isinstance(task, Agreement):
         pytest.skip("the user's own loss gets outputs as they are")
+    if isinstance(task, Agreement) and isinstance(wrap(torch.ones(1)), tuple):
+        pytest.skip("all outputs count where they are numbers")
     assert task.measure(Wrapped(model, wrap)) == task.measure(model)
     inputs, targets = next(iter(task.labelled(1)))
     outputs = model.eval()(inputs).detach()

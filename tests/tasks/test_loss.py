@@ -203,6 +203,37 @@ def test_squared_gradients_of_drawn_targets_are_the_curvature_of_the_loss(axis: 
     assert 6 * error.max() < 0.5 * curvature.abs().max()  # enough draws to tell the curvature from half of it
 
 
+class Split(nn.Module):
+    """Two outputs of different sizes and scales."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return x[:, :1], {"rest": 10 * x[:, 1:], "classes": x.argmax(1)}
+
+
+def test_of_several_outputs_all_numbers_count_alike() -> None:
+    answer, other = data()[0], data(seed=1)[0]
+    task = Agreement([answer], [answer], Split())
+    parts = [float((a - b).square().mean() / b.square().mean()) for a, b in ((other[:, :1], answer[:, :1]), (other[:, 1:], answer[:, 1:]))]
+    assert float(task.divergence(Split()(other), Split()(answer))) == pytest.approx(sum(parts) / 2, rel=1e-5)
+    with pytest.raises(InvalidModel, match="needs"):
+        task.divergence(other, Split()(answer))
+
+
+def test_squared_gradients_of_drawn_targets_of_several_outputs_are_the_curvature_of_the_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    answer = torch.randn(1, 3, generator=generator)
+    task = Agreement([answer], [answer], Split())
+    ((_, wanted),) = task.labelled(1)
+    curvature = torch.autograd.functional.hessian(lambda x: task.loss(Split()(x[None]), wanted), answer[0])
+    output = answer.expand(3000, 3).clone().requires_grad_()
+    drawn = task.sample_targets(Split()(output), generator)
+    (gradients,) = torch.autograd.grad(len(output) * task.loss(Split()(output), drawn), output)
+    found = gradients[:, :, None] * gradients[:, None]
+    error = found.std(0) / len(found) ** 0.5
+    assert ((found.mean(0) - curvature).abs() <= 6 * error + 1e-3 * curvature.abs().max()).all()
+    assert (6 * error.diagonal() < 0.5 * curvature.diagonal()).all()
+
+
 def test_drawn_targets_reach_statistics() -> None:
     model = small()
     task = Agreement([data()[0][:20], data()[0][20:]], [data(seed=1)[0]], copy.deepcopy(model))

@@ -26,6 +26,8 @@ from ranksearch.statistics.moments import (
 )
 
 CHUNK = 64 << 20  # bytes of lowered inputs held at once
+APART = 100.0  # squared mean of an input over its variance, above which products in float32 leave too little of what it varies by
+LEAST = 1e-3  # of the mean variance of inputs: every input varies by that much at least, since its ridge is that of so much
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,11 @@ class LayerMoments:
     def add(self, given: Tensor, wanted: Tensor | None) -> None:
         """Take in one use of the layer: its input, and the dense layer's output at the same positions; None: inputs alone.
 
-        Products are in float32 but for networks of float64: their rounding is small against any ridge, which is in units of each input."""
-        site, dtype = self.site, torch.float64 if given.dtype == torch.float64 else torch.float32
-        value = _fast(images(site, given).to(dtype))
+        Products are in float32, whose rounding is small against any ridge, which is in units of each input; but for networks of float64,
+        and for inputs that are taken about means which are large against what they vary by."""
+        site, value = self.site, images(self.site, given)
+        dtype = torch.float64 if given.dtype == torch.float64 or (site.bias and _far_from_zero(value)) else torch.float32
+        value = _fast(value.to(dtype))
         padded = pad(site, value)
         maps = None if wanted is None else _maps(site, wanted, padded).to(dtype)
         count = len(value) * math.prod(_extents(site, padded))
@@ -208,6 +212,12 @@ class LayerMoments:
 def given_by(layer: Tensor, inputs: Tensor) -> Tensor:
     """What a layer, see `rows`, gives for inputs, shape (groups, d, n); float64, shape (groups, c_out / groups, n)."""
     return layer[..., :-1] @ inputs.double() + layer[..., -1:]
+
+
+def _far_from_zero(value: Tensor) -> bool:
+    """Whether a channel's mean is so much larger than what it varies by; of images of shape (batch, channels, height, width)."""
+    variance, mean = torch.var_mean(value.float(), dim=(0, 2, 3), correction=0)
+    return bool((mean.square() > APART * (variance + LEAST * variance.mean())).any())
 
 
 def _fast(maps: Tensor) -> Tensor:

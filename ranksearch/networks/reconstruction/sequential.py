@@ -19,7 +19,7 @@ from ranksearch.networks.reconstruction.layer import Fitted, Layer, held, layers
 from ranksearch.networks.reconstruction.norms import affine_norms, fit_norm
 from ranksearch.networks.reconstruction.refit import QUICK, THOROUGH, Effort
 from ranksearch.networks.reconstruction.sweep import Seen, sweep
-from ranksearch.sites import Site, device_of, evaluating
+from ranksearch.sites import Site, device_of, evaluating, outside_autocast
 from ranksearch.space import Configuration
 from ranksearch.space.spectra import Spectra
 from ranksearch.statistics.memory import machine_memory
@@ -92,7 +92,8 @@ def reconstruct(
         ridge: pull towards the dense weight, relative to the mean square of every input; default: the best of ``RIDGES`` on the examples
             held out, and ``RIDGE`` where none are.
         held_out: share of the batches, at least one of several; of a single batch, so many of its examples. 0 fits to all, unchecked,
-            and so does a single batch that cannot be cut (less than 8 examples, or tensors of different lengths).
+            and so does a single batch that cannot be cut (less than 8 examples, tensors of different lengths, or a `batch_dim` that
+            is no number).
         rounds: at most so many over the whole network; so many where nothing is held out.
         thorough: types without a closed form take at most 12 steps of descent in each fit instead of 5, and 10 conjugate gradients
             instead of 6 in each step, four times the time: for the network that is handed out.
@@ -114,14 +115,14 @@ def reconstruct(
     known = batches if isinstance(batches, Answers) else Answers(spectra.model, batches)
     if known.model is not spectra.model:
         raise InvalidArgument("batches are answers of another network than that of spectra: make them of spectra.model")
-    given, fitted_to = divided(known.batches, held_out)
+    given, fitted_to = divided(known.batches, held_out, spectra.sites.batch_dim)
     if not given:
         raise InvalidArgument("batches is empty: a reconstruction needs at least one batch")
     layers = layers_of(network, spectra, configuration, spectra.moments if moments is None else moments)
     work = _Work(network, known.on(given), layers, THOROUGH if thorough else QUICK)
     if not work.layers:
         return ()
-    with evaluating(network), evaluating(spectra.model), batch_statistics(network):
+    with outside_autocast(network), evaluating(network), evaluating(spectra.model), batch_statistics(network):
         if fitted_to == len(given):
             for _ in range(rounds):
                 work.follow(dict.fromkeys(work.layers, RIDGE if ridge is None else ridge), {}, told=report)

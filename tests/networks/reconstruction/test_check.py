@@ -56,3 +56,17 @@ def test_batches_are_divided(batches: list[int], share: float, fitted_to: int, s
     given: list[Any] = [torch.randn(n, 2) for n in batches]
     found, count = divided(given, share)
     assert count == fitted_to and [len(x) for x in found] == sizes
+
+
+@pytest.mark.parametrize("batch_dim", [1, -2])
+def test_a_single_batch_is_cut_along_its_batch(batch_dim: int) -> None:
+    batch = {"x": torch.randn(3, 12, 4), "weight": torch.tensor(1.0)}
+    (fitting, checking), count = divided([batch], 0.25, batch_dim)
+    assert count == 1 and fitting["x"].shape == (3, 9, 4) and checking["x"].shape == (3, 3, 4)
+    assert torch.equal(torch.cat([fitting["x"], checking["x"]], 1), batch["x"])
+
+
+@pytest.mark.parametrize("batch_dim", [None, {"x": 0}, 2])
+def test_what_has_no_batch_of_one_length_is_not_cut(batch_dim: Any) -> None:
+    batch = {"x": torch.randn(16, 16, 4), "y": torch.randn(16, 16)}
+    assert divided([batch], 0.25, batch_dim) == ([batch], 1)

@@ -98,3 +98,16 @@ def test_what_is_zero_or_not_finite_is_of_no_use(name: str) -> None:
         found = LayerMoments.none(site, None, x.device)
         found.add(inputs, answers)
         assert not found.usable
+
+
+@pytest.mark.parametrize("name", ["linear", "padded"])
+def test_inputs_far_from_zero_keep_what_they_vary_by(name: str) -> None:
+    """Products in float32 would leave nothing of it, once the squares of the means are taken off."""
+    site, layer, x, y = case(name)
+    x = x + 3000.0
+    rows, answers = unfolded(site, layer, x, y)
+    found = LayerMoments.none(site, None, x.device)
+    found.examples = None
+    found.add(x, y)
+    torch.testing.assert_close(found.inputs, rows @ rows.mT, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.cross, answers @ rows.mT, rtol=1e-6, atol=1e-1)
