@@ -18,7 +18,7 @@ def test_the_example_runs_in_a_new_process(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "accuracy" in done.stdout and "macs_rel" in done.stdout and "Sequential(" in done.stdout
-    assert (tmp_path / "home" / "mine.db").exists()
+    assert (tmp_path / "home" / "bright.db").exists()
 
 
 def test_links_and_pictures_exist() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ranksearch.cli.tables import amount, percent, table
+from ranksearch.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from ranksearch.compression import Compressed
@@ -27,6 +28,9 @@ def budgets(study: Study, conditions: Sequence[str]) -> dict[str, Any]:
         condition.check_bounds([cost.name for cost in study.costs])
     for condition in parsed:
         for name, bound in condition.upper_bounds(study.baseline).items():
+            if bound < 0:
+                text = f"condition {condition.text!r}: no {name} is below 0"
+                raise InvalidArgument(f"{text}; give a share of the dense network's, or an amount")
             found[name] = min(bound, found.get(name, math.inf))
     tiny = 1e-12  # a bound of 0 is positive as a share, and as impossible
     return {name: bound if bound > 1 else max(bound / (study.baseline[name] or 1), tiny) for name, bound in found.items()}

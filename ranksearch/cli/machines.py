@@ -72,9 +72,10 @@ def runner(asked: StudyArguments, given: dict[str, Any]) -> Runner:
     options = dict(given)
     if options.pop("runner") == "ray_tune":
         return RayTuneRunner(**options, by_value=asked.modules)
-    if options["workers"] not in (None, 1) or options["address"] is not None:
+    allowed = {"workers": (None, 1), "address": (None,)}
+    if wrong := [f"--{name} {options[name]}" for name, values in allowed.items() if options[name] not in values]:
         raise InvalidArgument(
-            f"--workers {options['workers']}, --address {options['address']}: --runner local evaluates one at a time here; use ray_tune"
+            f"{', '.join(wrong)}: --runner local evaluates one at a time here; use ray_tune"
         )
     limits = [f"--{name.replace('_', '-')}" for name in ("time_limit", "memory_limit") if options[name] is not None]
     if limits:

@@ -15,12 +15,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a formula begins with
-SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
+SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".txt": "table"}
 
 
 def format_of(out: Path | None) -> str:
-    """The format that a file's name asks for."""
-    return "table" if out is None else SUFFIXES.get(out.suffix.lower(), "table")
+    """The format that a file's name asks for.
+
+    Raises:
+        InvalidArgument: none."""
+    if out is None:
+        return "table"
+    if (suffix := out.suffix.lower()) not in SUFFIXES:
+        raise InvalidArgument(f"--out {out}: the name says no format; end it in {', '.join(SUFFIXES)}, or name one with --format")
+    return SUFFIXES[suffix]
 
 
 def write_frame(frame: pd.DataFrame, format_: str, out: Path | None, as_table: Callable[[], str]) -> None:

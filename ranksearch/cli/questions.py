@@ -168,15 +168,20 @@ def _diff_table(study: Study, frame: pd.DataFrame) -> str:
     if not len(frame):
         return "nothing changed: every layer has the same type and rank"
     costs = study.costs[::-1]
-    header = ["site", "before", "after", *(f"{c.label} {end}" for c in costs for end in ("before", "after")), "error before", "after"]
+    header = ["site", "before", "after", *(f"{c.label} {end}" for c in costs for end in ("before", "after")), "error before", "error after"]
     cells = []
     for row in frame.to_dict("records"):
         options = [" ".join(filter(None, (row[f"decomposition_{end}"], row[f"rank_{end}"]))) for end in ("before", "after")]
-        amounts = [f"{row[f'{c.name}_{end}']:,.6g}" for c in costs for end in ("before", "after")]
+        amounts = [_amount(row[f"{c.name}_{end}"]) for c in costs for end in ("before", "after")]
         errors = [_digits(row[f"relative_error_{end}"]) for end in ("before", "after")]
         cells.append([shortened(row["site"], CELL), *options, *amounts, *errors])
-    sums = [f"{c.label} {frame[f'{c.name}_change'].sum():+,.6g}" for c in costs]
+    sums = [f"{c.label} {_amount(float(frame[f'{c.name}_change'].sum()), '+')}" for c in costs]
     return aligned(header, cells, left=("site", "before", "after")) + f"\n\n{len(frame)} sites; in all: {', '.join(sums)}"
+
+
+def _amount(amount: float, sign: str = "") -> str:
+    """Of a cost: all digits of what is counted, six of what is measured."""
+    return format(int(amount), f"{sign},") if amount == int(amount) else format(amount, f"{sign},.6g")
 
 
 def _compare_table(study: Study, frame: pd.DataFrame) -> str:

@@ -198,7 +198,7 @@ def plotted(
 def front_table(study: Study, frame: pd.DataFrame) -> str:
     """A front as a table: metrics, their change against the dense network, and costs relative to it."""
     if not len(frame):
-        return "no evaluation is stored that satisfies this; search on, or loosen --where"
+        return "no evaluation that is stored satisfies this; search on, loosen --where, or ask for another fidelity"
     header, rows = front_cells(study, frame)
     return table(header, rows, left=("id", ""))
 

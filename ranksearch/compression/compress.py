@@ -25,7 +25,7 @@ from ranksearch.networks.batch_norm import recalibrate
 from ranksearch.networks.recovery import Recovered, recover
 from ranksearch.search.events import Announced
 from ranksearch.sites import Cost, copied, evaluating, outside_autocast, run, unwrapped
-from ranksearch.space import Configuration, SpaceSpec, mixture
+from ranksearch.space import Configuration, SearchSpace, SpaceSpec, declared
 from ranksearch.space.specs import bits_of
 from ranksearch.space.spectra import checked_device
 from ranksearch.tasks import Agreement, Task
@@ -127,7 +127,7 @@ def compress(
     model: nn.Module,
     task: Task | Iterable[Any] | Callable[[], Iterable[Any]],
     *,
-    space: SpaceSpec | None = None,
+    space: SpaceSpec | SearchSpace | str | None = None,
     rules: Sequence[str | Rule] | None = None,
     reconstruction: int = 4,
     finish: int = 16,
@@ -174,7 +174,8 @@ def compress(
         model: the trained network; never changed. Of a compiled or parallel one, the network inside.
         task: its data and loss, or batches of inputs alone: a list, a ``DataLoader``, or a function that gives one. Networks are
             then judged by how near their answers stay to the dense network's (`ranksearch.tasks.Agreement`).
-        space: which types, layers and ranks to choose from; default `mixture`. Every rule takes its own metric.
+        space: which types, layers and ranks to choose from: a `SpaceSpec`, the space of a study, or the name of one of the package's;
+            default `mixture`. Every rule takes its own metric.
         rules: names in ``RULES`` or rules of your own; default: all.
         reconstruction: batches that factors are fitted to; 0: they stay as they are.
         finish: batches that factors of the best answer are fitted to in the end: of the ``space.calibration`` ones, as many as an eighth of
@@ -227,7 +228,7 @@ def compress(
     task = task if isinstance(task, Task) else _without_labels(task, model)
     if checks.number("epochs", epochs, least=0):
         task.training(model, epochs=epochs, seed=0)  # one that does not train says so before any work
-    spec = space or mixture()
+    spec = declared(space)
     spec = spec.replace(decompositions=with_bits(spec.decompositions, found)) if found else spec
     data = Data.of(task, spec.calibration)
     spec = spec.replace(calibration=data.seen)
@@ -306,7 +307,10 @@ def _check_budgets(budgets: Mapping[str, float], costs: Sequence[CostModel]) -> 
         raise InvalidArgument(f"no budget is given: give one of {', '.join(names)}, such as macs=0.5")
     for name, value in budgets.items():
         if name not in names:
-            raise InvalidArgument(f"{name}={value!r} is neither an option nor a cost; costs are {', '.join(names)}")
+            raise InvalidArgument(
+                f"{name}={value!r} is neither an option nor a cost; costs are {', '.join(names)}, and what costs=... adds, such as "
+                "(*COSTS, Latency())"
+            )
         checks.number(name, value, above=0, hint="up to 1 it is a share of the dense network's")
 
 

@@ -39,7 +39,7 @@ class Latency(CostModel):
     measurement is kept with the study's store: a study that goes on counts by the same one.
 
     Attributes:
-        runtime: ``eager``, ``compile``, ``onnxruntime``, or a `Runtime` of your own.
+        runtime: ``eager``, ``compile``, ``onnxruntime``, ``cuda_graph``, or a `Runtime` of your own.
         batch: examples in a forward pass; None: as many as the task's example has.
         device: name of the device whose latency counts, as stored or imported; None: this machine's. Needed where a study goes on
             on another machine than it was measured on.

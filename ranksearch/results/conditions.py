@@ -75,8 +75,9 @@ class Condition:
                 warnings.simplefilter("ignore")  # Python's advice on its syntax is of no use here
                 tree = ast.parse(text.strip(), mode="eval").body
         except SyntaxError as error:
+            where = f"at character {error.offset}" if error.offset else "at its end"
             raise InvalidArgument(
-                f"condition {text!r} cannot be read at character {error.offset or 1}: {error.msg}; write for example {example}"
+                f"condition {text!r} cannot be read {where}: {error.msg}; write for example {example}"
             ) from error
         except (ValueError, RecursionError, MemoryError) as error:
             raise InvalidArgument(f"condition {text!r} cannot be read: {error}; write for example {example}") from error
@@ -184,6 +185,11 @@ class Condition:
         )
         if not isinstance(part, ast.Compare):
             raise refusal
+        if _names(part) - {*costs}:
+            raise InvalidArgument(
+                f"condition {self.text!r}: {ast.unparse(part)!r} is not an upper bound on a cost that is counted, {' or '.join(costs)}; "
+                "others are counted where they are asked for, such as costs=(*COSTS, Latency()), on the command line --cost latency"
+            )
         for left, sign, right in _pairs(part):
             if isinstance(sign, (ast.Gt, ast.GtE)):
                 left, right = right, left

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ import numpy as np
 
 from ranksearch import checks
 from ranksearch.costs import COSTS, CostModel, DenseNetwork, network_cost
-from ranksearch.decompositions import Quantized
+from ranksearch.decompositions import AnyDecomposition, Quantized
 from ranksearch.errors import EmptySpace, InvalidArgument
 from ranksearch.sites import Amount, Cost
 from ranksearch.space.configuration import Configuration
@@ -240,12 +240,7 @@ def build_space(
     if max_options is not None:
         checks.whole("max_options", max_options, least=1)
     names = [spectra.decomposition(name).name for name in (spectra.decompositions if types is None else types)]
-    rounded = [name for name in names if isinstance(spectra.decomposition(name), Quantized)]
-    if rounded and not any(cost.tells_bits for cost in costs):
-        raise InvalidArgument(
-            f"types={rounded[:3]} have weights of few bits, which none of the costs {', '.join(cost.name for cost in costs)} tells from "
-            "others; count bytes, too: costs=(*COSTS, Bytes()), on the command line --cost bytes"
-        )
+    check_bits([spectra.decomposition(name) for name in names], costs)
     network = DenseNetwork(spectra.model, spectra.sites, example, decompositions=tuple(spectra.decompositions.values()))
     costs = [model.of(network) for model in costs]
     round_to = round_to or _said_by(costs, network)
@@ -254,6 +249,19 @@ def build_space(
         for site in spectra.sites
     )
     return SearchSpace(ladders, network_cost(costs, network), metric="+".join(sorted(spectra.metrics())))
+
+
+def check_bits(types: Iterable[AnyDecomposition], costs: Sequence[CostModel]) -> None:
+    """Refuse types of few bits where no cost tells them from others.
+
+    Raises:
+        InvalidArgument: naming them."""
+    rounded = [kind.name for kind in types if isinstance(kind, Quantized)]
+    if rounded and not any(cost.tells_bits for cost in costs):
+        raise InvalidArgument(
+            f"types={rounded[:3]} have weights of few bits, which none of the costs {', '.join(cost.name for cost in costs)} tells from "
+            "others; count bytes, too: costs=(*COSTS, Bytes()), on the command line --cost bytes"
+        )
 
 
 def _said_by(costs: Sequence[CostModel], network: DenseNetwork) -> int:

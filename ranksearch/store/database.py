@@ -106,7 +106,7 @@ class Place:
             parsed = sa.make_url(text) if "://" in text else sa.URL.create("sqlite", database=os.path.expanduser(text))
             parsed.get_dialect().import_dbapi()
         except exc.NoSuchModuleError as error:
-            message = f"SQLAlchemy knows no database {parsed.drivername!r}; give a path or a sqlite:/// URL"
+            message = f"SQLAlchemy knows no database {parsed.drivername!r}; give a path, or a URL such as sqlite:///study.db or postgresql+psycopg://host/name"
             raise StoreError(f"store {self.shown!r}: {message}") from error
         except ImportError as error:
             raise StoreError(f"store {self.shown!r}: the driver for {parsed.drivername!r} is not installed: {error}") from error

@@ -259,6 +259,8 @@ class Questions:
         return name
 
     def _found(self, row: int | None, where: Where) -> int:
+        if row is None and not where:
+            raise InvalidArgument("no network is evaluated at this fidelity; search on, or ask for another one")
         if row is None:
             raise InvalidArgument(f"where={where!r}: no evaluated network satisfies it; loosen it or search on with more trials")
         return row

@@ -27,6 +27,7 @@ from ranksearch.schedulers import Scheduler
 from ranksearch.search.events import Announced, Profiled, SearchEvent
 from ranksearch.sites import unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, declared
+from ranksearch.space.space import check_bits
 from ranksearch.space.spectra import checked_device
 from ranksearch.store import Record, Store
 from ranksearch.study import counts, queue, storage
@@ -122,6 +123,7 @@ class Study(Parts):
         self._store = None if store is None else str(store)
         metrics: dict[str, Direction] = {**declared_metrics(task)}
         self.costs = check_costs(costs, taken={*RESERVED, *OF_LAYERS, *metrics})
+        check_bits(self.spec.decompositions, self.costs)
         check_metrics([*metrics.items()], [cost.name for cost in self.costs])
         self.directions: dict[str, Direction] = {cost.name: "min" for cost in self.costs}
         self.directions |= metrics
@@ -369,6 +371,8 @@ class Study(Parts):
     ) -> Compressed:  # fmt: skip
         """The best network within budgets that is known without a search, in the study's space, see `ranksearch.compression.compress`.
         It is no evaluation: the store neither has nor gets it."""
+        if "space" in budgets:
+            raise InvalidArgument("space: the study's own is chosen from; another one is study.replace(space=...).compress(...)")
         return compress(
             self.model, self.task, space=self.spec, rules=rules, reconstruction=reconstruction, finish=finish,
             distill=distill, recalibration=recalibration, norms=norms, refits=refits, contenders=contenders, polished=polished,

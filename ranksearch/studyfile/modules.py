@@ -47,7 +47,8 @@ def loaded(path: str | Path, kind: str, *, first: bool) -> Iterator[tuple[Path, 
     try:
         code = compile(source, str(file), "exec", dont_inherit=True)
     except SyntaxError as error:
-        raise StudyFileError(f"{shown}, line {error.lineno}: not valid Python: {error.msg}") from error
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        raise StudyFileError(f"{shown}{line}: not valid Python: {error.msg}") from error
     except ValueError as error:
         raise StudyFileError(f"{shown} is not Python: {error}") from error
     before = sys.modules.get(name)
@@ -100,7 +101,7 @@ def guarded(shown: Path, what: str, function: Callable[..., Any], values: Mappin
 def article(value: Any) -> str:
     """What a value is, in words."""
     name = type(value).__name__
-    return "a class" if isinstance(value, type) else "None" if value is None else f"of type {name}"
+    return "a class" if isinstance(value, type) else "None" if value is None else f"something of type {name}"
 
 
 def _on_path(file: Path, *, first: bool) -> None:
@@ -118,7 +119,7 @@ def _root(directory: Path) -> Path | None:
 
 def _read(path: Path) -> bytes:
     if path.is_dir():
-        raise StudyFileError(f"{path} is a directory; name a Python file in it, such as {path / 'digits.py'}")
+        raise StudyFileError(f"{path} is a directory; name a Python file in it")
     if not path.exists():
         near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, near, n=1)

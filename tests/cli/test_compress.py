@@ -76,6 +76,8 @@ def test_one_rule(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         ((), "--to"),
         (("--to", "accuracy >= 0.9"), "is not an upper bound on a cost"),
+        (("--to", "latency <= 0.5"), "--cost latency"),
+        (("--to", "macs <= -1"), "'macs <= -1': no macs is below 0"),
         (("--to", "macs <= 0.0001"), "the smallest this space reaches"),
         (("--to", "macs <="), "macs <="),
         (("--to", "macs <= 0.5", "--rule", "fishr"), "'fishr' is not one of fisher"),

@@ -10,7 +10,7 @@ import pytest
 from cli_cases import error
 
 from ranksearch.cli import main as cli
-from ranksearch.cli.questions import FRAMES
+from ranksearch.cli.questions import FRAMES, _amount
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -63,6 +63,13 @@ def test_layers_of_the_front(searched, capsys) -> None:
     assert "no evaluated configuration" in error(capsys, "diff", path, dense, "nothing", "--store", store)
 
 
+@pytest.mark.parametrize(
+    ("amount", "sign", "shown"), [(1327104, "", "1,327,104"), (-1327104.0, "+", "-1,327,104"), (0.1234567, "+", "+0.123457")]
+)
+def test_amounts_that_are_counted_have_all_digits(amount: float, sign: str, shown: str) -> None:
+    assert _amount(amount, sign) == shown
+
+
 def test_compare(searched, capsys) -> None:
     path, store, _ = searched
     both = ("compare", path, path, "--store", store, "--other-store", store)
@@ -80,6 +87,8 @@ def test_every_frame_as_a_file(searched, tmp_path: Path, capsys) -> None:
         assert "id" in pd.read_parquet(out).columns
     capsys.readouterr()
     assert "relative_error" in printed(capsys, "table", path, "layers", "--store", store)
+    assert "end it in .csv, .json, .parquet, .txt" in error(capsys, "front", path, "--store", store, "--out", str(tmp_path / "a.zip"))
+    assert not (tmp_path / "a.zip").exists()
     assert "parquet needs --out" in error(capsys, "table", path, "layers", "--store", store, "--format", "parquet")
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ranksearch import compress
 from ranksearch.compression import Compressed
-from ranksearch.errors import EmptySpace, InvalidModel, RanksearchWarning
-from ranksearch.space import mixture
+from ranksearch.errors import EmptySpace, InvalidArgument, InvalidModel, RanksearchWarning
+from ranksearch.space import mixture, svd_only
 from ranksearch.statistics import statistics
 from ranksearch.tasks import Agreement
 
@@ -189,6 +189,15 @@ def test_where_no_loss_is_finite_it_says_so() -> None:
     given[-1][0, 0] = float("nan")
     with pytest.warns(RanksearchWarning, match="no network has a finite loss"):
         compress(layers(), given, params=0.5, **CHEAP)
+
+
+def test_a_space_may_be_named() -> None:
+    one, other = (compress(layers(), batches(), params=0.5, space=space, **CHEAP) for space in ("svd_only", svd_only()))
+    assert alike(one, other)
+    with pytest.raises(InvalidArgument, match="space='svd'.*svd_only"):
+        compress(layers(), batches(), params=0.5, space="svd", **CHEAP)
+    with pytest.raises(InvalidArgument, match="latency=0.5 is neither.*Latency"):
+        compress(layers(), batches(), latency=0.5, **CHEAP)
 
 
 def test_weights_made_in_inference_mode_are_refused() -> None:

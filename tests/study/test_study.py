@@ -11,6 +11,7 @@ from scipy.stats import kendalltau
 from torch import nn
 
 from ranksearch.costs import COSTS
+from ranksearch.decompositions import with_bits
 from ranksearch.errors import InfeasibleBudget, InvalidArgument, InvalidModel, RanksearchError, StoreError
 from ranksearch.evaluation import Evaluator, Fidelity, Outcome, Request
 from ranksearch.proxies import PROXIES, free_proxies
@@ -49,6 +50,15 @@ def _run(study: Study, trials: int = 40, **options) -> list:
     events: list = []
     study.run(trials, runner="local", on_event=events.append, **options)
     return events
+
+
+def test_what_no_search_of_a_study_could_choose_from_is_refused_when_it_is_made(store: str) -> None:
+    """A search that was refused later had written that choice into its store."""
+    with pytest.raises(InvalidArgument, match="weights of few bits.*--cost bytes"):
+        make(store=store, space=SpaceSpec(with_bits(named("svd"), (8,))))
+    assert not Path(store).exists()
+    with pytest.raises(InvalidArgument, match="study.replace"):
+        make(store=store).compress(macs=0.5, space="svd_only")
 
 
 def test_search_fills_the_store_and_goes_on_where_it_stopped(store: str) -> None:
