@@ -175,7 +175,7 @@ def _diff_table(study: Study, frame: pd.DataFrame) -> str:
         amounts = [_amount(row[f"{c.name}_{end}"]) for c in costs for end in ("before", "after")]
         errors = [_digits(row[f"relative_error_{end}"]) for end in ("before", "after")]
         cells.append([shortened(row["site"], CELL), *options, *amounts, *errors])
-    sums = [f"{c.label} {_amount(float(frame[f'{c.name}_change'].sum()), '+')}" for c in costs]
+    sums = [f"{c.label} {_amount(sum(frame[f'{c.name}_change'].tolist()), '+')}" for c in costs]
     return aligned(header, cells, left=("site", "before", "after")) + f"\n\n{len(frame)} sites; in all: {', '.join(sums)}"
 
 

@@ -37,6 +37,7 @@ from ranksearch.search.run import Objectives, SearchRun, failed_before, upper_li
 from ranksearch.search.starts import Start
 from ranksearch.sites import Amount
 from ranksearch.space import SearchSpace
+from ranksearch.space.space import check_bits
 from ranksearch.study import queue, storage
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def asked(
     conditions = Condition.parse_all(constraints, example=BOUNDS)
     for condition in conditions:
         condition.check_bounds([cost.name for cost in study.costs])
+    check_bits(study.spec.decompositions, study.costs)  # before the store learns of this space
     tell = on_event or (lambda event: None)
     return Asked(sampler, kinds, allocator, scheduler, runner.carrying(study.modules), conditions, retry_failed, take_over, tell)
 

@@ -70,7 +70,7 @@ def _check_network(study: Study, stored: Mapping[str, Any], outputs: list[dict[s
     if changed is not None:
         raise StoreError(
             f"store {study.store_url!r} belongs to study {study.name!r} of another network, whose fingerprint was another: {changed} "
-            "differs; use another store (store=..., --store) or name, or the network that it was made with"
+            "differs; use another --store (store=...) or name, or the network that it was made with"
         )
 
 

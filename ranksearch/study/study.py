@@ -27,7 +27,6 @@ from ranksearch.schedulers import Scheduler
 from ranksearch.search.events import Announced, Profiled, SearchEvent
 from ranksearch.sites import unwrapped
 from ranksearch.space import Configuration, SearchSpace, SpaceSpec, declared
-from ranksearch.space.space import check_bits
 from ranksearch.space.spectra import checked_device
 from ranksearch.store import Record, Store
 from ranksearch.study import counts, queue, storage
@@ -123,7 +122,6 @@ class Study(Parts):
         self._store = None if store is None else str(store)
         metrics: dict[str, Direction] = {**declared_metrics(task)}
         self.costs = check_costs(costs, taken={*RESERVED, *OF_LAYERS, *metrics})
-        check_bits(self.spec.decompositions, self.costs)
         check_metrics([*metrics.items()], [cost.name for cost in self.costs])
         self.directions: dict[str, Direction] = {cost.name: "min" for cost in self.costs}
         self.directions |= metrics

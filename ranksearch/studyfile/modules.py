@@ -101,7 +101,7 @@ def guarded(shown: Path, what: str, function: Callable[..., Any], values: Mappin
 def article(value: Any) -> str:
     """What a value is, in words."""
     name = type(value).__name__
-    return "a class" if isinstance(value, type) else "None" if value is None else f"something of type {name}"
+    return "a class" if isinstance(value, type) else "None" if value is None else f"of type {name}"
 
 
 def _on_path(file: Path, *, first: bool) -> None:

@@ -39,7 +39,7 @@ def test_errors_are_one_line(study, tmp_path, capsys):
         assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [f"loading {study} ...", "error"]  # no other work
     assert "objectives=['speed']" in error(capsys, "search", study, *data, "--objective", "speed")
     said = error(capsys, "search", study, *data, "--runner", "local", "--workers", "2")
-    assert "--workers 2, --address None: --runner local evaluates one at a time" in said
+    assert "error: --workers 2: --runner local evaluates one at a time" in said
     (tmp_path / "text.db").write_text("not a database" * 100)
     assert "text.db" in error(capsys, "search", study, *data, "--runner", "local", "--store", str(tmp_path / "text.db"))
     assert "does not exist" in error(capsys, "front", study, *data)

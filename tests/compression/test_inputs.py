@@ -194,9 +194,9 @@ def test_where_no_loss_is_finite_it_says_so() -> None:
 def test_a_space_may_be_named() -> None:
     one, other = (compress(layers(), batches(), params=0.5, space=space, **CHEAP) for space in ("svd_only", svd_only()))
     assert alike(one, other)
-    with pytest.raises(InvalidArgument, match="space='svd'.*svd_only"):
+    with pytest.raises(InvalidArgument, match=r"space='svd'.*svd_only"):
         compress(layers(), batches(), params=0.5, space="svd", **CHEAP)
-    with pytest.raises(InvalidArgument, match="latency=0.5 is neither.*Latency"):
+    with pytest.raises(InvalidArgument, match=r"latency=0.5 is neither.*Latency"):
         compress(layers(), batches(), latency=0.5, **CHEAP)
 
 
