@@ -171,16 +171,15 @@ def run(given: argparse.Namespace) -> None:
     """Make the rows of one network, space and seed that are not there yet, a budget at once, until the time is over."""
     begin = time.monotonic()
     path = given.out / f"{given.network}-{given.space}-{given.seed}.jsonl"
-    rows = resumed(path)
-    done = {(row["cost"], row["budget"]) for row in rows}
+    done = {(row["cost"], row["budget"]) for row in resumed(path)}
     made = Subject(given, Notes(path.with_suffix(".notes"), hangs_on(given, HANGS_ON)))
     common = {"network": given.network, "space": given.space, "seed": given.seed, "dense": made.dense["accuracy"], "norms": made.norms}
     for budget, cost in product(given.budgets, given.costs):
         if (cost, budget) in done or time.monotonic() - begin > 60 * given.minutes:
             continue
         place = common | {"cost": cost, "budget": budget, "test": made.task.sizes()["test"]}
-        rows += [place | row for row in made.rows(cost, budget, given.rules)]
-        rewritten(path, rows)  # a cell is there as a whole or not at all
+        found = [place | row for row in made.rows(cost, budget, given.rules)]
+        rewritten(path, [*rows_of(path), *found])  # a cell is there as a whole or not at all
         print(f"{path.name}: {cost} {budget:g} after {time.monotonic() - begin:.0f} s", flush=True)
 
 

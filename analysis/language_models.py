@@ -21,6 +21,7 @@ from typing import Any
 
 import lems
 import torch
+from subjects import resumed
 from texts import causal, stream
 from torch import Tensor, nn
 
@@ -244,8 +245,7 @@ class Results:
             raise OutOfTime
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
-        path = self._folder / f"{name}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return resumed(self._folder / f"{name}.jsonl")
 
     def _add(self, name: str, row: Mapping[str, Any]) -> None:
         with (self._folder / f"{name}.jsonl").open("a") as file:

@@ -25,6 +25,7 @@ from unittest.mock import patch
 
 import torch
 from spread import spread
+from subjects import resumed
 from torch import nn
 
 from ranksearch.allocators import Additive, Problem
@@ -109,7 +110,7 @@ class Subject:
 
 def run(given: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows, those of the file first."""
-    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    rows = resumed(given.out)
     for seed in range(given.seeds):
         subject = Subject(given, seed)
         for types, cost, budget in product(given.types, given.costs, given.budgets):

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from spread import spread
+from subjects import resumed
 from torch import nn
 
 from ranksearch.allocators import Additive, Problem
@@ -122,7 +123,7 @@ UNSETTLED = ("as it is", "plain", "slow")  # whose batch norms are re-estimated 
 
 def run(given: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows, those of the file first."""
-    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    rows = resumed(given.out)
     names = ("depth", "types", "cost", "budget", "epochs", "augment", "reconstruction", "distill", "learning_rate", "slow")
     key = {name: getattr(given, name) for name in names}
     subject: Subject | None = None

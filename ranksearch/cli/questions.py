@@ -3,6 +3,7 @@ all frames as files. Heavy packages are imported when a command runs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,7 +182,7 @@ def _diff_table(study: Study, frame: pd.DataFrame) -> str:
 
 def _amount(amount: float, sign: str = "") -> str:
     """Of a cost: all digits of what is counted, six of what is measured."""
-    return format(int(amount), f"{sign},") if amount == int(amount) else format(amount, f"{sign},.6g")
+    return format(int(amount), f"{sign},") if math.isfinite(amount) and amount == int(amount) else format(amount, f"{sign},.6g")
 
 
 def _compare_table(study: Study, frame: pd.DataFrame) -> str:

@@ -93,7 +93,7 @@ def exported(model: nn.Module, example: Any, *, hint: str = "take another runtim
 
 
 def _export(model: nn.Module, example: Any, fixed: Collection[Place]) -> ExportedProgram:
-    args, kwargs = arguments(example)
+    args, kwargs = arguments(_own(example))
     shapes = _dynamic(kwargs or args, Dim("batch", min=1), fixed)
     with torch.no_grad(), quiet():
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -204,6 +204,11 @@ def _resized(example: Any, places: Collection[Place], size: int) -> Any:
     return map_tensors(lambda tensor: changed.get(id(tensor), tensor), example)
 
 
+def _own(example: Any) -> Any:
+    """A copy, which a network may change in place."""
+    return map_tensors(torch.clone, example)
+
+
 def _takes(model: nn.Module, example: Any) -> bool:
     try:
         with torch.no_grad():
@@ -223,7 +228,7 @@ def _agrees(model: nn.Module, program: Callable[..., Any], example: Any) -> bool
 
 def _compare(model: nn.Module, program: Callable[..., Any], example: Any) -> float:
     """The difference of a program's outputs from the network's. Raises InvalidModel where they are others."""
-    args, kwargs = arguments(example)
+    args, kwargs = arguments(_own(example))
     with torch.no_grad():
         return difference([t for _, t in tensors_of(program(*args, **kwargs))], [t for _, t in tensors_of(run(model, example))])
 

@@ -54,7 +54,7 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
         items = [map_tensors(change, item) for item in value]
         if all(new is old for new, old in zip(items, value, strict=True)):
             return value
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return type(value)(*items) if hasattr(value, "_fields") else _sequence_like(value, items)
     if is_dataclass(value) and not isinstance(value, type):
         changed = {name: map_tensors(change, getattr(value, name)) for name in _fields(value)}
         if all(new is getattr(value, name) for name, new in changed.items()):
@@ -70,13 +70,33 @@ def _like(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any
     """A mapping of the kind of another one, which may have attributes (`ModelOutput`, `BatchEncoding`); a dict where there is none."""
     if type(mapping) is dict:
         return items
+    before = dict(mapping.items())
     try:
         other: Any = copy(mapping)
         for key, item in items.items():
             other[key] = item
     except TypeError:  # read-only, or not to be copied
         return items
-    return other
+    through = [key for key, item in items.items() if mapping[key] is item and before[key] is not item]
+    for key in through:  # a copy that holds what the original holds, such as a view of a dict
+        other[key] = before[key]
+    return items if through else other
+
+
+def _sequence_like(value: Any, items: list[Any]) -> Any:
+    """A list or tuple of the kind of another one, which may have attributes and be made in its own way; a plain one where it cannot be."""
+    if type(value) in (list, tuple):
+        return type(value)(items)
+    try:
+        if isinstance(value, list):
+            other = copy(value)
+            other[:] = items
+        else:
+            other = type(value)(items)
+    except TypeError:
+        return tuple(items) if isinstance(value, tuple) else items
+    same = len(other) == len(items) and all(new is item for new, item in zip(other, items, strict=True))
+    return other if same else tuple(items) if isinstance(value, tuple) else items
 
 
 def _fields(value: Any) -> list[str]:
@@ -104,13 +124,13 @@ def fitted(inputs: Any, model: nn.Module) -> Any:
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     wanted = next(iter(types)) if len(types) == 1 and types <= set(FLOATS) else None
 
-    made: dict[int, Tensor] = {}
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # by id, beside what it was made of, which so lives as long
 
     def fit(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
             dtype = wanted if wanted is not None and tensor.dtype in FLOATS else tensor.dtype
-            made[id(tensor)] = tensor.detach().to(device=device, dtype=dtype, copy=True)
-        return made[id(tensor)]
+            made[id(tensor)] = tensor, tensor.detach().to(device=device, dtype=dtype, copy=True)
+        return made[id(tensor)][1]
 
     return map_tensors(fit, inputs)
 

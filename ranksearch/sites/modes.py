@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+from torch.amp.autocast_mode import is_autocast_available
 
 from ranksearch.sites.forward import device_of
 
@@ -46,8 +47,11 @@ def unfused() -> Iterator[None]:
 @contextmanager
 def outside_autocast(model: nn.Module) -> Iterator[None]:
     """Everything in the type that it has, also where the caller is within `torch.autocast`: that keeps casts of weights to its end, and
-    sees none of what is written into these meanwhile."""
-    with torch.autocast("cpu", enabled=False), torch.autocast(device_of(model).type, enabled=False):
+    sees none of what is written into these meanwhile. Nor are casts kept within a model that has an autocast of its own."""
+    with ExitStack() as entered:
+        for kind in {"cpu", device_of(model).type}:
+            if is_autocast_available(kind):
+                entered.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
         yield
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel, RanksearchWarning
-from ranksearch.sites import BatchDim, batch_size, device_of, map_tensors, mode, run, tensors_of
+from ranksearch.sites import BatchDim, batch_size, copied, device_of, map_tensors, mode, run, tensors_of
 from ranksearch.tasks._fine_tune import InSteps
 from ranksearch.tasks._identity import identity
 from ranksearch.tasks._optimizers import AdamW
@@ -178,7 +178,7 @@ class Agreement(FromLoss):
         weight_decay: float = 0.0,
         batch_dim: BatchDim = 0,
     ) -> None:
-        compared = _answers if axis is None else _answer
+        reference, compared = copied(reference, share=True), _answers if axis is None else _answer  # which leaves the user's buffers
         self._reference, self._unanswered, self._compared = reference, _Answered(train_loader, None, compared), compared
         train, validation = (_Answered(loader, reference, compared) for loader in (train_loader, validation_loader))
         super().__init__(
@@ -199,7 +199,13 @@ class Agreement(FromLoss):
     def sample_targets(self, outputs: Any, generator: torch.Generator) -> Any:
         """See `Task.sample_targets`."""
         assert isinstance(self._loss, (_Distance, _Divergence))
-        return self._loss.draw(map_tensors(lambda t: t.detach().float(), self._compared(outputs)), generator)
+        answers = map_tensors(lambda t: t.detach().float(), self._compared(outputs))
+        if isinstance(self._loss, _Divergence):
+            return self._loss.draw(answers, generator)
+        first, dimension = (answers if isinstance(answers, Tensor) else answers[0]), self.batch_dim
+        if dimension is None or not first.ndim:
+            return self._loss.draw(answers, generator, 1)
+        return self._loss.draw(answers, generator, first.shape[dimension if isinstance(dimension, int) and dimension < first.ndim else 0])
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """See `Task.loss`; of drawn targets, the negative log-likelihood."""
@@ -239,7 +245,7 @@ class _Steps(Training):
             raise InvalidArgument(f"train_loader gave fewer batches than its length of {self._per_epoch}: an epoch must be of one length")
         self._done += 1
         device = device_of(self._model)
-        inputs, targets = (map_tensors(lambda t: t.to(device, copy=True), part) for part in pair)
+        inputs, targets = (map_tensors(lambda t: t.detach().to(device, copy=True), part) for part in pair)
         return inputs, targets
 
     def _begin(self) -> None:
@@ -285,18 +291,19 @@ class _Drawn(NamedTuple):
 class _Distance:
     """Mean squared difference relative to the mean square of what is wanted; of several tensors the mean of theirs."""
 
-    def draw(self, answers: Tensor | tuple[Tensor, ...], generator: torch.Generator) -> _Drawn:
+    def draw(self, answers: Tensor | tuple[Tensor, ...], generator: torch.Generator, examples: int) -> _Drawn:
         """With d numbers per example of mean square m, -log N(answer, d m / 2) is the squared difference over d m: the distance. Of k
         tensors, whose mean is taken, it is k times the variance."""
         if isinstance(answers, Tensor):
-            return _Drawn(*self._drawn(answers, generator, 1))
-        wanted, scales = zip(*(self._drawn(answer, generator, len(answers)) for answer in answers), strict=True)
+            return _Drawn(*self._drawn(answers, generator, answers.numel() / examples))
+        parts = len(answers)
+        wanted, scales = zip(*(self._drawn(answer, generator, parts * answer.numel() / examples) for answer in answers), strict=True)
         return _Drawn(wanted, scales)
 
-    def _drawn(self, answer: Tensor, generator: torch.Generator, parts: int) -> tuple[Tensor, Tensor]:
+    def _drawn(self, answer: Tensor, generator: torch.Generator, numbers: float) -> tuple[Tensor, Tensor]:
         unit = largest_power(answer).to(answer.dtype)
         square = (answer / unit).square().mean().clamp_min(1e-30)
-        deviation = unit * (square * parts * answer[0].numel() / 2).sqrt()
+        deviation = unit * (square * numbers / 2).sqrt()
         noise = torch.randn(answer.shape, generator=generator, dtype=answer.dtype, device=generator.device)
         wanted = answer + deviation * noise.to(answer.device)
         return wanted, (wanted / unit).square().mean() / square
@@ -371,7 +378,8 @@ def _answers(outputs: Any) -> Tensor | tuple[Tensor, ...]:
     found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
     if isinstance(found, Tensor):
         return found
-    several = tuple(tensor for _, tensor in tensors_of(outputs) if tensor.is_floating_point())
+    # a number of the whole batch, such as a loss beside the answers, is of no example
+    several = tuple(tensor for _, tensor in tensors_of(outputs) if tensor.is_floating_point() and tensor.ndim and tensor.numel())
     return several if len(several) > 1 else several[0] if several else _answer(outputs)
 
 

@@ -94,10 +94,14 @@ def mean_divergence(logits: Tensor, reference: Tensor, axis: int) -> Tensor:
 
 
 def mean_distance(outputs: Tensor, reference: Tensor) -> Tensor:
-    """Mean squared difference from the reference, relative to the mean square of that; whatever the scale of both."""
+    """Mean squared difference from the reference, relative to the mean square of that; whatever the scale of both. Where both are the same
+    infinity, as logits of what is ruled out are, they do not differ."""
     dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
-    unit, wanted = largest_power(reference), reference.to(dtype)
-    return ((outputs.to(dtype) - wanted) / unit).square().mean() / (wanted / unit).square().mean().clamp_min(1e-30)
+    mine, wanted = outputs.to(dtype), reference.to(dtype)
+    if bool((alike := wanted.isinf() & (mine == wanted)).any()):
+        mine, wanted = mine.masked_fill(alike, 0.0), wanted.masked_fill(alike, 0.0)
+    unit = largest_power(wanted).to(dtype)
+    return ((mine - wanted) / unit).square().mean() / (wanted / unit).square().mean().clamp_min(1e-30)
 
 
 def largest_power(tensor: Tensor) -> Tensor:

@@ -170,6 +170,28 @@ def test_a_cell_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch:
     assert len(script("subjects").rows_of(tmp_path / "net-svd-0.jsonl")) == 4
 
 
+def test_what_another_process_added_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frontier, path = script("frontier"), tmp_path / "net-svd-0.jsonl"
+
+    class Subject:
+        dense, norms = {"accuracy": 0.9}, "own"
+        task = argparse.Namespace(sizes=lambda: {"test": 10})
+
+        def __init__(self, *given: Any) -> None: ...
+
+        def rows(self, *asked: Any) -> list[dict[str, Any]]:
+            path.write_text(json.dumps({"cost": "macs", "budget": 0.5}) + "\n")
+            return [{"rule": "balf"}]
+
+    monkeypatch.setattr(frontier, "Subject", Subject)
+    monkeypatch.setattr(frontier, "hangs_on", lambda given, options: "")
+    given = argparse.Namespace(
+        out=tmp_path, network="net", space="svd", seed=0, budgets=[0.5], costs=["params"], rules=["balf"], minutes=1.0
+    )
+    frontier.run(given)
+    assert [row["cost"] for row in script("subjects").rows_of(path)] == ["macs", "params"]
+
+
 def test_the_vgg_is_configuration_d_with_one_linear_layer() -> None:
     network = script("trained").vgg16(7)
     convolutions = [m for m in network if isinstance(m, nn.Conv2d)]

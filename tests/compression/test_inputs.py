@@ -93,9 +93,27 @@ def test_within_autocast_it_comes_to_what_it_comes_to_outside() -> None:
     assert alike(within, plain) and within.chosen.reconstructed == pytest.approx(plain.chosen.reconstructed, rel=1e-5)
 
 
+def test_a_model_with_an_autocast_of_its_own_learns() -> None:
+    """Its casts of weights must not outlive what is written into these."""
+
+    def cast(inner: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return inner(x).float()
+
+    options = {"rules": ["energy_weight"], "finish": 0, "distill": 16}
+    found, plain = (compress(model, batches(), params=0.5, **options).chosen for model in (Around(cast), layers()))
+    for way in ("reconstructed", "distilled"):
+        assert getattr(found, way) == pytest.approx(getattr(plain, way), rel=0.2)
+    assert plain.distilled < 0.8 * plain.loss
+
+
 @pytest.mark.parametrize(
-    "answers", [lambda y: {"out": y}, lambda y: (None, y), lambda y: {"deep": [{"er": y}]}, lambda y: (y.argmax(1), y)],
-    ids=["mapping", "none first", "nested", "classes first"],
+    "answers",
+    [
+        lambda y: {"out": y}, lambda y: (None, y), lambda y: {"deep": [{"er": y}]}, lambda y: (y.argmax(1), y),
+        lambda y: (y, y.square().mean()),
+    ],
+    ids=["mapping", "none first", "nested", "classes first", "a loss beside it"],
 )  # fmt: skip
 def test_outputs_in_any_container_are_compared_as_the_tensor_alone(answers: Callable[[Tensor], Any]) -> None:
     found = compress(Around(lambda inner, x: answers(inner(x))), batches(), params=0.5, **CHEAP)
@@ -169,6 +187,8 @@ def test_classes_that_are_ruled_out_are_left_out_of_the_divergence() -> None:
         return compress(model, task, params=0.5, rules=["energy_weight"], finish=0, distill=0)
 
     assert alike(masked(float("-inf")), masked(-1e4))
+    numbers = compress(Around(lambda inner, x: inner(x).masked_fill(torch.arange(8) > 5, float("-inf"))), batches(), params=0.5, **CHEAP)
+    assert numbers.chosen.reconstructed < numbers.chosen.loss < float("inf")
 
 
 @pytest.mark.parametrize("scale", [1e-16, 1e16])

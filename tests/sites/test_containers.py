@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import types
 from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -252,3 +252,66 @@ def test_containers_of_transformers() -> None:
     assert run(model, (encoding,)).dtype == torch.float64 and encoding.x.dtype == torch.float32
     assert find_sites(Attributes(), (encoding,)).total.macs == LAYER
     assert find_sites(Keywords(), encoding).total.macs == LAYER
+
+
+class View(MutableMapping[str, Any]):
+    """A mapping on a dict, which a shallow copy shares."""
+
+    def __init__(self, of: dict[str, Any]) -> None:
+        self.of = of
+
+    def __getitem__(self, key: str) -> Any:
+        return self.of[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.of[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.of[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.of)
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+
+class OnDemand(Mapping[int, Tensor]):
+    """Tensors that are made when they are asked for."""
+
+    def __getitem__(self, key: int) -> Tensor:
+        return torch.full((1,), float(key))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(6))
+
+    def __len__(self) -> int:
+        return 6
+
+
+class Named(list[Tensor]):
+    """A list with an attribute, made in a way of its own."""
+
+    def __init__(self, items: list[Tensor], name: str) -> None:
+        super().__init__(items)
+        self.name = name
+
+
+class Several(tuple[Tensor, ...]):
+    """A tuple that is made of its parts."""
+
+    def __new__(cls, *parts: Tensor) -> Several:
+        return super().__new__(cls, parts)
+
+
+def test_inputs_are_copied_whatever_holds_them_and_the_users_stay() -> None:
+    model, x = nn.Linear(2, 2), torch.randn(2, 2, requires_grad=True)
+    view, named, several = View({"x": x}), Named([x], "images"), Several(x, x)
+    found = fitted(view, model)
+    assert view["x"] is x and found["x"] is not x and not found["x"].requires_grad
+    assert {key: float(value) for key, value in fitted(OnDemand(), model).items()} == {key: key for key in range(6)}
+    found = fitted(named, model)
+    assert isinstance(found, Named) and found.name == "images" and found[0] is not x and named[0] is x
+    found = fitted(several, model)
+    assert len(found) == 2 and found[0] is found[1] is not x, "a tensor that is there twice is so in the copy"
+    assert torch.equal(found[0], x)
