@@ -33,6 +33,7 @@ class DecomposableNet(Allocator):
         ladders = problem.space.ladders
         costs = np.array([[l.site.cost.params, l.site.cost.macs] for l in ladders], dtype=np.float64)
         weights = np.prod(1 - costs / np.maximum(costs.sum(axis=0), 1), axis=1)
+        weights = weights if weights.any() else np.ones_like(weights)  # a single site has none by its formula, which then tells no options
         values = [np.nan_to_num(l.column("operator"), nan=1.0) * w for l, w in zip(ladders, weights, strict=True)]
         return finish(problem, least_threshold(problem, values, of_types(problem, self.decompositions), rule=self.name), float("nan"))
 

@@ -69,7 +69,8 @@ class Supernets:
             KeyboardInterrupt: interrupted; the last step is in the checkpoint.
         """
         seed = self.study.seed if seed is None else checks.seed(seed)
-        checked(method, sampling, options)  # before statistics are collected
+        checks.number("epochs", epochs, above=0)  # before statistics are collected
+        checked(method, sampling, options)
         self.study.check_unchanged()
         self.study.profile(on_event or (lambda event: None))
         return self.store.train(

@@ -158,6 +158,17 @@ def test_raw_sigma_is_found_between_the_nearest_ranks():
     assert largest_singular_value(ladder_of(choices[:2])) == pytest.approx(np.sqrt(5.0) / 0.75)
 
 
+def test_decomposable_net_takes_the_largest_rank_of_a_single_layer():
+    """Its weight of a layer, the share of the others, is 0 there."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(12, 16)), torch.randn(2, 12)
+    space = build_space(Spectra(net, find_sites(net, x), [TYPES["svd"]]))
+    (ladder,) = space.ladders
+    found = DecomposableNet().allocate(Problem(space, Frobenius().table(space), {"params": 0.8}))
+    fitting = [i for i in range(len(ladder)) if space.cost(np.array([i])).params <= space.limit("params", 0.8)]
+    assert len(fitting) > 1 and ladder.rank(int(found.indices[0])) == max(ladder.rank(i) for i in fitting)
+
+
 def test_decomposable_net_counts_an_option_without_a_norm_as_all_that_is_lost():
     """Of two layers with 0.6 and 0.4 of the parameters and MACs the larger one's bases weigh 0.16, the smaller one's 0.36."""
     for operator, reduced in ((0.6, [0, 1]), (0.3, [1, 0])):

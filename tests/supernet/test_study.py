@@ -55,6 +55,13 @@ def supernet_rows(study: Study):
     return frame[frame["fidelity"].str.startswith("supernet-joint-")]
 
 
+def test_epochs_that_are_none_are_refused_before_any_work(tmp_path: Path) -> None:
+    events: list = []
+    with pytest.raises(InvalidArgument, match="epochs=-1"):
+        attached(tmp_path / "s.db").train_supernet("joint", epochs=-1, on_event=events.append)
+    assert not events
+
+
 def test_training_goes_on_where_it_stopped_and_is_loaded_once_finished(tmp_path: Path) -> None:
     whole = attached(tmp_path / "a" / "s.db").train_supernet("sandwich", epochs=2)
     study = attached(tmp_path / "b" / "s.db")
