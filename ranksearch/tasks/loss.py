@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ranksearch import checks
 from ranksearch.errors import InvalidArgument, InvalidModel, RanksearchWarning
-from ranksearch.sites import BatchDim, batch_size, copied, device_of, map_tensors, mode, run, tensors_of
+from ranksearch.sites import BatchDim, batch_size, copied, device_of, map_tensors, mode, run, tensors_of, unwrapped
 from ranksearch.tasks._fine_tune import InSteps
 from ranksearch.tasks._identity import identity
 from ranksearch.tasks._optimizers import AdamW
@@ -178,7 +178,8 @@ class Agreement(FromLoss):
         weight_decay: float = 0.0,
         batch_dim: BatchDim = 0,
     ) -> None:
-        reference, compared = copied(reference, share=True), _answers if axis is None else _answer  # which leaves the user's buffers
+        reference = copied(unwrapped(reference), share=True)  # of which buffers may change
+        compared = _answers if axis is None else _answer
         self._reference, self._unanswered, self._compared = reference, _Answered(train_loader, None, compared), compared
         train, validation = (_Answered(loader, reference, compared) for loader in (train_loader, validation_loader))
         super().__init__(

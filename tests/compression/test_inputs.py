@@ -80,8 +80,9 @@ def test_buffers_that_a_model_writes_when_it_runs_stay() -> None:
             return super().forward(x)
 
     model = Counts()
-    compress(model, batches(), params=0.5, **CHEAP)
-    assert float(model.seen) == 0
+    for data in (batches(), Agreement(batches(), batches(2), model)):
+        compress(model, data, params=0.5, **CHEAP)
+        assert float(model.seen) == 0
 
 
 def test_within_autocast_it_comes_to_what_it_comes_to_outside() -> None:
