@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import linprog
 
 from ranksearch.allocators._budgets import Budgets
-from ranksearch.allocators._choice import _Gap, _prices, solve
+from ranksearch.allocators._choice import _begun, _Gap, _prices, solve
 from ranksearch.allocators._feasible import improve, repair
 from ranksearch.allocators._lists import listed
 from ranksearch.allocators._milp import _Program, optimum
@@ -378,23 +378,44 @@ def test_the_scale_of_values_changes_no_choice(scale: float) -> None:
 
 
 @pytest.mark.parametrize("budgets", [1, 2])
-@pytest.mark.parametrize("large", [1e3, 1e14, 1e200, 1e308])
+@pytest.mark.parametrize("large", [1e3, 1e14, 1e200, 1e300])
 def test_values_of_options_that_no_optimum_has_change_no_choice(budgets: int, large: float) -> None:
     """A large value stands for an option that must not be taken. Sums with it would tell the others apart no more."""
     compared = 0
     for seed in range(60):
         values, costs, limits = instance(seed, budgets)
         rng = np.random.default_rng(seed)
+        values = [1e-12 * value for value in values]
         for value in values[:2]:
             value[rng.integers(len(value))] = large
         choices = every(values, costs, limits)
         best = min(choices.values(), default=np.inf)
-        if best < 100:  # no choice has to take a large one
+        if best < 1:  # no choice has to take a large one
             found = solve(values, costs, limits)
             assert found is not None and found.gap == 0
             assert choices[tuple(found.indices.tolist())] == pytest.approx(best, rel=1e-12)
             compared += 1
     assert compared > 20
+
+
+@pytest.mark.parametrize("large", [1e14, 1e300])
+def test_bounds_are_those_of_the_options_that_matter(large: float) -> None:
+    """A linear program that is scaled by the others tells nothing of these."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        costs = [rng.integers(0, 2000, (12, 2)) for _ in range(10)]
+        values = [np.exp(-c.sum(axis=1) / 1000) * rng.lognormal(0, 0.5, len(c)) for c in costs]
+        least, most = (np.sum([f(c, axis=0) for c in costs], axis=0) for f in (np.min, np.max))
+        limits = (least + 0.5 * (most - least)).astype(np.int64)
+        bounds = []
+        for among in (values, [np.append(v, large) for v in values]):
+            options = needed(among, [np.append(c, 0 * c[:1], axis=0) for c in costs] if among is not values else costs, limits)
+            gap = None if options is None else _begun(options, limits)
+            assert gap is not None
+            bounds.append(gap.solution(among, 0).bound)
+        assert bounds[1] >= bounds[0] * (1 - 1e-6)
+        found = solve(values, costs, limits)
+        assert found is not None and bounds[1] <= found.value * (1 + 1e-9)
 
 
 def test_values_that_no_choice_can_do_without_hide_no_others() -> None:
