@@ -21,7 +21,8 @@ def test_whole_numbers() -> None:
 
 def test_numbers() -> None:
     for value in (2, 2.5, np.float32(2), np.int64(2), 10**400):
-        assert checks.number("x", value, least=2) is value
+        found = checks.number("x", value, least=2)
+        assert found == value and isinstance(found, (int, float)) and not isinstance(found, np.generic)
     for wrong in (True, "1", None, math.nan, math.inf, -math.inf, np.float64("nan"), 1j):
         with pytest.raises(InvalidArgument, match=r"^x=.*: must be a finite number$"):
             checks.number("x", wrong)

@@ -84,31 +84,32 @@ def distill(
     parameters = [p for p in network.parameters() if p.is_floating_point() and p.numel()]
     if not steps or not parameters:
         return 0.0
-    sizes = factor_steps(network, spectra, configuration)
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
-    stream = _again(_normalized(batches, network, spectra.sites.batch_dim))
-    work = _Work(network, spectra.model, list(islice(stream, min(PROVED, steps))), stream, divergence, steps)
-    start = [parameter.detach().clone() for parameter in parameters]
+    with outside_autocast(network):
+        sizes = factor_steps(network, spectra, configuration)
+        names = {id(parameter): name for name, parameter in network.named_parameters()}
+        stream = _again(_normalized(batches, network, spectra.sites.batch_dim))
+        work = _Work(network, spectra.model, list(islice(stream, min(PROVED, steps))), stream, divergence, steps)
+        start = [parameter.detach().clone() for parameter in parameters]
 
-    def begin_anew() -> None:
-        with torch.no_grad():
-            for parameter, first in zip(parameters, start, strict=True):
-                parameter.copy_(first)
+        def begin_anew() -> None:
+            with torch.no_grad():
+                for parameter, first in zip(parameters, start, strict=True):
+                    parameter.copy_(first)
 
-    rate, learned, done = 0.0, False, False
-    try:
-        with _trained(network, parameters):
-            before = work.losses()
-            for rate in RATES if before else ():
+        rate, learned, done = 0.0, False, False
+        try:
+            with _trained(network, parameters):
+                before = work.losses()
+                for rate in RATES if before else ():
+                    begin_anew()
+                    learning = [_Learning(parameter, sizes.get(names[id(parameter)])) for parameter in parameters]
+                    if learned := work.learn(learning, rate, before):
+                        break
+            done = learned and (kept is None or kept())
+        finally:
+            if not done:
                 begin_anew()
-                learning = [_Learning(parameter, sizes.get(names[id(parameter)])) for parameter in parameters]
-                if learned := work.learn(learning, rate, before):
-                    break
-        done = learned and (kept is None or kept())
-    finally:
-        if not done:
-            begin_anew()
-    return rate if done else 0.0
+        return rate if done else 0.0
 
 
 @dataclass(frozen=True)
@@ -268,10 +269,7 @@ class _Learning:
 @contextmanager
 def _trained(network: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """All parameters take gradients, and batch norms normalize by their batch; afterwards all this is undone."""
-    with ExitStack() as undone:
-        states = outside_autocast(network), mode(network, training=False), unfused(), batch_statistics(network), torch.enable_grad()
-        for state in states:
-            undone.enter_context(state)
+    with mode(network, training=False), unfused(), batch_statistics(network), torch.enable_grad(), ExitStack() as undone:
         for parameter in parameters:
             undone.callback(_released, parameter, parameter.requires_grad, parameter.grad)
             parameter.grad = None

@@ -58,6 +58,15 @@ def test_it_answers_like_the_dense_network_on_batches_that_it_has_not_seen() -> 
     assert not short.training and all(p.requires_grad and p.grad is None for p in short.parameters())
 
 
+def test_within_autocast_it_learns_the_same() -> None:
+    """That keeps casts of weights, so that steps would change nothing that is measured."""
+    (spectra, plain), (_, other) = pair(), pair()
+    assert distill(plain, spectra, LOW, batches, steps=20) > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distill(other, spectra, LOW, batches, steps=20)
+    torch.testing.assert_close(flat(other), flat(plain))
+
+
 def test_the_first_step_is_a_share_of_the_steps_of_factors_and_of_the_size_of_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam's first step moves every entry by its rate, whatever the gradient; warming up begins with a fifth."""
     monkeypatch.setattr(distillation, "RATES", (0.01,))

@@ -150,6 +150,16 @@ def test_outputs_get_nearer_on_images_that_nothing_has_seen(choices: Choices) ->
     assert case.apart(case.short, fresh) < before
 
 
+def test_within_autocast_it_is_the_same() -> None:
+    """Which keeps casts of weights: checks would see none of the fits, and undo them."""
+    cases = [whole() for _ in range(2)]
+    assert cases[0].reconstruct(cases[0].x.split(16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert cases[1].reconstruct(cases[1].x.split(16))
+    for one, other in zip(cases[0].short.parameters(), cases[1].short.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_errors_weigh_as_output_gradients_say() -> None:
     """Of five answers one matters to the loss: at rank 1 it is kept nearly as it was, at the price of the others."""
     case = Case(nn.Sequential(nn.Linear(6, 5)), torch.randn(64, 6), {"0": ("svd", (1,))})
