@@ -213,7 +213,7 @@ class Portfolio:
 
     def spectra(self, metric: MetricName) -> Spectra:
         """Prepared decompositions in a metric, made once; when another metric's turn comes, what can be made again is forgotten."""
-        if self.last is not None and self.last != metric:
+        if self.last not in (None, metric):
             self.prepared[self.last].forget()
         if metric not in self.prepared:
             moments = None if metric == "weight" else self.outputs if metric == "fisher" else self.moments(metric)

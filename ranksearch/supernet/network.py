@@ -17,7 +17,7 @@ from ranksearch import checks
 from ranksearch.decompositions import Rank
 from ranksearch.errors import InvalidArgument
 from ranksearch.networks import batch_norm, surgery
-from ranksearch.sites import Site, copied, to_canonical, to_stored, unwrapped
+from ranksearch.sites import Site, copied, outside_autocast, to_canonical, to_stored, unwrapped
 from ranksearch.space import DENSE, Configuration, SearchSpace
 from ranksearch.space.spectra import Spectra
 from ranksearch.supernet._bases import Bases, Side, moved
@@ -198,12 +198,6 @@ class RankSupernet(nn.Module):
             for slots, own in reversed(taken):
                 slots["weight"] = own
 
-    @contextmanager
-    def _no_autocast(self) -> Iterator[None]:
-        kind = next((p.device.type for p in self.model.parameters()), "cpu")
-        with torch.autocast(kind, enabled=False):
-            yield
-
     def low_weight(self, choice: Choice, *, of: Tensor | None = None) -> Tensor:
         """The dense weight that stands for a choice, in the shape its layer stores; differentiable in the weight, or in
         ``of``, which is used in its place."""
@@ -213,7 +207,7 @@ class RankSupernet(nn.Module):
         self._make_bases(choices)
         keep = not torch.is_grad_enabled() and not through
         result = []
-        with self._no_autocast():
+        with outside_autocast(self.model):
             for choice in choices:
                 name = choice.site.name
                 weight = self.weight(name)
@@ -244,7 +238,7 @@ class RankSupernet(nn.Module):
         missing = {choice.key: choice for choice in choices if choice.key not in self._bases}
         if not missing:
             return
-        with torch.inference_mode(False), torch.no_grad(), self._no_autocast():
+        with torch.inference_mode(False), torch.no_grad(), outside_autocast(self.model):
             wanted: dict[Key, Wanted] = {}
             for key, choice in missing.items():
                 projection, weight = PROJECTIONS[choice.decomposition], canonical(self.weight(key[0]), choice.site)
@@ -330,7 +324,7 @@ class RankSupernet(nn.Module):
             return copy.deepcopy(self.model)
         self._make_bases(choices)
         layers: dict[str, nn.Module] = {}
-        with torch.no_grad(), self._no_autocast():
+        with torch.no_grad(), outside_autocast(self.model):
             for choice in choices:
                 holder, weight = self._holders[choice.site.name][0], self.weight(choice.site.name)
                 dense = canonical(weight, choice.site)

@@ -87,9 +87,8 @@ def logits_of(outputs: Any) -> Tensor | None:
 def mean_divergence(logits: Tensor, reference: Tensor, axis: int) -> Tensor:
     """KL(reference || network) of softmax distributions along an axis, mean over all others, in nats."""
     mine, other = (one.float().log_softmax(axis) for one in (logits, reference.to(logits.device)))
-    if bool((never := other.isneginf()).any()):  # classes that the reference rules out: no term of theirs is left
+    if bool((never := other.isneginf()).any()):  # classes that the reference rules out: their terms are 0 then
         mine, other = mine.masked_fill(never, 0.0), other.masked_fill(never, 0.0)
-        return ((~never) * F.kl_div(mine, other, reduction="none", log_target=True)).sum(axis).mean()
     return F.kl_div(mine, other, reduction="none", log_target=True).sum(axis).mean()
 
 

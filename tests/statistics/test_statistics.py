@@ -277,20 +277,6 @@ def test_cache_answers_for_the_same_weights_and_data_only(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize("length", [0, 100, -1])
-def test_statistics_that_were_cut_off_are_made_again(tmp_path, length):
-    model, x = small()
-    sites = find_sites(model, x[:1])
-    first = collect(model, sites, [x], cache=tmp_path)
-    (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
-    path.unlink()  # what was made before is read from it
-    path.write_bytes(whole[:length])
-    again = collect(model, sites, [x], cache=tmp_path)
-    assert all(torch.equal(first.of[name].input, again.of[name].input) for name in first.of)
-    assert len(path.read_bytes()) == len(whole)
-
-
 def test_large_dimensions_are_kept_as_a_kronecker_product(monkeypatch):
     model, x = small()
     sites = find_sites(model, x[:1])
